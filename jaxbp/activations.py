@@ -1,0 +1,108 @@
+"""Activations: what a unit does with its pre-activation a, and how steeply.
+
+Every activation is a plain function ``a -> (h, slope)``: its value h(a) together with exactly what
+the backward pass needs, the derivative h'(a), both elementwise and of a's shape and dtype.  The
+slope is written in terms of the *output* wherever the mathematics allows, as the lectures do
+(tanh' = 1 - h²): XLA then keeps one array a layer for the backward pass instead of two.
+A keyword is set once with ``functools.partial(leaky_relu, alpha=0.2)``.
+"""
+
+from collections.abc import Callable
+from functools import cache, wraps
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Activation = Callable[[Array], tuple[Array, Array]]
+
+
+def identity(a: Array) -> tuple[Array, Array]:
+    """h = a, h' = 1: the linear unit (Bishop 2006, section 5.1)."""
+    return a, jnp.ones_like(a)
+
+
+def sigmoid(a: Array) -> tuple[Array, Array]:
+    """h = 1 / (1 + e⁻ᵃ), h' = h (1 - h) ≤ ¼: saturates on both sides (Bishop 2006, eq. 5.6).
+
+    >>> [float(v) for v in sigmoid(jnp.float32(0))]
+    [0.5, 0.25]
+    """
+    h = jax.nn.sigmoid(a)
+    return h, h * (1 - h)
+
+
+def tanh(a: Array) -> tuple[Array, Array]:
+    """h = tanh a = 2σ(2a) - 1, h' = 1 - h² ≤ 1 (LeCun et al. 1998, section 4.4)."""
+    h = jnp.tanh(a)
+    return h, 1 - h * h
+
+
+def relu(a: Array) -> tuple[Array, Array]:
+    """h = max(0, a), h' = 1 if a > 0 else 0; relu'(0) = 0, as in JAX (Nair and Hinton 2010).
+
+    >>> [float(v) for v in relu(jnp.float32(0))]
+    [0.0, 0.0]
+    """
+    h = jnp.where(a <= 0, 0, a)  # a select, not a maximum: XLA keeps h alone; NaN is not hidden
+    return h, (h > 0).astype(h.dtype)
+
+
+def leaky_relu(a: Array, *, alpha: float = 0.01) -> tuple[Array, Array]:
+    """h = a if a > 0 else αa, h' = 1 or α, for α ≥ 0; h'(0) = α (Maas et al. 2013, section 2)."""
+    if alpha < 0:
+        raise ValueError(f"alpha: got {alpha}, expected at least 0")
+    h = jnp.where(a > 0, a, alpha * a)
+    return h, jnp.where(h > 0, 1, alpha).astype(h.dtype)
+
+
+def elu(a: Array, *, k: float = 1.0) -> tuple[Array, Array]:
+    """h = a if a > 0 else k (eᵃ - 1), h' = 1 or h + k, for k ≥ 0 (Clevert et al. 2016, sec. 3)."""
+    if k < 0:
+        raise ValueError(f"k: got {k}, expected at least 0")
+    h = jnp.where(a > 0, a, k * jnp.expm1(jnp.where(a > 0, 0, a)))  # inner select: no overflow
+    return h, jnp.where(h > 0, 1, h + k)
+
+
+def softplus(a: Array) -> tuple[Array, Array]:
+    """h = ln(1 + eᵃ), h' = σ(a) = 1 - e⁻ʰ: the soft ReLU (Dugas et al. 2001)."""
+    h = jnp.maximum(a, 0) + jnp.log1p(jnp.exp(-jnp.abs(a)))  # e to a negative power: no overflow
+    return h, -jnp.expm1(-h)
+
+
+def gelu(a: Array) -> tuple[Array, Array]:
+    """h = a Φ(a), h' = Φ(a) + a φ(a), Φ the normal distribution and φ its density: exact, without
+    the tanh approximation (Hendrycks and Gimpel 2016, section 2)."""
+    cdf = (1 + jax.lax.erf(a * 0.5**0.5)) / 2  # not erfc: XLA would keep two arrays a layer more
+    return a * cdf, cdf + a * jnp.exp(-a * a / 2) * (2 * jnp.pi) ** -0.5
+
+
+def silu(a: Array) -> tuple[Array, Array]:
+    """h = a σ(a), h' = σ + h (1 - σ): swish with β = 1 (Elfwing et al. 2018, section 2)."""
+    s = jax.nn.sigmoid(a)
+    h = a * s
+    return h, s + h * (1 - s)
+
+
+@cache  # the same fn gives the same activation, so jit does not compile a model twice
+def with_slope(fn: Callable[[Array], Array]) -> Activation:
+    """Make an activation of any elementwise JAX function: a -> (fn(a), fn'(a)), by ``jax.jvp``.
+
+    The tangent is all ones, so fn must treat each entry of a on its own.  Raises ValueError where
+    fn changes the shape.
+
+    >>> h, slope = with_slope(jnp.sin)(jnp.zeros(2))
+    >>> h.tolist(), slope.tolist()
+    ([0.0, 0.0], [1.0, 1.0])
+    """
+
+    @wraps(fn)
+    def activation(a: Array) -> tuple[Array, Array]:
+        h, slope = jax.jvp(fn, (a,), (jnp.ones_like(a),))
+        if h.shape != a.shape:
+            raise ValueError(
+                f"fn: maps shape {a.shape} to {h.shape}; expected an elementwise function"
+            )
+        return h, slope
+
+    return activation

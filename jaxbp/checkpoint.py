@@ -1,0 +1,200 @@
+"""Checkpoints: a trained network in one safetensors file, from which it can predict on its own.
+
+The weights are tensors; the model's description and the preparation of its data are JSON in the
+file's metadata.  Nothing is pickled, so opening a file never runs code, and a digest over all of it
+tells a damaged or edited file from a whole one.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbp import activations, heads
+from jaxbp.activations import Activation
+from jaxbp.data import Preparation
+from jaxbp.mlp import MLP, Layer, Params
+
+#: what a file, or a command line, can name
+ActivationName = Literal[
+    "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "gelu", "silu"
+]
+HeadName = Literal[
+    "linear_squared_error",
+    "linear_half_squared_error",
+    "linear_huber",
+    "linear_absolute_error",
+    "sigmoid_logistic",
+    "sigmoid_squared_error",
+    "softmax_cross_entropy",
+    "exp_poisson",
+]
+ACTIVATIONS: dict[str, Activation] = {n: getattr(activations, n) for n in get_args(ActivationName)}
+HEADS: dict[str, heads.Head] = {n: getattr(heads, n) for n in get_args(HeadName)}
+_FORMAT = "jaxbp network 1"
+
+
+class CheckpointError(ValueError):
+    """The file is not a whole jaxbp network."""
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds."""
+
+    model: MLP
+    params: Params
+    preparation: Preparation | None
+
+
+def save(
+    path: str | Path,
+    model: MLP,
+    params: Params,
+    preparation: Preparation | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a network, and how its data were prepared, to a safetensors file.
+
+    An activation or head of your own is recorded by name only; ``load`` then needs the model.
+    Raises FileExistsError rather than replace a file, unless overwrite.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: already exists (overwrite=True replaces it)")
+    tensors = {
+        f"{number}.{name}": np.asarray(array)
+        for number, layer in enumerate(params, start=1)
+        for name, array in layer._asdict().items()
+    }
+    described = {
+        "format": _FORMAT,
+        "model": json.dumps(_describe(model)),
+        "preparation": json.dumps(preparation and _listed(preparation)),
+    }
+    described["digest"] = _digest(tensors, described)
+    partly = path.with_name(f".{path.name}.{os.getpid()}")
+    try:  # a reader never sees half a file
+        partly.write_bytes(_safetensors("numpy").save(tensors, described))
+        partly.replace(path)
+    finally:
+        partly.unlink(missing_ok=True)
+
+
+def load(path: str | Path, model: MLP | None = None) -> Checkpoint:
+    """Read what ``save`` wrote -> (model, params, preparation).
+
+    Give the model if the file was saved with an activation or head of your own.  Raises
+    FileNotFoundError, and CheckpointError for any file that is not a whole jaxbp network.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    tensors, described = _read(path)
+    if described.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: a safetensors file, but not a network saved by jaxbp")
+    if described.pop("digest", "") != _digest(tensors, described):
+        raise CheckpointError(f"{path}: the file has been changed since it was saved")
+    model = _model_from(path, json.loads(described["model"]), model)
+    params = tuple(
+        Layer(*(jnp.asarray(tensors[f"{number}.{name}"]) for name in Layer._fields))
+        for number in range(1, len(model.sizes))
+    )
+    preparation = json.loads(described["preparation"])
+    return Checkpoint(model, params, preparation and _preparation_from(preparation))
+
+
+def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from None
+
+
+def _digest(tensors: Mapping[str, np.ndarray], described: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _describe(model: MLP) -> dict[str, Any]:
+    several = isinstance(model.activation, tuple)
+    units = model.activation if isinstance(model.activation, tuple) else (model.activation,)
+    described = [_describe_activation(unit) for unit in units]
+    head = next((name for name, head in HEADS.items() if head == model.head), None)
+    return {
+        "sizes": list(map(int, model.sizes)),
+        "activation": described if several else described[0],
+        "head": head or "your own",
+        "l2": float(model.l2),
+    }
+
+
+def _describe_activation(unit: Activation) -> str | dict[str, Any]:
+    if isinstance(unit, partial) and not unit.args:
+        name = _describe_activation(unit.func)
+        return {"name": name, **unit.keywords}
+    name = getattr(unit, "__name__", "")
+    return name if ACTIVATIONS.get(name) is unit else "your own"
+
+
+def _model_from(path: str | Path, described: dict[str, Any], model: MLP | None) -> MLP:
+    if model is not None:
+        if list(model.sizes) != described["sizes"]:
+            raise CheckpointError(f"{path}: holds sizes {described['sizes']}, not {model.sizes}")
+        return model
+    units = described["activation"]
+    if "your own" in json.dumps(described):
+        raise CheckpointError(
+            f"{path}: saved with an activation or head of your own; pass the model to load"
+        )
+    return MLP(
+        sizes=tuple(described["sizes"]),
+        activation=tuple(map(_activation_from, units))
+        if isinstance(units, list)
+        else _activation_from(units),
+        head=HEADS[described["head"]],
+        l2=described["l2"],
+    )
+
+
+def _activation_from(described: str | dict[str, Any]) -> Activation:
+    if isinstance(described, str):
+        return ACTIVATIONS[described]
+    keywords = dict(described)
+    return partial(ACTIVATIONS[keywords.pop("name")], **keywords)
+
+
+def _listed(preparation: Preparation) -> dict[str, Any]:
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in preparation._asdict().items()
+    }
+
+
+def _preparation_from(listed: dict[str, Any]) -> Preparation:
+    return Preparation(
+        features=tuple(listed["features"]),
+        labels=listed["labels"] and tuple(listed["labels"]),
+        **{
+            name: np.array(listed[name])
+            for name in ("mean", "scale", "target_mean", "target_scale")
+        },
+    )
+
+
+def _safetensors(module: str = "") -> Any:
+    try:
+        return importlib.import_module(f"safetensors.{module}".rstrip("."))
+    except ImportError as error:
+        raise ImportError("save and load need safetensors: pip install 'jaxbp[cli]'") from error

@@ -1,0 +1,416 @@
+"""Data: real tables and images as batches, split and standardised, and the errors they deserve.
+
+``load`` reads one of scikit-learn's bundled real sets, a ``.csv`` or an ``.npz``, splits it at
+random into training, validation and test rows, and standardises with the statistics of the training
+rows alone.  A ``Preparation`` remembers what was done, so that new rows are treated the same way.
+Whatever is wrong with a file is a ``DataError`` of one line, naming file, row and column; a CSV's
+row is the file's line number, as an editor shows it, an array's row counts from 0.
+"""
+
+import csv
+import importlib
+import zipfile
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxbp.gradient import Batch
+
+Task = Literal["classification", "regression"]
+
+BUNDLED = ("digits", "breast_cancer", "wine", "iris", "diabetes")
+_MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
+_MOST_CLASSES = 20  # an integer target of more different values than this is taken for a quantity
+
+
+class DataError(ValueError):
+    """Something is wrong with the data; the message says where."""
+
+
+class Preparation(NamedTuple):
+    """How raw rows become the network's input, and its output the table's words and units."""
+
+    features: tuple[str, ...]  # the D input columns, in order
+    mean: np.ndarray  # (D,) of the training rows
+    scale: np.ndarray  # (D,) their standard deviation; 1 for a constant column
+    labels: tuple[str, ...] | None  # the classes' names; None for regression
+    target_mean: np.ndarray  # (K,) of a regression's target; 0 and 1 where it is left as it is
+    target_scale: np.ndarray  # (K,)
+
+
+class Dataset(NamedTuple):
+    """Real data, ready for ``fit``: classes are integers (B,), quantities are values (B, K)."""
+
+    name: str
+    train: Batch
+    validation: Batch
+    test: Batch
+    preparation: Preparation
+
+
+class _Table(NamedTuple):
+    """What a source holds, before it is split."""
+
+    name: str
+    features: tuple[str, ...]
+    x: np.ndarray  # (N, D)
+    target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
+    labels: tuple[str, ...] | None = (
+        None  # the names of classes 0, 1, ... where the source has them
+    )
+
+
+class _Cells(NamedTuple):
+    """A CSV as text."""
+
+    source: str | Path
+    names: tuple[str, ...]
+    has_header: bool
+    lines: tuple[int, ...]  # (N,) each row's line number in the file
+    text: np.ndarray  # (N, columns)
+
+
+def load(
+    source: str | Path,
+    *,
+    target: str | int | None = None,
+    task: Task | None = None,
+    validation: float = 0.15,
+    test: float = 0.2,
+    seed: int = 0,
+    standardize: bool = True,
+    standardize_target: bool = True,
+    stratify: bool = True,
+) -> Dataset:
+    """Read, split and standardise a data set.
+
+    source is a name in ``BUNDLED``, a ``.csv`` (comma, semicolon or tab; a header is recognised) or
+    an ``.npz`` with arrays ``x`` (N, ...) and ``y``.  target is the CSV's column by name or
+    position, the last one by default, or the name of the array.  Unless task says, a target of
+    text, of booleans or of at most 20 different integers is classification, anything else
+    regression.  validation and test are shares of the rows, drawn by seed; every class keeps its
+    proportion if stratify.  Raises DataError.
+
+    >>> data = load("iris")
+    >>> data.train.x.shape, data.preparation.labels
+    ((97, 4), ('setosa', 'versicolor', 'virginica'))
+    """
+    if not (validation > 0 and test > 0 and validation + test < 1):
+        raise DataError(
+            f"validation, test: got {validation} and {test}, expected positive shares of the rows "
+            "that leave some to train on"
+        )
+    table = _read_table(source, target)
+    labels, values = _encode_target(table, task)
+    parts = _split(table.name, values, labels if stratify else None, validation, test, seed)
+    quantity = None if labels else values[parts[0]]
+    preparation = Preparation(
+        table.features,
+        *_moments(table.x[parts[0]] if standardize else None, table.x.shape[1]),
+        labels,
+        *_moments(quantity if standardize_target else None, values.shape[-1] if not labels else 1),
+    )
+    if labels is None:
+        values = (values - preparation.target_mean) / preparation.target_scale
+        values = values.astype(np.float32)
+    x = transform(preparation, table.x)
+    train_rows, validation_rows, test_rows = parts
+    return Dataset(
+        name=table.name,
+        train=Batch(x[train_rows], values[train_rows]),
+        validation=Batch(x[validation_rows], values[validation_rows]),
+        test=Batch(x[test_rows], values[test_rows]),
+        preparation=preparation,
+    )
+
+
+def read_features(source: str | Path, features: Sequence[str]) -> np.ndarray:
+    """The named columns of a source as raw numbers (N, D): rows to predict; a target is not needed.
+
+    A CSV with a header is read by name; one without, and an ``.npz``, must hold just these columns
+    in this order.  Raises DataError.
+    """
+    if _is_csv(source):
+        cells = _read_cells(source)
+        if not cells.has_header:
+            _check_width(source, cells.text, features)
+            return _numbers(cells, range(len(features)))
+        return _numbers(cells, [_column(cells, name) for name in features])
+    bundled = str(source) in BUNDLED
+    x = _read_bundled(str(source)).x if bundled else _rows(source, _arrays(source))
+    _check_width(source, x, features)
+    return x
+
+
+def transform(preparation: Preparation, x: np.ndarray) -> np.ndarray:
+    """Raw rows (N, D) -> the network's input, (x - mean) / scale, in float32."""
+    return np.asarray((x - preparation.mean) / preparation.scale, np.float32)
+
+
+# Reading a source
+
+
+def _read_table(source: str | Path, target: str | int | None) -> _Table:
+    if _is_csv(source):
+        return _read_csv(source, target)
+    if Path(source).suffix.lower() == ".npz":
+        return _read_npz(source, "y" if target is None else str(target))
+    return _read_bundled(str(source))
+
+
+def _read_bundled(name: str) -> _Table:
+    if name not in BUNDLED:
+        near = get_close_matches(name, BUNDLED, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"{name}: no such data{hint} (there are {', '.join(BUNDLED)}, and .csv and .npz files)"
+        )
+    bunch = getattr(_sklearn("datasets"), f"load_{name}")()
+    features = tuple(map(str, bunch.feature_names))
+    labels = None if name == "diabetes" else tuple(map(str, bunch.target_names))
+    return _Table(name, features, bunch.data, bunch.target, labels)
+
+
+def _read_npz(source: str | Path, target: str) -> _Table:
+    arrays = _arrays(source)
+    x = _rows(source, arrays)
+    y = _array(source, arrays, target)
+    if y.ndim not in {1, 2} or len(y) != len(x):
+        raise DataError(
+            f"{source}: {target} has shape {y.shape}, expected a row for each of x's {len(x)}"
+        )
+    if y.dtype.kind == "f":
+        _check_finite(source, target, y)
+    return _Table(Path(source).stem, tuple(f"x{i}" for i in range(x.shape[1])), x, y)
+
+
+def _rows(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The array x, images flattened, as (N, D) numbers."""
+    x = _array(source, arrays, "x")
+    if x.dtype.kind not in "biuf" or x.ndim < 2 or not x.size:
+        raise DataError(f"{source}: x is {x.dtype} of shape {x.shape}, expected rows of numbers")
+    x = x.reshape(len(x), -1).astype(np.float64)
+    _check_finite(source, "x", x)
+    return x
+
+
+def _arrays(source: str | Path) -> dict[str, np.ndarray]:
+    _check_is_file(source)
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except ValueError as error:
+        reason = (
+            "it holds pickled objects, which are never read" if "pickle" in str(error) else error
+        )
+        raise DataError(f"{source}: not an .npz of plain arrays ({reason})") from None
+    except (OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{source}: not a complete .npz ({error})") from None
+
+
+def _array(source: str | Path, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in arrays:
+        raise DataError(f"{source}: no array {name!r}; it holds {', '.join(arrays) or 'nothing'}")
+    return arrays[name]
+
+
+def _read_csv(source: str | Path, target: str | int | None) -> _Table:
+    cells = _read_cells(source)
+    if len(cells.names) < 2:
+        raise DataError(f"{source}: one column, expected features and a target")
+    chosen = _column(cells, -1 if target is None else target)
+    others = [column for column in range(len(cells.names)) if column != chosen]
+    return _Table(
+        Path(source).stem,
+        tuple(cells.names[column] for column in others),
+        _numbers(cells, others),
+        _numbers_or_text(cells, chosen),
+    )
+
+
+def _read_cells(source: str | Path) -> _Cells:
+    _check_is_file(source)
+    try:
+        with Path(source).open(encoding="utf-8-sig", newline="") as file:
+            delimiter = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter)
+            rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{source}: not a readable CSV ({error})") from None
+    if not rows:
+        raise DataError(f"{source}: the file is empty")
+    first = rows[0][1]
+    has_header = not any(map(_is_number, first))
+    names = tuple(map(str.strip, first)) if has_header else tuple(map(str, range(len(first))))
+    body = rows[has_header:]
+    if not body:
+        raise DataError(f"{source}: a header and no rows")
+    for line, row in body:
+        if len(row) != len(names):
+            raise DataError(f"{source}, row {line}: {len(row)} columns, expected {len(names)}")
+    lines, text = zip(*body, strict=True)
+    return _Cells(source, names, has_header, lines, np.char.strip(np.array(text)))
+
+
+def _column(cells: _Cells, target: str | int) -> int:
+    """The position of a column given by name or position."""
+    if target in cells.names:
+        return cells.names.index(str(target))
+    try:
+        return range(len(cells.names))[int(target)]
+    except (ValueError, IndexError):
+        near = get_close_matches(str(target), cells.names, n=1)
+        raise DataError(
+            f"{cells.source}: no column {target!r}{f'; did you mean {near[0]!r}?' if near else ''} "
+            f"(the columns are {', '.join(cells.names)})"
+        ) from None
+
+
+def _numbers(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
+    """Columns as float64, or an error that names the first cell that is none."""
+    text = cells.text[:, list(columns)]
+    try:
+        values = text.astype(np.float64)
+        if np.isfinite(values).all():
+            return values
+    except ValueError:
+        pass
+    for line, row in zip(cells.lines, text, strict=True):
+        for column, cell in zip(columns, row, strict=True):
+            where = f"{cells.source}, row {line}, column {cells.names[column]!r}"
+            if cell.lower() in _MISSING:
+                raise DataError(f"{where}: missing value")
+            if not _is_number(cell):
+                raise DataError(f"{where}: {str(cell)!r} where a number belongs")
+            if not np.isfinite(float(cell)):
+                raise DataError(f"{where}: {cell} is not finite")
+    raise AssertionError("float() and numpy disagree about a number")
+
+
+def _numbers_or_text(cells: _Cells, column: int) -> np.ndarray:
+    text = cells.text[:, column]
+    if any(map(_is_number, text)) and not set(map(str.lower, text)) & _MISSING:
+        return _numbers(cells, [column])[:, 0] if all(map(_is_number, text)) else text
+    for line, cell in zip(cells.lines, text, strict=True):
+        if cell.lower() in _MISSING:
+            raise DataError(
+                f"{cells.source}, row {line}, column {cells.names[column]!r}: missing value"
+            )
+    return text
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_is_file(source: str | Path) -> None:
+    if not Path(source).is_file():
+        raise DataError(f"{source}: no such file")
+
+
+def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        where = np.argwhere(~np.isfinite(array))[0]
+        row, column = where[0], f", column {where[1]}" if array.ndim > 1 else ""
+        raise DataError(
+            f"{source}: {name}, row {row}{column}: {array[tuple(where)]}, a missing value"
+        )
+
+
+def _check_width(source: str | Path, table: np.ndarray, features: Sequence[str]) -> None:
+    if table.shape[1] != len(features):
+        raise DataError(
+            f"{source}: {table.shape[1]} columns, expected the {len(features)} the network was "
+            f"trained on ({', '.join(features[:5])}{', ...' if len(features) > 5 else ''})"
+        )
+
+
+# Targets, splits and scales
+
+
+def _encode_target(table: _Table, task: Task | None) -> tuple[tuple[str, ...] | None, np.ndarray]:
+    """Class names and integer classes (N,), or None and quantities (N, K)."""
+    target = table.target
+    if task is None:
+        task = "classification" if table.labels or _looks_like_classes(target) else "regression"
+    if task == "regression":
+        if target.dtype.kind not in "biuf":
+            text = next(value for value in target.ravel().tolist() if not _is_number(value))
+            raise DataError(
+                f"{table.name}: the target {text!r} is text, but regression needs numbers"
+            )
+        return None, target.reshape(len(target), -1).astype(np.float64)
+    if target.ndim > 1:
+        raise DataError(f"{table.name}: classification needs one target column, got {target.shape}")
+    found, classes = np.unique(target, return_inverse=True)
+    if len(found) < 2:
+        raise DataError(f"{table.name}: every row has the target {found[0]}, expected two classes")
+    labels = table.labels or tuple(f"{v:g}" if found.dtype.kind == "f" else str(v) for v in found)
+    return labels, classes.astype(np.int32)
+
+
+def _looks_like_classes(target: np.ndarray) -> bool:
+    if target.ndim > 1:
+        return False
+    if target.dtype.kind not in "iuf":
+        return True
+    found = np.unique(target)
+    return len(found) <= _MOST_CLASSES and bool((found == found.round()).all())
+
+
+def _split(
+    name: str,
+    values: np.ndarray,
+    labels: tuple[str, ...] | None,
+    validation: float,
+    test: float,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row numbers for training, validation and test; labels given: in the classes' proportions."""
+    if labels:
+        counts = np.bincount(values)
+        if counts.min() < 3:
+            raise DataError(
+                f"{name}: class {labels[counts.argmin()]!r} has {counts.min()} row(s), and a "
+                "stratified split in three needs 3 of each (or do not stratify)"
+            )
+    split = _sklearn("model_selection").train_test_split
+    rows = np.arange(len(values))
+
+    def part(rows: np.ndarray, share: float) -> Any:
+        by = values[rows] if labels else None
+        return split(rows, test_size=share, random_state=seed, stratify=by)
+
+    try:
+        rest, test_rows = part(rows, test)
+        train_rows, validation_rows = part(rest, validation / (1 - test))
+    except ValueError as error:
+        raise DataError(f"{name}: {len(values)} rows cannot be split so ({error})") from None
+    return train_rows, validation_rows, test_rows
+
+
+def _moments(values: np.ndarray | None, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (divided by N; 1 if constant) by column; None: 0 and 1."""
+    if values is None:
+        return np.zeros(columns), np.ones(columns)
+    scaler = _sklearn("preprocessing").StandardScaler().fit(values)
+    return scaler.mean_, scaler.scale_
+
+
+def _is_csv(source: str | Path) -> bool:
+    return Path(source).suffix.lower() == ".csv"
+
+
+def _sklearn(module: str) -> Any:
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise ImportError("jaxbp.data needs scikit-learn: pip install 'jaxbp[cli]'") from error

@@ -1,0 +1,83 @@
+"""The objective of a batch and its gradient, twice: by hand and by ``jax.grad``.
+
+    E(W) = Σₙ wₙ Lₙ / Σₙ wₙ + ½·l2·Σ‖W‖²
+
+``backprop`` is the lecture's learning algorithm, ``autodiff`` what JAX makes of the same objective.
+They share one signature, ``(model, params, batch) -> (loss, grads)``, so that either goes wherever
+a gradient is wanted; the tests hold them equal.  Each raises ValueError, naming the argument, where
+params, x, target or weight do not fit the model or one another.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbp.mlp import MLP, Layer, Params, backward, forward, gradients
+
+
+class Batch(NamedTuple):
+    """Examples, one a row."""
+
+    x: Array | np.ndarray  # (B, D)
+    target: Array | np.ndarray  # (B, K) values or (soft) labels; (B,) integer classes for softmax
+    weight: Array | np.ndarray | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
+
+
+def objective(model: MLP, params: Params, batch: Batch) -> Array:
+    """E(W), a scalar: the weighted mean of the losses, and ½·l2·Σ‖W‖² over weights, not biases."""
+    logits, _ = forward(model, params, batch.x)
+    loss, _ = model.head.loss(logits, batch.target)
+    return jnp.sum(shares(batch, loss) * loss) + _penalty(model, params)
+
+
+def backprop(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
+    """E and ∇E by hand: steps 1 to 4 of error backpropagation (Bishop 2006, section 5.3.1).
+
+    >>> from jaxbp import activations, heads
+    >>> model = MLP((1, 1), activations.identity, heads.linear_squared_error)
+    >>> params = (Layer(weight=jnp.array([[0.1]]), bias=jnp.array([0.0])),)
+    >>> loss, (layer,) = backprop(model, params, Batch(jnp.array([[3.0]]), jnp.array([[1.0]])))
+    >>> print(f"{loss:.2f} {layer.weight.item():.1f}")
+    0.49 -4.2
+    """
+    logits, residuals = forward(model, params, batch.x)  # 1. forward propagate, and store
+    loss, error = model.head.loss(logits, batch.target)  # 2. δₖ = ∂Lₙ/∂aₖ
+    share = shares(batch, loss)
+    deltas = backward(params, residuals, share[..., None] * error)  # 3. δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ
+    grads = gradients(residuals, deltas)  # 4. δ × input
+    return jnp.sum(share * loss) + _penalty(model, params), _decayed(model, params, grads)
+
+
+def autodiff(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
+    """E and ∇E by ``jax.value_and_grad`` of ``objective``."""
+    return jax.value_and_grad(objective, argnums=1)(model, params, batch)
+
+
+def input_gradient(params: Params, deltas: tuple[Array, ...]) -> Array:
+    """∂L/∂x = δ⁽¹⁾ W⁽¹⁾, (B, D): the recursion taken one layer further, to where h' is 1."""
+    return deltas[0] @ params[0].weight
+
+
+def shares(batch: Batch, loss: Array) -> Array:
+    """wₙ / Σ wₙ, (B,): each example's share in the mean; all zero where every weight is zero."""
+    if batch.weight is None:
+        return jnp.full_like(loss, 1 / loss.size)
+    weight = jnp.asarray(batch.weight, loss.dtype)
+    if weight.shape != loss.shape:
+        raise ValueError(f"weight: got shape {weight.shape}, expected {loss.shape}, one an example")
+    total = jnp.sum(weight)
+    return weight / jnp.where(total == 0, 1, total)
+
+
+def _penalty(model: MLP, params: Params) -> Array | float:
+    return model.l2 and model.l2 / 2 * sum(jnp.sum(layer.weight**2) for layer in params)
+
+
+def _decayed(model: MLP, params: Params, grads: Params) -> Params:
+    if not model.l2:
+        return grads
+    pairs = zip(grads, params, strict=True)
+    return tuple(Layer(grad.weight + model.l2 * w.weight, grad.bias) for grad, w in pairs)

@@ -1,0 +1,149 @@
+"""Heads: an output unit with its loss, and the error that the backward pass starts from.
+
+A head's loss is ``(logits, target) -> (loss, error)``: each example's loss L, summed over the K
+outputs, and the output error δₖ = ∂L/∂aₖ.  Both come from the logits a, the last pre-activations,
+in closed form: the exponential of the output unit and the logarithm of the loss cancel on paper,
+and no rounding is left to amplify (Bishop 2006, section 5.2).
+
+    head                        prediction ŷ   loss L (target y)             error ∂L/∂a
+    linear_squared_error        a              Σ (ŷ - y)²                    2 (ŷ - y)
+    linear_half_squared_error   a              ½ Σ (ŷ - y)²                  ŷ - y
+    linear_huber                a              Σ ½r² or |r| - ½, r = ŷ - y   clip(r, -1, 1)
+    linear_absolute_error       a              Σ |ŷ - y|                     sign(ŷ - y), 0 at 0
+    sigmoid_logistic            σ(a)           -Σ y ln ŷ + (1-y) ln(1-ŷ)     ŷ - y
+    sigmoid_squared_error       σ(a)           Σ (ŷ - y)²                    2 (ŷ - y) ŷ (1 - ŷ)
+    softmax_cross_entropy       softmax(a)     -Σ y ln ŷ                     ŷ Σy - y
+    exp_poisson                 eᵃ             Σ ŷ - y a                     ŷ - y
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+
+class Head(NamedTuple):
+    """An output unit, its loss, and the decision its prediction stands for, if it is for one."""
+
+    predict: Callable[[Array], Array]  # logits (B, K) -> prediction (B, K)
+    loss: Callable[
+        [Array, ArrayLike], tuple[Array, Array]
+    ]  # logits, target -> loss (B,), error (B, K)
+    decide: Callable[[Array], Array] | None = None  # prediction or soft labels -> class labels
+
+
+def squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
+    """‖a - y‖² without a ½: the least squares of the lectures' table; target (B, K)."""
+    residual = logits - _values(logits, target)
+    return jnp.sum(residual**2, axis=-1), 2 * residual
+
+
+def half_squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
+    """½‖a - y‖², so that the error is a - y without a 2 (Bishop 2006, eq. 5.11); target (B, K)."""
+    residual = logits - _values(logits, target)
+    return jnp.sum(residual**2, axis=-1) / 2, residual
+
+
+def huber(logits: Array, target: ArrayLike, *, threshold: float = 1.0) -> tuple[Array, Array]:
+    """Σ ½r² where |r| ≤ c, else c|r| - ½c²; error clip(r, -c, c) (Huber 1964); target (B, K).
+
+    Another c > 0: ``linear_huber._replace(loss=functools.partial(huber, threshold=2.0))``.
+    """
+    residual = logits - _values(logits, target)
+    error = jnp.clip(residual, -threshold, threshold)
+    return jnp.sum(error * (residual - error / 2), axis=-1), error
+
+
+def absolute_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
+    """Σ |a - y|, whose minimum is the median; error sign(a - y), 0 at a = y; target (B, K)."""
+    residual = logits - _values(logits, target)
+    return jnp.sum(jnp.abs(residual), axis=-1), jnp.sign(residual)
+
+
+def logistic(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
+    """max(a, 0) - y a + ln(1 + e^-|a|), which is -y ln σ(a) - (1-y) ln(1-σ(a)) for every finite a,
+    summed over independent outputs; labels (B, K) in [0, 1] (Bishop 2006, eq. 5.23)."""
+    y = _values(logits, target)
+    loss = jnp.maximum(logits, 0) - y * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return jnp.sum(loss, axis=-1), jax.nn.sigmoid(logits) - y
+
+
+def sigmoid_squared(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
+    """‖σ(a) - y‖²: its error vanishes where σ saturates, right or wrong; labels (B, K).
+
+    The pair that the lectures warn against, here so that the harm can be shown."""
+    prediction = jax.nn.sigmoid(logits)
+    residual = prediction - _values(logits, target)
+    return jnp.sum(residual**2, axis=-1), 2 * residual * prediction * (1 - prediction)
+
+
+def cross_entropy(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
+    """-Σ yₖ ln softmax(a)ₖ; error ŷ Σy - y, that is ŷ - y for labels that sum to 1.
+
+    The target: (soft) label rows (B, K), or integer classes (B,); a class outside [0, K) makes
+    loss and error NaN (Bishop 2006, eq. 5.24)."""
+    y = _labels(logits, target)
+    log_prediction = jax.nn.log_softmax(logits)
+    error = jnp.exp(log_prediction) * jnp.sum(y, axis=-1, keepdims=True) - y
+    return -jnp.sum(y * log_prediction, axis=-1), error
+
+
+def poisson(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
+    """Σ eᵃ - y a for counts y ≥ 0 (B, K), the constant ln y! left out.
+
+    Infinite where the rate eᵃ is: above a = 88 in float32, 709 in float64."""
+    rate, y = jnp.exp(logits), _values(logits, target)
+    return jnp.sum(rate - y * logits, axis=-1), rate - y
+
+
+def _linear(logits: Array) -> Array:
+    return logits
+
+
+linear_squared_error = Head(_linear, squared_error)
+linear_half_squared_error = Head(_linear, half_squared_error)
+linear_huber = Head(_linear, huber)
+linear_absolute_error = Head(_linear, absolute_error)
+sigmoid_logistic = Head(jax.nn.sigmoid, logistic, lambda prediction: prediction > 0.5)
+sigmoid_squared_error = Head(jax.nn.sigmoid, sigmoid_squared, lambda prediction: prediction > 0.5)
+softmax_cross_entropy = Head(
+    jax.nn.softmax, cross_entropy, lambda prediction: prediction.argmax(-1)
+)
+exp_poisson = Head(jnp.exp, poisson)
+
+
+def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = None) -> Array:
+    """(1 - amount) y + amount / C: labels a network can reach (Szegedy et al. 2016, section 7).
+
+    Without num_classes: 0/1 labels of independent sigmoid units, C = 2.  With it: integer classes
+    or label rows for softmax, C = num_classes.  Raises ValueError for an amount outside [0, 1].
+
+    >>> print(smooth_labels([0, 1], 0.1), smooth_labels([1], 0.15, num_classes=3).round(2))
+    [0.05 0.95] [[0.05 0.9  0.05]]
+    """
+    if not 0 <= amount <= 1:
+        raise ValueError(f"amount: got {amount}, expected a share of the label in [0, 1]")
+    y = jnp.asarray(target)
+    y = y if jnp.issubdtype(y.dtype, jnp.floating) or num_classes else y.astype(float)
+    if num_classes and (y.ndim < 2 or y.shape[-1] != num_classes):
+        y = _labels(jnp.empty((*y.shape, num_classes)), y)
+    return (1 - amount) * y + amount / (num_classes or 2)
+
+
+def _values(logits: Array, target: ArrayLike) -> Array:
+    y = jnp.asarray(target)
+    if y.shape != logits.shape:  # (B,) must not broadcast against (B, 1)
+        raise ValueError(f"target: got shape {y.shape}, expected {logits.shape}, the logits'")
+    return y.astype(logits.dtype)
+
+
+def _labels(logits: Array, target: ArrayLike) -> Array:
+    y, classes = jnp.asarray(target), jnp.arange(logits.shape[-1])
+    if y.shape != logits.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
+        return _values(logits, y)
+    label = y[..., None]
+    rows = (label == classes).astype(logits.dtype)
+    return jnp.where((label >= 0) & (label < classes.size), rows, jnp.nan)

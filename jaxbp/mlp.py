@@ -1,0 +1,158 @@
+"""The multilayer perceptron: forward propagate and store, backpropagate the errors, contract.
+
+    a⁽ˡ⁾ = W⁽ˡ⁾ z⁽ˡ⁻¹⁾ + b⁽ˡ⁾,  z⁽ˡ⁾ = h(a⁽ˡ⁾)        forward, storing z and h'(a)
+    δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (δ⁽ˡ⁺¹⁾ W⁽ˡ⁺¹⁾)                  backward, from the head's error
+    W̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾ zₙ⁽ˡ⁻¹⁾ᵀ,  b̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾          gradient = δ × input
+
+After Rumelhart, Hinton and Williams (1986) and Bishop (2006), section 5.3.  The letters of every
+shape in this package: B batch, D inputs, I and O a layer's inputs and outputs, K outputs of the
+network, L layers.  Wherever B stands, no axis or several may stand as well: the forward pass
+broadcasts the parameters over them, so the gradients sum over them.
+"""
+
+from numbers import Integral
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxbp.activations import Activation, identity
+from jaxbp.heads import Head
+
+
+class MLP(NamedTuple):
+    """The network's description: no arrays, hashable, a static argument under ``jit``."""
+
+    sizes: tuple[int, ...]  # (D, hidden..., K)
+    activation: Activation | tuple[Activation, ...]  # of all hidden layers, or one each
+    head: Head  # the output unit and its loss
+    l2: float = 0.0  # adds ½·l2·Σ‖W‖² to the objective: weights, not biases
+
+
+class Layer(NamedTuple):
+    """The parameters of one layer; a network's are a tuple of them."""
+
+    weight: Array  # (O, I): row k holds the weights into unit k
+    bias: Array  # (O,)
+
+
+class Residual(NamedTuple):
+    """What the backward pass needs of one layer."""
+
+    input: Array  # (B, I) z, what the layer's weights were multiplied with
+    slope: Array  # (B, O) h'(a)
+
+
+Params = tuple[Layer, ...]
+
+_SCHEMES = {
+    "he": jax.nn.initializers.he_normal(in_axis=1, out_axis=0),
+    "glorot": jax.nn.initializers.glorot_normal(in_axis=1, out_axis=0),
+    "lecun": jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0),
+}
+_SCHEME_OF = {"sigmoid": "glorot", "tanh": "glorot"} | dict.fromkeys(
+    ("relu", "leaky_relu", "elu", "softplus", "gelu", "silu"), "he"
+)
+
+
+def init(
+    key: Array,
+    model: MLP,
+    *,
+    scheme: str | None = None,
+    bias: float = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> Params:
+    """Draw weights of variance 2/I (he), 2/(I+O) (glorot) or 1/I (lecun); every bias is the same.
+
+    Without a scheme each layer takes its activation's: He for the ReLU family, Glorot for tanh and
+    sigmoid, LeCun otherwise and for the last layer (He et al. 2015, eq. 10; Glorot and Bengio 2010,
+    eq. 12; LeCun et al. 1998, section 4.6).  ``bias=0.1`` keeps ReLUs from being born dead.  Raises
+    TypeError or ValueError for what is no model, and ValueError for an unknown scheme.
+    """
+    if scheme not in {None, *_SCHEMES}:
+        raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(_SCHEMES)}, or None")
+    units = _units(model)
+    keys = jax.random.split(key, len(units))
+    shapes = zip(model.sizes[1:], model.sizes[:-1], strict=True)
+    return tuple(
+        Layer(
+            weight=_SCHEMES[scheme or _scheme_of(unit)](unit_key, shape, dtype),
+            bias=jnp.full(shape[0], bias, dtype),
+        )
+        for unit, unit_key, shape in zip(units, keys, shapes, strict=True)
+    )
+
+
+def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, tuple[Residual, ...]]:
+    """Step 1, forward propagate *and store*: x (B, D) -> logits (B, K) and a residual a layer.
+
+    Raises ValueError where params or x do not fit the model's sizes.
+    """
+    z = _checked_input(model, params, x)
+    residuals = []
+    for layer, unit in zip(params, _units(model), strict=True):
+        h, slope = unit(z @ layer.weight.T + layer.bias)
+        residuals.append(Residual(input=z, slope=slope))
+        z = h
+    return z, tuple(residuals)
+
+
+def backward(params: Params, residuals: tuple[Residual, ...], error: Array) -> tuple[Array, ...]:
+    """Step 3, backpropagate: error (B, K) = ∂L/∂logits -> δ (B, O) = ∂L/∂a of every layer.
+
+    δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (δ⁽ˡ⁺¹⁾ W⁽ˡ⁺¹⁾), that is δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ (Bishop 2006, eq. 5.56).
+    """
+    deltas = [error * residuals[-1].slope]
+    for above, residual in zip(params[:0:-1], residuals[-2::-1], strict=True):
+        deltas.append((deltas[-1] @ above.weight) * residual.slope)
+    return tuple(reversed(deltas))
+
+
+def gradients(residuals: tuple[Residual, ...], deltas: tuple[Array, ...]) -> Params:
+    """Step 4, gradient = δ × input: W̄ = Σₙ δₙ zₙᵀ and b̄ = Σₙ δₙ (Bishop 2006, eq. 5.53)."""
+    return tuple(
+        Layer(
+            weight=jnp.einsum("...o,...i->oi", delta, residual.input),
+            bias=jnp.sum(delta, axis=range(delta.ndim - 1)),
+        )
+        for residual, delta in zip(residuals, deltas, strict=True)
+    )
+
+
+def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
+    """ŷ, the head's output unit on the logits: values, probabilities or rates; (B, D) -> (B, K)."""
+    logits, _ = forward(model, params, x)
+    return model.head.predict(logits)
+
+
+def _units(model: MLP) -> tuple[Activation, ...]:
+    """One activation a layer; the last is linear, for the output unit belongs to the head."""
+    sizes, activation = model.sizes, model.activation
+    if not isinstance(sizes, tuple) or not all(isinstance(size, Integral) for size in sizes):
+        raise TypeError(f"sizes: got {sizes!r}, expected a tuple of ints (D, hidden..., K)")
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"sizes: got {sizes}, expected at least (D, K), every size positive")
+    hidden = len(sizes) - 2
+    units = activation if isinstance(activation, tuple) else (activation,) * hidden
+    if len(units) != hidden:
+        raise ValueError(f"activation: got {len(units)}, expected one, or {hidden} for {sizes}")
+    return (*units, identity)
+
+
+def _scheme_of(unit: Activation) -> str:
+    unit = getattr(unit, "func", unit)  # of functools.partial(leaky_relu, alpha=0.2)
+    return _SCHEME_OF.get(getattr(unit, "__name__", ""), "lecun")
+
+
+def _checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
+    expected = list(zip(model.sizes[1:], model.sizes[:-1], strict=True))
+    shapes = [layer.weight.shape for layer in params]
+    if shapes != expected:
+        raise ValueError(f"params: got weights {shapes}, expected {expected} for {model.sizes}")
+    z = jnp.asarray(x)
+    if z.shape[-1:] != model.sizes[:1]:
+        raise ValueError(f"x: got shape {z.shape}, expected (..., {model.sizes[0]})")
+    return z

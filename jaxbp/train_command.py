@@ -1,0 +1,310 @@
+"""``jaxbp train``: cross-check the gradient, train, and leave a report and a run folder behind."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import jax
+import jaxlib
+import numpy as np
+import optax
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import jaxbp
+from jaxbp.checking import central_difference, relative_error
+from jaxbp.checkpoint import HEADS, save
+from jaxbp.gradient import Batch, backprop, objective
+from jaxbp.mlp import MLP, Params, init
+from jaxbp.plotting import learning_curve
+from jaxbp.train_options import GRADIENTS, Plan, Train, make_folder, make_plan
+from jaxbp.training import Epoch, History, NonFiniteLossError, evaluate, fit, metric_name
+
+_TRUSTED = 1e-3  # float32 rounding stays far below, a wrong formula far above
+
+
+class Outcome(NamedTuple):
+    """What training came to."""
+
+    params: Params
+    history: History
+    kept_epoch: int  # the one params are from
+    seconds: float  # of training, compilation included
+    samples_per_second: float  # after the first epoch, which compiles; validation included
+    ended: str  # why before its time; empty if not
+    diverged: bool = False
+
+
+def run(options: Train, console: Console) -> int:
+    """Train as told and report to the console and to the run folder; the exit status."""
+    plan = make_plan(options)
+    params = init(jax.random.key(options.seed), plan.model)
+    errors = cross_check(plan.model, params, plan.to_fit)
+    console.print(
+        f"gradient check: backprop is within {errors['jax_grad']:.0e} of jax.grad "
+        f"and {errors['finite_differences']:.0e} of finite differences"
+    )
+    if not max(errors.values()) < _TRUSTED:
+        console.print("the hand-written gradient is not the gradient: nothing trained", style="red")
+        return 1
+    folder = make_folder(options)
+    outcome = train(options, plan, params, folder, console)
+    summary = summarize(options, plan, outcome, errors)
+    write_run(folder, plan, outcome, summary)
+    console.print(facts_table(summary), scores_table(summary), sep="\n")
+    if outcome.ended:
+        console.print(outcome.ended, style="yellow")
+    console.print(f"saved in {folder}", soft_wrap=True, highlight=False)
+    return 1 if outcome.diverged else 0
+
+
+def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
+    """Relative errors of backprop on the first minibatch: against jax.grad in the parameters' own
+    dtype, and against central differences along random directions in float64."""
+    first = jax.tree.map(lambda array: array[:32], batch)
+    with jax.default_matmul_precision("highest"):
+        gradients = [jax.jit(g, static_argnums=0)(model, params, first) for g in GRADIENTS.values()]
+        by_autodiff = relative_error(*(grads for _, grads in gradients))
+    with jax.enable_x64(True):
+        params, first = jax.tree.map(_to_float64, (params, first))
+        claimed, measured = jax.jit(_slopes, static_argnums=0)(model, params, first)
+        by_differences = relative_error(claimed, measured)
+    return {"jax_grad": float(by_autodiff), "finite_differences": float(by_differences)}
+
+
+def _to_float64(array: Any) -> np.ndarray:
+    values: np.ndarray = np.asarray(array)
+    return np.asarray(values, np.float64 if values.dtype.kind == "f" else None)
+
+
+def _slopes(model: MLP, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """⟨∇E, d⟩ by backprop, and by differences, along eight random unit directions d."""
+    _, grads = backprop(model, params, batch)
+
+    def along(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        direction = optax.tree.random_like(key, params, jax.random.normal)
+        direction = optax.tree.scale(1 / optax.tree.norm(direction), direction)
+        measured = central_difference(lambda p: objective(model, p, batch), params, direction, 1e-5)
+        return optax.tree.vdot(grads, direction), measured
+
+    return jax.vmap(along)(jax.random.split(jax.random.key(0), 8))
+
+
+def train(options: Train, plan: Plan, params: Params, folder: Path, console: Console) -> Outcome:
+    """Fit with a progress bar, a line an epoch in metrics.jsonl, early stopping, and Ctrl-C."""
+    bar = Progress(
+        TextColumn("epoch {task.completed}/{task.total}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[live]}"),
+        console=console,
+    )
+    metrics = (folder / "metrics.jsonl").open("x")
+    with _deferred_interrupt(console) as interrupted, metrics, bar:
+        watch = _Watch(options, plan, params, bar, metrics, interrupted)
+        try:
+            _, history = fit(
+                plan.model,
+                plan.to_fit,
+                optimizer=plan.optimizer,
+                epochs=options.epochs,
+                batch_size=plan.batch_size,
+                key=jax.random.key(options.seed),
+                params=params,
+                validation=plan.parts["validation"],
+                gradient=GRADIENTS[options.gradient],
+                on_epoch=watch,
+            )
+        except NonFiniteLossError as error:
+            watch.ended = (
+                f"diverged in epoch {error.epoch}: the loss is no longer finite; kept the "
+                f"parameters after epoch {error.epoch - 1}. Try a smaller --learning-rate"
+            )
+            return watch.outcome(error.history, diverged=True)
+    return watch.outcome(history)
+
+
+class _Watch:
+    """``on_epoch``: shows and records each epoch, and decides whether it was the last."""
+
+    def __init__(
+        self,
+        options: Train,
+        plan: Plan,
+        params: Params,
+        bar: Progress,
+        metrics: IO[str],
+        interrupted: threading.Event,
+    ) -> None:
+        self.bar, self.metrics, self.interrupted = bar, metrics, interrupted
+        self.patience = plan.patience
+        self.metric = metric_name(plan.model.head)
+        self.rows = len(plan.parts["train"].x)
+        self.task = bar.add_task("", total=options.epochs, live="compiling")
+        self.latest = self.best = Epoch(0, params, math.nan, None)
+        self.best_loss = math.inf
+        self.ended = ""
+        self.started = time.perf_counter()
+        self.seconds: list[float] = []  # when each epoch ended
+
+    def __call__(self, epoch: Epoch) -> bool:
+        validation = epoch.validation
+        assert validation is not None
+        self.seconds.append(time.perf_counter() - self.started)
+        record = {
+            "epoch": epoch.number,
+            "training_loss": epoch.training_loss,
+            "validation_loss": validation.loss,
+            f"validation_{self.metric}": validation.metric,
+            "seconds": round(self.seconds[-1], 6),
+        }
+        self.metrics.write(json.dumps(record) + "\n")
+        self.metrics.flush()
+        live = f"loss {epoch.training_loss:.4f}, validation {self.metric} {validation.metric:.4f}"
+        self.bar.update(self.task, completed=epoch.number, live=live)
+        self.latest = epoch
+        if validation.loss < self.best_loss:
+            self.best, self.best_loss = epoch, validation.loss
+        if self.interrupted.is_set():
+            self.ended = f"interrupted: training ended with epoch {epoch.number}"
+        elif 0 < self.patience <= epoch.number - self.best.number:
+            self.ended = (
+                f"stopped early: the validation loss was best after epoch {self.best.number} "
+                f"of {epoch.number}, and those parameters are kept"
+            )
+        return bool(self.ended)
+
+    def outcome(self, history: History, *, diverged: bool = False) -> Outcome:
+        """What training came to, with the best parameters if patience asked for them."""
+        kept = self.best if self.patience else self.latest
+        timed = self.seconds if len(self.seconds) > 1 else [0.0, *self.seconds]
+        epochs, span = len(timed) - 1, timed[-1] - timed[0]
+        return Outcome(
+            params=kept.params,
+            history=history,
+            kept_epoch=kept.number,
+            seconds=time.perf_counter() - self.started,
+            samples_per_second=epochs * self.rows / span if epochs else 0.0,
+            ended=self.ended,
+            diverged=diverged,
+        )
+
+
+@contextmanager
+def _deferred_interrupt(console: Console) -> Iterator[threading.Event]:
+    """The first Ctrl-C asks for an end after the epoch; a second one ends at once, as ever."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, usual)
+        console.print("ending after this epoch (Ctrl-C again: at once, saving nothing more)")
+
+    usual = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+# Reporting
+
+
+def summarize(
+    options: Train, plan: Plan, outcome: Outcome, errors: dict[str, float]
+) -> dict[str, Any]:
+    """All of the run that is worth knowing later, as JSON takes it."""
+    dataset, model = plan.dataset, plan.model
+    labels = dataset.preparation.labels
+    scores: dict[str, float] = {}
+    for part, batch in plan.parts.items():
+        evaluation = evaluate(model, outcome.params, batch)
+        scores[f"{part}_loss"] = evaluation.loss
+        scores[f"{part}_{metric_name(model.head)}"] = evaluation.metric
+    return {
+        "data": options.data,
+        "rows": {part: len(batch.x) for part, batch in plan.parts.items()},
+        "classes": None if labels is None else list(labels),
+        "network": list(model.sizes),
+        "activation": list(options.activation),
+        "head": _head_name(model),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(outcome.params)),
+        "optimizer": options.optimizer,
+        "learning_rate": plan.learning_rate,
+        "schedule": options.schedule,
+        "batch_size": plan.batch_size,
+        "l2": options.l2,
+        "label_smoothing": options.label_smoothing if labels else 0.0,
+        "seed": options.seed,
+        "patience": plan.patience,
+        "gradient": options.gradient,
+        "gradient_check": errors,
+        "epochs": len(outcome.history.training_loss),
+        "kept_epoch": outcome.kept_epoch,
+        "ended": outcome.ended or None,
+        "seconds": round(outcome.seconds, 4),
+        "samples_per_second": round(outcome.samples_per_second, 1),
+        **scores,
+        "device": jax.devices()[0].device_kind,
+        "versions": {m.__name__: m.__version__ for m in (jaxbp, jax, jaxlib, optax, np)},
+    }
+
+
+def facts_table(summary: dict[str, Any]) -> Table:
+    """What was trained on what, and how long it took."""
+    rows, classes = summary["rows"], summary["classes"]
+    what = f"{len(classes)} classes" if classes else "regression"
+    table = Table.grid(padding=(0, 2))
+    for name, fact in {
+        "data": f"{summary['data']}, {sum(rows.values())} rows "
+        f"({rows['train']} train, {rows['validation']} validation, {rows['test']} test), {what}",
+        "network": f"{describe_network(summary)}, {summary['head']}",
+        "parameters": f"{summary['parameters']:,}",
+        "epochs": f"{summary['epochs']} by {summary['optimizer']} and {summary['gradient']}",
+        "time": f"{summary['seconds']:.2f} s, {summary['samples_per_second']:,.0f} samples/s",
+    }.items():
+        table.add_row(name, fact)
+    return table
+
+
+def scores_table(summary: dict[str, Any]) -> Table:
+    """Loss and accuracy or R² of the three parts."""
+    metric = "accuracy" if summary["classes"] else "r2"
+    table = Table("", "loss", "R²" if metric == "r2" else metric, box=box.SIMPLE_HEAD)
+    for part in summary["rows"]:
+        loss, score = summary[f"{part}_loss"], summary[f"{part}_{metric}"]
+        table.add_row(part, f"{loss:.4f}", f"{score:.4f}")
+    return table
+
+
+def describe_network(summary: dict[str, Any]) -> str:
+    """Sizes and activations, as in "64-128-10 relu"."""
+    units = summary["activation"] if len(summary["network"]) > 2 else ["linear"]
+    return f"{'-'.join(map(str, summary['network']))} {' '.join(units)}"
+
+
+def write_run(folder: Path, plan: Plan, outcome: Outcome, summary: dict[str, Any]) -> None:
+    """model.safetensors, summary.json and learning_curve.png, beside metrics.jsonl."""
+    save(folder / "model.safetensors", plan.model, outcome.params, plan.dataset.preparation)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    if summary["epochs"]:
+        title = f"{summary['data']}: {describe_network(summary)}, {summary['optimizer']}"
+        learning_curve(
+            folder / "learning_curve.png",
+            outcome.history,
+            metric="accuracy" if summary["classes"] else "R²",
+            title=title,
+            training="training, smoothed labels" if summary["label_smoothing"] else "training",
+        )
+
+
+def _head_name(model: MLP) -> str:
+    return next(name for name, head in HEADS.items() if head == model.head)

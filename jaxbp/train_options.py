@@ -1,0 +1,288 @@
+"""The options of ``jaxbp train``, and what they come to for the data at hand."""
+
+import itertools
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import optax
+import tyro
+from tyro.conf import arg
+
+from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
+from jaxbp.data import DataError, Dataset, load
+from jaxbp.gradient import Batch, autodiff, backprop
+from jaxbp.heads import smooth_labels
+from jaxbp.mlp import MLP
+from jaxbp.training import Gradient
+
+OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lbfgs"]
+OPTIMIZERS: dict[OptimizerName, Callable[[Any], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": partial(optax.sgd, momentum=0.9),
+    "nesterov": partial(optax.sgd, momentum=0.9, nesterov=True),
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "lbfgs": optax.lbfgs,
+}
+LEARNING_RATES: dict[OptimizerName, float | None] = {
+    "sgd": 0.1,
+    "momentum": 0.02,
+    "nesterov": 0.02,
+    "adam": 0.002,
+    "adamw": 0.002,
+    "lbfgs": None,  # found at each step by line search
+}
+ScheduleName = Literal["constant", "cosine", "linear"]
+SCHEDULES: dict[ScheduleName, Callable[[float, int], Any]] = {
+    "constant": lambda rate, steps: rate,
+    "cosine": optax.cosine_decay_schedule,
+    "linear": lambda rate, steps: optax.linear_schedule(rate, 0.0, steps),
+}
+GradientName = Literal["backprop", "autodiff"]
+GRADIENTS: dict[GradientName, Gradient] = {"backprop": backprop, "autodiff": autodiff}
+
+
+class OptionError(ValueError):
+    """An option that does not fit the others, or the data."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a multilayer perceptron by backpropagation, and keep it in a run folder.
+
+    DATA comes first: jaxbp train wine --hidden 32 16 --epochs 100
+    """
+
+    data: Annotated[
+        tyro.conf.Positional[str],
+        arg(
+            metavar="[DATA]",
+            help="digits, breast_cancer, wine, iris, diabetes, or the path of a .csv or .npz file",
+        ),
+    ] = "digits"
+    target: Annotated[
+        str | None,
+        arg(
+            metavar="COLUMN",
+            help="what to learn: a CSV's column by name or position, or the name of an .npz array",
+            help_behavior_hint="(default: the last column, or y)",
+        ),
+    ] = None
+    task: Annotated[
+        Literal["classification", "regression"] | None,
+        arg(
+            metavar="{classification,regression}",
+            help="what kind of target it is",
+            help_behavior_hint="(default: the head's; else classification for text and for at "
+            "most 20 different integers)",
+        ),
+    ] = None
+    hidden: Annotated[
+        tuple[int, ...],
+        arg(
+            metavar="[SIZE ...]",
+            help="hidden layers; none at all is linear, logistic or softmax regression",
+        ),
+    ] = (512, 256)
+    activation: Annotated[
+        tuple[ActivationName, ...],
+        arg(
+            metavar=f"{{{','.join(ACTIVATIONS)}}} ...",
+            help="of all hidden layers, or one each",
+        ),
+    ] = ("relu",)
+    head: Annotated[
+        HeadName | None,
+        arg(
+            metavar=f"{{{','.join(HEADS)}}}",
+            help="output unit and loss",
+            help_behavior_hint="(default: softmax_cross_entropy; sigmoid_logistic for two "
+            "classes; linear_squared_error for regression)",
+        ),
+    ] = None
+    optimizer: Annotated[
+        OptimizerName,
+        arg(help="makes a step of the gradient; lbfgs takes the full batch and searches a line"),
+    ] = "adam"
+    learning_rate: Annotated[
+        float | None,
+        arg(
+            metavar="RATE",
+            help="step size at the start",
+            help_behavior_hint="(default: 0.1 for sgd, 0.02 for momentum and nesterov, 0.002 for "
+            "adam and adamw)",
+        ),
+    ] = None
+    schedule: Annotated[ScheduleName, arg(help="how the learning rate falls over the run")] = (
+        "cosine"
+    )
+    batch_size: Annotated[
+        int | Literal["full"] | None,
+        arg(
+            metavar="ROWS|full",
+            help="rows a step",
+            help_behavior_hint="(default: 32; always full for lbfgs)",
+        ),
+    ] = None
+    epochs: Annotated[int, arg(metavar="N", help="passes over the training rows")] = 40
+    l2: Annotated[float, arg(help="weight decay: adds ½ · l2 · Σ‖W‖² to the objective")] = 1e-4
+    label_smoothing: Annotated[
+        float,
+        arg(
+            metavar="SHARE",
+            help="of each class label, spread evenly over the classes, in training only",
+        ),
+    ] = 0.1
+    patience: Annotated[
+        int | None,
+        arg(
+            metavar="EPOCHS",
+            help="stop after so many without a better validation loss, and keep the best; 0: never",
+            help_behavior_hint="(default: 10 for regression, 0 for classification)",
+        ),
+    ] = None
+    seed: Annotated[int, arg(help="of the split, the initial weights and the rows' order")] = 0
+    gradient: Annotated[GradientName, arg(help="by hand, or by jax.grad")] = "backprop"
+    output: Annotated[
+        Path | None,
+        arg(
+            metavar="FOLDER",
+            help="the run folder, new or empty",
+            help_behavior_hint="(default: the next free runs/DATA-NUMBER)",
+        ),
+    ] = None
+
+
+class Plan(NamedTuple):
+    """What the options come to for the data at hand."""
+
+    dataset: Dataset
+    model: MLP
+    parts: dict[str, Batch]  # train, validation and test, with targets as the head takes them
+    to_fit: Batch  # the training part, its labels smoothed
+    optimizer: optax.GradientTransformation
+    learning_rate: float | None
+    batch_size: int | None
+    patience: int
+
+
+def make_plan(options: Train) -> Plan:
+    """Load the data and fit the network to them.  Raises OptionError and DataError."""
+    check_options(options)
+    head = options.head and HEADS[options.head]
+    task: Any = options.task or (head and ("classification" if head.decide else "regression"))
+    if head and (task == "classification") != (head.decide is not None):
+        raise OptionError(f"--head {options.head} is not for {task}")
+    dataset = load(
+        options.data,
+        target=options.target,
+        task=task,
+        seed=options.seed,
+        standardize_target=options.head != "exp_poisson",
+    )
+    labels, columns = dataset.preparation.labels, dataset.train.target.shape[-1]
+    head_name = options.head or _default_head(labels)
+    outputs = columns if labels is None else len(labels)
+    if labels and len(labels) == 2 and head_name.startswith("sigmoid"):
+        outputs = 1
+    if head_name == "exp_poisson" and dataset.train.target.min() < 0:
+        raise DataError(f"{dataset.name}: exp_poisson is for counts, and the target has negatives")
+    parts = {
+        name: getattr(dataset, name)._replace(
+            target=encode_target(getattr(dataset, name).target, head_name, outputs)
+        )
+        for name in ("train", "validation", "test")
+    }
+    to_fit = parts["train"]
+    if labels and options.label_smoothing:
+        classes = outputs if head_name.startswith("softmax") else None
+        smoothed = smooth_labels(to_fit.target, options.label_smoothing, classes)
+        to_fit = to_fit._replace(target=smoothed)
+    units = tuple(ACTIVATIONS[name] for name in options.activation)
+    model = MLP(
+        sizes=(dataset.train.x.shape[1], *options.hidden, outputs),
+        activation=units[0] if len(units) == 1 else units,
+        head=HEADS[head_name],
+        l2=options.l2,
+    )
+    rows = len(dataset.train.x)
+    batch_size = _batch_size(options)
+    steps = options.epochs * math.ceil(rows / (batch_size or rows))
+    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
+    optimizer = OPTIMIZERS[options.optimizer](rate and SCHEDULES[options.schedule](rate, steps))
+    patience = options.patience
+    if patience is None:  # a fit of quantities overtakes the noise in them within a few epochs
+        patience = 0 if labels else 10
+    return Plan(dataset, model, parts, to_fit, optimizer, rate, batch_size, patience)
+
+
+def check_options(options: Train) -> None:
+    """Raise OptionError for a value out of range, or for two that exclude each other."""
+    at_least = {"epochs": 1, "l2": 0, "patience": 0, "seed": 0}
+    for name, least in at_least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= least:
+            raise OptionError(f"--{name}: got {value}, expected at least {least}")
+    if options.learning_rate is not None and not options.learning_rate > 0:
+        raise OptionError(f"--learning-rate: got {options.learning_rate}, expected more than 0")
+    if not 0 <= options.label_smoothing < 1:
+        raise OptionError(f"--label-smoothing: got {options.label_smoothing}, expected 0 to 1")
+    if isinstance(options.batch_size, int) and options.batch_size < 1:
+        raise OptionError(f"--batch-size: got {options.batch_size}, expected at least 1, or full")
+    if any(size < 1 for size in options.hidden):
+        raise OptionError(f"--hidden: got {' '.join(map(str, options.hidden))}, expected sizes ≥ 1")
+    if len(options.activation) not in {1, len(options.hidden)}:
+        raise OptionError(
+            f"--activation: got {len(options.activation)}, expected one, or one for each of the "
+            f"{len(options.hidden)} hidden layers"
+        )
+    if options.optimizer == "lbfgs":
+        if options.learning_rate is not None:
+            raise OptionError("--learning-rate: lbfgs finds its own by line search")
+        if options.batch_size not in {None, "full"}:
+            raise OptionError("--batch-size: lbfgs takes the full batch")
+    output = options.output
+    if output and output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise OptionError(f"--output: {output} exists, and nothing is overwritten")
+
+
+def encode_target(target: np.ndarray, head_name: str, outputs: int) -> np.ndarray:
+    """Integer classes as the head takes them; a regression's target is left as it is."""
+    if target.ndim > 1 or head_name.startswith("softmax"):
+        return target
+    classes = np.arange(outputs) if outputs > 1 else np.ones(1)
+    return np.asarray(target[:, None] == classes, np.float32)
+
+
+def _default_head(labels: tuple[str, ...] | None) -> str:
+    if labels is None:
+        return "linear_squared_error"
+    return "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"
+
+
+def _batch_size(options: Train) -> int | None:
+    if options.optimizer == "lbfgs" or options.batch_size == "full":
+        return None
+    return int(options.batch_size or 32)
+
+
+def make_folder(options: Train) -> Path:
+    """Make the run folder: what --output names, or the next free number; never one in use."""
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        return options.output
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    name = Path(options.data).stem
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
+            folder = runs / f"{name}-{number}"
+            folder.mkdir()
+            return folder
+    raise AssertionError

@@ -1,0 +1,313 @@
+"""Training: step 5 of the lecture's algorithm, over minibatches, for as many epochs as wanted.
+
+The data live on the device, and a whole epoch is one compiled ``lax.scan`` over its minibatches, so
+that between two steps there is nothing but arithmetic.  Minibatch, full batch (``batch_size=None``)
+and online learning (``batch_size=1``) are the same function.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxbp.gradient import Batch, backprop, objective, shares
+from jaxbp.heads import Head
+from jaxbp.mlp import MLP, Params, forward, init
+
+Gradient = Callable[[MLP, Params, Batch], tuple[Array, Params]]
+Carry = tuple[Params, optax.OptState]
+
+
+class Evaluation(NamedTuple):
+    """How a network does on a batch."""
+
+    loss: float  # the objective, L2 included
+    metric: float  # accuracy in [0, 1] where the head decides, else R² ≤ 1
+
+
+class History(NamedTuple):
+    """A run's record, one entry an epoch."""
+
+    training_loss: (
+        np.ndarray
+    )  # (epochs,) mean objective of the epoch's steps, each before its update
+    validation_loss: np.ndarray | None  # (epochs,) after the epoch; None without validation data
+    metric: np.ndarray | None  # (epochs,) accuracy or R² on the validation data, likewise
+
+
+class Epoch(NamedTuple):
+    """What ``on_epoch`` is told."""
+
+    number: int  # from 1
+    params: Params  # after the epoch; they stay valid and may be kept
+    training_loss: float
+    validation: Evaluation | None
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training met a loss or a parameter that is not finite.
+
+    ``epoch`` is where, ``params`` are those after the last epoch that was finite throughout (the
+    initial ones, if that is none) and ``history`` is the record up to there.
+    """
+
+    def __init__(self, epoch: int, params: Params, history: History) -> None:
+        super().__init__(
+            f"epoch {epoch}: the loss or a parameter is no longer finite; the exception's params "
+            f"are those after epoch {epoch - 1}. Try a learning rate ten times smaller, "
+            "standardised inputs, or optax.clip_by_global_norm before the optimiser"
+        )
+        self.epoch, self.params, self.history = epoch, params, history
+
+
+def make_step(
+    model: MLP, optimizer: optax.GradientTransformation, gradient: Gradient = backprop
+) -> Callable[[Carry, Batch], tuple[Carry, Array]]:
+    """Step 5, update: ``(params, state), batch -> (params, state), loss``, a ``lax.scan``'s body.
+
+    state starts as ``optimizer.init(params)``.  The plain rule is w ← w - η ∂L/∂w, which is
+    ``optax.sgd``; any optax optimiser will do, and line searches (``optax.lbfgs``) are given the
+    objective with the derivative that ``gradient`` claims.
+    """
+    update = optax.with_extra_args_support(optimizer).update
+
+    def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
+        params, state = carry
+        loss, grads = gradient(model, params, batch)
+        value_fn = _differentiable(lambda params: gradient(model, params, batch))
+        updates, state = update(grads, state, params, value=loss, grad=grads, value_fn=value_fn)
+        return (optax.apply_updates(params, updates), state), loss
+
+    return step
+
+
+def fit(
+    model: MLP,
+    batch: Batch,
+    *,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int | None,
+    key: Array,
+    params: Params | None = None,
+    validation: Batch | None = None,
+    gradient: Gradient = backprop,
+    on_epoch: Callable[[Epoch], Any] | None = None,
+) -> tuple[Params, History]:
+    """Train by (stochastic) gradient descent (Bishop 2006, section 5.2.4) -> (params, History).
+
+    Every epoch visits every row of batch once, in an order that depends on key and the epoch's
+    number alone; the last minibatch holds the rows that are left.  ``batch_size=None`` takes all
+    rows at once.  Training starts from params, which are left as they are, or from ``init(key,
+    model)``.  ``gradient`` is ``backprop``, ``autodiff`` or your own with their signature.  After
+    each epoch ``on_epoch`` is called with an ``Epoch``; if it returns True, training ends there.
+
+    Raises ValueError or TypeError for arguments that do not fit, before any training, and
+    NonFiniteLossError, which carries the last good parameters, when training diverges.
+
+    >>> from jaxbp import activations, heads
+    >>> model = MLP((1, 1), activations.identity, heads.linear_squared_error)
+    >>> x = jnp.linspace(-1, 1, 9)[:, None]
+    >>> params, history = fit(model, Batch(x, 3 * x + 1), optimizer=optax.sgd(0.1), epochs=50,
+    ...                       batch_size=3, key=jax.random.key(0))
+    >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
+    3.00 1.00
+    """
+    _check_arguments(batch, optimizer, epochs, batch_size, key)
+    if params is None:
+        params = init(key, model, dtype=_floating(batch.x))
+    batch = _on_device(model, params, batch, "batch")
+    if validation is not None:
+        validation = _on_device(model, params, validation, "validation")
+    state = optimizer.init(params)
+    seed = np.asarray(jax.random.key_data(key)).tolist()
+    losses: list[float] = []
+    evaluations: list[Evaluation] = []
+    for number in range(1, epochs + 1):
+        order = None if batch_size is None else _order(seed, number, batch.x.shape[0])
+        trained, state, loss = _run_epoch(
+            model, optimizer, gradient, batch_size, params, state, batch, order
+        )
+        if not np.isfinite(loss):
+            raise NonFiniteLossError(number, params, _history(losses, evaluations))
+        params = trained
+        losses.append(float(loss))
+        evaluation = None
+        if validation is not None:
+            evaluation = evaluate(model, params, validation)
+            evaluations.append(evaluation)
+        if on_epoch and on_epoch(Epoch(number, params, losses[-1], evaluation)):
+            break
+    return params, _history(losses, evaluations)
+
+
+def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
+    """The objective on a batch, and the accuracy or R² of its predictions.
+
+    Accuracy where the head decides between classes: the share of rows (for sigmoid units: of
+    outputs) whose decision is the target's.  Else R² = 1 - Σ(t - ŷ)² / Σ(t - t̄)², averaged over
+    outputs; an output whose target never varies counts 1 if it is met exactly and 0 if not.  Both
+    are weighted like the loss.  Raises ValueError where the batch does not fit the model.
+    """
+    loss, metric = _evaluate(model, params, batch)
+    return Evaluation(float(loss), float(metric))
+
+
+def metric_name(head: Head) -> str:
+    """What ``evaluate`` measures for a head: "accuracy" or "r2"."""
+    return "r2" if head.decide is None else "accuracy"
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames="state")
+def _run_epoch(
+    model: MLP,
+    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    batch_size: int | None,
+    params: Params,  # not donated: they are what a diverging epoch falls back to
+    state: optax.OptState,
+    batch: Batch,
+    order: Array | None,
+) -> tuple[Params, optax.OptState, Array]:
+    """One pass over the rows of batch; the mean loss is NaN where a new parameter is not finite."""
+    step = make_step(model, optimizer, gradient)
+
+    def step_on(carry: Carry, rows: Array) -> tuple[Carry, Array]:
+        return step(carry, jax.tree.map(lambda array: array[rows], batch))
+
+    if order is None or batch_size is None:
+        (params, state), loss = step((params, state), batch)
+    else:
+        left_over = order.size % batch_size  # the ragged last minibatch is a step of its own size
+        full = order[: order.size - left_over].reshape(-1, batch_size)
+        carry, losses = jax.lax.scan(step_on, (params, state), full)
+        total = batch_size * jnp.sum(losses)
+        if left_over:
+            carry, last_loss = step_on(carry, order[-left_over:])
+            total = total + left_over * last_loss
+        (params, state), loss = carry, total / order.size
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
+    return params, state, jnp.where(jnp.all(jnp.array(finite)), loss, jnp.nan)
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(model: MLP, params: Params, batch: Batch) -> tuple[Array, Array]:
+    logits, _ = forward(model, params, batch.x)
+    loss, _ = model.head.loss(logits, batch.target)
+    score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
+    metric = score(model.head.predict(logits), jnp.asarray(batch.target), shares(batch, loss))
+    return objective(model, params, batch), metric
+
+
+def _accuracy(
+    decide: Callable[[Array], Array], prediction: Array, target: Array, share: Array
+) -> Array:
+    decision = decide(prediction)
+    correct = decision == (decide(target) if target.shape == prediction.shape else target)
+    return jnp.sum(share * jnp.mean(correct, axis=range(share.ndim, correct.ndim)))
+
+
+def _r2(prediction: Array, target: Array, share: Array) -> Array:
+    mean = jnp.sum(share[:, None] * target, axis=0)
+    unexplained = jnp.sum(share[:, None] * (target - prediction) ** 2, axis=0)
+    total = jnp.sum(share[:, None] * (target - mean) ** 2, axis=0)
+    constant = jnp.where(unexplained == 0, 1.0, 0.0)
+    return jnp.mean(
+        jnp.where(total == 0, constant, 1 - unexplained / jnp.where(total == 0, 1, total))
+    )
+
+
+def _differentiable(
+    gradient: Callable[[Params], tuple[Array, Params]],
+) -> Callable[[Params], Array]:
+    """The objective as a function whose derivative, wherever JAX asks for it, is gradient's."""
+
+    @jax.custom_vjp
+    def value(params: Params) -> Array:
+        return gradient(params)[0]
+
+    def scale(grads: Params, cotangent: Array) -> tuple[Params]:
+        return (jax.tree.map(lambda grad: cotangent * grad, grads),)
+
+    value.defvjp(gradient, scale)
+    return value
+
+
+def _order(seed: list[int], epoch: int, rows: int) -> np.ndarray:
+    """A permutation, drawn on the host: on a CPU ``jax.random``'s costs as much as many steps."""
+    return np.random.default_rng([*seed, epoch]).permutation(rows).astype(np.int32)
+
+
+def _history(losses: list[float], evaluations: list[Evaluation]) -> History:
+    by_field = np.array(evaluations).T if evaluations else (None, None)
+    return History(np.array(losses), *by_field)
+
+
+def _check_arguments(
+    batch: Batch,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int | None,
+    key: Array,
+) -> None:
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer: got {optimizer!r}, expected optax's, such as optax.sgd(0.1)")
+    if not isinstance(epochs, Integral) or epochs < 1:
+        raise ValueError(f"epochs: got {epochs!r}, expected a positive int")
+    if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
+        raise ValueError(
+            f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
+        )
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
+        raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
+
+
+def _on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
+    """The batch on the device in the parameters' dtype, checked on the host before."""
+    dtype = params[0].weight.dtype
+    host = jax.tree.map(np.asarray, batch)
+    try:
+        jax.eval_shape(partial(objective, model), params, host)
+        _check_values(model, host)
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
+    classes = host.target.ndim < host.x.ndim
+    return Batch(
+        x=jnp.asarray(host.x, dtype),
+        target=jnp.asarray(host.target, None if classes else dtype),
+        weight=None if host.weight is None else jnp.asarray(host.weight, dtype),
+    )
+
+
+def _check_values(model: MLP, batch: Batch) -> None:
+    if batch.x.ndim < 2 or not batch.x.size:
+        raise ValueError(f"x: got shape {batch.x.shape}, expected at least one row, (B, D)")
+    for field, array in batch._asdict().items():
+        if array is not None and not np.isfinite(array).all():
+            row = np.argwhere(~np.isfinite(array))[0]
+            where = ", ".join(map(str, row))
+            raise ValueError(f"{field}: [{where}] is {array[tuple(row)]}, expected finite numbers")
+    if batch.target.ndim < batch.x.ndim:
+        strange = (batch.target < 0) | (batch.target >= model.sizes[-1])
+        if strange.any():
+            raise ValueError(
+                f"target: class {batch.target[strange][0]} in row {strange.argmax()}, "
+                f"expected classes 0 to {model.sizes[-1] - 1}"
+            )
+    if batch.weight is not None and (batch.weight.min() < 0 or not batch.weight.any()):
+        raise ValueError("weight: expected weights ≥ 0, not all zero")
+
+
+def _floating(x: Any) -> DTypeLike:
+    """The dtype of x as JAX would hold it, where that is a float; else float32."""
+    dtype = jnp.result_type(x)
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
