@@ -49,7 +49,8 @@ def relu(a: Array) -> tuple[Array, Array]:
 
 
 def leaky_relu(a: Array, *, alpha: float = 0.01) -> tuple[Array, Array]:
-    """h = a if a > 0 else αa, h' = 1 or α, for α ≥ 0; h'(0) = α (Maas et al. 2013, section 2)."""
+    """h = a if a > 0 else αa, h' = 1 or α, for α ≥ 0 (Maas et al. 2013, section 2); h'(0) = α, as
+    in the lectures, where ``jax.nn`` has 1."""
     if alpha < 0:
         raise ValueError(f"alpha: got {alpha}, expected at least 0")
     h = jnp.where(a > 0, a, alpha * a)
@@ -66,7 +67,7 @@ def elu(a: Array, *, k: float = 1.0) -> tuple[Array, Array]:
 
 def softplus(a: Array) -> tuple[Array, Array]:
     """h = ln(1 + eᵃ), h' = σ(a) = 1 - e⁻ʰ: the soft ReLU (Dugas et al. 2001)."""
-    h = jnp.maximum(a, 0) + jnp.log1p(jnp.exp(-jnp.abs(a)))  # e to a negative power: no overflow
+    h = jnp.logaddexp(a, 0)  # of the larger and a negative exponent: no overflow
     return h, -jnp.expm1(-h)
 
 

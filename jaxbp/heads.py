@@ -60,14 +60,15 @@ def huber(logits: Array, target: ArrayLike, *, threshold: float = 1.0) -> tuple[
 def absolute_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     """Σ |a - y|, whose minimum is the median; error sign(a - y), 0 at a = y; target (B, K)."""
     residual = logits - _values(logits, target)
-    return jnp.sum(jnp.abs(residual), axis=-1), jnp.sign(residual)
+    error = jnp.sign(residual)
+    return jnp.sum(error * residual, axis=-1), error
 
 
 def logistic(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
-    """max(a, 0) - y a + ln(1 + e^-|a|), which is -y ln σ(a) - (1-y) ln(1-σ(a)) for every finite a,
-    summed over independent outputs; labels (B, K) in [0, 1] (Bishop 2006, eq. 5.23)."""
+    """-Σ y ln σ(a) + (1-y) ln σ(-a), with -ln σ(a) = ln(1 + e⁻ᵃ) finite for every finite a; labels
+    (B, K) of independent outputs, in [0, 1] (Bishop 2006, eq. 5.23)."""
     y = _values(logits, target)
-    loss = jnp.maximum(logits, 0) - y * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    loss = y * jnp.logaddexp(-logits, 0) + (1 - y) * jnp.logaddexp(logits, 0)
     return jnp.sum(loss, axis=-1), jax.nn.sigmoid(logits) - y
 
 
@@ -127,9 +128,9 @@ def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = No
     if not 0 <= amount <= 1:
         raise ValueError(f"amount: got {amount}, expected a share of the label in [0, 1]")
     y = jnp.asarray(target)
-    y = y if jnp.issubdtype(y.dtype, jnp.floating) or num_classes else y.astype(float)
     if num_classes and (y.ndim < 2 or y.shape[-1] != num_classes):
         y = _labels(jnp.empty((*y.shape, num_classes)), y)
+    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)
     return (1 - amount) * y + amount / (num_classes or 2)
 
 
@@ -141,9 +142,9 @@ def _values(logits: Array, target: ArrayLike) -> Array:
 
 
 def _labels(logits: Array, target: ArrayLike) -> Array:
-    y, classes = jnp.asarray(target), jnp.arange(logits.shape[-1])
+    y, classes = jnp.asarray(target), jnp.arange(logits.shape[-1], dtype=jnp.int32)
     if y.shape != logits.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
         return _values(logits, y)
-    label = y[..., None]
+    label = y.astype(jnp.int32)[..., None]
     rows = (label == classes).astype(logits.dtype)
     return jnp.where((label >= 0) & (label < classes.size), rows, jnp.nan)

@@ -123,10 +123,10 @@ def fit(
     _check_arguments(batch, optimizer, epochs, batch_size, key)
     if params is None:
         params = init(key, model, dtype=_floating(batch.x))
-    batch = _on_device(model, params, batch, "batch")
+    batch = _on_device(model, params, batch)
     if validation is not None:
-        validation = _on_device(model, params, validation, "validation")
-    state = optimizer.init(params)
+        validation = _on_device(model, params, validation, "validation.")
+    state = jax.tree.map(jnp.copy, optimizer.init(params))  # to be donated: nothing may share it
     seed = np.asarray(jax.random.key_data(key)).tolist()
     losses: list[float] = []
     evaluations: list[Evaluation] = []
@@ -271,15 +271,15 @@ def _check_arguments(
         raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
 
 
-def _on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
+def _on_device(model: MLP, params: Params, batch: Batch, prefix: str = "") -> Batch:
     """The batch on the device in the parameters' dtype, checked on the host before."""
-    dtype = params[0].weight.dtype
     host = jax.tree.map(np.asarray, batch)
     try:
         jax.eval_shape(partial(objective, model), params, host)
         _check_values(model, host)
     except ValueError as error:
-        raise ValueError(f"{name}.{error}") from None
+        raise ValueError(f"{prefix}{error}") from None
+    dtype = params[0].weight.dtype
     classes = host.target.ndim < host.x.ndim
     return Batch(
         x=jnp.asarray(host.x, dtype),

@@ -1,0 +1,54 @@
+"""Everything that can be combined, by name, and random batches for it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxbp
+from jaxbp.checkpoint import ACTIVATIONS as NAMED
+from jaxbp.checkpoint import HEADS
+
+ACTIVATIONS = NAMED | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
+
+#: the same functions as JAX's own library writes them
+REFERENCES = {
+    "identity": lambda a: a,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "softplus": jax.nn.softplus,
+    "gelu": lambda a: jax.nn.gelu(a, approximate=False),
+    "silu": jax.nn.silu,
+    "with_slope(sin)": jnp.sin,
+}
+
+
+def random_params(model, seed, dtype=np.float64):
+    """Weights and biases of order one, so that no unit is dead and none is saturated."""
+    rng = np.random.default_rng(seed)
+    return tuple(
+        jaxbp.Layer(
+            jnp.asarray(rng.normal(size=(o, i)) / np.sqrt(i), dtype),
+            jnp.asarray(rng.normal(size=o) / 2, dtype),
+        )
+        for i, o in zip(model.sizes[:-1], model.sizes[1:], strict=True)
+    )
+
+
+def random_batch(model, rows, seed, *, weighted=True, integer=False, dtype=np.float64):
+    """Inputs, soft labels (or counts, or integer classes) and example weights."""
+    rng = np.random.default_rng([seed, 1])
+    inputs, outputs = model.sizes[0], model.sizes[-1]
+    if integer:
+        target = jnp.asarray(rng.integers(outputs, size=rows), jnp.int32)
+    else:
+        target = jnp.asarray(rng.uniform(size=(rows, outputs)), dtype)
+    weight = jnp.asarray(rng.uniform(0.1, 2, size=rows), dtype) if weighted else None
+    return jaxbp.Batch(jnp.asarray(rng.normal(size=(rows, inputs)), dtype), target, weight)
+
+
+def cases():
+    """Every activation × head."""
+    return [(activation, head) for activation in ACTIVATIONS for head in HEADS]

@@ -1,0 +1,133 @@
+"""The network: its description, its parameters, and what it says when they do not fit."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tables import random_batch, random_params
+
+import jaxbp
+from jaxbp import MLP, activations, heads
+
+WIDE = (300, 500, 400, 10)
+FAMILY = ["relu", "leaky_relu", "elu", "softplus", "gelu", "silu"]
+
+
+def variances(activation, **options):
+    """Each layer's weight variance, times its number of inputs."""
+    model = MLP(WIDE, activation, heads.softmax_cross_entropy)
+    params = jaxbp.init(jax.random.key(0), model, **options)
+    return [float(jnp.var(layer.weight)) * layer.weight.shape[1] for layer in params]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_relu_family_starts_by_he(name):
+    np.testing.assert_allclose(variances(getattr(activations, name)), [2, 2, 1], rtol=0.06)
+
+
+@pytest.mark.parametrize("activation", [activations.sigmoid, activations.tanh])
+def test_sigmoid_and_tanh_start_by_glorot(activation):
+    expected = [2 * 300 / 800, 2 * 500 / 900, 1]
+    np.testing.assert_allclose(variances(activation), expected, rtol=0.06)
+
+
+@pytest.mark.parametrize("activation", [activations.identity, jaxbp.with_slope(jnp.sin)])
+def test_everything_else_starts_by_lecun(activation):
+    np.testing.assert_allclose(variances(activation), [1, 1, 1], rtol=0.06)
+
+
+def test_a_scheme_can_be_named():
+    np.testing.assert_allclose(variances(activations.tanh, scheme="he"), [2, 2, 2], rtol=0.06)
+
+
+def test_the_scheme_sees_through_a_partial():
+    leaky = partial(activations.leaky_relu, alpha=0.2)
+    np.testing.assert_allclose(variances(leaky), [2, 2, 1], rtol=0.06)
+
+
+def test_init_takes_bias_and_dtype():
+    model = MLP((3, 4, 2), activations.relu, heads.softmax_cross_entropy)
+    params = jaxbp.init(jax.random.key(0), model, bias=0.1, dtype=jnp.bfloat16)
+    assert all(jnp.all(layer.bias == jnp.bfloat16(0.1)) for layer in params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_layers_start_differently():
+    model = MLP((4, 4, 4), activations.relu, heads.softmax_cross_entropy)
+    first, second = jaxbp.init(jax.random.key(0), model)
+    assert not jnp.allclose(first.weight / second.weight, jnp.sqrt(2.0))
+
+
+def test_a_model_is_a_static_argument():
+    model = MLP((2, 3, 1), (activations.tanh,), heads.linear_huber, l2=0.1)
+    assert hash(model) == hash(MLP((2, 3, 1), (activations.tanh,), heads.linear_huber, l2=0.1))
+    jitted = jax.jit(jaxbp.predict, static_argnums=0)
+    params = jaxbp.init(jax.random.key(0), model)
+    np.testing.assert_allclose(
+        jitted(model, params, jnp.ones(2)), jaxbp.predict(model, params, jnp.ones(2)), rtol=1e-6
+    )
+
+
+def test_one_activation_a_hidden_layer(x64):
+    units = (activations.tanh, activations.relu)
+    model = MLP((3, 4, 5, 2), units, heads.linear_squared_error)
+    (w1, b1), (w2, b2), (w3, b3) = params = random_params(model, 0)
+    x = random_batch(model, 1, 0).x[0]
+    expected = w3 @ jnp.maximum(w2 @ jnp.tanh(w1 @ x + b1) + b2, 0) + b3
+    np.testing.assert_allclose(jaxbp.predict(model, params, x), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("head", "unit"),
+    [
+        (heads.linear_squared_error, lambda a: a),
+        (heads.sigmoid_logistic, jax.nn.sigmoid),
+        (heads.softmax_cross_entropy, jax.nn.softmax),
+        (heads.exp_poisson, jnp.exp),
+    ],
+)
+def test_no_hidden_layer_is_a_generalised_linear_model(head, unit, x64):
+    """Linear, logistic, softmax and Poisson regression."""
+    model = MLP((3, 2), activations.relu, head)
+    (layer,) = params = random_params(model, 1)
+    x = random_batch(model, 5, 1).x
+    expected = unit(x @ layer.weight.T + layer.bias)
+    np.testing.assert_allclose(jaxbp.predict(model, params, x), expected, rtol=1e-13)
+
+
+def test_plain_numpy_and_integer_inputs_are_taken():
+    model = MLP((2, 3, 1), activations.relu, heads.linear_squared_error)
+    params = jaxbp.init(jax.random.key(0), model)
+    as_numpy = jaxbp.Batch(np.array([[1, 2]], np.uint8), np.array([[3]]))
+    as_jax = jaxbp.Batch(jnp.array([[1.0, 2.0]]), jnp.array([[3.0]]))
+    claimed, expected = (jaxbp.backprop(model, params, batch) for batch in (as_numpy, as_jax))
+    for left, right in zip(jax.tree.leaves(claimed), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"sizes": [2, 1]}, TypeError, r"sizes: got \[2, 1\], expected a tuple of ints"),
+        ({"sizes": (2, 1.5)}, TypeError, r"sizes: got \(2, 1.5\), expected a tuple of ints"),
+        ({"sizes": (2,)}, ValueError, r"sizes: got \(2,\), expected at least \(D, K\)"),
+        ({"sizes": (2, 0, 1)}, ValueError, r"sizes: got .*, every size positive"),
+        (
+            {"sizes": (2, 3, 3, 1), "activation": (activations.tanh,)},
+            ValueError,
+            r"activation: got 1, expected one, or 2 for \(2, 3, 3, 1\)",
+        ),
+    ],
+)
+def test_what_is_no_model_is_named(change, error, message):
+    model = MLP((2, 3, 1), activations.tanh, heads.linear_squared_error)._replace(**change)
+    with pytest.raises(error, match=message):
+        jaxbp.init(jax.random.key(0), model)
+
+
+def test_an_unknown_scheme_is_answered_with_the_known_ones():
+    model = MLP((2, 1), activations.tanh, heads.linear_squared_error)
+    with pytest.raises(ValueError, match="scheme: got 'xavier', expected one of he, glorot, lecun"):
+        jaxbp.init(jax.random.key(0), model, scheme="xavier")

@@ -1,0 +1,312 @@
+"""Training: what an epoch visits, what is compiled, what is recorded, and what is refused."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxbp
+from jaxbp import Batch, activations, heads
+from jaxbp.checking import relative_error
+
+MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error)
+KEY = jax.random.key(0)
+
+
+def table(rows=10, seed=0):
+    """A batch whose first input is the row's number."""
+    rng = np.random.default_rng(seed)
+    x = np.column_stack([np.arange(rows), rng.normal(size=(rows, 2))]).astype(np.float32)
+    return Batch(x, rng.normal(size=(rows, 2)).astype(np.float32))
+
+
+def fit(model=MODEL, batch=None, **options):
+    defaults = {"optimizer": optax.sgd(1e-3), "epochs": 2, "batch_size": 4, "key": KEY}
+    return jaxbp.fit(model, table() if batch is None else batch, **defaults | options)
+
+
+def minibatches(**options):
+    """The rows of every step, in order."""
+    seen = []
+
+    def spy(model, params, batch):
+        jax.debug.callback(
+            lambda x: seen.append(x[:, 0].astype(int).tolist()), batch.x, ordered=True
+        )
+        return jaxbp.backprop(model, params, batch)
+
+    fit(gradient=spy, **options)
+    jax.effects_barrier()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(4, [4, 4, 2]), (5, [5, 5]), (1, [1] * 10), (None, [10]), (64, [10])]
+)
+def test_an_epoch_visits_every_row_once(batch_size, sizes):
+    steps = minibatches(batch_size=batch_size, epochs=1)
+    assert [len(rows) for rows in steps] == sizes
+    assert sorted(row for rows in steps for row in rows) == list(range(10))
+
+
+def test_the_order_is_a_function_of_key_and_epoch():
+    first = minibatches(epochs=3)
+    assert minibatches(epochs=3, optimizer=optax.adam(1e-3)) == first
+    assert minibatches(epochs=3, key=jax.random.key(1)) != first
+    epochs = [first[0:3], first[3:6], first[6:9]]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_fit_is_the_loop_written_out():
+    """Against a Python loop over the same minibatches, with the ragged last one as it is."""
+    batch, optimizer = table(), optax.adam(0.01)
+    trained, history = fit(batch=batch, optimizer=optimizer, epochs=2)
+    params = jaxbp.init(KEY, MODEL)
+    state = optimizer.init(params)
+    losses = []
+    for rows in minibatches(epochs=2):
+        part = jax.tree.map(lambda array: array[np.array(rows)], batch)  # noqa: B023
+        loss, grads = jaxbp.autodiff(MODEL, params, part)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        losses += [float(loss)] * len(rows)
+    assert relative_error(trained, params) < 1e-5
+    np.testing.assert_allclose(
+        history.training_loss, np.reshape(losses, (2, 10)).mean(1), rtol=1e-5
+    )
+
+
+def test_nothing_recompiles_after_the_first_epoch():
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
+    )
+    at_epoch = []
+    fit(
+        epochs=5,
+        optimizer=optax.adam(1e-3),
+        validation=table(6, seed=1),
+        on_epoch=lambda epoch: at_epoch.append(len(compilations)),
+    )
+    assert at_epoch[0] > 0
+    assert at_epoch[1:] == at_epoch[:1] * 4
+
+
+def test_each_gradient_is_traced_once_a_program():
+    traced = chex.assert_max_traces(jaxbp.backprop, n=2)  # full minibatches and the ragged one
+    fit(gradient=traced, epochs=4)
+
+
+def test_backprop_and_autodiff_train_alike():
+    by_hand, _ = fit(epochs=20, optimizer=optax.adam(0.01))
+    by_jax, _ = fit(epochs=20, optimizer=optax.adam(0.01), gradient=jaxbp.autodiff)
+    assert relative_error(by_hand, by_jax) < 1e-4
+
+
+def test_history_and_evaluation():
+    validation = table(6, seed=1)
+    params, history = fit(epochs=3, validation=validation)
+    loss, metric = jaxbp.evaluate(MODEL, params, validation)
+    assert (
+        history.training_loss.shape == history.validation_loss.shape == history.metric.shape == (3,)
+    )
+    assert (history.validation_loss[-1], history.metric[-1]) == (loss, metric)
+    np.testing.assert_allclose(loss, jaxbp.objective(MODEL, params, validation), rtol=1e-6)
+    _, without = fit()
+    assert without.validation_loss is None
+    assert without.metric is None
+
+
+def test_on_epoch_is_told_and_can_stop():
+    told = []
+
+    def on_epoch(epoch):
+        told.append(epoch)
+        return np.bool_(epoch.number == 3)
+
+    params, history = fit(epochs=10, validation=table(6, seed=1), on_epoch=on_epoch)
+    assert [epoch.number for epoch in told] == [1, 2, 3]
+    assert len(history.training_loss) == 3
+    assert relative_error(params, told[-1].params) == 0
+    np.testing.assert_array_equal(history.training_loss, [e.training_loss for e in told])
+    np.testing.assert_array_equal(history.metric, [e.validation.metric for e in told])
+    assert relative_error(told[0].params, told[1].params) > 0  # earlier ones are still there
+
+
+def test_given_parameters_are_left_as_they_are():
+    params = jaxbp.init(jax.random.key(7), MODEL)
+    copy = jax.tree.map(np.array, params)
+    trained, _ = fit(params=params, optimizer=optax.adam(0.1))
+    assert relative_error(params, copy) == 0
+    assert relative_error(trained, copy) > 0
+
+
+def test_divergence_returns_the_last_good_parameters():
+    kept = []
+    with pytest.raises(
+        jaxbp.NonFiniteLossError, match=r"epoch \d+: .* learning rate ten times"
+    ) as e:
+        fit(optimizer=optax.sgd(10.0), epochs=50, on_epoch=lambda epoch: kept.append(epoch.params))
+    error = e.value
+    assert error.epoch == len(kept) + 1 == len(error.history.training_loss) + 1
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(error.params))
+    expected = kept[-1] if kept else jaxbp.init(KEY, MODEL)
+    assert relative_error(error.params, expected) == 0
+
+
+def test_a_step_that_only_spoils_the_parameters_is_noticed():
+    """The loss of the last step is still finite when its update is not."""
+
+    def gradient(model, params, batch):
+        loss, grads = jaxbp.backprop(model, params, batch)
+        return loss, jax.tree.map(lambda leaf: leaf * jnp.inf, grads)
+
+    with pytest.raises(jaxbp.NonFiniteLossError, match="epoch 1") as error:
+        fit(gradient=gradient, batch_size=None, epochs=1)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(error.value.params))
+
+
+def test_make_step_is_the_body_of_a_scan_and_maps_over_seeds():
+    optimizer = optax.adam(0.01)
+    step = jaxbp.make_step(MODEL, optimizer)
+    batches = jax.tree.map(lambda array: jnp.asarray(array[:9].reshape(3, 3, -1)), table())
+
+    def train(key):
+        params = jaxbp.init(key, MODEL)
+        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), batches)
+        return params, losses
+
+    keys = jax.random.split(KEY, 4)
+    params, losses = jax.vmap(train)(keys)
+    assert losses.shape == (4, 3)
+    alone, _ = train(keys[2])
+    assert relative_error(jax.tree.map(lambda leaf: leaf[2], params), alone) < 1e-5
+
+
+def test_lbfgs_searches_along_the_gradient_it_is_given():
+    """Its line search differentiates the objective: with backprop too, not with jax.grad."""
+    calls = []
+
+    def counted(model, params, batch):
+        calls.append(1)
+        return jaxbp.backprop(model, params, batch)
+
+    _, history = fit(optimizer=optax.lbfgs(), batch_size=None, epochs=15, gradient=counted)
+    assert len(calls) >= 2  # traced for the step and again inside the search
+    assert np.all(np.diff(history.training_loss) <= 1e-6)
+    _, by_sgd = fit(optimizer=optax.sgd(0.01), batch_size=None, epochs=15)
+    assert history.training_loss[-1] < by_sgd.training_loss[-1]
+
+
+def test_example_weights_and_bfloat16_and_float64():
+    weighted = table()._replace(weight=np.arange(10.0))
+    params, history = fit(batch=weighted)
+    assert np.isfinite(history.training_loss).all()
+    half = jaxbp.init(KEY, MODEL, dtype=jnp.bfloat16)
+    params, _ = fit(params=half)
+    assert params[0].weight.dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        exact = jax.tree.map(np.float64, table())
+        params, _ = fit(batch=exact)
+        assert params[0].weight.dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("head", "target", "prediction", "expected"),
+    [
+        (heads.softmax_cross_entropy, [0, 1, 1], [[2.0, 1], [0, 1], [1, 0]], 2 / 3),
+        (heads.softmax_cross_entropy, [[0.9, 0.1], [0.2, 0.8]], [[2.0, 1], [1, 0]], 1 / 2),
+        (heads.sigmoid_logistic, [[1.0, 0], [1, 1]], [[3.0, 3], [3, 3]], 3 / 4),
+        (heads.linear_squared_error, [[1.0], [2], [3]], [[1.0], [2], [4]], 1 - 1 / 2),
+        (heads.linear_squared_error, [[2.0], [2]], [[2.0], [2]], 1),
+        (heads.linear_squared_error, [[2.0], [2]], [[2.0], [3]], 0),
+    ],
+)
+def test_the_metric_is_what_the_head_calls_for(head, target, prediction, expected):
+    """Through an identity network, so that x are the logits."""
+    x, outputs = np.array(prediction), len(prediction[0])
+    model = jaxbp.MLP((outputs, outputs), activations.identity, head)
+    params = (jaxbp.Layer(jnp.eye(outputs), jnp.zeros(outputs)),)
+    evaluation = jaxbp.evaluate(model, params, Batch(x, np.array(target)))
+    np.testing.assert_allclose(evaluation.metric, expected, rtol=1e-6)
+
+
+def test_the_metric_is_weighted():
+    model = jaxbp.MLP((2, 2), activations.identity, heads.softmax_cross_entropy)
+    params = (jaxbp.Layer(jnp.eye(2), jnp.zeros(2)),)
+    batch = Batch(np.eye(2), np.array([0, 0]), np.array([3.0, 1.0]))
+    np.testing.assert_allclose(jaxbp.evaluate(model, params, batch).metric, 0.75)
+
+
+def with_nan(batch):
+    batch.x[3, 1] = np.nan
+    return batch
+
+
+CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch": (1, 2)}, TypeError, r"batch: got tuple, expected jaxbp.Batch\(x, target\)"),
+        ({"optimizer": 0.1}, TypeError, r"optimizer: got 0.1, expected optax's"),
+        ({"epochs": 0}, ValueError, "epochs: got 0, expected a positive int"),
+        ({"epochs": 1.5}, ValueError, "epochs: got 1.5, expected a positive int"),
+        ({"batch_size": 0}, ValueError, "batch_size: got 0, expected a positive int, or None"),
+        ({"key": 0}, TypeError, r"key: got 0, expected one jax.random.key\(seed\)"),
+        ({"key": jax.random.split(KEY)}, TypeError, "(?s)key: got .* expected one"),
+        (
+            {"batch": table()._replace(target=np.ones(10))},
+            ValueError,
+            r"target: got shape \(10,\), expected \(10, 2\)",
+        ),
+        (
+            {"validation": table()._replace(x=np.ones((10, 4)))},
+            ValueError,
+            r"validation.x: got shape \(10, 4\), expected \(..., 3\)",
+        ),
+        ({"batch": with_nan(table())}, ValueError, r"x: \[3, 1\] is nan, expected finite"),
+        (
+            {"batch": table()._replace(weight=np.zeros(10))},
+            ValueError,
+            "weight: expected weights ≥ 0, not all zero",
+        ),
+        (
+            {"model": CLASSES, "batch": table()._replace(target=np.arange(10) % 3)},
+            ValueError,
+            "target: class 2 in row 2, expected classes 0 to 1",
+        ),
+        (
+            {"batch": Batch(np.ones(3), np.ones(2))},
+            ValueError,
+            r"x: got shape \(3,\), expected at least one row, \(B, D\)",
+        ),
+        ({"params": ()}, ValueError, r"params: got weights \[\], expected"),
+    ],
+)
+def test_what_does_not_fit_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        fit(**options)
+
+
+@pytest.mark.parametrize("head", ["linear_huber", "linear_absolute_error", "exp_poisson"])
+def test_every_regression_head_learns_a_line(head):
+    """y = 2x + 1, as a rate e^y for Poisson; outliers move neither robust head."""
+    head = getattr(heads, head)
+    x = np.linspace(-1, 1, 41)[:, None]
+    y = np.array(head.predict(jnp.asarray(2 * x + 1)))
+    if head is not heads.exp_poisson:
+        y[::10] += 30
+    model = jaxbp.MLP((1, 1), activations.identity, head)
+    (layer,), _ = jaxbp.fit(
+        model,
+        Batch(x, y),
+        optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 800)),
+        epochs=800,
+        batch_size=None,
+        key=KEY,
+    )
+    np.testing.assert_allclose([layer.weight.item(), layer.bias.item()], [2, 1], atol=0.2)
