@@ -200,7 +200,7 @@ def _rows(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
 def _arrays(source: str | Path) -> dict[str, np.ndarray]:
     _check_is_file(source)
     try:
-        with np.load(source, allow_pickle=False) as archive:
+        with Path(source).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except ValueError as error:
         reason = (
@@ -246,6 +246,9 @@ def _read_cells(source: str | Path) -> _Cells:
     first = rows[0][1]
     has_header = not any(map(_is_number, first))
     names = tuple(map(str.strip, first)) if has_header else tuple(map(str, range(len(first))))
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"{source}: two columns are called {repeated!r}")
     body = rows[has_header:]
     if not body:
         raise DataError(f"{source}: a header and no rows")
@@ -351,10 +354,10 @@ def _encode_target(table: _Table, task: Task | None) -> tuple[tuple[str, ...] | 
     if target.ndim > 1:
         raise DataError(f"{table.name}: classification needs one target column, got {target.shape}")
     found, classes = np.unique(target, return_inverse=True)
-    if len(found) < 2:
-        raise DataError(f"{table.name}: every row has the target {found[0]}, expected two classes")
-    labels = table.labels or tuple(f"{v:g}" if found.dtype.kind == "f" else str(v) for v in found)
-    return labels, classes.astype(np.int32)
+    names = tuple(f"{v:g}" if found.dtype.kind == "f" else str(v) for v in found)
+    if len(names) < 2:
+        raise DataError(f"{table.name}: every row has the target {names[0]}, expected two classes")
+    return table.labels or names, classes.astype(np.int32)
 
 
 def _looks_like_classes(target: np.ndarray) -> bool:

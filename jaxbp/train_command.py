@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -22,11 +23,19 @@ from rich.table import Table
 import jaxbp
 from jaxbp.checking import central_difference, relative_error
 from jaxbp.checkpoint import HEADS, save
-from jaxbp.gradient import Batch, backprop, objective
-from jaxbp.mlp import MLP, Params, init
+from jaxbp.gradient import Batch, autodiff, backprop, objective
+from jaxbp.mlp import MLP, Params
 from jaxbp.plotting import learning_curve
 from jaxbp.train_options import GRADIENTS, Plan, Train, make_folder, make_plan
-from jaxbp.training import Epoch, History, NonFiniteLossError, evaluate, fit, metric_name
+from jaxbp.training import (
+    Epoch,
+    History,
+    NonFiniteLossError,
+    evaluate,
+    fit,
+    jitted_init,
+    metric_name,
+)
 
 _TRUSTED = 1e-3  # float32 rounding stays far below, a wrong formula far above
 
@@ -46,7 +55,7 @@ class Outcome(NamedTuple):
 def run(options: Train, console: Console) -> int:
     """Train as told and report to the console and to the run folder; the exit status."""
     plan = make_plan(options)
-    params = init(jax.random.key(options.seed), plan.model)
+    params = jitted_init(jax.random.key(options.seed), plan.model)
     errors = cross_check(plan.model, params, plan.to_fit)
     console.print(
         f"gradient check: backprop is within {errors['jax_grad']:.0e} of jax.grad "
@@ -67,35 +76,44 @@ def run(options: Train, console: Console) -> int:
 
 
 def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
-    """Relative errors of backprop on the first minibatch: against jax.grad in the parameters' own
-    dtype, and against central differences along random directions in float64."""
-    first = jax.tree.map(lambda array: array[:32], batch)
+    """Relative errors of backprop on the first rows: against jax.grad in the parameters' own dtype,
+    and against central differences in float64."""
+    first = jax.tree.map(lambda array: np.asarray(array[:32]), batch)
     with jax.default_matmul_precision("highest"):
-        gradients = [jax.jit(g, static_argnums=0)(model, params, first) for g in GRADIENTS.values()]
-        by_autodiff = relative_error(*(grads for _, grads in gradients))
+        by_autodiff = float(_error_by_autodiff(model, params, first))
+    directions = np.random.default_rng(0)  # drawn on the host: cheaper than to compile a generator
     with jax.enable_x64(True):
-        params, first = jax.tree.map(_to_float64, (params, first))
-        claimed, measured = jax.jit(_slopes, static_argnums=0)(model, params, first)
-        by_differences = relative_error(claimed, measured)
-    return {"jax_grad": float(by_autodiff), "finite_differences": float(by_differences)}
+        exact = jax.tree.map(_to_float64, (params, first))
+        along = jax.tree.map(lambda leaf: directions.normal(size=(8, *leaf.shape)), params)
+        by_differences = float(_error_by_differences(model, *exact, along))
+    return {"jax_grad": by_autodiff, "finite_differences": by_differences}
+
+
+@partial(jax.jit, static_argnums=0)
+def _error_by_autodiff(model: MLP, params: Params, batch: Batch) -> jax.Array:
+    _, claimed = backprop(model, params, batch)
+    _, reference = autodiff(model, params, batch)
+    return relative_error(claimed, reference)
+
+
+@partial(jax.jit, static_argnums=0)
+def _error_by_differences(
+    model: MLP, params: Params, batch: Batch, directions: Params
+) -> jax.Array:
+    """Of ⟨∇E, d⟩ along several directions d, taken as one vector."""
+    _, grads = backprop(model, params, batch)
+
+    def slopes(direction: Params) -> tuple[jax.Array, jax.Array]:
+        unit = optax.tree.scale(1 / optax.tree.norm(direction), direction)
+        measured = central_difference(lambda p: objective(model, p, batch), params, unit, 1e-5)
+        return optax.tree.vdot(grads, unit), measured
+
+    return relative_error(*jax.vmap(slopes)(directions))
 
 
 def _to_float64(array: Any) -> np.ndarray:
     values: np.ndarray = np.asarray(array)
     return np.asarray(values, np.float64 if values.dtype.kind == "f" else None)
-
-
-def _slopes(model: MLP, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """⟨∇E, d⟩ by backprop, and by differences, along eight random unit directions d."""
-    _, grads = backprop(model, params, batch)
-
-    def along(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        direction = optax.tree.random_like(key, params, jax.random.normal)
-        direction = optax.tree.scale(1 / optax.tree.norm(direction), direction)
-        measured = central_difference(lambda p: objective(model, p, batch), params, direction, 1e-5)
-        return optax.tree.vdot(grads, direction), measured
-
-    return jax.vmap(along)(jax.random.split(jax.random.key(0), 8))
 
 
 def train(options: Train, plan: Plan, params: Params, folder: Path, console: Console) -> Outcome:

@@ -122,11 +122,11 @@ def fit(
     """
     _check_arguments(batch, optimizer, epochs, batch_size, key)
     if params is None:
-        params = init(key, model, dtype=_floating(batch.x))
+        params = jitted_init(key, model, dtype=_floating(batch.x))
     batch = _on_device(model, params, batch)
     if validation is not None:
         validation = _on_device(model, params, validation, "validation.")
-    state = jax.tree.map(jnp.copy, optimizer.init(params))  # to be donated: nothing may share it
+    state = _initial_state(optimizer, params)
     seed = np.asarray(jax.random.key_data(key)).tolist()
     losses: list[float] = []
     evaluations: list[Evaluation] = []
@@ -163,6 +163,15 @@ def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
 def metric_name(head: Head) -> str:
     """What ``evaluate`` measures for a head: "accuracy" or "r2"."""
     return "r2" if head.decide is None else "accuracy"
+
+
+jitted_init = jax.jit(init, static_argnames=("model", "dtype"))  # one program, not dozens
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial_state(optimizer: optax.GradientTransformation, params: Params) -> optax.OptState:
+    """The state, sharing no buffer with params or within itself, for it will be donated."""
+    return jax.tree.map(jnp.copy, optimizer.init(params))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames="state")

@@ -1,4 +1,4 @@
-"""Each head's error against differentiation of its loss, its loss against an independent formula."""
+"""Each head's error against differentiation of its loss, its loss against another formula."""
 
 from functools import partial
 

@@ -43,7 +43,7 @@ def deltas_of(model, params, x, target):
 
 
 def test_nets_worked_example():
-    """w = 0.1, x = 3, y = 1, identity, squared error, η = 1: loss 0.49, gradient -4.2, new w 4.3."""
+    """w = 0.1, x = 3, y = 1, identity, squared error, η = 1: loss 0.49, gradient -4.2, w 4.3."""
     model = jaxbp.MLP((1, 1), activations.identity, heads.linear_squared_error)
     params = (Layer(jnp.array([[0.1]]), jnp.array([0.0])),)
     loss, (grad,) = jaxbp.backprop(model, params, Batch(jnp.array([[3.0]]), jnp.array([[1.0]])))
@@ -53,7 +53,7 @@ def test_nets_worked_example():
 
 
 def test_nets_punchline():
-    """∂J/∂W⁽³⁾ = (ŷ-y) a⁽³⁾, ∂J/∂W⁽²⁾ = (ŷ-y) W⁽³⁾ σ'(z⁽³⁾) a⁽²⁾, and one factor pair more for W⁽¹⁾.
+    """∂J/∂W⁽³⁾ = (ŷ-y) a⁽³⁾, ∂J/∂W⁽²⁾ = (ŷ-y) W⁽³⁾ σ'(z⁽³⁾) a⁽²⁾, and a pair of factors more below.
 
     Its z⁽ˡ⁾ are pre-activations and its a⁽ˡ⁾ outputs; the products are matrix products here.
     """
@@ -179,7 +179,7 @@ def test_muzaffar_learning_algorithm():
     orders = []
 
     def spy(model, params, batch):
-        jax.debug.callback(lambda x: orders.append(x), batch.x)
+        jax.debug.callback(orders.append, batch.x)
         return jaxbp.backprop(model, params, batch)
 
     trained, _ = jaxbp.fit(
@@ -693,8 +693,8 @@ def test_notes_backprop_example_1():
 
 
 def test_notes_backprop_example_2():
-    """ŷ = σ(α⁽³⁾ᵀ σ(α⁽²⁾ᵀ σ(α⁽¹⁾ᵀ x))) with cross-entropy: sigmoids all the way, the last of them the
-    head's; its α⁽ˡ⁾ are transposes of our weights."""
+    """ŷ = σ(α⁽³⁾ᵀ σ(α⁽²⁾ᵀ σ(α⁽¹⁾ᵀ x))) with cross-entropy: sigmoids all the way, the last of them
+    the head's; its α⁽ˡ⁾ are transposes of our weights."""
     model = jaxbp.MLP((3, 4, 2, 1), activations.sigmoid, heads.sigmoid_logistic)
     params = tuple(layer._replace(bias=0 * layer.bias) for layer in random_params(model, 27))
     x, y = jnp.array([0.4, -0.2, 1.1]), jnp.array([1.0])

@@ -1,0 +1,111 @@
+"""backprop against jax.grad: of the very same forward, and of an idiomatic ``jax.nn`` network.
+
+    python -m benchmarks.first_look [--output results.json]
+
+Time and temporary memory of one loss-and-gradient call, in float32, for several activations at
+8 hidden layers of 256 with batch 2048 and at 784-512-512-10 with batch 128.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxbp
+from benchmarks.protocol import compiled, conditions, interleaved, write
+from jaxbp import activations, heads
+from jaxbp.checking import relative_error
+
+SHAPES = {
+    "8×256, batch 2048": ((256,) * 9 + (10,), 2048),
+    "784-512-512-10, batch 128": ((784, 512, 512, 10), 128),
+}
+IDIOMATIC: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "softplus": jax.nn.softplus,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+def idiomatic(activation, params, batch):
+    """What one writes without this package: jax.nn, log_softmax, value_and_grad."""
+
+    def loss(params):
+        *hidden, output = params
+        z = batch.x
+        for layer in hidden:
+            z = activation(z @ layer.weight.T + layer.bias)
+        log_prediction = jax.nn.log_softmax(z @ output.weight.T + output.bias)
+        return -jnp.mean(jnp.sum(batch.target * log_prediction, axis=-1))
+
+    return jax.value_and_grad(loss)(params)
+
+
+def compare(name, sizes, rows):
+    """One row of the table; the gradients are checked to agree before anything is timed."""
+    model = jaxbp.MLP(sizes, getattr(activations, name), heads.softmax_cross_entropy)
+    params = jaxbp.init(jax.random.key(0), model)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(rows, sizes[0])), jnp.float32)
+    batch = jaxbp.Batch(x, jax.nn.one_hot(rng.integers(10, size=rows), 10))
+    contenders = {
+        "backprop": compiled(partial(jaxbp.backprop, model), params, batch),
+        "autodiff": compiled(partial(jaxbp.autodiff, model), params, batch),
+        "jax.nn": compiled(partial(idiomatic, IDIOMATIC[name]), params, batch),
+    }
+    _, reference = contenders["autodiff"].run()
+    for contender in contenders.values():
+        assert relative_error(contender.run()[1], reference) < 1e-4
+    timings = interleaved(contenders)
+    return {
+        contender: {
+            "seconds": timings[contender]._asdict(),
+            "temporary_mib": contenders[contender].temporary_bytes / 2**20,
+            "compile_seconds": contenders[contender].compile_seconds,
+        }
+        for contender in contenders
+    }
+
+
+def row(name, cell):
+    """Ratios first, then what they are ratios of."""
+    ours, same, nn = (cell[contender] for contender in ("backprop", "autodiff", "jax.nn"))
+    times = [entry["seconds"]["median"] for entry in (ours, same, nn)]
+    spread = (ours["seconds"]["upper"] - ours["seconds"]["lower"]) / times[0]
+    memory = [entry["temporary_mib"] for entry in (ours, same, nn)]
+    return (
+        f"{name:<11}{times[0] / times[1]:>6.2f}{times[0] / times[2]:>6.2f}"
+        f"{memory[0] / memory[1]:>8.2f}{memory[0] / memory[2]:>6.2f}"
+        f"{times[0] * 1e3:>10.2f} ms ±{spread / 2:>4.0%}{memory[0]:>8.1f} MiB"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, help="also write the result as JSON")
+    output = parser.parse_args().output
+    where = conditions()
+    print(f"{where['command']}\n{where['processor']}, {where['device']}, jax {where['jax']}")
+    result = {}
+    for shape, (sizes, rows) in SHAPES.items():
+        print(f"\n{shape}\n{'backprop over':<13}{'time':>8}{'memory':>14}{'backprop takes':>23}")
+        print(f"{'':<11}{'same':>6}{'nn':>6}{'same':>8}{'nn':>6}")
+        result[shape] = {}
+        for name in IDIOMATIC:
+            result[shape][name] = compare(name, sizes, rows)
+            print(row(name, result[shape][name]), flush=True)
+    if output:
+        write(output, {"ratios": result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What is saved comes back, and nothing else is taken for it."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("safetensors")
+
+import safetensors.numpy
+
+import jaxbp
+from jaxbp import activations, heads
+from jaxbp.checking import relative_error
+from jaxbp.checkpoint import CheckpointError
+from jaxbp.data import Preparation
+
+MODEL = jaxbp.MLP((3, 4, 2), activations.relu, heads.softmax_cross_entropy, l2=0.01)
+PREPARATION = Preparation(
+    features=("größe", "b", "c"),
+    mean=np.array([0.1, 2, 3]),
+    scale=np.array([1, 1 / 3, 2]),
+    labels=("ja", "nein"),
+    target_mean=np.zeros(1),
+    target_scale=np.ones(1),
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.safetensors"
+    params = jaxbp.init(jax.random.key(0), MODEL)
+    jaxbp.save(path, MODEL, params, PREPARATION)
+    return path, params
+
+
+def test_what_is_saved_comes_back(saved):
+    path, params = saved
+    model, loaded, preparation = jaxbp.load(path)
+    assert model == MODEL
+    assert relative_error(loaded, params) == 0
+    for field, value in PREPARATION._asdict().items():
+        np.testing.assert_array_equal(getattr(preparation, field), value)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL._replace(activation=(activations.elu,), head=heads.linear_huber),
+        MODEL._replace(activation=partial(activations.leaky_relu, alpha=0.2)),
+        MODEL._replace(sizes=(3, 2)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_every_description(tmp_path, model, dtype):
+    params = jaxbp.init(jax.random.key(0), model, dtype=dtype)
+    jaxbp.save(tmp_path / "model", model, params)
+    loaded = jaxbp.load(tmp_path / "model")
+    x = jnp.ones((2, 3), dtype)
+    np.testing.assert_array_equal(
+        np.float32(jaxbp.predict(loaded.model, loaded.params, x)),
+        np.float32(jaxbp.predict(model, params, x)),
+    )
+    assert loaded.params[0].weight.dtype == dtype
+    assert loaded.preparation is None
+
+
+def test_an_activation_of_your_own_needs_the_model(tmp_path):
+    model = MODEL._replace(activation=jaxbp.with_slope(jnp.sin))
+    params = jaxbp.init(jax.random.key(0), model)
+    jaxbp.save(tmp_path / "model", model, params)
+    with pytest.raises(CheckpointError, match="of your own; pass the model"):
+        jaxbp.load(tmp_path / "model")
+    assert jaxbp.load(tmp_path / "model", model).model is model
+    with pytest.raises(CheckpointError, match=r"holds sizes \[3, 4, 2\], not \(3, 5, 2\)"):
+        jaxbp.load(tmp_path / "model", model._replace(sizes=(3, 5, 2)))
+
+
+def test_nothing_is_overwritten_unasked(saved):
+    path, params = saved
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="already exists"):
+        jaxbp.save(path, MODEL, params)
+    assert path.read_bytes() == before
+    jaxbp.save(path, MODEL, params, overwrite=True)
+    assert jaxbp.load(path).preparation is None
+
+
+def test_every_flipped_byte_and_every_cut_is_noticed(saved):
+    path, _ = saved
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 13):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
+            jaxbp.load(path)
+    for length in (0, 7, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+            jaxbp.load(path)
+
+
+def test_foreign_files(tmp_path):
+    path = tmp_path / "foreign"
+    with pytest.raises(FileNotFoundError, match="foreign: no such file"):
+        jaxbp.load(path)
+    safetensors.numpy.save_file({"w": np.ones(3)}, path)
+    with pytest.raises(CheckpointError, match="not a network saved by jaxbp"):
+        jaxbp.load(path)
+    path.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        jaxbp.load(path)
+
+
+def test_an_edited_description_is_noticed(saved):
+    path, _ = saved
+    with safetensors.safe_open(path, "numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        described = file.metadata()
+    described["model"] = json.dumps(json.loads(described["model"]) | {"head": "linear_huber"})
+    safetensors.numpy.save_file(tensors, path, described)
+    with pytest.raises(CheckpointError, match="has been changed since it was saved"):
+        jaxbp.load(path)

@@ -1,0 +1,335 @@
+"""The command, as a user types it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import get_args
+
+import jax
+import numpy as np
+import pytest
+
+for module in ("tyro", "rich", "matplotlib", "safetensors", "sklearn"):
+    pytest.importorskip(module)
+
+import tyro
+
+import jaxbp
+from jaxbp import checkpoint, cli, train_command, train_options
+
+QUICK = ["--epochs", "2", "--hidden", "8"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs are written where the test is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+def run(*arguments):
+    return cli.main(list(map(str, arguments)))
+
+
+def refused(capsys, *arguments):
+    """The one line that a refused command prints."""
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("jaxbp: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_digits_by_default(seed, elsewhere):
+    """The main job: at least 0.97 on digits nobody trained on, whatever the seed."""
+    assert run("train", "--seed", seed) == 0
+    summary = summary_of(elsewhere / "runs" / "digits-1")
+    assert summary["test_accuracy"] >= 0.97
+    assert summary["gradient_check"]["jax_grad"] < 1e-5
+    assert summary["gradient_check"]["finite_differences"] < 1e-6
+
+
+def test_a_run_folder_holds_the_run(elsewhere, capsys):
+    assert run("train", "wine", *QUICK, "--output", "here/it") == 0
+    folder = elsewhere / "here" / "it"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "learning_curve.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "summary.json",
+    ]
+    summary = summary_of(folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert summary["validation_loss"] == pytest.approx(lines[-1]["validation_loss"])
+    assert summary["seconds"] > 0
+    assert summary["samples_per_second"] > 0
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    assert "gradient check: backprop is within" in out
+    for fact in ("13-8-3 relu", f"{14 * 8 + 9 * 3}", f"{summary['test_loss']:.4f}"):
+        assert fact in out
+
+
+def test_a_run_never_overwrites_another(elsewhere, capsys):
+    for _ in range(2):
+        assert run("train", "iris", *QUICK) == 0
+    assert sorted(path.name for path in (elsewhere / "runs").iterdir()) == ["iris-1", "iris-2"]
+    before = {path: path.read_bytes() for path in (elsewhere / "runs" / "iris-1").iterdir()}
+    message = refused(capsys, "train", "iris", *QUICK, "--output", "runs/iris-1")
+    assert "--output: runs/iris-1 exists, and nothing is overwritten" in message
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def fitted(*arguments):
+    """A plan made of a command line, and the history of training by it."""
+    plan = train_options.make_plan(tyro.cli(train_options.Train, args=list(map(str, arguments))))
+    return plan, jaxbp.fit(
+        plan.model,
+        plan.to_fit,
+        optimizer=plan.optimizer,
+        epochs=30,
+        batch_size=plan.batch_size,
+        key=jax.random.key(0),
+        validation=plan.parts["validation"],
+    )[1]
+
+
+@pytest.mark.parametrize("optimizer", get_args(train_options.OptimizerName))
+def test_every_optimizer_learns(optimizer):
+    """Better than always saying the commonest class, which is right in 0.4 of the rows."""
+    _, history = fitted("wine", "--hidden", 32, "--epochs", 30, "--optimizer", optimizer)
+    assert history.metric[-1] > 0.7
+
+
+@pytest.mark.parametrize("head", get_args(checkpoint.HeadName))
+def test_every_head_learns(head):
+    data = "diabetes" if head.startswith(("linear", "exp")) else "breast_cancer"
+    options = ["--hidden", 8, "--epochs", 30]
+    plan, history = fitted(data, *options, "--head", head)
+    assert plan.model.sizes[-1] == (2 if head.startswith("softmax") else 1)
+    assert history.validation_loss[-1] < history.validation_loss[0]
+
+
+@pytest.mark.parametrize("activation", get_args(checkpoint.ActivationName))
+def test_every_activation_learns(activation):
+    plan, history = fitted("iris", "--hidden", 8, "--activation", activation)
+    assert plan.model.activation is checkpoint.ACTIVATIONS[activation]
+    assert history.training_loss[-1] < history.training_loss[0]
+
+
+def test_independent_sigmoids_for_several_classes():
+    plan, history = fitted("wine", "--head", "sigmoid_logistic", "--hidden", 16)
+    assert plan.parts["test"].target.sum(axis=1).tolist() == [1] * len(plan.parts["test"].x)
+    np.testing.assert_allclose(sorted(set(plan.to_fit.target.ravel().tolist())), [0.05, 0.95])
+    assert history.metric[-1] > 0.7
+
+
+def test_several_activations_no_hidden_layers_and_the_other_options(elsewhere):
+    options = ["--activation", "tanh", "elu", "--hidden", 8, 4, "--schedule", "linear"]
+    assert run("train", "iris", *options, "--epochs", 2, "--gradient", "autodiff") == 0
+    assert run("train", "iris", "--hidden", "--epochs", 2, "--batch-size", "full") == 0
+    summary = summary_of(elsewhere / "runs" / "iris-2")
+    assert summary["network"] == [4, 3]
+    assert summary["batch_size"] is None
+
+
+def test_the_names_on_offer_are_the_tables_names():
+    assert get_args(train_options.OptimizerName) == tuple(train_options.OPTIMIZERS)
+    assert get_args(train_options.ScheduleName) == tuple(train_options.SCHEDULES)
+    assert get_args(train_options.GradientName) == tuple(train_options.GRADIENTS)
+    assert set(train_options.LEARNING_RATES) == set(train_options.OPTIMIZERS)
+
+
+def test_early_stopping_keeps_the_best(elsewhere, capsys):
+    assert run("train", "diabetes", "--epochs", 200, "--patience", 3) == 0
+    summary = summary_of(elsewhere / "runs" / "diabetes-1")
+    lines = (elsewhere / "runs" / "diabetes-1" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["validation_loss"] for line in lines]
+    assert summary["kept_epoch"] == int(np.argmin(losses)) + 1 == summary["epochs"] - 3
+    assert summary["validation_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert "stopped early" in capsys.readouterr().out
+
+
+def test_divergence_says_what_to_try_and_keeps_what_was_good(elsewhere, capsys):
+    options = ["--optimizer", "sgd", "--learning-rate", "1e6", "--activation", "identity"]
+    assert run("train", "diabetes", *options) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "diverged in epoch 1: the loss is no longer finite; kept the parameters after" in out
+    assert "Try a smaller --learning-rate" in out
+    _, params, _ = jaxbp.load(elsewhere / "runs" / "diabetes-1" / "model.safetensors")
+    assert all(np.isfinite(layer.weight).all() for layer in params)
+
+
+def test_a_wrong_gradient_is_not_trained_with(elsewhere, capsys, monkeypatch):
+    def planted(model, params, batch):
+        loss, (first, *rest) = jaxbp.backprop(model, params, batch)
+        return loss, (first._replace(weight=first.weight * 1.01), *rest)
+
+    monkeypatch.setattr(train_command, "backprop", planted)
+    jax.clear_caches()
+    assert run("train", "iris", *QUICK) == 1
+    jax.clear_caches()
+    assert "the hand-written gradient is not the gradient" in capsys.readouterr().out
+    assert not (elsewhere / "runs").exists()
+
+
+def start(*arguments):
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxbp", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_control_c_ends_the_epoch_and_saves(elsewhere):
+    process = start("train", "digits", "--epochs", 100000, "--hidden", 16, "--output", "run")
+    metrics = elsewhere / "run" / "metrics.jsonl"
+    patience = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "ending after this epoch" in out
+    assert "interrupted: training ended with epoch" in out
+    summary = summary_of(elsewhere / "run")
+    assert summary["epochs"] == summary["kept_epoch"] == len(metrics.read_text().splitlines())
+    assert jaxbp.load(elsewhere / "run" / "model.safetensors").preparation is not None
+
+
+def test_predictions_are_the_networks(elsewhere, capsys):
+    assert run("train", "iris", *QUICK) == 0
+    capsys.readouterr()
+    assert run("predict", "runs/iris-1", "iris") == 0
+    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(lines) == 150
+    model, params, preparation = jaxbp.load("runs/iris-1/model.safetensors")
+    x = jaxbp.data.transform(preparation, jaxbp.data.read_features("iris", preparation.features))
+    expected = np.asarray(jaxbp.predict(model, params, x))
+    found = [
+        [float(line[f"probability_{label}"]) for label in preparation.labels] for line in lines
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert [line["label"] for line in lines] == [preparation.labels[i] for i in expected.argmax(1)]
+
+
+def test_own_table_with_text_labels_from_training_to_prediction(elsewhere, capsys):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"{x:.4f}", f"{y:.4f}", "above" if y > x else "below") for x, y in rng.normal(size=(90, 2))
+    ]
+    text = "x,y,where\n" + "".join(",".join(row) + "\n" for row in rows)
+    (elsewhere / "points.csv").write_text(text)
+    assert run("train", "points.csv", "--target", "where", "--epochs", 30) == 0
+    (elsewhere / "new.csv").write_text("y,note,x\n2,far above,0\n-2,far below,0\n")
+    capsys.readouterr()
+    assert run("predict", "runs/points-1/model.safetensors", "new.csv") == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header == "label,probability_above,probability_below"
+    assert [line.split(",")[0] for line in lines] == ["above", "below"]
+
+
+def test_regression_predicts_in_the_targets_units(elsewhere):
+    x = np.linspace(0, 10, 100)
+    (elsewhere / "line.csv").write_text("x,y\n" + "".join(f"{v},{1000 + 50 * v}\n" for v in x))
+    assert run("train", "line.csv", "--hidden", "--epochs", 200, "--learning-rate", 0.05) == 0
+    (elsewhere / "new.csv").write_text("x\n4\n")
+    assert run("predict", "runs/line-1", "new.csv", "--output", "out.csv") == 0
+    header, value = (elsewhere / "out.csv").read_text().splitlines()
+    assert header == "prediction"
+    assert float(value) == pytest.approx(1200, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digit"], "digit: no such data; did you mean digits?"),
+        (["wine", "--epochs", 0], "--epochs: got 0, expected at least 1"),
+        (["wine", "--learning-rate", -1], "--learning-rate: got -1.0, expected more than 0"),
+        (["wine", "--learning-rate", "nan"], "--learning-rate: got nan, expected more than 0"),
+        (["wine", "--label-smoothing", 1], "--label-smoothing: got 1.0, expected 0 to 1"),
+        (["wine", "--batch-size", 0], "--batch-size: got 0, expected at least 1, or full"),
+        (["wine", "--hidden", 0], "--hidden: got 0, expected sizes ≥ 1"),
+        (["wine", "--activation", "tanh", "elu", "relu"], "--activation: got 3, expected one, or"),
+        (
+            ["wine", "--optimizer", "lbfgs", "--learning-rate", 1],
+            "lbfgs finds its own by line search",
+        ),
+        (["wine", "--optimizer", "lbfgs", "--batch-size", 8], "lbfgs takes the full batch"),
+        (
+            ["wine", "--head", "exp_poisson", "--task", "classification"],
+            "--head exp_poisson is not",
+        ),
+        (
+            ["diabetes", "--head", "softmax_cross_entropy", "--task", "regression"],
+            "is not for regr",
+        ),
+    ],
+)
+def test_training_options_that_do_not_fit(arguments, message, capsys, elsewhere):
+    assert message in refused(capsys, "train", *arguments)
+    assert not list(elsewhere.iterdir())
+
+
+def test_what_predict_cannot_read(elsewhere, capsys):
+    assert "gone: no such file" in refused(capsys, "predict", "gone", "iris")
+    (elsewhere / "bad").write_text("not a network")
+    assert "bad: not a complete safetensors file" in refused(capsys, "predict", "bad", "iris")
+    assert run("train", "iris", *QUICK) == 0
+    capsys.readouterr()
+    assert "13 columns, expected the 4" in refused(capsys, "predict", "runs/iris-1", "wine")
+    (elsewhere / "out.csv").write_text("mine")
+    message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "out.csv")
+    assert "out.csv" in message
+    assert (elsewhere / "out.csv").read_text() == "mine"
+
+
+def test_a_wrong_option_is_answered_with_the_right_ones(capsys):
+    with pytest.raises(SystemExit) as exit:
+        run("train", "--optimizer", "adm")
+    assert exit.value.code == 2
+    assert "adamw" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("train", "--epoch", "3")
+    assert "--epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["predict"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run(*command, "--help")
+    assert exit.value.code == 0
+    assert "usage: jaxbp" in capsys.readouterr().out
+
+
+def test_python_dash_m():
+    process = start("--help")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "train" in out
+
+
+def test_without_the_commands_extra_it_says_how_to_get_it(monkeypatch, capsys):
+    from jaxbp.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "jaxbp.cli")
+    monkeypatch.delattr(jaxbp, "cli")
+    assert main() == 2
+    assert "pip install 'jaxbp[cli]'" in capsys.readouterr().err

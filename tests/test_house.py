@@ -1,0 +1,119 @@
+"""The house rules: imports run one way, the core stays short, the README is true."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxbp
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "jaxbp"
+CORE = ("activations", "heads", "mlp", "gradient")
+
+#: a module may import those of the lines above its own, and outside libraries as said
+LEVELS = [
+    ({"activations", "heads"}, {"jax"}),
+    ({"mlp"}, {"jax"}),
+    ({"gradient"}, {"jax", "numpy"}),
+    ({"checking", "data"}, {"jax", "numpy"}),
+    ({"training", "checkpoint"}, {"jax", "numpy", "optax"}),
+    ({"plotting"}, {"numpy", "matplotlib"}),
+    ({"train_options", "predict_command"}, {"jax", "numpy", "optax", "tyro", "rich"}),
+    ({"train_command"}, {"jax", "jaxlib", "numpy", "optax", "rich"}),
+    ({"cli"}, {"tyro", "rich"}),
+    ({"__main__"}, set()),
+]
+#: what a caller of ``import jaxbp`` must not have to install
+EXTRAS = {"sklearn", "safetensors", "matplotlib", "rich", "tyro"}
+
+
+def imports(path):
+    """The modules a file imports anywhere in it, as (package, submodule or None)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package, _, module = node.module.partition(".")
+            if package != "jaxbp" or module:
+                yield package, module or None
+            else:
+                yield from (("jaxbp", alias.name) for alias in node.names)
+
+
+def test_every_module_has_its_level():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert modules == set().union(*(level for level, _ in LEVELS))
+
+
+@pytest.mark.parametrize("number", range(len(LEVELS)))
+def test_imports_run_one_way(number):
+    modules, libraries = LEVELS[number]
+    below = set().union(*(level for level, _ in LEVELS[:number]))
+    for module in modules:
+        for package, submodule in imports(PACKAGE / f"{module}.py"):
+            if package == "jaxbp":
+                assert submodule is None or submodule in below, (module, submodule)
+            elif package not in sys.stdlib_module_names:
+                assert package in libraries, (module, package)
+
+
+def test_importing_jaxbp_needs_jax_and_optax_alone():
+    code = f"import sys; sys.modules |= dict.fromkeys({EXTRAS}); import jaxbp; jaxbp.data.load"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_no_module_bears_the_name_of_an_exported_function():
+    functions = {name for name in jaxbp.__all__ if not isinstance(getattr(jaxbp, name), type(ast))}
+    assert not functions & {path.stem for path in PACKAGE.glob("*.py")}
+    assert all(hasattr(jaxbp, name) for name in jaxbp.__all__)
+
+
+def test_the_core_four_stay_under_500_lines():
+    lines = {name: len((PACKAGE / f"{name}.py").read_text().splitlines()) for name in CORE}
+    assert sum(lines.values()) < 500, lines
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_readme_blocks_run_and_print_what_they_say(block, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("sklearn")
+    pytest.importorskip("safetensors")
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out.splitlines()
+    promised = re.findall(r"^(?:print.*  )?# (.*)$", block, re.MULTILINE)
+    assert printed == promised
+
+
+def test_readme_counts_the_lines_of_what_it_tells_to_read():
+    for name, count in re.findall(r"`jaxbp/(\w+)\.py`\D*?(\d+) lines", README):
+        assert len((PACKAGE / f"{name}.py").read_text().splitlines()) == int(count), name
+    assert set(CORE) <= {
+        name for name, _ in re.findall(r"`jaxbp/(\w+)\.py`\D*?(\d+) lines", README)
+    }
+
+
+def test_readme_names_only_what_exists():
+    for name in re.findall(r"`jaxbp\.([\w.]+)", README):
+        target = jaxbp
+        for part in name.split("."):
+            target = getattr(target, part)
+    for path in re.findall(r"\]\((?!http)([\w./]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_ci_runs_the_readmes_own_test_command():
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in ci
+    commands = [line for block in blocks("sh") for line in block.splitlines() if "pytest" in line]
+    assert len(commands) == 1
