@@ -23,11 +23,7 @@ def identity(a: Array) -> tuple[Array, Array]:
 
 
 def sigmoid(a: Array) -> tuple[Array, Array]:
-    """h = 1 / (1 + e⁻ᵃ), h' = h (1 - h) ≤ ¼: saturates on both sides (Bishop 2006, eq. 5.6).
-
-    >>> [float(v) for v in sigmoid(jnp.float32(0))]
-    [0.5, 0.25]
-    """
+    """h = 1 / (1 + e⁻ᵃ), h' = h (1 - h) ≤ ¼: saturates on both sides (Bishop 2006, eq. 5.6)."""
     h = jax.nn.sigmoid(a)
     return h, h * (1 - h)
 
@@ -39,11 +35,7 @@ def tanh(a: Array) -> tuple[Array, Array]:
 
 
 def relu(a: Array) -> tuple[Array, Array]:
-    """h = max(0, a), h' = 1 if a > 0 else 0; relu'(0) = 0, as in JAX (Nair and Hinton 2010).
-
-    >>> [float(v) for v in relu(jnp.float32(0))]
-    [0.0, 0.0]
-    """
+    """h = max(0, a), h' = 1 if a > 0 else 0; relu'(0) = 0, as in JAX (Nair and Hinton 2010)."""
     h = jnp.where(a <= 0, 0, a)  # a select, not a maximum: XLA keeps h alone; NaN is not hidden
     return h, (h > 0).astype(h.dtype)
 

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
 from jaxbp.data import Preparation
-from jaxbp.mlp import MLP, Layer, Params
+from jaxbp.mlp import MLP, Layer, Params, predict
 
 #: what a file, or a command line, can name
 ActivationName = Literal[
@@ -39,6 +40,7 @@ HeadName = Literal[
 ACTIVATIONS: dict[str, Activation] = {n: getattr(activations, n) for n in get_args(ActivationName)}
 HEADS: dict[str, heads.Head] = {n: getattr(heads, n) for n in get_args(HeadName)}
 _FORMAT = "jaxbp network 1"
+_OWN = "(your own)"
 
 
 class CheckpointError(ValueError):
@@ -63,14 +65,18 @@ def save(
 ) -> None:
     """Write a network, and how its data were prepared, to a safetensors file.
 
-    An activation or head of your own is recorded by name only; ``load`` then needs the model.
-    Raises FileExistsError rather than replace a file, unless overwrite.
+    An activation or head of your own is not in the file; ``load`` then needs the model.  Raises
+    ValueError where params do not fit the model, FileNotFoundError for a folder that is not there,
+    and FileExistsError rather than replace a file, unless overwrite.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: already exists (overwrite=True replaces it)")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    _check_fit(model, params)
     tensors = {
-        f"{number}.{name}": np.asarray(array)
+        f"{number}.{name}": np.ascontiguousarray(array)
         for number, layer in enumerate(params, start=1)
         for name, array in layer._asdict().items()
     }
@@ -101,13 +107,19 @@ def load(path: str | Path, model: MLP | None = None) -> Checkpoint:
         raise CheckpointError(f"{path}: a safetensors file, but not a network saved by jaxbp")
     if described.pop("digest", "") != _digest(tensors, described):
         raise CheckpointError(f"{path}: the file has been changed since it was saved")
-    model = _model_from(path, json.loads(described["model"]), model)
-    params = tuple(
-        Layer(*(jnp.asarray(tensors[f"{number}.{name}"]) for name in Layer._fields))
-        for number in range(1, len(model.sizes))
-    )
-    preparation = json.loads(described["preparation"])
-    return Checkpoint(model, params, preparation and _preparation_from(preparation))
+    try:
+        model = _model_from(path, json.loads(described["model"]), model)
+        params = tuple(
+            Layer(*(jnp.asarray(tensors[f"{number}.{name}"]) for name in Layer._fields))
+            for number in range(1, len(model.sizes))
+        )
+        _check_fit(model, params)
+        preparation = json.loads(described["preparation"])
+        return Checkpoint(model, params, preparation and _preparation_from(preparation))
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its description makes no sense ({error!r})") from None
 
 
 def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -118,6 +130,12 @@ def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             return tensors, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from None
+
+
+def _check_fit(model: MLP, params: Params) -> None:
+    """Raise ValueError where params do not fit the model."""
+    x = np.zeros(model.sizes[0], np.float32)
+    jax.eval_shape(partial(predict, model), params, x)
 
 
 def _digest(tensors: Mapping[str, np.ndarray], described: Mapping[str, str]) -> str:
@@ -135,26 +153,26 @@ def _describe(model: MLP) -> dict[str, Any]:
     return {
         "sizes": list(map(int, model.sizes)),
         "activation": described if several else described[0],
-        "head": head or "your own",
+        "head": head or _OWN,
         "l2": float(model.l2),
     }
 
 
 def _describe_activation(unit: Activation) -> str | dict[str, Any]:
     if isinstance(unit, partial) and not unit.args:
-        name = _describe_activation(unit.func)
-        return {"name": name, **unit.keywords}
+        keywords = {name: float(value) for name, value in unit.keywords.items()}
+        return {"name": _describe_activation(unit.func), "keywords": keywords}
     name = getattr(unit, "__name__", "")
-    return name if ACTIVATIONS.get(name) is unit else "your own"
+    return name if ACTIVATIONS.get(name) is unit else _OWN
 
 
 def _model_from(path: str | Path, described: dict[str, Any], model: MLP | None) -> MLP:
     if model is not None:
-        if list(model.sizes) != described["sizes"]:
-            raise CheckpointError(f"{path}: holds sizes {described['sizes']}, not {model.sizes}")
+        if _describe(model) != described:
+            raise CheckpointError(f"{path}: holds {described}, not {_describe(model)}")
         return model
     units = described["activation"]
-    if "your own" in json.dumps(described):
+    if _OWN in json.dumps(described):
         raise CheckpointError(
             f"{path}: saved with an activation or head of your own; pass the model to load"
         )
@@ -171,8 +189,7 @@ def _model_from(path: str | Path, described: dict[str, Any], model: MLP | None) 
 def _activation_from(described: str | dict[str, Any]) -> Activation:
     if isinstance(described, str):
         return ACTIVATIONS[described]
-    keywords = dict(described)
-    return partial(ACTIVATIONS[keywords.pop("name")], **keywords)
+    return partial(ACTIVATIONS[described["name"]], **described["keywords"])
 
 
 def _listed(preparation: Preparation) -> dict[str, Any]:

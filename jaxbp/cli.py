@@ -1,16 +1,20 @@
 """The command ``jaxbp``: its subcommands, and how it ends when something is wrong."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
+import jax
 import tyro
 from rich.console import Console
 
+import jaxbp
 from jaxbp import predict_command, train_command
 from jaxbp.checkpoint import CheckpointError
 from jaxbp.data import DataError
 from jaxbp.predict_command import Predict
+from jaxbp.train_command import INTERRUPTED
 from jaxbp.train_options import OptionError, Train
 
 Command = (
@@ -18,11 +22,17 @@ Command = (
     | Annotated[Predict, tyro.conf.subcommand("predict")]
 )
 
-INTERRUPTED = 130  # as shells count an end by Ctrl-C
+
+_REQUEST_ERRORS = (OptionError, DataError, CheckpointError, OSError)
+_RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status: 0, or 1 for a run that failed, 2 for a wrong request."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) == ["--version"]:
+        print(f"jaxbp {jaxbp.__version__}, jax {jax.__version__}")
+        return 0
     command = tyro.cli(
         Command,
         prog="jaxbp",
@@ -30,13 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
     try:
         if isinstance(command, Train):
-            return train_command.run(command, Console())
-        return predict_command.run(command, Console(stderr=True))
-    except (OptionError, DataError, CheckpointError, OSError) as error:
-        print(f"jaxbp: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("jaxbp: interrupted", file=sys.stderr)
-        return INTERRUPTED
+            return train_command.run(command, Console(markup=False, emoji=False, highlight=False))
+        return predict_command.run(command, Console(stderr=True, markup=False, highlight=False))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (*_REQUEST_ERRORS, *_RUN_ERRORS, KeyboardInterrupt) as error:
+        status, message = _explain(error)
+        print(f"jaxbp: {message}", file=sys.stderr)
+        return status
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The exit status and the one line of an error that is no bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; nothing was saved"
+    if isinstance(error, _RUN_ERRORS):
+        return 1, f"the device gave up ({str(error).splitlines()[0]})"
+    if isinstance(error, OSError) and error.strerror:
+        return 2, f"{error.filename}: {error.strerror}"
+    return 2, str(error)

@@ -23,7 +23,9 @@ Task = Literal["classification", "regression"]
 
 BUNDLED = ("digits", "breast_cancer", "wine", "iris", "diabetes")
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
+_MISSING_LABEL = {"", "na", "n/a", "nan", "?"}  # "none" can be the name of a class
 _MOST_CLASSES = 20  # an integer target of more different values than this is taken for a quantity
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class DataError(ValueError):
@@ -54,7 +56,7 @@ class Dataset(NamedTuple):
 class _Table(NamedTuple):
     """What a source holds, before it is split."""
 
-    name: str
+    name: str  # as the user gave it
     features: tuple[str, ...]
     x: np.ndarray  # (N, D)
     target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
@@ -84,26 +86,31 @@ def load(
     standardize: bool = True,
     standardize_target: bool = True,
     stratify: bool = True,
+    header: bool | None = None,
 ) -> Dataset:
     """Read, split and standardise a data set.
 
-    source is a name in ``BUNDLED``, a ``.csv`` (comma, semicolon or tab; a header is recognised) or
-    an ``.npz`` with arrays ``x`` (N, ...) and ``y``.  target is the CSV's column by name or
-    position, the last one by default, or the name of the array.  Unless task says, a target of
-    text, of booleans or of at most 20 different integers is classification, anything else
-    regression.  validation and test are shares of the rows, drawn by seed; every class keeps its
-    proportion if stratify.  Raises DataError.
+    source is a name in ``BUNDLED``, a ``.csv`` (comma, semicolon or tab; a first row without a
+    number is its header, unless header says) or an ``.npz`` with arrays ``x`` (N, ...) and ``y``.
+    target is the CSV's column by name or position, the last one by default, or the name of the
+    array.  Unless task says, a target of text, of booleans or of at most 20 different integers is
+    classification, anything else regression.  validation and test are shares of the rows, drawn by
+    seed; every class keeps its proportion if stratify.  Raises DataError.
 
     >>> data = load("iris")
     >>> data.train.x.shape, data.preparation.labels
     ((97, 4), ('setosa', 'versicolor', 'virginica'))
     """
+    if not 0 <= seed < 2**32:
+        raise DataError(f"seed: got {seed}, expected 0 to 2³² - 1")
     if not (validation > 0 and test > 0 and validation + test < 1):
         raise DataError(
             f"validation, test: got {validation} and {test}, expected positive shares of the rows "
             "that leave some to train on"
         )
-    table = _read_table(source, target)
+    if task not in {None, "classification", "regression"}:
+        raise DataError(f"task: got {task!r}, expected classification or regression")
+    table = _read_table(source, target, task, header)
     labels, values = _encode_target(table, task)
     parts = _split(table.name, values, labels if stratify else None, validation, test, seed)
     quantity = None if labels else values[parts[0]]
@@ -119,7 +126,7 @@ def load(
     x = transform(preparation, table.x)
     train_rows, validation_rows, test_rows = parts
     return Dataset(
-        name=table.name,
+        name=Path(table.name).stem,
         train=Batch(x[train_rows], values[train_rows]),
         validation=Batch(x[validation_rows], values[validation_rows]),
         test=Batch(x[test_rows], values[test_rows]),
@@ -134,31 +141,44 @@ def read_features(source: str | Path, features: Sequence[str]) -> np.ndarray:
     in this order.  Raises DataError.
     """
     if _is_csv(source):
-        cells = _read_cells(source)
-        if not cells.has_header:
-            _check_width(source, cells.text, features)
-            return _numbers(cells, range(len(features)))
-        return _numbers(cells, [_column(cells, name) for name in features])
-    bundled = str(source) in BUNDLED
-    x = _read_bundled(str(source)).x if bundled else _rows(source, _arrays(source))
-    _check_width(source, x, features)
+        cells = _read_cells(source, names=features)
+        if cells.has_header:
+            return _numbers(cells, [_column(cells, name) for name in features])
+        _check_width(source, len(cells.names), features)
+        return _numbers(cells, range(len(features)))
+    x = _rows(source, _arrays(source)) if _is_npz(source) else _read_bundled(str(source)).x
+    _check_width(source, x.shape[1], features)
     return x
 
 
 def transform(preparation: Preparation, x: np.ndarray) -> np.ndarray:
-    """Raw rows (N, D) -> the network's input, (x - mean) / scale, in float32."""
-    return np.asarray((x - preparation.mean) / preparation.scale, np.float32)
+    """Raw rows (N, D) -> the network's input, (x - mean) / scale, in float32.
+
+    Raises DataError for a value that is out of float32's range, before or after.
+    """
+    scaled: np.ndarray = (np.asarray(x) - preparation.mean) / preparation.scale
+    beyond = np.argwhere(~(np.abs(scaled) <= _LARGEST))
+    if len(beyond):
+        row, column = beyond[0]
+        name = preparation.features[column]
+        raise DataError(f"x, row {row}, column {name!r}: {x[row, column]:g} is out of range")
+    return np.asarray(scaled, np.float32)
 
 
 # Reading a source
 
 
-def _read_table(source: str | Path, target: str | int | None) -> _Table:
+def _read_table(
+    source: str | Path, target: str | int | None, task: Task | None, header: bool | None
+) -> _Table:
     if _is_csv(source):
-        return _read_csv(source, target)
-    if Path(source).suffix.lower() == ".npz":
+        return _read_csv(source, target, task, header)
+    if _is_npz(source):
         return _read_npz(source, "y" if target is None else str(target))
-    return _read_bundled(str(source))
+    table = _read_bundled(str(source))
+    if target is not None:
+        raise DataError(f"target: got {target!r}, but {source} has its own target")
+    return table
 
 
 def _read_bundled(name: str) -> _Table:
@@ -178,13 +198,15 @@ def _read_npz(source: str | Path, target: str) -> _Table:
     arrays = _arrays(source)
     x = _rows(source, arrays)
     y = _array(source, arrays, target)
-    if y.ndim not in {1, 2} or len(y) != len(x):
+    if y.ndim not in {1, 2} or len(y) != len(x) or not y.size or y.dtype.kind not in "biufU":
         raise DataError(
-            f"{source}: {target} has shape {y.shape}, expected a row for each of x's {len(x)}"
+            f"{source}: {target} is {y.dtype} of shape {y.shape}, expected text or numbers for "
+            f"each of x's {len(x)} rows"
         )
     if y.dtype.kind == "f":
         _check_finite(source, target, y)
-    return _Table(Path(source).stem, tuple(f"x{i}" for i in range(x.shape[1])), x, y)
+    y = y[:, 0] if y.shape[1:] == (1,) else y
+    return _Table(str(source), tuple(f"x{i}" for i in range(x.shape[1])), x, y)
 
 
 def _rows(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -199,16 +221,16 @@ def _rows(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def _arrays(source: str | Path) -> dict[str, np.ndarray]:
     _check_is_file(source)
+    if not zipfile.is_zipfile(source):
+        raise DataError(f"{source}: not a complete .npz")
     try:
         with Path(source).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except ValueError as error:
-        reason = (
-            "it holds pickled objects, which are never read" if "pickle" in str(error) else error
-        )
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # a damaged archive fails in every way numpy and zlib know
+        pickled = "pickle" in str(error)
+        reason = "it holds pickled objects, which are never read" if pickled else error
         raise DataError(f"{source}: not an .npz of plain arrays ({reason})") from None
-    except (OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{source}: not a complete .npz ({error})") from None
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
 def _array(source: str | Path, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -217,46 +239,58 @@ def _array(source: str | Path, arrays: dict[str, np.ndarray], name: str) -> np.n
     return arrays[name]
 
 
-def _read_csv(source: str | Path, target: str | int | None) -> _Table:
-    cells = _read_cells(source)
+def _read_csv(
+    source: str | Path, target: str | int | None, task: Task | None, header: bool | None
+) -> _Table:
+    cells = _read_cells(source, header=header)
     if len(cells.names) < 2:
-        raise DataError(f"{source}: one column, expected features and a target")
+        raise DataError(
+            f"{source}: one column, expected features and a target with a comma, semicolon or tab "
+            "between"
+        )
     chosen = _column(cells, -1 if target is None else target)
     others = [column for column in range(len(cells.names)) if column != chosen]
-    return _Table(
-        Path(source).stem,
-        tuple(cells.names[column] for column in others),
-        _numbers(cells, others),
-        _numbers_or_text(cells, chosen),
-    )
+    values = _numbers(cells, [chosen])[:, 0] if task == "regression" else _target(cells, chosen)
+    names = tuple(cells.names[column] for column in others)
+    return _Table(str(source), names, _numbers(cells, others), values)
 
 
-def _read_cells(source: str | Path) -> _Cells:
+def _read_cells(
+    source: str | Path, *, header: bool | None = None, names: Sequence[str] = ()
+) -> _Cells:
+    """A CSV's text; the first row is a header if header says so, if it has names, or no number."""
     _check_is_file(source)
+    rows: list[tuple[int, list[str]]] = []
     try:
         with Path(source).open(encoding="utf-8-sig", newline="") as file:
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
-            rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            line = 1
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if any(cells):
+                    rows.append((line, cells))
+                line = reader.line_num + 1
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{source}: not a readable CSV ({error})") from None
     if not rows:
         raise DataError(f"{source}: the file is empty")
     first = rows[0][1]
-    has_header = not any(map(_is_number, first))
-    names = tuple(map(str.strip, first)) if has_header else tuple(map(str, range(len(first))))
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    if header is None:
+        header = (bool(names) and set(names) <= set(first)) or not any(map(_is_number, first))
+    columns = tuple(first) if header else tuple(f"column {i}" for i in range(len(first)))
+    repeated = next((name for name in columns if columns.count(name) > 1), None)
     if repeated is not None:
-        raise DataError(f"{source}: two columns are called {repeated!r}")
-    body = rows[has_header:]
+        raise DataError(f"{source}: two columns are called {_brief(repeated)}")
+    body = rows[header:]
     if not body:
         raise DataError(f"{source}: a header and no rows")
     for line, row in body:
-        if len(row) != len(names):
-            raise DataError(f"{source}, row {line}: {len(row)} columns, expected {len(names)}")
+        if len(row) != len(columns):
+            raise DataError(f"{source}, row {line}: {len(row)} columns, expected {len(columns)}")
     lines, text = zip(*body, strict=True)
-    return _Cells(source, names, has_header, lines, np.char.strip(np.array(text)))
+    return _Cells(source, columns, header, lines, np.array(text, object))
 
 
 def _column(cells: _Cells, target: str | int) -> int:
@@ -268,8 +302,10 @@ def _column(cells: _Cells, target: str | int) -> int:
     except (ValueError, IndexError):
         near = get_close_matches(str(target), cells.names, n=1)
         raise DataError(
-            f"{cells.source}: no column {target!r}{f'; did you mean {near[0]!r}?' if near else ''} "
-            f"(the columns are {', '.join(cells.names)})"
+            f"{cells.source}: no column {_brief(target)}"
+            f"{f'; did you mean {_brief(near[0])}?' if near else ''} "
+            f"(the columns are {', '.join(map(_brief, cells.names[:10]))}"
+            f"{', ...' if len(cells.names) > 10 else ''})"
         ) from None
 
 
@@ -278,32 +314,39 @@ def _numbers(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
     text = cells.text[:, list(columns)]
     try:
         values = text.astype(np.float64)
-        if np.isfinite(values).all():
+        if (np.abs(values) <= _LARGEST).all():
             return values
     except ValueError:
         pass
     for line, row in zip(cells.lines, text, strict=True):
         for column, cell in zip(columns, row, strict=True):
-            where = f"{cells.source}, row {line}, column {cells.names[column]!r}"
+            where = f"{cells.source}, row {line}, column {_brief(cells.names[column])}"
             if cell.lower() in _MISSING:
                 raise DataError(f"{where}: missing value")
             if not _is_number(cell):
-                raise DataError(f"{where}: {str(cell)!r} where a number belongs")
-            if not np.isfinite(float(cell)):
-                raise DataError(f"{where}: {cell} is not finite")
+                raise DataError(f"{where}: {_brief(cell)} where a number belongs")
+            if not abs(float(cell)) <= _LARGEST:
+                raise DataError(f"{where}: {cell} is not finite in float32")
     raise AssertionError("float() and numpy disagree about a number")
 
 
-def _numbers_or_text(cells: _Cells, column: int) -> np.ndarray:
+def _target(cells: _Cells, column: int) -> np.ndarray:
+    """A column as integers or numbers, where all of it is, or else as text."""
     text = cells.text[:, column]
-    if any(map(_is_number, text)) and not set(map(str.lower, text)) & _MISSING:
-        return _numbers(cells, [column])[:, 0] if all(map(_is_number, text)) else text
     for line, cell in zip(cells.lines, text, strict=True):
-        if cell.lower() in _MISSING:
-            raise DataError(
-                f"{cells.source}, row {line}, column {cells.names[column]!r}: missing value"
-            )
-    return text
+        if cell.lower() in _MISSING_LABEL:
+            where = f"{cells.source}, row {line}, column {_brief(cells.names[column])}"
+            raise DataError(f"{where}: missing value")
+    try:
+        return text.astype(np.int64)
+    except (ValueError, OverflowError):
+        return _numbers(cells, [column])[:, 0] if all(map(_is_number, text)) else text.astype(str)
+
+
+def _brief(value: object) -> str:
+    """A quoted name or cell on one line, however long it is."""
+    text = str(value)
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def _is_number(cell: str) -> bool:
@@ -320,19 +363,18 @@ def _check_is_file(source: str | Path) -> None:
 
 
 def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
-    if not np.isfinite(array).all():
-        where = np.argwhere(~np.isfinite(array))[0]
+    if not (np.abs(array) <= _LARGEST).all():
+        where = np.argwhere(~(np.abs(array) <= _LARGEST))[0]
         row, column = where[0], f", column {where[1]}" if array.ndim > 1 else ""
-        raise DataError(
-            f"{source}: {name}, row {row}{column}: {array[tuple(where)]}, a missing value"
-        )
+        value = array[tuple(where)]
+        raise DataError(f"{source}: {name}, row {row}{column}: {value:g} is not finite in float32")
 
 
-def _check_width(source: str | Path, table: np.ndarray, features: Sequence[str]) -> None:
-    if table.shape[1] != len(features):
+def _check_width(source: str | Path, width: int, features: Sequence[str]) -> None:
+    if width != len(features):
         raise DataError(
-            f"{source}: {table.shape[1]} columns, expected the {len(features)} the network was "
-            f"trained on ({', '.join(features[:5])}{', ...' if len(features) > 5 else ''})"
+            f"{source}: {width} columns, expected the {len(features)} the network was trained on, "
+            f"without the target ({', '.join(features[:5])}{', ...' if len(features) > 5 else ''})"
         )
 
 
@@ -346,15 +388,14 @@ def _encode_target(table: _Table, task: Task | None) -> tuple[tuple[str, ...] | 
         task = "classification" if table.labels or _looks_like_classes(target) else "regression"
     if task == "regression":
         if target.dtype.kind not in "biuf":
-            text = next(value for value in target.ravel().tolist() if not _is_number(value))
-            raise DataError(
-                f"{table.name}: the target {text!r} is text, but regression needs numbers"
-            )
+            first = _brief(target.ravel()[0])
+            raise DataError(f"{table.name}: the target {first} is text; regression needs numbers")
         return None, target.reshape(len(target), -1).astype(np.float64)
     if target.ndim > 1:
         raise DataError(f"{table.name}: classification needs one target column, got {target.shape}")
     found, classes = np.unique(target, return_inverse=True)
-    names = tuple(f"{v:g}" if found.dtype.kind == "f" else str(v) for v in found)
+    whole = found.dtype.kind == "f" and bool((found == found.round()).all())
+    names = tuple(str(int(value)) if whole else str(value) for value in found)
     if len(names) < 2:
         raise DataError(f"{table.name}: every row has the target {names[0]}, expected two classes")
     return table.labels or names, classes.astype(np.int32)
@@ -382,8 +423,8 @@ def _split(
         counts = np.bincount(values)
         if counts.min() < 3:
             raise DataError(
-                f"{name}: class {labels[counts.argmin()]!r} has {counts.min()} row(s), and a "
-                "stratified split in three needs 3 of each (or do not stratify)"
+                f"{name}: class {_brief(labels[counts.argmin()])} has {counts.min()} row(s), and a "
+                "stratified split in three needs 3 of each; without stratifying any will do"
             )
     split = _sklearn("model_selection").train_test_split
     rows = np.arange(len(values))
@@ -396,7 +437,8 @@ def _split(
         rest, test_rows = part(rows, test)
         train_rows, validation_rows = part(rest, validation / (1 - test))
     except ValueError as error:
-        raise DataError(f"{name}: {len(values)} rows cannot be split so ({error})") from None
+        reason = str(error).split(", the resulting")[0]
+        raise DataError(f"{name}: {len(values)} rows cannot be split so ({reason})") from None
     return train_rows, validation_rows, test_rows
 
 
@@ -410,6 +452,10 @@ def _moments(values: np.ndarray | None, columns: int) -> tuple[np.ndarray, np.nd
 
 def _is_csv(source: str | Path) -> bool:
     return Path(source).suffix.lower() == ".csv"
+
+
+def _is_npz(source: str | Path) -> bool:
+    return Path(source).suffix.lower() == ".npz"
 
 
 def _sklearn(module: str) -> Any:

@@ -73,9 +73,8 @@ def logistic(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 
 def sigmoid_squared(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
-    """‖σ(a) - y‖²: its error vanishes where σ saturates, right or wrong; labels (B, K).
-
-    The pair that the lectures warn against, here so that the harm can be shown."""
+    """‖σ(a) - y‖², here so that its harm can be shown: where σ saturates the error vanishes, be the
+    prediction right or wrong; labels (B, K)."""
     prediction = jax.nn.sigmoid(logits)
     residual = prediction - _values(logits, target)
     return jnp.sum(residual**2, axis=-1), 2 * residual * prediction * (1 - prediction)
@@ -143,8 +142,10 @@ def _values(logits: Array, target: ArrayLike) -> Array:
 
 def _labels(logits: Array, target: ArrayLike) -> Array:
     y, classes = jnp.asarray(target), jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    if y.shape != logits.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
+    if y.shape != logits.shape[:-1]:
         return _values(logits, y)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"target: got {y.dtype} of shape {y.shape}, expected integer classes there")
     label = y.astype(jnp.int32)[..., None]
     rows = (label == classes).astype(logits.dtype)
     return jnp.where((label >= 0) & (label < classes.size), rows, jnp.nan)

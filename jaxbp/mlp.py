@@ -10,6 +10,7 @@ network, L layers.  Wherever B stands, no axis or several may stand as well: the
 broadcasts the parameters over them, so the gradients sum over them.
 """
 
+from itertools import pairwise
 from numbers import Integral
 from typing import NamedTuple
 
@@ -52,9 +53,7 @@ _SCHEMES = {
     "glorot": jax.nn.initializers.glorot_normal(in_axis=1, out_axis=0),
     "lecun": jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0),
 }
-_SCHEME_OF = {"sigmoid": "glorot", "tanh": "glorot"} | dict.fromkeys(
-    ("relu", "leaky_relu", "elu", "softplus", "gelu", "silu"), "he"
-)
+_HE, _GLOROT = {"relu", "leaky_relu", "elu", "softplus", "gelu", "silu"}, {"sigmoid", "tanh"}
 
 
 def init(
@@ -74,27 +73,26 @@ def init(
     """
     if scheme not in {None, *_SCHEMES}:
         raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(_SCHEMES)}, or None")
-    units = _units(model)
+    layers, units = [], _units(model)
     keys = jax.random.split(key, len(units))
-    shapes = zip(model.sizes[1:], model.sizes[:-1], strict=True)
-    return tuple(
-        Layer(
-            weight=_SCHEMES[scheme or _scheme_of(unit)](unit_key, shape, dtype),
-            bias=jnp.full(shape[0], bias, dtype),
-        )
-        for unit, unit_key, shape in zip(units, keys, shapes, strict=True)
-    )
+    for unit, unit_key, (i, o) in zip(units, keys, pairwise(model.sizes), strict=True):
+        weight = _SCHEMES[scheme or _scheme_of(unit)](unit_key, (o, i), dtype)
+        layers.append(Layer(weight, bias=jnp.full(o, bias, dtype)))
+    return tuple(layers)
 
 
 def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, tuple[Residual, ...]]:
     """Step 1, forward propagate *and store*: x (B, D) -> logits (B, K) and a residual a layer.
 
-    Raises ValueError where params or x do not fit the model's sizes.
+    Raises TypeError for what is no model, ValueError where params or x do not fit its sizes.
     """
     z = _checked_input(model, params, x)
     residuals = []
     for layer, unit in zip(params, _units(model), strict=True):
-        h, slope = unit(z @ layer.weight.T + layer.bias)
+        pair = unit(z @ layer.weight.T + layer.bias)
+        if not isinstance(pair, tuple):
+            raise TypeError(f"activation: {unit} gives no (h, slope); jaxbp.with_slope makes one")
+        h, slope = pair
         residuals.append(Residual(input=z, slope=slope))
         z = h
     return z, tuple(residuals)
@@ -130,13 +128,17 @@ def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
 
 def _units(model: MLP) -> tuple[Activation, ...]:
     """One activation a layer; the last is linear, for the output unit belongs to the head."""
-    sizes, activation = model.sizes, model.activation
+    sizes, activation, head, _ = model
+    if not isinstance(head, Head):
+        raise TypeError(f"head: got {head!r}, expected one of jaxbp.heads, or a jaxbp.Head")
     if not isinstance(sizes, tuple) or not all(isinstance(size, Integral) for size in sizes):
         raise TypeError(f"sizes: got {sizes!r}, expected a tuple of ints (D, hidden..., K)")
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"sizes: got {sizes}, expected at least (D, K), every size positive")
     hidden = len(sizes) - 2
     units = activation if isinstance(activation, tuple) else (activation,) * hidden
+    if not all(map(callable, units)):
+        raise TypeError(f"activation: got {activation!r}, expected functions a -> (h, slope)")
     if len(units) != hidden:
         raise ValueError(f"activation: got {len(units)}, expected one, or {hidden} for {sizes}")
     return (*units, identity)
@@ -144,14 +146,15 @@ def _units(model: MLP) -> tuple[Activation, ...]:
 
 def _scheme_of(unit: Activation) -> str:
     unit = getattr(unit, "func", unit)  # of functools.partial(leaky_relu, alpha=0.2)
-    return _SCHEME_OF.get(getattr(unit, "__name__", ""), "lecun")
+    name = getattr(unit, "__name__", "")
+    return "he" if name in _HE else "glorot" if name in _GLOROT else "lecun"
 
 
 def _checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
-    expected = list(zip(model.sizes[1:], model.sizes[:-1], strict=True))
-    shapes = [layer.weight.shape for layer in params]
+    expected = [((o, i), (o,)) for i, o in pairwise(model.sizes)]
+    shapes = [(jnp.shape(layer.weight), jnp.shape(layer.bias)) for layer in params]
     if shapes != expected:
-        raise ValueError(f"params: got weights {shapes}, expected {expected} for {model.sizes}")
+        raise ValueError(f"params: got weights and biases {shapes}, expected {expected}")
     z = jnp.asarray(x)
     if z.shape[-1:] != model.sizes[:1]:
         raise ValueError(f"x: got shape {z.shape}, expected (..., {model.sizes[0]})")

@@ -46,6 +46,8 @@ class Predict:
 
 def run(options: Predict, console: Console) -> int:
     """Carry out the command; the exit status."""
+    if options.output and options.output.exists():
+        raise FileExistsError(f"--output: {options.output} exists, and nothing is overwritten")
     path = options.run / "model.safetensors" if options.run.is_dir() else options.run
     trained = load(path)
     if trained.preparation is None:

@@ -2,11 +2,11 @@
 
 import json
 import math
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 import jaxbp
@@ -37,7 +37,9 @@ from jaxbp.training import (
     metric_name,
 )
 
+INTERRUPTED = 130  # the exit status that shells give an end by Ctrl-C
 _TRUSTED = 1e-3  # float32 rounding stays far below, a wrong formula far above
+_SHOWN = {"accuracy": "accuracy", "r2": "R²"}
 
 
 class Outcome(NamedTuple):
@@ -54,25 +56,68 @@ class Outcome(NamedTuple):
 
 def run(options: Train, console: Console) -> int:
     """Train as told and report to the console and to the run folder; the exit status."""
-    plan = make_plan(options)
-    params = jitted_init(jax.random.key(options.seed), plan.model)
-    errors = cross_check(plan.model, params, plan.to_fit)
-    console.print(
-        f"gradient check: backprop is within {errors['jax_grad']:.0e} of jax.grad "
-        f"and {errors['finite_differences']:.0e} of finite differences"
-    )
-    if not max(errors.values()) < _TRUSTED:
-        console.print("the hand-written gradient is not the gradient: nothing trained", style="red")
-        return 1
-    folder = make_folder(options)
-    outcome = train(options, plan, params, folder, console)
-    summary = summarize(options, plan, outcome, errors)
-    write_run(folder, plan, outcome, summary)
+    with Interrupts(console) as interrupts:
+        plan = make_plan(options)
+        interrupts.check()
+        params = jitted_init(jax.random.key(options.seed), plan.model)
+        errors = cross_check(plan.model, params, plan.to_fit)
+        console.print(
+            f"gradient check: relative error {errors['jax_grad']:.0e} against jax.grad, "
+            f"{errors['finite_differences']:.0e} against finite differences",
+            soft_wrap=True,
+        )
+        if not max(errors.values()) < _TRUSTED:
+            console.print("the hand-written gradient is not the gradient: nothing trained")
+            return 1
+        interrupts.check()
+        folder = make_folder(options)
+        outcome = train(options, plan, params, folder, console, interrupts)
+        interrupts.ignore()  # what has been trained is now to be saved
+        summary = summarize(options, plan, outcome, errors)
+        write_run(folder, plan, outcome, summary)
     console.print(facts_table(summary), scores_table(summary), sep="\n")
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
-    console.print(f"saved in {folder}", soft_wrap=True, highlight=False)
+    console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
+
+
+class Interrupts:
+    """Ctrl-C as a request: the first ends the run after the epoch, a second one at once.
+
+    An exception in the midst of a compilation could bring down the interpreter, or be lost.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.asked = console, False
+        self.usual: Any = None
+
+    def __enter__(self) -> "Interrupts":
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self.usual = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.usual is not None:
+            signal.signal(signal.SIGINT, self.usual)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        self.asked = True
+        self.console.print("ending after this epoch (Ctrl-C again: at once, without saving)")
+
+    def check(self) -> None:
+        """End the command here if that was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def ignore(self) -> None:
+        """Let nothing come between the results and the disk."""
+        if self.usual is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
@@ -116,18 +161,23 @@ def _to_float64(array: Any) -> np.ndarray:
     return np.asarray(values, np.float64 if values.dtype.kind == "f" else None)
 
 
-def train(options: Train, plan: Plan, params: Params, folder: Path, console: Console) -> Outcome:
+def train(
+    options: Train,
+    plan: Plan,
+    params: Params,
+    folder: Path,
+    console: Console,
+    interrupts: Interrupts,
+) -> Outcome:
     """Fit with a progress bar, a line an epoch in metrics.jsonl, early stopping, and Ctrl-C."""
     bar = Progress(
-        TextColumn("epoch {task.completed}/{task.total}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[live]}"),
+        TextColumn("epoch {task.completed}/{task.total}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[live]}", markup=False),
         console=console,
     )
-    metrics = (folder / "metrics.jsonl").open("x")
-    with _deferred_interrupt(console) as interrupted, metrics, bar:
-        watch = _Watch(options, plan, params, bar, metrics, interrupted)
+    with (folder / "metrics.jsonl").open("x") as metrics, bar:
+        watch = _Watch(options, plan, params, bar, metrics, interrupts)
         try:
             _, history = fit(
                 plan.model,
@@ -144,7 +194,7 @@ def train(options: Train, plan: Plan, params: Params, folder: Path, console: Con
         except NonFiniteLossError as error:
             watch.ended = (
                 f"diverged in epoch {error.epoch}: the loss is no longer finite; kept the "
-                f"parameters after epoch {error.epoch - 1}. Try a smaller --learning-rate"
+                f"parameters after epoch {watch.kept.number}. Try a smaller --learning-rate"
             )
             return watch.outcome(error.history, diverged=True)
     return watch.outcome(history)
@@ -160,9 +210,9 @@ class _Watch:
         params: Params,
         bar: Progress,
         metrics: IO[str],
-        interrupted: threading.Event,
+        interrupts: Interrupts,
     ) -> None:
-        self.bar, self.metrics, self.interrupted = bar, metrics, interrupted
+        self.bar, self.metrics, self.interrupts = bar, metrics, interrupts
         self.patience = plan.patience
         self.metric = metric_name(plan.model.head)
         self.rows = len(plan.parts["train"].x)
@@ -184,14 +234,15 @@ class _Watch:
             f"validation_{self.metric}": validation.metric,
             "seconds": round(self.seconds[-1], 6),
         }
-        self.metrics.write(json.dumps(record) + "\n")
+        self.metrics.write(json.dumps(_finite(record)) + "\n")
         self.metrics.flush()
-        live = f"loss {epoch.training_loss:.4f}, validation {self.metric} {validation.metric:.4f}"
+        metric = _SHOWN[self.metric]
+        live = f"loss {epoch.training_loss:.4f}, validation {metric} {validation.metric:.4f}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
         if validation.loss < self.best_loss:
             self.best, self.best_loss = epoch, validation.loss
-        if self.interrupted.is_set():
+        if self.interrupts.asked:
             self.ended = f"interrupted: training ended with epoch {epoch.number}"
         elif 0 < self.patience <= epoch.number - self.best.number:
             self.ended = (
@@ -200,37 +251,24 @@ class _Watch:
             )
         return bool(self.ended)
 
+    @property
+    def kept(self) -> Epoch:
+        """The latest epoch, or the best if patience asked for it."""
+        return self.best if self.patience else self.latest
+
     def outcome(self, history: History, *, diverged: bool = False) -> Outcome:
-        """What training came to, with the best parameters if patience asked for them."""
-        kept = self.best if self.patience else self.latest
+        """What training came to."""
         timed = self.seconds if len(self.seconds) > 1 else [0.0, *self.seconds]
         epochs, span = len(timed) - 1, timed[-1] - timed[0]
         return Outcome(
-            params=kept.params,
+            params=self.kept.params,
             history=history,
-            kept_epoch=kept.number,
+            kept_epoch=self.kept.number,
             seconds=time.perf_counter() - self.started,
             samples_per_second=epochs * self.rows / span if epochs else 0.0,
             ended=self.ended,
             diverged=diverged,
         )
-
-
-@contextmanager
-def _deferred_interrupt(console: Console) -> Iterator[threading.Event]:
-    """The first Ctrl-C asks for an end after the epoch; a second one ends at once, as ever."""
-    asked = threading.Event()
-
-    def ask(*_: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, usual)
-        console.print("ending after this epoch (Ctrl-C again: at once, saving nothing more)")
-
-    usual = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 # Reporting
@@ -296,10 +334,10 @@ def facts_table(summary: dict[str, Any]) -> Table:
 def scores_table(summary: dict[str, Any]) -> Table:
     """Loss and accuracy or R² of the three parts."""
     metric = "accuracy" if summary["classes"] else "r2"
-    table = Table("", "loss", "R²" if metric == "r2" else metric, box=box.SIMPLE_HEAD)
+    table = Table("", "loss", _SHOWN[metric], box=box.SIMPLE_HEAD)
     for part in summary["rows"]:
         loss, score = summary[f"{part}_loss"], summary[f"{part}_{metric}"]
-        table.add_row(part, f"{loss:.4f}", f"{score:.4f}")
+        table.add_row(part, f"{loss:.4g}", f"{score:.4f}")
     return table
 
 
@@ -312,16 +350,23 @@ def describe_network(summary: dict[str, Any]) -> str:
 def write_run(folder: Path, plan: Plan, outcome: Outcome, summary: dict[str, Any]) -> None:
     """model.safetensors, summary.json and learning_curve.png, beside metrics.jsonl."""
     save(folder / "model.safetensors", plan.model, outcome.params, plan.dataset.preparation)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
     if summary["epochs"]:
         title = f"{summary['data']}: {describe_network(summary)}, {summary['optimizer']}"
         learning_curve(
             folder / "learning_curve.png",
             outcome.history,
-            metric="accuracy" if summary["classes"] else "R²",
+            metric=_SHOWN["accuracy" if summary["classes"] else "r2"],
             title=title,
             training="training, smoothed labels" if summary["label_smoothing"] else "training",
         )
+
+
+def _finite(record: Any) -> Any:
+    """The record with null for what JSON has no number for."""
+    if isinstance(record, dict):
+        return {name: _finite(value) for name, value in record.items()}
+    return None if isinstance(record, float) and not math.isfinite(record) else record
 
 
 def _head_name(model: MLP) -> str:

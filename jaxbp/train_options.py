@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import arg
 
 from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
-from jaxbp.data import DataError, Dataset, load
+from jaxbp.data import DataError, Dataset, Task, load
 from jaxbp.gradient import Batch, autodiff, backprop
 from jaxbp.heads import smooth_labels
 from jaxbp.mlp import MLP
@@ -75,14 +75,23 @@ class Train:
         ),
     ] = None
     task: Annotated[
-        Literal["classification", "regression"] | None,
+        Literal["auto", "classification", "regression"],
         arg(
-            metavar="{classification,regression}",
             help="what kind of target it is",
-            help_behavior_hint="(default: the head's; else classification for text and for at "
-            "most 20 different integers)",
+            help_behavior_hint="(default: auto, the head's; else classification for text and for "
+            "at most 20 different integers)",
         ),
-    ] = None
+    ] = "auto"
+    header: Annotated[
+        Literal["auto", "yes", "no"],
+        arg(
+            help="whether a CSV's first row names its columns",
+            help_behavior_hint="(default: auto, where there is no number in it)",
+        ),
+    ] = "auto"
+    stratify: Annotated[
+        bool, arg(help="keep the classes' proportions in the training, validation and test rows")
+    ] = True
     hidden: Annotated[
         tuple[int, ...],
         arg(
@@ -98,38 +107,38 @@ class Train:
         ),
     ] = ("relu",)
     head: Annotated[
-        HeadName | None,
+        Literal["auto"] | HeadName,
         arg(
-            metavar=f"{{{','.join(HEADS)}}}",
+            metavar=f"{{auto,{','.join(HEADS)}}}",
             help="output unit and loss",
-            help_behavior_hint="(default: softmax_cross_entropy; sigmoid_logistic for two "
-            "classes; linear_squared_error for regression)",
+            help_behavior_hint="(default: auto, which is softmax_cross_entropy; sigmoid_logistic "
+            "for two classes; linear_squared_error for regression)",
         ),
-    ] = None
+    ] = "auto"
     optimizer: Annotated[
         OptimizerName,
         arg(help="makes a step of the gradient; lbfgs takes the full batch and searches a line"),
     ] = "adam"
     learning_rate: Annotated[
-        float | None,
+        float | Literal["auto"],
         arg(
             metavar="RATE",
             help="step size at the start",
-            help_behavior_hint="(default: 0.1 for sgd, 0.02 for momentum and nesterov, 0.002 for "
-            "adam and adamw)",
+            help_behavior_hint="(default: auto, which is 0.1 for sgd, 0.02 for momentum and "
+            "nesterov, 0.002 for adam and adamw)",
         ),
-    ] = None
+    ] = "auto"
     schedule: Annotated[ScheduleName, arg(help="how the learning rate falls over the run")] = (
         "cosine"
     )
     batch_size: Annotated[
-        int | Literal["full"] | None,
+        int | Literal["full", "auto"],
         arg(
             metavar="ROWS|full",
             help="rows a step",
-            help_behavior_hint="(default: 32; always full for lbfgs)",
+            help_behavior_hint="(default: auto, which is 32, and full for lbfgs)",
         ),
-    ] = None
+    ] = "auto"
     epochs: Annotated[int, arg(metavar="N", help="passes over the training rows")] = 40
     l2: Annotated[float, arg(help="weight decay: adds ½ · l2 · Σ‖W‖² to the objective")] = 1e-4
     label_smoothing: Annotated[
@@ -140,13 +149,13 @@ class Train:
         ),
     ] = 0.1
     patience: Annotated[
-        int | None,
+        int | Literal["auto"],
         arg(
             metavar="EPOCHS",
             help="stop after so many without a better validation loss, and keep the best; 0: never",
-            help_behavior_hint="(default: 10 for regression, 0 for classification)",
+            help_behavior_hint="(default: auto, which is 10 for regression, 0 for classification)",
         ),
-    ] = None
+    ] = "auto"
     seed: Annotated[int, arg(help="of the split, the initial weights and the rows' order")] = 0
     gradient: Annotated[GradientName, arg(help="by hand, or by jax.grad")] = "backprop"
     output: Annotated[
@@ -175,19 +184,17 @@ class Plan(NamedTuple):
 def make_plan(options: Train) -> Plan:
     """Load the data and fit the network to them.  Raises OptionError and DataError."""
     check_options(options)
-    head = options.head and HEADS[options.head]
-    task: Any = options.task or (head and ("classification" if head.decide else "regression"))
-    if head and (task == "classification") != (head.decide is not None):
-        raise OptionError(f"--head {options.head} is not for {task}")
     dataset = load(
         options.data,
         target=options.target,
-        task=task,
+        task=_task(options),
         seed=options.seed,
         standardize_target=options.head != "exp_poisson",
+        stratify=options.stratify,
+        header={"auto": None, "yes": True, "no": False}[options.header],
     )
     labels, columns = dataset.preparation.labels, dataset.train.target.shape[-1]
-    head_name = options.head or _default_head(labels)
+    head_name = _default_head(labels) if options.head == "auto" else options.head
     outputs = columns if labels is None else len(labels)
     if labels and len(labels) == 2 and head_name.startswith("sigmoid"):
         outputs = 1
@@ -214,10 +221,11 @@ def make_plan(options: Train) -> Plan:
     rows = len(dataset.train.x)
     batch_size = _batch_size(options)
     steps = options.epochs * math.ceil(rows / (batch_size or rows))
-    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
+    chosen = options.learning_rate
+    rate = LEARNING_RATES[options.optimizer] if chosen == "auto" else chosen
     optimizer = OPTIMIZERS[options.optimizer](rate and SCHEDULES[options.schedule](rate, steps))
     patience = options.patience
-    if patience is None:  # a fit of quantities overtakes the noise in them within a few epochs
+    if patience == "auto":  # quantities are noisy, and soon it is the noise that is learned
         patience = 0 if labels else 10
     return Plan(dataset, model, parts, to_fit, optimizer, rate, batch_size, patience)
 
@@ -227,29 +235,42 @@ def check_options(options: Train) -> None:
     at_least = {"epochs": 1, "l2": 0, "patience": 0, "seed": 0}
     for name, least in at_least.items():
         value = getattr(options, name)
-        if value is not None and not value >= least:
+        if value != "auto" and not least <= value < math.inf:
             raise OptionError(f"--{name}: got {value}, expected at least {least}")
-    if options.learning_rate is not None and not options.learning_rate > 0:
-        raise OptionError(f"--learning-rate: got {options.learning_rate}, expected more than 0")
+    rate = options.learning_rate
+    if rate != "auto" and not 0 < rate < math.inf:
+        raise OptionError(f"--learning-rate: got {rate}, expected more than 0")
     if not 0 <= options.label_smoothing < 1:
-        raise OptionError(f"--label-smoothing: got {options.label_smoothing}, expected 0 to 1")
+        raise OptionError(
+            f"--label-smoothing: got {options.label_smoothing}, expected at least 0, and below 1"
+        )
     if isinstance(options.batch_size, int) and options.batch_size < 1:
         raise OptionError(f"--batch-size: got {options.batch_size}, expected at least 1, or full")
     if any(size < 1 for size in options.hidden):
         raise OptionError(f"--hidden: got {' '.join(map(str, options.hidden))}, expected sizes ≥ 1")
-    if len(options.activation) not in {1, len(options.hidden)}:
+    if len(options.activation) not in {1, len(options.hidden) or 1}:
         raise OptionError(
             f"--activation: got {len(options.activation)}, expected one, or one for each of the "
             f"{len(options.hidden)} hidden layers"
         )
     if options.optimizer == "lbfgs":
-        if options.learning_rate is not None:
+        if rate != "auto":
             raise OptionError("--learning-rate: lbfgs finds its own by line search")
-        if options.batch_size not in {None, "full"}:
+        if options.batch_size not in {"auto", "full"}:
             raise OptionError("--batch-size: lbfgs takes the full batch")
     output = options.output
     if output and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise OptionError(f"--output: {output} exists, and nothing is overwritten")
+
+
+def _task(options: Train) -> Task | None:
+    """What the target is by the options, None where they leave it to the data."""
+    if options.head == "auto":
+        return None if options.task == "auto" else options.task
+    of_head: Task = "classification" if HEADS[options.head].decide else "regression"
+    if options.task not in {"auto", of_head}:
+        raise OptionError(f"--head {options.head} is not for {options.task}")
+    return of_head
 
 
 def encode_target(target: np.ndarray, head_name: str, outputs: int) -> np.ndarray:
@@ -269,7 +290,7 @@ def _default_head(labels: tuple[str, ...] | None) -> str:
 def _batch_size(options: Train) -> int | None:
     if options.optimizer == "lbfgs" or options.batch_size == "full":
         return None
-    return int(options.batch_size or 32)
+    return 32 if options.batch_size == "auto" else options.batch_size
 
 
 def make_folder(options: Train) -> Path:

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, backprop, objective, shares
 from jaxbp.heads import Head
-from jaxbp.mlp import MLP, Params, forward, init
+from jaxbp.mlp import MLP, Layer, Params, forward, init
 
 Gradient = Callable[[MLP, Params, Batch], tuple[Array, Params]]
 Carry = tuple[Params, optax.OptState]
@@ -120,12 +120,14 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
-    _check_arguments(batch, optimizer, epochs, batch_size, key)
+    _check_arguments(model, optimizer, epochs, batch_size, key)
     if params is None:
-        params = jitted_init(key, model, dtype=_floating(batch.x))
-    batch = _on_device(model, params, batch)
+        params = jitted_init(key, model, dtype=_floating(batch))
+    batch = _on_device(model, params, batch, "batch")
     if validation is not None:
-        validation = _on_device(model, params, validation, "validation.")
+        validation = _on_device(model, params, validation, "validation")
+    if batch_size is not None:
+        batch_size = min(batch_size, len(batch.x))
     state = _initial_state(optimizer, params)
     seed = np.asarray(jax.random.key_data(key)).tolist()
     losses: list[float] = []
@@ -141,7 +143,7 @@ def fit(
         losses.append(float(loss))
         evaluation = None
         if validation is not None:
-            evaluation = evaluate(model, params, validation)
+            evaluation = Evaluation(*map(float, _evaluate(model, params, validation)))
             evaluations.append(evaluation)
         if on_epoch and on_epoch(Epoch(number, params, losses[-1], evaluation)):
             break
@@ -156,8 +158,8 @@ def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
     outputs; an output whose target never varies counts 1 if it is met exactly and 0 if not.  Both
     are weighted like the loss.  Raises ValueError where the batch does not fit the model.
     """
-    loss, metric = _evaluate(model, params, batch)
-    return Evaluation(float(loss), float(metric))
+    batch = _on_device(model, params, batch, "batch")
+    return Evaluation(*map(float, _evaluate(model, params, batch)))
 
 
 def metric_name(head: Head) -> str:
@@ -260,14 +262,16 @@ def _history(losses: list[float], evaluations: list[Evaluation]) -> History:
 
 
 def _check_arguments(
-    batch: Batch,
+    model: MLP,
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int | None,
     key: Array,
 ) -> None:
-    if not isinstance(batch, Batch):
-        raise TypeError(f"batch: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
+    if not isinstance(model, MLP):
+        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
+    if not 0 <= model.l2 < np.inf:
+        raise ValueError(f"l2: got {model.l2}, expected a finite number of at least 0")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer: got {optimizer!r}, expected optax's, such as optax.sgd(0.1)")
     if not isinstance(epochs, Integral) or epochs < 1:
@@ -280,43 +284,65 @@ def _check_arguments(
         raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
 
 
-def _on_device(model: MLP, params: Params, batch: Batch, prefix: str = "") -> Batch:
+def _floating(batch: Batch) -> DTypeLike:
+    """The dtype of the batch's x as JAX would hold it, where that is a float; else float32."""
+    held = getattr(getattr(batch, "x", None), "dtype", np.float32)
+    dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+
+
+def _on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     """The batch on the device in the parameters' dtype, checked on the host before."""
-    host = jax.tree.map(np.asarray, batch)
+    if not isinstance(batch, Batch):
+        raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
+    prefix = "" if name == "batch" else f"{name}."
+    if not all(isinstance(layer, Layer) for layer in params):
+        raise TypeError("params: expected a tuple of jaxbp.Layer(weight, bias), as init makes")
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
+    if len(dtypes) > 1 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        raise TypeError(f"params: got {', '.join(map(str, dtypes))}, expected one floating dtype")
+    host = Batch(*(_as_numbers(prefix + field, array) for field, array in batch._asdict().items()))
+    if host.x.ndim < 2 or not host.x.size:
+        raise ValueError(f"{prefix}x: got shape {host.x.shape}, expected at least one row, (B, D)")
     try:
         jax.eval_shape(partial(objective, model), params, host)
-        _check_values(model, host)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from None
-    dtype = params[0].weight.dtype
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{prefix}{error}") from None
+    (dtype,) = dtypes
     classes = host.target.ndim < host.x.ndim
-    return Batch(
-        x=jnp.asarray(host.x, dtype),
-        target=jnp.asarray(host.target, None if classes else dtype),
-        weight=None if host.weight is None else jnp.asarray(host.weight, dtype),
-    )
+    with np.errstate(over="ignore"):  # what overflows is infinite now, and told of below
+        held = Batch(
+            x=host.x.astype(dtype),
+            target=host.target if classes else host.target.astype(dtype),
+            weight=None if host.weight is None else host.weight.astype(dtype),
+        )
+    _check_values(model, held, prefix)
+    return Batch(*jax.tree.map(jnp.asarray, tuple(held)))
 
 
-def _check_values(model: MLP, batch: Batch) -> None:
-    if batch.x.ndim < 2 or not batch.x.size:
-        raise ValueError(f"x: got shape {batch.x.shape}, expected at least one row, (B, D)")
+def _as_numbers(name: str, values: Any) -> Any:
+    if values is None and name.endswith("weight"):
+        return None
+    array = np.asarray(values)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
+        raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
+    return array
+
+
+def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
     for field, array in batch._asdict().items():
         if array is not None and not np.isfinite(array).all():
-            row = np.argwhere(~np.isfinite(array))[0]
-            where = ", ".join(map(str, row))
-            raise ValueError(f"{field}: [{where}] is {array[tuple(row)]}, expected finite numbers")
+            where = np.argwhere(~np.isfinite(array))[0].tolist()
+            value, dtype = array[tuple(where)], array.dtype
+            raise ValueError(
+                f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
+            )
     if batch.target.ndim < batch.x.ndim:
         strange = (batch.target < 0) | (batch.target >= model.sizes[-1])
         if strange.any():
             raise ValueError(
-                f"target: class {batch.target[strange][0]} in row {strange.argmax()}, "
+                f"{prefix}target: class {batch.target[strange][0]} in row {strange.argmax()}, "
                 f"expected classes 0 to {model.sizes[-1] - 1}"
             )
     if batch.weight is not None and (batch.weight.min() < 0 or not batch.weight.any()):
-        raise ValueError("weight: expected weights ≥ 0, not all zero")
-
-
-def _floating(x: Any) -> DTypeLike:
-    """The dtype of x as JAX would hold it, where that is a float; else float32."""
-    dtype = jnp.result_type(x)
-    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+        raise ValueError(f"{prefix}weight: expected weights ≥ 0, not all zero")

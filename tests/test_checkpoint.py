@@ -76,8 +76,9 @@ def test_an_activation_of_your_own_needs_the_model(tmp_path):
     with pytest.raises(CheckpointError, match="of your own; pass the model"):
         jaxbp.load(tmp_path / "model")
     assert jaxbp.load(tmp_path / "model", model).model is model
-    with pytest.raises(CheckpointError, match=r"holds sizes \[3, 4, 2\], not \(3, 5, 2\)"):
-        jaxbp.load(tmp_path / "model", model._replace(sizes=(3, 5, 2)))
+    for other in ({"sizes": (3, 5, 2)}, {"l2": 0.5}, {"activation": activations.relu}):
+        with pytest.raises(CheckpointError, match=r"holds \{'sizes': \[3, 4, 2\].*, not \{"):
+            jaxbp.load(tmp_path / "model", model._replace(**other))
 
 
 def test_nothing_is_overwritten_unasked(saved):
@@ -103,6 +104,22 @@ def test_every_flipped_byte_and_every_cut_is_noticed(saved):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match="not a complete safetensors file"):
             jaxbp.load(path)
+
+
+def test_parameters_that_do_not_fit_are_not_saved(tmp_path):
+    params = jaxbp.init(jax.random.key(0), MODEL)
+    for wrong in (params[:1], (*params, params[0]), params[::-1]):
+        with pytest.raises(ValueError, match="params: got weights and biases"):
+            jaxbp.save(tmp_path / "model", MODEL, wrong)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        jaxbp.save(tmp_path / "nowhere" / "model", MODEL, params)
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_memory_layout_is_saved(tmp_path):
+    params = jax.tree.map(np.asfortranarray, jaxbp.init(jax.random.key(0), MODEL))
+    jaxbp.save(tmp_path / "model", MODEL, params)
+    assert relative_error(jaxbp.load(tmp_path / "model").params, params) == 0
 
 
 def test_foreign_files(tmp_path):

@@ -76,8 +76,8 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     assert summary["samples_per_second"] > 0
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
-    assert "gradient check: backprop is within" in out
-    for fact in ("13-8-3 relu", f"{14 * 8 + 9 * 3}", f"{summary['test_loss']:.4f}"):
+    assert "gradient check: relative error" in out
+    for fact in ("13-8-3 relu", f"{14 * 8 + 9 * 3}", f"{summary['test_loss']:.4g}"):
         assert fact in out
 
 
@@ -213,6 +213,49 @@ def test_control_c_ends_the_epoch_and_saves(elsewhere):
     assert jaxbp.load(elsewhere / "run" / "model.safetensors").preparation is not None
 
 
+def test_control_c_before_training_leaves_nothing(elsewhere, monkeypatch, capsys):
+    check = train_command.cross_check
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return check(*arguments)
+
+    usual = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(train_command, "cross_check", interrupted)
+    assert run("train", "iris", *QUICK) == 130
+    assert "interrupted; nothing was saved" in capsys.readouterr().err
+    assert not list(elsewhere.iterdir())
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
+def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, monkeypatch):
+    write = train_command.write_run
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        write(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_command, "write_run", interrupted)
+    assert run("train", "iris", *QUICK) == 0
+    assert len(list((elsewhere / "runs" / "iris-1").iterdir())) == 4
+
+
+def test_names_are_not_taken_for_markup(elsewhere, capsys):
+    assert run("train", "iris", *QUICK, "--output", "[bold]x[/red]") == 0
+    assert "saved in [bold]x[/red]" in capsys.readouterr().out
+
+
+def test_small_relu_networks_on_two_classes(elsewhere):
+    """All ReLUs of a row are dead at first, its logit is 0, and jax.grad must be right there."""
+    assert run("train", "breast_cancer", "--hidden", 2, "--epochs", 1) == 0
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith(f"jaxbp {jaxbp.__version__}, jax ")
+
+
 def test_predictions_are_the_networks(elsewhere, capsys):
     assert run("train", "iris", *QUICK) == 0
     capsys.readouterr()
@@ -263,7 +306,12 @@ def test_regression_predicts_in_the_targets_units(elsewhere):
         (["wine", "--epochs", 0], "--epochs: got 0, expected at least 1"),
         (["wine", "--learning-rate", -1], "--learning-rate: got -1.0, expected more than 0"),
         (["wine", "--learning-rate", "nan"], "--learning-rate: got nan, expected more than 0"),
-        (["wine", "--label-smoothing", 1], "--label-smoothing: got 1.0, expected 0 to 1"),
+        (["wine", "--l2", "inf"], "--l2: got inf, expected at least 0"),
+        (["wine", "--target", "x"], "target: got 'x', but wine has its own target"),
+        (
+            ["wine", "--label-smoothing", 1],
+            "--label-smoothing: got 1.0, expected at least 0, and below 1",
+        ),
         (["wine", "--batch-size", 0], "--batch-size: got 0, expected at least 1, or full"),
         (["wine", "--hidden", 0], "--hidden: got 0, expected sizes ≥ 1"),
         (["wine", "--activation", "tanh", "elu", "relu"], "--activation: got 3, expected one, or"),
@@ -296,7 +344,10 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     assert "13 columns, expected the 4" in refused(capsys, "predict", "runs/iris-1", "wine")
     (elsewhere / "out.csv").write_text("mine")
     message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "out.csv")
-    assert "out.csv" in message
+    assert "--output: out.csv exists, and nothing is overwritten" in message
+    assert "iri: no such data; did you mean iris?" in refused(
+        capsys, "predict", "runs/iris-1", "iri"
+    )
     assert (elsewhere / "out.csv").read_text() == "mine"
 
 

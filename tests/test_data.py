@@ -102,7 +102,7 @@ def test_target_by_name_or_position(write, target):
 
 def test_csv_without_a_header(write):
     dataset = data.load(write("".join(f"{i},{i % 4},{i % 2}\n" for i in range(20))))
-    assert dataset.preparation.features == ("0", "1")
+    assert dataset.preparation.features == ("column 0", "column 1")
     assert sum(len(part.x) for part in dataset[1:4]) == 20
 
 
@@ -160,10 +160,14 @@ BODY = rows()
         (BODY + "NA,2,a\n", "table.csv, row 32, column 'height': missing value"),
         (BODY + "1,2,\n", "table.csv, row 32, column 'kind': missing value"),
         (BODY + "1,wide,a\n", "table.csv, row 32, column 'width': 'wide' where a number belongs"),
-        (BODY + "1,inf,a\n", "table.csv, row 32, column 'width': inf is not finite"),
-        (BODY.replace(",b", ",a"), "table: every row has the target a, expected two classes"),
-        (BODY + "1,2,c\n", "table: class 'c' has 1 row.*needs 3 of each"),
+        (BODY + "1,inf,a\n", "table.csv, row 32, column 'width': inf is not finite in float32"),
+        (BODY.replace(",b", ",a"), "table.csv: every row has the target a, expected two classes"),
+        (BODY + "1,2,c\n", "table.csv: class 'c' has 1 row.*needs 3 of each"),
         ("a,a,y\n1,2,3\n", "table.csv: two columns are called 'a'"),
+        (BODY + "1,1e308,a\n", "table.csv, row 32, column 'width': 1e308 is not finite in float32"),
+        (BODY + '"1\n",x,a\n', "table.csv, row 32, column 'width': 'x' where a number"),
+        (BODY + '"1,2,a\n', "not a readable CSV"),
+        (BODY + "1," + "x" * 99 + ",a\n", "'x{37}...' where a number belongs"),
     ],
 )
 def test_a_csv_that_is_wrong(write, text, message):
@@ -182,10 +186,10 @@ def test_a_file_that_is_no_csv(write):
     [
         (
             {"target": "knd"},
-            r"no column 'knd'; did you mean 'kind'\? \(the columns are height, wid",
+            r"no column 'knd'; did you mean 'kind'\? \(the columns are 'height', 'wid",
         ),
-        ({"target": 7}, "no column 7 .the columns are"),
-        ({"task": "regression"}, "the target 'a' is text, but regression needs numbers"),
+        ({"target": 7}, "no column '7' .the columns are"),
+        ({"task": "regression"}, r"table\.csv, row 2, column 'kind': 'a' where a number belongs"),
         ({"validation": 0.6, "test": 0.5}, "validation, test: got 0.6 and 0.5"),
         ({"test": 0.01, "validation": 0.01}, "30 rows cannot be split so"),
     ],
@@ -200,11 +204,17 @@ def test_options_that_do_not_fit(write, options, message):
     [
         ({"y": np.arange(3)}, "no array 'x'; it holds y"),
         ({"x": np.ones((3, 2))}, "no array 'y'; it holds x"),
-        ({"x": np.ones((3, 2)), "y": np.arange(4)}, r"y has shape \(4,\), expected a row for each"),
+        (
+            {"x": np.ones((3, 2)), "y": np.arange(4)},
+            r"y is int64 of shape \(4,\), expected text or numbers",
+        ),
         ({"x": np.ones(3), "y": np.arange(3)}, r"x is float64 of shape \(3,\), expected rows"),
         ({"x": np.array([["a"], ["b"]]), "y": np.arange(2)}, "x is <U1 of shape"),
-        ({"x": np.array([[1.0, np.nan]]), "y": np.ones(1)}, "x, row 0, column 1: nan, a missing"),
-        ({"x": np.ones((2, 1)), "y": np.array([1, np.inf])}, "y, row 1: inf, a missing"),
+        (
+            {"x": np.array([[1.0, np.nan]]), "y": np.ones(1)},
+            "x, row 0, column 1: nan is not finite",
+        ),
+        ({"x": np.ones((2, 1)), "y": np.array([1, np.inf])}, "y, row 1: inf is not finite"),
         (
             {"x": np.ones((2, 1)), "y": np.array([{}, []], object)},
             "it holds pickled objects, which are never read",
@@ -216,6 +226,44 @@ def test_an_npz_that_is_wrong(tmp_path, arrays, message):
     with pytest.raises(DataError, match=message) as error:
         data.load(tmp_path / "table.npz")
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_npz(tmp_path):
+    path = tmp_path / "table.npz"
+    np.savez_compressed(path, x=np.ones((30, 2)), y=np.arange(30) % 2)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 5):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
+        try:
+            data.load(path)
+        except DataError as error:
+            assert str(path) in str(error)  # noqa: PT017 (a byte that matters to nobody may change)
+
+
+def test_classes_keep_their_names(write):
+    for classes in (["9007199254740992", "9007199254740993"], ["0.12345670", "0.12345671"]):
+        text = "a,y\n" + "".join(f"{i},{classes[i % 2]}\n" for i in range(20))
+        labels = data.load(write(text), task="classification").preparation.labels
+        assert list(map(float, labels)) == list(map(float, classes))
+        assert len(set(labels)) == 2
+
+
+def test_a_header_of_numbers_can_be_said(write):
+    text = "2019,2020,2021\n" + "".join(f"{i},{i % 4},{i % 2}\n" for i in range(20))
+    assert data.load(write(text), header=True).preparation.features == ("2019", "2020")
+    found = data.read_features(write("2020,2019\n1,2\n"), ["2019", "2020"])
+    np.testing.assert_array_equal(found, [[2, 1]])
+    with_names = "a,b,c\n" + "".join(f"{i},{i % 4},{'xy'[i % 2]}\n" for i in range(20))
+    with pytest.raises(DataError, match="row 1, column 'column 0': 'a' where a number belongs"):
+        data.load(write(with_names), header=False)
+
+
+def test_rows_beyond_float32_are_refused():
+    preparation = data.load("iris").preparation
+    with pytest.raises(
+        DataError, match=r"x, row 1, column 'sepal width \(cm\)': 1e\+300 is out of"
+    ):
+        data.transform(preparation, np.array([[1.0] * 4, [1, 1e300, 1, 1]]))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short"])

@@ -16,6 +16,10 @@ from jaxbp.checking import central_difference, relative_error
 
 pytestmark = pytest.mark.usefixtures("strict")
 seeds = st.integers(0, 2**31)
+#: every activation with one head, every head with one activation
+ONE_OF_EACH = [(activation, "softmax_cross_entropy") for activation in ACTIVATIONS] + [
+    ("tanh", head) for head in HEADS
+]
 
 
 def reproducibly(*names, examples):
@@ -33,7 +37,7 @@ def reproducibly(*names, examples):
 def test_backprop_is_jax_grad(activation, head, depth):
     """Every activation × head × depth, over shapes, values, weights, soft labels and L2."""
 
-    @reproducibly(activation, head, depth, examples=4)
+    @reproducibly(activation, head, depth, examples=2)
     @given(
         number=seeds,
         rows=st.sampled_from([1, 4]),
@@ -58,7 +62,7 @@ def test_backprop_is_jax_grad(activation, head, depth):
 @pytest.mark.parametrize("depth", range(5))
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_backprop_is_jax_grad_for_integer_labels(activation, depth, x64):
-    @reproducibly(activation, depth, examples=4)
+    @reproducibly(activation, depth, examples=3)
     @given(number=seeds, outputs=st.sampled_from([1, 2, 5]), l2=st.sampled_from([0.0, 0.3]))
     def check(number, outputs, l2):
         sizes = (3, *(4,) * depth, outputs)
@@ -74,12 +78,12 @@ def test_backprop_is_jax_grad_for_integer_labels(activation, depth, x64):
 
 @given(
     number=seeds,
-    hidden=st.lists(st.tuples(st.integers(1, 5), st.sampled_from(sorted(ACTIVATIONS))), max_size=4),
+    hidden=st.lists(st.tuples(st.integers(1, 5), st.sampled_from(sorted(ACTIVATIONS))), max_size=3),
     inputs=st.integers(1, 5),
     outputs=st.integers(1, 5),
     rows=st.integers(1, 6),
 )
-@settings(max_examples=30)
+@settings(max_examples=8)
 def test_any_architecture(number, hidden, inputs, outputs, rows):
     """A different activation and a different width in every hidden layer."""
     with jax.enable_x64(True):
@@ -108,8 +112,7 @@ def test_the_backward_pass_is_the_vjp_of_the_forward_pass(activation, leading, x
     np.testing.assert_array_equal(ours, logits)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
 def test_float32_as_users_run_it(activation, head):
     model = jaxbp.MLP((20, 30, 30, 5), ACTIVATIONS[activation], HEADS[head], l2=1e-3)
     params = random_params(model, 3, np.float32)
@@ -121,7 +124,7 @@ def test_float32_as_users_run_it(activation, head):
     assert {leaf.dtype for leaf in jax.tree.leaves((loss, grads))} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize(("activation", "head"), cases())
+@pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
 def test_backprop_is_the_slope_of_the_objective(activation, head, x64):
     """Against numerical differentiation, which shares nothing with either derivation."""
     model = jaxbp.MLP((3, 5, 4, 2), ACTIVATIONS[activation], HEADS[head], l2=0.1)
@@ -135,9 +138,9 @@ def test_backprop_is_the_slope_of_the_objective(activation, head, x64):
     np.testing.assert_allclose(claimed, measured, rtol=1e-7)
 
 
-def small_problem(l2=0.0):
-    model = jaxbp.MLP((3, 5, 2), activations.tanh, heads.linear_squared_error, l2)
-    return model, random_params(model, 8), random_batch(model, 6, 9)
+def small_problem(dtype=np.float64):
+    model = jaxbp.MLP((3, 5, 2), activations.tanh, heads.linear_squared_error)
+    return model, random_params(model, 8, dtype), random_batch(model, 6, 9, dtype=dtype)
 
 
 def test_a_row_of_weight_two_is_two_rows(x64):
@@ -150,7 +153,7 @@ def test_a_row_of_weight_two_is_two_rows(x64):
 
 def test_rows_of_weight_zero_do_not_count(x64):
     model, params, (x, target, _) = small_problem()
-    weighted = jaxbp.Batch(x, target, jnp.arange(6) % 2.0)
+    weighted = jaxbp.Batch(x, target, jnp.arange(6.0) % 2)
     rest = jaxbp.Batch(x[1::2], target[1::2])
     claimed, reference = (jaxbp.backprop(model, params, batch) for batch in (weighted, rest))
     assert relative_error(claimed, reference) < 1e-14
@@ -189,20 +192,17 @@ def test_input_gradient(x64):
     assert relative_error(claimed, jax.grad(total)(batch.x)) < 1e-14
 
 
-def test_bfloat16_and_half_stay_what_they_are():
-    for dtype in (jnp.bfloat16, jnp.float16):
-        model = jaxbp.MLP((4, 8, 3), activations.gelu, heads.softmax_cross_entropy, l2=0.1)
-        params = jaxbp.init(jax.random.key(0), model, dtype=dtype)
-        batch = random_batch(model, 5, 0, dtype=dtype)
-        loss, grads = jaxbp.backprop(model, params, batch)
-        assert {leaf.dtype for leaf in jax.tree.leaves((loss, grads))} == {jnp.dtype(dtype)}
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_stays_what_it_is(dtype):
+    model = jaxbp.MLP((4, 8, 3), activations.gelu, heads.softmax_cross_entropy, l2=0.1)
+    params, batch = random_params(model, 0, dtype), random_batch(model, 5, 0, dtype=dtype)
+    loss, grads = jax.eval_shape(lambda p: jaxbp.backprop(model, p, batch), params)
+    assert {leaf.dtype for leaf in jax.tree.leaves((loss, grads))} == {jnp.dtype(dtype)}
 
 
 @pytest.mark.parametrize("gradient", [jaxbp.backprop, jaxbp.autodiff, jaxbp.objective])
 def test_what_does_not_fit_is_named(gradient):
-    model, params, batch = small_problem()
-    batch = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), batch)
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    model, params, batch = small_problem(np.float32)
     for wrong, message in [
         (batch._replace(x=batch.x[:, :2]), r"x: got shape \(6, 2\), expected \(..., 3\)"),
         (batch._replace(target=batch.target[:, 0]), r"target: got shape \(6,\), expected \(6, 2\)"),
@@ -211,5 +211,7 @@ def test_what_does_not_fit_is_named(gradient):
     ]:
         with pytest.raises(ValueError, match=message):
             gradient(model, params, wrong)
-    with pytest.raises(ValueError, match=r"params: got weights \[\(5, 3\)\], expected"):
+    with pytest.raises(
+        ValueError, match=r"params: got weights and biases \[\(\(5, 3\), \(5,\)\)\]"
+    ):
         gradient(model, params[:1], batch)

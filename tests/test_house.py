@@ -24,7 +24,7 @@ LEVELS = [
     ({"plotting"}, {"numpy", "matplotlib"}),
     ({"train_options", "predict_command"}, {"jax", "numpy", "optax", "tyro", "rich"}),
     ({"train_command"}, {"jax", "jaxlib", "numpy", "optax", "rich"}),
-    ({"cli"}, {"tyro", "rich"}),
+    ({"cli"}, {"jax", "tyro", "rich"}),
     ({"__main__"}, set()),
 ]
 #: what a caller of ``import jaxbp`` must not have to install

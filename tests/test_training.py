@@ -200,6 +200,11 @@ def test_lbfgs_searches_along_the_gradient_it_is_given():
     assert history.training_loss[-1] < by_sgd.training_loss[-1]
 
 
+def test_lists_will_do():
+    params, _ = fit(batch=Batch([[1, 2, 3], [4, 5, 6]], [[0.0, 1], [1, 0]]))
+    assert params[0].weight.dtype == jnp.float32
+
+
 def test_example_weights_and_bfloat16_and_float64():
     weighted = table()._replace(weight=np.arange(10.0))
     params, history = fit(batch=weighted)
@@ -268,7 +273,11 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
             ValueError,
             r"validation.x: got shape \(10, 4\), expected \(..., 3\)",
         ),
-        ({"batch": with_nan(table())}, ValueError, r"x: \[3, 1\] is nan, expected finite"),
+        (
+            {"batch": with_nan(table())},
+            ValueError,
+            r"x: \[3, 1\] is nan in float32, expected finite",
+        ),
         (
             {"batch": table()._replace(weight=np.zeros(10))},
             ValueError,
@@ -284,7 +293,59 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
             ValueError,
             r"x: got shape \(3,\), expected at least one row, \(B, D\)",
         ),
-        ({"params": ()}, ValueError, r"params: got weights \[\], expected"),
+        ({"params": ({"weight": 1},)}, TypeError, r"params: expected a tuple of jaxbp.Layer"),
+        (
+            {"params": jaxbp.init(KEY, MODEL)[:1]},
+            ValueError,
+            r"params: got weights and biases \[\(\(8, 3\), \(8,\)\)\], expected",
+        ),
+        (
+            {
+                "params": tuple(
+                    layer._replace(bias=jnp.zeros(1)) for layer in jaxbp.init(KEY, MODEL)
+                )
+            },
+            ValueError,
+            "params: got weights and biases",
+        ),
+        (
+            {"params": jax.tree.map(lambda leaf: leaf.astype(int), jaxbp.init(KEY, MODEL))},
+            TypeError,
+            "params: got int32, expected one floating dtype",
+        ),
+        ({"model": (3, 2)}, TypeError, "model: got tuple, expected a jaxbp.MLP"),
+        ({"model": MODEL._replace(l2=-1)}, ValueError, "l2: got -1, expected a finite number"),
+        (
+            {"model": MODEL._replace(activation=jnp.tanh)},
+            TypeError,
+            r"activation: .*tanh.* gives no \(h, slope\); jaxbp.with_slope makes one",
+        ),
+        (
+            {"model": MODEL._replace(activation="tanh")},
+            TypeError,
+            "activation: got 'tanh', expected",
+        ),
+        (
+            {"model": MODEL._replace(head="logistic")},
+            TypeError,
+            "head: got 'logistic', expected one",
+        ),
+        ({"validation": (1, 2)}, TypeError, r"validation: got tuple, expected jaxbp.Batch"),
+        ({"batch": Batch([["a"]], [[1.0]])}, TypeError, "x: got <U1, expected real numbers"),
+        ({"batch": Batch(np.ones((0, 3)), np.ones((0, 2)))}, ValueError, r"x: got shape \(0, 3\)"),
+        (
+            {
+                "batch": Batch(np.full((2, 3), 1e39), np.ones((2, 2))),
+                "params": jaxbp.init(KEY, MODEL),
+            },
+            ValueError,
+            r"x: \[0, 0\] is inf in float32",
+        ),
+        (
+            {"model": CLASSES, "batch": table()._replace(target=np.ones(10))},
+            TypeError,
+            r"target: got float32 of shape \(10,\), expected integer classes",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(options, error, message):
