@@ -1,12 +1,14 @@
 """backprop against jax.grad: of the very same forward, and of an idiomatic ``jax.nn`` network.
 
     python -m benchmarks.first_look [--output results.json]
+    python -m benchmarks.first_look --table results.json
 
 Time and temporary memory of one loss-and-gradient call, in float32, for several activations at
 8 hidden layers of 256 with batch 2048 and at 784-512-512-10 with batch 128.
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -89,22 +91,46 @@ def row(name, cell):
     )
 
 
+def markdown(result):
+    """The README's table: backprop over the idiomatic network, time and memory, by shape."""
+    shapes = list(result["cells"])
+    lines = [
+        f"| backprop over jax.nn | {' | '.join(f'{s}: time | memory' for s in shapes)} |",
+        "|---" * (1 + 2 * len(shapes)) + "|",
+    ]
+    for name in IDIOMATIC:
+        ratios = []
+        for shape in shapes:
+            ours, nn = (
+                result["cells"][shape][name][contender] for contender in ("backprop", "jax.nn")
+            )
+            ratios.append(ours["seconds"]["median"] / nn["seconds"]["median"])
+            ratios.append(ours["temporary_mib"] / nn["temporary_mib"])
+        lines.append(f"| {name} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="also write the result as JSON")
-    output = parser.parse_args().output
+    parser.add_argument("--table", type=Path, help="print such a file's table for the README")
+    options = parser.parse_args()
+    if options.table:
+        print(markdown(json.loads(options.table.read_text())))
+        return
     where = conditions()
     print(f"{where['command']}\n{where['processor']}, {where['device']}, jax {where['jax']}")
     result = {}
     for shape, (sizes, rows) in SHAPES.items():
-        print(f"\n{shape}\n{'backprop over':<13}{'time':>8}{'memory':>14}{'backprop takes':>23}")
+        print(f"\n{shape}: backprop over autodiff (of the same forward) and over jax.nn")
+        print(f"{'':<11}{'time':>12}{'memory':>14}{'backprop itself':>24}")
         print(f"{'':<11}{'same':>6}{'nn':>6}{'same':>8}{'nn':>6}")
         result[shape] = {}
         for name in IDIOMATIC:
             result[shape][name] = compare(name, sizes, rows)
             print(row(name, result[shape][name]), flush=True)
-    if output:
-        write(output, {"ratios": result})
+    if options.output:
+        write(options.output, {"cells": result})
 
 
 if __name__ == "__main__":

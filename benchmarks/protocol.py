@@ -28,7 +28,7 @@ class Timing(NamedTuple):
     """Seconds a call."""
 
     median: float
-    lower: float  # quartiles
+    lower: float  # the quartiles
     upper: float
 
 
@@ -80,7 +80,7 @@ def _timing(values: list[float]) -> Timing:
 def conditions() -> dict[str, Any]:
     """Where and with what a result was measured."""
     return {
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": f"python -m {_module()}",
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "machine": platform.machine(),

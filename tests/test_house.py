@@ -1,6 +1,7 @@
 """The house rules: imports run one way, the core stays short, the README is true."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -117,3 +118,10 @@ def test_ci_runs_the_readmes_own_test_command():
     assert "README.md" in ci
     commands = [line for block in blocks("sh") for line in block.splitlines() if "pytest" in line]
     assert len(commands) == 1
+
+
+def test_readme_figures_are_the_committed_ones():
+    from benchmarks import first_look
+
+    result = json.loads((ROOT / "benchmarks" / "results" / "first_look-cpu.json").read_text())
+    assert first_look.markdown(result) in README
