@@ -12,18 +12,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxbp.mlp import MLP, Layer, Params, backward, forward, gradients
 
 
 class Batch(NamedTuple):
-    """Examples, one a row."""
+    """Examples, one a row; NumPy arrays will do as well."""
 
-    x: Array | np.ndarray  # (B, D)
-    target: Array | np.ndarray  # (B, K) values or (soft) labels; (B,) integer classes for softmax
-    weight: Array | np.ndarray | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
+    x: Array  # (B, D)
+    target: Array  # (B, K) values or (soft) labels; (B,) integer classes for softmax
+    weight: Array | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
 
 
 def objective(model: MLP, params: Params, batch: Batch) -> Array:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 import jaxbp
 from jaxbp.checking import central_difference, relative_error
-from jaxbp.checkpoint import HEADS, save
+from jaxbp.checkpoint import save
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.mlp import MLP, Params
 from jaxbp.plotting import learning_curve
@@ -291,7 +291,7 @@ def summarize(
         "classes": None if labels is None else list(labels),
         "network": list(model.sizes),
         "activation": list(options.activation),
-        "head": _head_name(model),
+        "head": plan.head,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(outcome.params)),
         "optimizer": options.optimizer,
         "learning_rate": plan.learning_rate,
@@ -367,7 +367,3 @@ def _finite(record: Any) -> Any:
     if isinstance(record, dict):
         return {name: _finite(value) for name, value in record.items()}
     return None if isinstance(record, float) and not math.isfinite(record) else record
-
-
-def _head_name(model: MLP) -> str:
-    return next(name for name, head in HEADS.items() if head == model.head)

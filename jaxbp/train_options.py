@@ -173,6 +173,7 @@ class Plan(NamedTuple):
 
     dataset: Dataset
     model: MLP
+    head: HeadName
     parts: dict[str, Batch]  # train, validation and test, with targets as the head takes them
     to_fit: Batch  # the training part, its labels smoothed
     optimizer: optax.GradientTransformation
@@ -227,7 +228,7 @@ def make_plan(options: Train) -> Plan:
     patience = options.patience
     if patience == "auto":  # quantities are noisy, and soon it is the noise that is learned
         patience = 0 if labels else 10
-    return Plan(dataset, model, parts, to_fit, optimizer, rate, batch_size, patience)
+    return Plan(dataset, model, head_name, parts, to_fit, optimizer, rate, batch_size, patience)
 
 
 def check_options(options: Train) -> None:
@@ -273,7 +274,7 @@ def _task(options: Train) -> Task | None:
     return of_head
 
 
-def encode_target(target: np.ndarray, head_name: str, outputs: int) -> np.ndarray:
+def encode_target(target: Any, head_name: str, outputs: int) -> Any:
     """Integer classes as the head takes them; a regression's target is left as it is."""
     if target.ndim > 1 or head_name.startswith("softmax"):
         return target
@@ -281,7 +282,7 @@ def encode_target(target: np.ndarray, head_name: str, outputs: int) -> np.ndarra
     return np.asarray(target[:, None] == classes, np.float32)
 
 
-def _default_head(labels: tuple[str, ...] | None) -> str:
+def _default_head(labels: tuple[str, ...] | None) -> HeadName:
     if labels is None:
         return "linear_squared_error"
     return "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"

@@ -302,7 +302,7 @@ def _on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     if len(dtypes) > 1 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise TypeError(f"params: got {', '.join(map(str, dtypes))}, expected one floating dtype")
     host = Batch(*(_as_numbers(prefix + field, array) for field, array in batch._asdict().items()))
-    if host.x.ndim < 2 or not host.x.size:
+    if host.x.ndim != 2 or not host.x.size:
         raise ValueError(f"{prefix}x: got shape {host.x.shape}, expected at least one row, (B, D)")
     try:
         jax.eval_shape(partial(objective, model), params, host)

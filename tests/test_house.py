@@ -19,7 +19,7 @@ CORE = ("activations", "heads", "mlp", "gradient")
 LEVELS = [
     ({"activations", "heads"}, {"jax"}),
     ({"mlp"}, {"jax"}),
-    ({"gradient"}, {"jax", "numpy"}),
+    ({"gradient"}, {"jax"}),
     ({"checking", "data"}, {"jax", "numpy"}),
     ({"training", "checkpoint"}, {"jax", "numpy", "optax"}),
     ({"plotting"}, {"numpy", "matplotlib"}),
