@@ -60,9 +60,7 @@ class _Table(NamedTuple):
     features: tuple[str, ...]
     x: np.ndarray  # (N, D)
     target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
-    labels: tuple[str, ...] | None = (
-        None  # the names of classes 0, 1, ... where the source has them
-    )
+    labels: tuple[str, ...] | None = None  # of classes 0, 1, ... where the source names them
 
 
 class _Cells(NamedTuple):
@@ -143,7 +141,10 @@ def read_features(source: str | Path, features: Sequence[str]) -> np.ndarray:
     if _is_csv(source):
         cells = _read_cells(source, names=features)
         if cells.has_header:
-            return _numbers(cells, [_column(cells, name) for name in features])
+            absent = next((name for name in features if name not in cells.names), None)
+            if absent is not None:
+                raise _no_column(cells, absent)
+            return _numbers(cells, [cells.names.index(name) for name in features])
         _check_width(source, len(cells.names), features)
         return _numbers(cells, range(len(features)))
     x = _rows(source, _arrays(source)) if _is_npz(source) else _read_bundled(str(source)).x
@@ -300,13 +301,14 @@ def _column(cells: _Cells, target: str | int) -> int:
     try:
         return range(len(cells.names))[int(target)]
     except (ValueError, IndexError):
-        near = get_close_matches(str(target), cells.names, n=1)
-        raise DataError(
-            f"{cells.source}: no column {_brief(target)}"
-            f"{f'; did you mean {_brief(near[0])}?' if near else ''} "
-            f"(the columns are {', '.join(map(_brief, cells.names[:10]))}"
-            f"{', ...' if len(cells.names) > 10 else ''})"
-        ) from None
+        raise _no_column(cells, target) from None
+
+
+def _no_column(cells: _Cells, wanted: str | int) -> DataError:
+    near = get_close_matches(str(wanted), cells.names, n=1)
+    hint = f"; did you mean {_brief(near[0])}?" if near else ""
+    names = ", ".join(map(_brief, cells.names[:10])) + (", ..." if len(cells.names) > 10 else "")
+    return DataError(f"{cells.source}: no column {_brief(wanted)}{hint} (the columns are {names})")
 
 
 def _numbers(cells: _Cells, columns: Sequence[int]) -> np.ndarray:

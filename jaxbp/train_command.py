@@ -337,7 +337,7 @@ def scores_table(summary: dict[str, Any]) -> Table:
     table = Table("", "loss", _SHOWN[metric], box=box.SIMPLE_HEAD)
     for part in summary["rows"]:
         loss, score = summary[f"{part}_loss"], summary[f"{part}_{metric}"]
-        table.add_row(part, f"{loss:.4g}", f"{score:.4f}")
+        table.add_row(part, f"{loss:.4f}" if abs(loss) < 1e4 else f"{loss:.3e}", f"{score:.4f}")
     return table
 
 

@@ -107,9 +107,8 @@ class Train:
         ),
     ] = ("relu",)
     head: Annotated[
-        Literal["auto"] | HeadName,
+        Literal["auto", HeadName],
         arg(
-            metavar=f"{{auto,{','.join(HEADS)}}}",
             help="output unit and loss",
             help_behavior_hint="(default: auto, which is softmax_cross_entropy; sigmoid_logistic "
             "for two classes; linear_squared_error for regression)",

@@ -77,7 +77,7 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "gradient check: relative error" in out
-    for fact in ("13-8-3 relu", f"{14 * 8 + 9 * 3}", f"{summary['test_loss']:.4g}"):
+    for fact in ("13-8-3 relu", f"{14 * 8 + 9 * 3}", f"{summary['test_loss']:.4f}"):
         assert fact in out
 
 
