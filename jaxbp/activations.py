@@ -36,7 +36,7 @@ def tanh(a: Array) -> tuple[Array, Array]:
 
 def relu(a: Array) -> tuple[Array, Array]:
     """h = max(0, a), h' = 1 if a > 0 else 0; relu'(0) = 0, as in JAX (Nair and Hinton 2010)."""
-    h = jnp.where(a <= 0, 0, a)  # a select, not a maximum: XLA keeps h alone; NaN is not hidden
+    h = jnp.where(a <= 0, 0, a)  # a select, not a maximum: XLA keeps h alone; a NaN passes
     return h, (h > 0).astype(h.dtype)
 
 

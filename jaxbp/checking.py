@@ -1,6 +1,6 @@
 """Checking: how far two gradients are apart, and what a derivative is when only values are asked.
 
-    ∂E/∂w ≈ (E(w + ε) - E(w - ε)) / 2ε + O(ε²)
+    ∂E/∂w = (E(w + ε) - E(w - ε)) / 2ε + O(ε²)
 
 Numerical differentiation is the judge because it shares nothing with either way of differentiating:
 analytical derivatives, the lectures say, must be compared with it.

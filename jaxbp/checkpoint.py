@@ -2,7 +2,7 @@
 
 The weights are tensors; the model's description and the preparation of its data are JSON in the
 file's metadata.  Nothing is pickled, so opening a file never runs code, and a digest over all of it
-tells a damaged or edited file from a whole one.
+tells a damaged or carelessly edited file from a whole one.
 """
 
 import hashlib
@@ -160,8 +160,10 @@ def _describe(model: MLP) -> dict[str, Any]:
 
 def _describe_activation(unit: Activation) -> str | dict[str, Any]:
     if isinstance(unit, partial) and not unit.args:
-        keywords = {name: float(value) for name, value in unit.keywords.items()}
-        return {"name": _describe_activation(unit.func), "keywords": keywords}
+        name = _describe_activation(unit.func)
+        if name == _OWN:
+            return _OWN
+        return {"name": name, "keywords": {k: float(value) for k, value in unit.keywords.items()}}
     name = getattr(unit, "__name__", "")
     return name if ACTIVATIONS.get(name) is unit else _OWN
 

@@ -28,7 +28,8 @@ _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit status: 0, or 1 for a run that failed, 2 for a wrong request."""
+    """Run a command line; the exit status: 0, 1 for a run that failed, 2 for a wrong request, 130
+    for an interrupted one."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) == ["--version"]:
         print(f"jaxbp {jaxbp.__version__}, jax {jax.__version__}")
@@ -60,7 +61,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; nothing was saved"
     if isinstance(error, _RUN_ERRORS):
-        return 1, f"the device gave up ({str(error).splitlines()[0]})"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return 1, f"out of memory, or a device error ({reason})"
     if isinstance(error, OSError) and error.strerror:
         return 2, f"{error.filename}: {error.strerror}"
     return 2, str(error)

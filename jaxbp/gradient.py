@@ -4,8 +4,8 @@
 
 ``backprop`` is the lecture's learning algorithm, ``autodiff`` what JAX makes of the same objective.
 They share one signature, ``(model, params, batch) -> (loss, grads)``, so that either goes wherever
-a gradient is wanted; the tests hold them equal.  Each raises ValueError, naming the argument, where
-params, x, target or weight do not fit the model or one another.
+a gradient is wanted; the tests hold them equal.  Each raises ValueError or TypeError, naming the
+argument, where params, x, target or weight do not fit the model or one another.
 """
 
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def backprop(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
     share = shares(batch, loss)
     deltas = backward(params, residuals, share[..., None] * error)  # 3. δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ
     grads = gradients(residuals, deltas)  # 4. δ × input
-    return jnp.sum(share * loss) + _penalty(model, params), _decayed(model, params, grads)
+    return jnp.sum(share * loss) + _penalty(model, params), _with_penalty(model, params, grads)
 
 
 def autodiff(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
@@ -56,7 +56,7 @@ def autodiff(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
 
 
 def input_gradient(params: Params, deltas: tuple[Array, ...]) -> Array:
-    """∂L/∂x = δ⁽¹⁾ W⁽¹⁾, (B, D): the recursion taken one layer further, to where h' is 1."""
+    """∂L/∂x = W⁽¹⁾ᵀ δ⁽¹⁾, (B, D): the recursion taken one layer further, to where h' is 1."""
     return deltas[0] @ params[0].weight
 
 
@@ -75,7 +75,7 @@ def _penalty(model: MLP, params: Params) -> Array | float:
     return model.l2 and model.l2 / 2 * sum(jnp.sum(layer.weight**2) for layer in params)
 
 
-def _decayed(model: MLP, params: Params, grads: Params) -> Params:
+def _with_penalty(model: MLP, params: Params, grads: Params) -> Params:
     if not model.l2:
         return grads
     pairs = zip(grads, params, strict=True)

@@ -3,17 +3,17 @@
 A head's loss is ``(logits, target) -> (loss, error)``: each example's loss L, summed over the K
 outputs, and the output error δₖ = ∂L/∂aₖ.  Both come from the logits a, the last pre-activations,
 in closed form: the exponential of the output unit and the logarithm of the loss cancel on paper,
-and no rounding is left to amplify (Bishop 2006, section 5.2).
+so nothing overflows and no logarithm of a rounded 0 is taken (Bishop 2006, section 5.2).
 
     head                        prediction ŷ   loss L (target y)             error ∂L/∂a
     linear_squared_error        a              Σ (ŷ - y)²                    2 (ŷ - y)
     linear_half_squared_error   a              ½ Σ (ŷ - y)²                  ŷ - y
     linear_huber                a              Σ ½r² or |r| - ½, r = ŷ - y   clip(r, -1, 1)
     linear_absolute_error       a              Σ |ŷ - y|                     sign(ŷ - y), 0 at 0
-    sigmoid_logistic            σ(a)           -Σ y ln ŷ + (1-y) ln(1-ŷ)     ŷ - y
+    sigmoid_logistic            σ(a)           -Σ [y ln ŷ + (1-y) ln(1-ŷ)]   ŷ - y
     sigmoid_squared_error       σ(a)           Σ (ŷ - y)²                    2 (ŷ - y) ŷ (1 - ŷ)
     softmax_cross_entropy       softmax(a)     -Σ y ln ŷ                     ŷ Σy - y
-    exp_poisson                 eᵃ             Σ ŷ - y a                     ŷ - y
+    exp_poisson                 eᵃ             Σ (ŷ - y a)                   ŷ - y
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 
 class Head(NamedTuple):
-    """An output unit, its loss, and the decision its prediction stands for, if it is for one."""
+    """An output unit, its loss and, for classification, how a prediction becomes a class."""
 
     predict: Callable[[Array], Array]  # logits (B, K) -> prediction (B, K)
     loss: Callable[
@@ -65,8 +65,8 @@ def absolute_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 
 def logistic(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
-    """-Σ y ln σ(a) + (1-y) ln σ(-a), with -ln σ(a) = ln(1 + e⁻ᵃ) finite for every finite a; labels
-    (B, K) of independent outputs, in [0, 1] (Bishop 2006, eq. 5.23)."""
+    """-Σ [y ln σ(a) + (1-y) ln σ(-a)], with -ln σ(a) = ln(1 + e⁻ᵃ) finite for every finite a;
+    labels (B, K) of independent outputs, in [0, 1] (Bishop 2006, eq. 5.23)."""
     y = _values(logits, target)
     loss = y * jnp.logaddexp(-logits, 0) + (1 - y) * jnp.logaddexp(logits, 0)
     return jnp.sum(loss, axis=-1), jax.nn.sigmoid(logits) - y
@@ -92,7 +92,7 @@ def cross_entropy(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 
 def poisson(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
-    """Σ eᵃ - y a for counts y ≥ 0 (B, K), the constant ln y! left out.
+    """Σ (eᵃ - y a) for counts y ≥ 0 (B, K), the constant ln y! left out.
 
     Infinite where the rate eᵃ is: above a = 88 in float32, 709 in float64."""
     rate, y = jnp.exp(logits), _values(logits, target)
@@ -119,7 +119,8 @@ def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = No
     """(1 - amount) y + amount / C: labels a network can reach (Szegedy et al. 2016, section 7).
 
     Without num_classes: 0/1 labels of independent sigmoid units, C = 2.  With it: integer classes
-    or label rows for softmax, C = num_classes.  Raises ValueError for an amount outside [0, 1].
+    or label rows for softmax, C = num_classes.  Raises ValueError for an amount outside [0, 1] and
+    for rows of another width.
 
     >>> print(smooth_labels([0, 1], 0.1), smooth_labels([1], 0.15, num_classes=3).round(2))
     [0.05 0.95] [[0.05 0.9  0.05]]
@@ -127,8 +128,8 @@ def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = No
     if not 0 <= amount <= 1:
         raise ValueError(f"amount: got {amount}, expected a share of the label in [0, 1]")
     y = jnp.asarray(target)
-    if num_classes and (y.ndim < 2 or y.shape[-1] != num_classes):
-        y = _labels(jnp.empty((*y.shape, num_classes)), y)
+    if num_classes:
+        y = _labels(jnp.empty((*y.shape[:1], num_classes)), y)
     y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)
     return (1 - amount) * y + amount / (num_classes or 2)
 

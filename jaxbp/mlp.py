@@ -1,13 +1,14 @@
 """The multilayer perceptron: forward propagate and store, backpropagate the errors, contract.
 
     a⁽ˡ⁾ = W⁽ˡ⁾ z⁽ˡ⁻¹⁾ + b⁽ˡ⁾,  z⁽ˡ⁾ = h(a⁽ˡ⁾)        forward, storing z and h'(a)
-    δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (δ⁽ˡ⁺¹⁾ W⁽ˡ⁺¹⁾)                  backward, from the head's error
-    W̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾ zₙ⁽ˡ⁻¹⁾ᵀ,  b̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾          gradient = δ × input
+    δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾)                 backward, from the head's error
+    W̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾ zₙ⁽ˡ⁻¹⁾ᵀ,  b̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾          gradient ∂L/∂W, ∂L/∂b = δ × input
 
-After Rumelhart, Hinton and Williams (1986) and Bishop (2006), section 5.3.  The letters of every
-shape in this package: B batch, D inputs, I and O a layer's inputs and outputs, K outputs of the
-network, L layers.  Wherever B stands, no axis or several may stand as well: the forward pass
-broadcasts the parameters over them, so the gradients sum over them.
+In the code an example is a row, so that Wz reads ``z @ W.T`` and Wᵀδ ``delta @ W``.  After
+Rumelhart, Hinton and Williams (1986) and Bishop (2006), section 5.3.  The letters of every shape in
+this package: B batch, D inputs, I and O a layer's inputs and outputs, K outputs of the network.
+Wherever B stands, no axis or several may stand as well: the forward pass broadcasts the parameters
+over them, so the gradients sum over them.
 """
 
 from itertools import pairwise
@@ -86,9 +87,9 @@ def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, tuple[Resi
 
     Raises TypeError for what is no model, ValueError where params or x do not fit its sizes.
     """
-    z = _checked_input(model, params, x)
+    units, z = _units(model), _checked_input(model, params, x)
     residuals = []
-    for layer, unit in zip(params, _units(model), strict=True):
+    for layer, unit in zip(params, units, strict=True):
         pair = unit(z @ layer.weight.T + layer.bias)
         if not isinstance(pair, tuple):
             raise TypeError(f"activation: {unit} gives no (h, slope); jaxbp.with_slope makes one")
@@ -101,7 +102,7 @@ def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, tuple[Resi
 def backward(params: Params, residuals: tuple[Residual, ...], error: Array) -> tuple[Array, ...]:
     """Step 3, backpropagate: error (B, K) = ∂L/∂logits -> δ (B, O) = ∂L/∂a of every layer.
 
-    δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (δ⁽ˡ⁺¹⁾ W⁽ˡ⁺¹⁾), that is δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ (Bishop 2006, eq. 5.56).
+    δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾), that is δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ (Bishop 2006, eq. 5.56).
     """
     deltas = [error * residuals[-1].slope]
     for above, residual in zip(params[:0:-1], residuals[-2::-1], strict=True):
@@ -128,6 +129,8 @@ def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
 
 def _units(model: MLP) -> tuple[Activation, ...]:
     """One activation a layer; the last is linear, for the output unit belongs to the head."""
+    if not isinstance(model, MLP):
+        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
     sizes, activation, head, _ = model
     if not isinstance(head, Head):
         raise TypeError(f"head: got {head!r}, expected one of jaxbp.heads, or a jaxbp.Head")

@@ -106,8 +106,9 @@ def fit(
     Every epoch visits every row of batch once, in an order that depends on key and the epoch's
     number alone; the last minibatch holds the rows that are left.  ``batch_size=None`` takes all
     rows at once.  Training starts from params, which are left as they are, or from ``init(key,
-    model)``.  ``gradient`` is ``backprop``, ``autodiff`` or your own with their signature.  After
-    each epoch ``on_epoch`` is called with an ``Epoch``; if it returns True, training ends there.
+    model)`` in x's floating dtype.  Example weights count relative to their mean over the batch.
+    ``gradient`` is ``backprop``, ``autodiff`` or your own with their signature.  After each epoch
+    ``on_epoch`` is called with an ``Epoch``; if it returns True, training ends there.
 
     Raises ValueError or TypeError for arguments that do not fit, before any training, and
     NonFiniteLossError, which carries the last good parameters, when training diverges.
@@ -126,6 +127,8 @@ def fit(
     batch = _on_device(model, params, batch, "batch")
     if validation is not None:
         validation = _on_device(model, params, validation, "validation")
+    if batch.weight is not None:
+        batch = batch._replace(weight=batch.weight / jnp.mean(batch.weight))
     if batch_size is not None:
         batch_size = min(batch_size, len(batch.x))
     state = _initial_state(optimizer, params)
@@ -188,6 +191,8 @@ def _run_epoch(
     order: Array | None,
 ) -> tuple[Params, optax.OptState, Array]:
     """One pass over the rows of batch; the mean loss is NaN where a new parameter is not finite."""
+    if batch.weight is not None:
+        gradient = _unbiased(gradient)
     step = make_step(model, optimizer, gradient)
 
     def step_on(carry: Carry, rows: Array) -> tuple[Carry, Array]:
@@ -226,13 +231,25 @@ def _accuracy(
 
 
 def _r2(prediction: Array, target: Array, share: Array) -> Array:
-    mean = jnp.sum(share[:, None] * target, axis=0)
-    unexplained = jnp.sum(share[:, None] * (target - prediction) ** 2, axis=0)
-    total = jnp.sum(share[:, None] * (target - mean) ** 2, axis=0)
-    constant = jnp.where(unexplained == 0, 1.0, 0.0)
-    return jnp.mean(
-        jnp.where(total == 0, constant, 1 - unexplained / jnp.where(total == 0, 1, total))
-    )
+    share = share[:, None]
+    varies = jnp.any((share > 0) & (target != target[jnp.argmax(share)]), axis=0)
+    mean = jnp.sum(share * target, axis=0)
+    total = jnp.sum(share * (target - mean) ** 2, axis=0)
+    unexplained = jnp.sum(share * (target - prediction) ** 2, axis=0)
+    explained = 1 - unexplained / jnp.where(varies, total, 1)
+    return jnp.mean(jnp.where(varies, explained, unexplained == 0))
+
+
+def _unbiased(gradient: Gradient) -> Gradient:
+    """gradient times the minibatch's mean weight: so that minibatches average to the whole batch's,
+    and a heavy example counts even when it is alone."""
+
+    def scaled(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
+        loss, grads = gradient(model, params, batch)
+        weight = jnp.mean(jnp.asarray(batch.weight))
+        return weight * loss, jax.tree.map(lambda grad: weight * grad, grads)
+
+    return scaled
 
 
 def _differentiable(
@@ -307,9 +324,11 @@ def _on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     try:
         jax.eval_shape(partial(objective, model), params, host)
     except (TypeError, ValueError) as error:
+        if type(error) not in {TypeError, ValueError}:  # JAX's own, of what the user's code does
+            raise
         raise type(error)(f"{prefix}{error}") from None
     (dtype,) = dtypes
-    classes = host.target.ndim < host.x.ndim
+    classes = host.target.ndim < host.x.ndim and host.target.dtype.kind in "iu"
     with np.errstate(over="ignore"):  # what overflows is infinite now, and told of below
         held = Batch(
             x=host.x.astype(dtype),
@@ -337,7 +356,7 @@ def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
             raise ValueError(
                 f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
             )
-    if batch.target.ndim < batch.x.ndim:
+    if batch.target.ndim < batch.x.ndim and batch.target.dtype.kind in "iu":
         strange = (batch.target < 0) | (batch.target >= model.sizes[-1])
         if strange.any():
             raise ValueError(

@@ -126,6 +126,8 @@ def test_smooth_labels():
     one_hot = np.array([[0.0, 1, 0], [1, 0, 0]])
     np.testing.assert_allclose(jaxbp.smooth_labels(one_hot, 0.15, 3), three, rtol=1e-6)
     np.testing.assert_allclose(jaxbp.smooth_labels(one_hot.astype(int), 0.15, 3), three, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"target: got shape \(2, 3\), expected \(2, 4\)"):
+        jaxbp.smooth_labels(one_hot, 0.1, num_classes=4)
     with pytest.raises(ValueError, match="amount: got 2, expected a share"):
         jaxbp.smooth_labels(one_hot, 2)
 

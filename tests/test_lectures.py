@@ -331,17 +331,18 @@ def test_muzaffar_equivalent_minima_by_symmetry():
 
 
 def test_muzaffar_a_stationary_point_may_be_a_saddle():
-    """At all-zero weights the gradient vanishes, and yet some direction leads down."""
+    """At all-zero weights the gradient vanishes; one direction leads down, another up."""
     model = jaxbp.MLP((1, 2, 1), activations.tanh, heads.linear_squared_error)
     zero = jax.tree.map(jnp.zeros_like, random_params(model, 0))
     x = jnp.array([[-1.0], [1.0]])
     batch = Batch(x, x)
     loss, grads = jaxbp.backprop(model, zero, batch)
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads))
-    moved = jax.tree.map(jnp.ones_like, zero)
-    step = jax.tree.map(lambda w, d: w + 0.3 * d, zero, moved)
-    step = tuple(layer._replace(bias=0 * layer.bias) for layer in step)
-    assert jaxbp.objective(model, step, batch) < loss
+    first, second = zero
+    along = first._replace(weight=first.weight + 0.3)
+    down, up = (second._replace(weight=second.weight + step) for step in (0.3, -0.3))
+    assert jaxbp.objective(model, (along, down), batch) < loss
+    assert jaxbp.objective(model, (along, up), batch) > loss
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, None])

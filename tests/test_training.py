@@ -200,6 +200,22 @@ def test_lbfgs_searches_along_the_gradient_it_is_given():
     assert history.training_loss[-1] < by_sgd.training_loss[-1]
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_minibatches_of_weighted_examples_average_to_the_whole(batch_size):
+    """So small a step that all of an epoch's gradients are taken at the same point."""
+    with jax.enable_x64(True):
+        weighted = jax.tree.map(np.float64, table()._replace(weight=np.arange(10.0) ** 3))
+        params = jaxbp.init(KEY, MODEL, dtype=float)
+        options = {"params": params, "batch_size": batch_size, "epochs": 1}
+        trained, history = fit(batch=weighted, optimizer=optax.sgd(1e-9), **options)
+        loss, grads = jaxbp.backprop(MODEL, params, weighted)
+        steps = 10 / batch_size
+        moved = jax.tree.map(lambda new, old: (old - new) / 1e-9, trained, params)
+        if batch_size != 3:  # a ragged last minibatch is a step as long as the others
+            assert relative_error(moved, jax.tree.map(lambda grad: steps * grad, grads)) < 1e-5
+        np.testing.assert_allclose(history.training_loss, [loss], rtol=1e-6)
+
+
 def test_lists_will_do():
     params, _ = fit(batch=Batch([[1, 2, 3], [4, 5, 6]], [[0.0, 1], [1, 0]]))
     assert params[0].weight.dtype == jnp.float32
@@ -227,6 +243,7 @@ def test_example_weights_and_bfloat16_and_float64():
         (heads.linear_squared_error, [[1.0], [2], [3]], [[1.0], [2], [4]], 1 - 1 / 2),
         (heads.linear_squared_error, [[2.0], [2]], [[2.0], [2]], 1),
         (heads.linear_squared_error, [[2.0], [2]], [[2.0], [3]], 0),
+        (heads.linear_squared_error, [[0.1]] * 11, [[0.0]] * 11, 0),
     ],
 )
 def test_the_metric_is_what_the_head_calls_for(head, target, prediction, expected):
