@@ -83,7 +83,7 @@ def test_backprop_is_jax_grad_for_integer_labels(activation, depth, x64):
     outputs=st.integers(1, 5),
     rows=st.integers(1, 6),
 )
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_any_architecture(number, hidden, inputs, outputs, rows):
     """A different activation and a different width in every hidden layer."""
     with jax.enable_x64(True):
@@ -96,7 +96,7 @@ def test_any_architecture(number, hidden, inputs, outputs, rows):
         assert relative_error(grads, reference) < 1e-12
 
 
-@pytest.mark.parametrize("leading", [(), (5,), (2, 3), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("leading", [(), (5,), (2, 1, 3)], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_backward_pass_is_the_vjp_of_the_forward_pass(activation, leading, x64):
     """For any cotangent of the logits, not only a loss's, and any leading batch axes."""
