@@ -322,7 +322,7 @@ def _numbers(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
         pass
     for line, row in zip(cells.lines, text, strict=True):
         for column, cell in zip(columns, row, strict=True):
-            where = f"{cells.source}, row {line}, column {_brief(cells.names[column])}"
+            where = _where(cells, line, column)
             if cell.lower() in _MISSING:
                 raise DataError(f"{where}: missing value")
             if not _is_number(cell):
@@ -337,12 +337,15 @@ def _target(cells: _Cells, column: int) -> np.ndarray:
     text = cells.text[:, column]
     for line, cell in zip(cells.lines, text, strict=True):
         if cell.lower() in _MISSING_LABEL:
-            where = f"{cells.source}, row {line}, column {_brief(cells.names[column])}"
-            raise DataError(f"{where}: missing value")
+            raise DataError(f"{_where(cells, line, column)}: missing value")
     try:
         return text.astype(np.int64)
     except (ValueError, OverflowError):
         return _numbers(cells, [column])[:, 0] if all(map(_is_number, text)) else text.astype(str)
+
+
+def _where(cells: _Cells, line: int, column: int) -> str:
+    return f"{cells.source}, row {line}, column {_brief(cells.names[column])}"
 
 
 def _brief(value: object) -> str:
@@ -365,8 +368,9 @@ def _check_is_file(source: str | Path) -> None:
 
 
 def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
-    if not (np.abs(array) <= _LARGEST).all():
-        where = np.argwhere(~(np.abs(array) <= _LARGEST))[0]
+    beyond = np.argwhere(~(np.abs(array) <= _LARGEST))
+    if len(beyond):
+        where = beyond[0]
         row, column = where[0], f", column {where[1]}" if array.ndim > 1 else ""
         value = array[tuple(where)]
         raise DataError(f"{source}: {name}, row {row}{column}: {value:g} is not finite in float32")
