@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 import jaxbp
-from jaxbp.checking import central_difference, relative_error
+
 from jaxbp.checkpoint import save
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.mlp import MLP, Params

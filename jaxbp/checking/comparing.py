@@ -1,0 +1,165 @@
+"""Comparing: how far two gradient trees are apart, leaf by leaf, and where most.
+
+    relative error = ‖claimed - reference‖ / ‖reference‖
+
+A small leaf is never drowned by a large one, for each is measured by its own norm.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxbp.tables import Table, align, number, plain
+
+
+class Entry(NamedTuple):
+    """One entry of a leaf, claimed and as it should be."""
+
+    index: tuple[int, ...]
+    claimed: float
+    expected: float
+
+
+class LeafComparison(NamedTuple):
+    """How far one leaf is from its reference."""
+
+    path: str
+    shape: tuple[int, ...]
+    relative_error: float  # ‖c - r‖ / ‖r‖; ‖c‖ itself where r is all zero
+    ulps: float  # the largest difference of two entries, in units in the last place
+    cosine: float  # ⟨c, r⟩ / ‖c‖‖r‖; 1 where both are zero
+    worst: Entry | None  # where they differ most; None for an empty leaf
+
+
+class Comparison(NamedTuple):
+    """How far two trees are apart; printed, a table."""
+
+    leaves: tuple[LeafComparison, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """The largest of any leaf."""
+        return _largest(leaf.relative_error for leaf in self.leaves)
+
+    @property
+    def ulps(self) -> float:
+        """The largest of any leaf."""
+        return _largest(leaf.ulps for leaf in self.leaves)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        return {
+            "relative_error": plain(self.relative_error),
+            "leaves": [
+                plain(leaf._asdict() | {"worst": leaf.worst and leaf.worst._asdict()})
+                for leaf in self.leaves
+            ],
+        }
+
+    def __str__(self) -> str:
+        return align(self._table())
+
+    def _table(self) -> Table:
+        columns = ("leaf", "shape", "relative error", "ulps", "cosine", "worst entry")
+        rows = [
+            (
+                leaf.path,
+                str(leaf.shape),
+                number(leaf.relative_error),
+                f"{leaf.ulps:.3g}",
+                f"{leaf.cosine:.6f}",
+                describe(leaf.worst) if leaf.worst else "",
+            )
+            for leaf in self.leaves
+        ]
+        return Table(columns, rows)
+
+
+def describe(entry: Entry) -> str:
+    """An entry in words, as in "[3, 0]: 1.02, not 1"."""
+    return f"{list(entry.index)}: {number(entry.claimed, 6)}, not {number(entry.expected, 6)}"
+
+
+def compare(claimed: Any, reference: Any) -> Comparison:
+    """Compare two trees of arrays, such as a hand-written gradient and ``jax.grad``'s.
+
+    Raises ValueError where they differ in structure or in a leaf's shape, TypeError where a leaf
+    is no floating point array; each names the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> print(compare({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 4.5])}))
+    leaf    shape  relative error      ulps    cosine  worst entry
+    ['w']   (2,)          9.2e-02  1.05e+06  0.998274  [1]: 4, not 4.5
+    """
+    ours, theirs = named_leaves(claimed), named_leaves(reference)
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"claimed: got leaves {_names(ours)}, expected {_names(theirs)}")
+    return Comparison(tuple(_compared(path, ours[path], theirs[path]) for path in ours))
+
+
+def named_leaves(tree: Any, root: str = "", none: bool = False) -> dict[str, Any]:
+    """The leaves of a tree by their paths, as in params[0].weight; None counts as a leaf if asked."""
+    is_leaf = (lambda leaf: leaf is None) if none else None
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return {root + jax.tree_util.keystr(path): leaf for path, leaf in pairs}
+
+
+def _names(paths: Iterable[str]) -> str:
+    return ", ".join(path or "(the whole)" for path in paths) or "none"
+
+
+def _largest(values: Iterable[float]) -> float:
+    return float(np.max(list(values), initial=0.0))  # np.max, unlike max, keeps a NaN
+
+
+def _compared(path: str, claimed: Any, reference: Any) -> LeafComparison:
+    ours, theirs = np.asarray(claimed), np.asarray(reference)
+    for name, leaf in (("claimed", ours), ("reference", theirs)):
+        if not jax.dtypes.issubdtype(leaf.dtype, np.floating):
+            raise TypeError(f"{name}{path}: got {leaf.dtype}, expected floating point numbers")
+    if ours.shape != theirs.shape:
+        raise ValueError(f"claimed{path}: got shape {ours.shape}, expected {theirs.shape}")
+    if not ours.size:
+        return LeafComparison(path, ours.shape, 0.0, 0.0, 1.0, None)
+    ulps = _ulps(ours, theirs)
+    c, r = ours.astype(np.float64), theirs.astype(np.float64)
+    difference, size = norm(c - r), norm(r)
+    gap = np.where(c == r, 0.0, np.abs(c - r))
+    at = np.unravel_index(np.argmax(np.where(np.isnan(gap), np.inf, gap)), c.shape)
+    return LeafComparison(
+        path,
+        ours.shape,
+        relative_error=difference / size if size else difference,
+        ulps=ulps,
+        cosine=_cosine(c, r),
+        worst=Entry(tuple(map(int, at)), float(c[at]), float(r[at])),
+    )
+
+
+def norm(values: np.ndarray) -> float:
+    """‖values‖₂, of numbers as small or as large as there are: their squares need not be."""
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    return largest * float(np.linalg.norm((values / largest).ravel()))
+
+
+def _cosine(c: np.ndarray, r: np.ndarray) -> float:
+    sizes = norm(c), norm(r)
+    if 0 in sizes:
+        return float(sizes[0] == sizes[1])
+    return float(np.vdot(c / sizes[0], r / sizes[1]))
+
+
+def _ulps(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest |c - r| in units in the last place of the coarser dtype of the two."""
+    dtype = min(ours.dtype, theirs.dtype, key=lambda dtype: jax.numpy.finfo(dtype).bits)
+    c, r = ours.astype(np.float64), theirs.astype(np.float64)
+    info = jax.numpy.finfo(dtype)
+    larger = np.maximum(np.abs(c), np.abs(r))
+    _, exponent = np.frexp(np.maximum(larger, float(info.tiny)))
+    with np.errstate(invalid="ignore"):
+        ulps = np.abs(c - r) / np.ldexp(float(info.eps), exponent - 1)
+    return float(np.max(np.where(c == r, 0.0, ulps)))

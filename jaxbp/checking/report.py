@@ -1,0 +1,154 @@
+"""Reports: what a check found, as data that prints itself as a table and asserts nothing."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxbp.checking.comparing import Entry, describe
+from jaxbp.checking.verdicts import Verdict, worst
+from jaxbp.tables import Table, align, html, number, plain
+
+
+class Kink(NamedTuple):
+    """The slopes on either side, along a direction in which they differ."""
+
+    lower: float
+    upper: float
+    subgradient: bool  # whether the claimed slope lies between them
+
+
+class Curve(NamedTuple):
+    """Along one direction: the difference quotient and its rounding by step size."""
+
+    steps: np.ndarray  # relative to the leaf's size
+    slopes: np.ndarray
+    rounding: np.ndarray
+    chosen: float  # the step of the measured slope
+
+
+class LeafReport(NamedTuple):
+    """One leaf.  Slopes are along a unit direction of that leaf, the one with the largest error."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    verdict: Verdict
+    claimed: float
+    measured: float
+    error: float  # the error bar of measured
+    relative_error: float  # |claimed - measured| over the size that slopes have in this leaf
+    resolution: float  # the error bar on the same scale: what is smaller cannot be seen
+    taylor: Verdict  # the second opinion, from the order of Taylor's remainders
+    order: float  # of the second remainder: 2 if the gradient is right; nan: it is below rounding
+    kink: Kink | None
+    diagnosis: str  # what is wrong, where something simple explains it
+    worst: tuple[Entry, ...]  # the entries that are furthest off, where the leaf failed
+    curve: Curve | None
+
+
+class GradientReport(NamedTuple):
+    """What ``gradcheck`` found; printed, a table."""
+
+    leaves: tuple[LeafReport, ...]
+    joint: LeafReport | None  # all leaves moving at once
+    value: float  # f at the point, or ⟨cotangent, f⟩
+    precision: str  # the arithmetic in which f was measured
+    threshold: float
+    diagnosis: str  # where one thing explains all that failed
+    notes: tuple[str, ...]  # what else a user should know
+    verdict: Verdict
+    second_order: "GradientReport | None" = None  # of the claimed gradient's own gradient
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything passed: nothing failed, nothing stayed inconclusive."""
+        return self.verdict == "pass"
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        record = self._asdict() | {
+            "ok": self.ok,
+            "leaves": [_leaf_record(leaf) for leaf in self.leaves],
+            "joint": self.joint and _leaf_record(self.joint),
+            "second_order": self.second_order and self.second_order.to_dict(),
+        }
+        result: dict[str, Any] = plain(record)
+        return result
+
+    def table(self) -> Table:
+        """A row a leaf."""
+        columns = ("leaf", "shape", "claimed", "measured", "error", "resolution", "verdict")
+        joint = [] if self.joint is None else [self.joint]
+        return Table(columns, [_row(leaf) for leaf in (*self.leaves, *joint)])
+
+    def findings(self) -> list[str]:
+        """What the table does not say, a line each."""
+        lines = [f"diagnosis: {self.diagnosis}"] if self.diagnosis else []
+        for leaf in self.leaves:
+            said = [] if self.diagnosis.endswith(leaf.diagnosis) else [leaf.diagnosis]
+            said += [f"furthest off at {describe(leaf.worst[0])}"] if leaf.worst else []
+            said += [describe_kink(leaf.kink)] if leaf.kink else []
+            lines += [f"{leaf.path}: {'; '.join(said)}"] if said else []
+        return [*lines, *self._taylor(), *self.notes]
+
+    def _taylor(self) -> list[str]:
+        """The second opinion, where it has one."""
+        orders = [leaf.order for leaf in self.leaves if not np.isnan(leaf.order)]
+        if not orders:
+            return []
+        bad = [leaf.path for leaf in self.leaves if leaf.taylor == "fail"]
+        order = f"{min(orders):.1f}" + (f" in {', '.join(bad)}" if bad else " or better")
+        return [f"Taylor's second remainder shrinks by order {order}; 2 where a gradient is right"]
+
+    def __str__(self) -> str:
+        lines = [self._headline(), align(self.table()), *self.findings()]
+        if self.second_order is not None:
+            lines += ["", f"second order: {self.second_order}"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        paragraphs = "".join(f"<p>{html_line}</p>" for html_line in [self._headline()])
+        return paragraphs + html(self.table()) + html(Table(("",), [(f,) for f in self.findings()]))
+
+    def _headline(self) -> str:
+        return (
+            f"{self.verdict}: measured in {self.precision}, "
+            f"wrong means off by more than {number(self.threshold)}"
+        )
+
+
+def describe_kink(kink: Kink) -> str:
+    """The kink in words."""
+    sides = f"slopes from {number(kink.lower, 6)} to {number(kink.upper, 6)}"
+    return f"kink at the point, {sides}; claimed: {'a' if kink.subgradient else 'no'} subgradient"
+
+
+def _row(leaf: LeafReport) -> tuple[str, ...]:
+    return (
+        leaf.path,
+        "×".join(map(str, leaf.shape)) or "scalar",
+        number(leaf.claimed, 4),
+        f"{number(leaf.measured, 4)} ± {number(leaf.error)}",
+        number(leaf.relative_error),
+        number(leaf.resolution),
+        leaf.verdict,
+    )
+
+
+def _leaf_record(leaf: LeafReport) -> dict[str, Any]:
+    return leaf._asdict() | {
+        "kink": leaf.kink and leaf.kink._asdict(),
+        "worst": [entry._asdict() for entry in leaf.worst],
+        "curve": leaf.curve and leaf.curve._asdict(),
+    }
+
+
+def overall(leaves: list[LeafReport], joint: LeafReport | None) -> Verdict:
+    """Of all leaves; moving jointly, they can only be found wrong."""
+    verdicts = [leaf.verdict for leaf in leaves]
+    if joint is not None and joint.verdict == "fail":
+        verdicts.append("fail")
+    return worst(verdicts)

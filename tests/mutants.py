@@ -1,0 +1,618 @@
+"""Backward passes with a planted bug each, and functions whose gradients are right but hard to check.
+
+A mutant is what people really write: one line of a correct backward pass gone wrong.  Each says in
+a few words, as a regular expression, how the checker should name it; where nothing simple explains
+the damage it says nothing.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+from tables import random_batch, random_params
+
+import jaxbp
+from jaxbp import activations, heads
+
+
+class Case(NamedTuple):
+    """A call of gradcheck: gradcheck(f, *args, grads=grads, **options)."""
+
+    f: Callable[..., Any]
+    args: tuple[Any, ...]
+    grads: Any = None
+    options: dict[str, Any] = {}
+
+
+class Parts(NamedTuple):
+    """The lines of a backward pass, each of which a mutant may replace."""
+
+    share: Callable = lambda weight: weight / weight.sum()
+    error: Callable = lambda model, logits, target: model.head.loss(logits, target)[1]
+    slope: Callable = lambda a, z, slope: slope  # of a layer's pre-activation and its output
+    step: Callable = lambda delta, above, slope: (delta @ above) * slope
+    weight: Callable = lambda delta, z: delta.T @ z
+    bias: Callable = lambda delta: delta.sum(0)
+    penalty: Callable = lambda l2, layer: (l2 * layer.weight, 0)
+    batch: Callable = lambda batch: batch  # as the backward pass sees it
+    params: Callable = lambda params: params
+    deltas: Callable = lambda deltas: deltas
+    slopes: Callable = lambda slopes: slopes
+    inputs: Callable = lambda inputs: inputs
+    grads: Callable = lambda grads: grads
+
+
+def backward_with(parts):
+    """The gradient of the objective of a batch, put together from its parts."""
+
+    def gradient(model, batch, params):
+        batch, above = parts.batch(batch), parts.params(params)
+        logits, residuals = jaxbp.forward(model, params, batch.x)
+        inputs = [residual.input for residual in residuals]
+        slopes = []
+        for layer, residual, z in zip(params[:-1], residuals[:-1], inputs[1:], strict=True):
+            a = residual.input @ layer.weight.T + layer.bias
+            slopes.append(parts.slope(a, z, residual.slope))
+        slopes, inputs = parts.slopes(slopes), parts.inputs(inputs)
+        weight = jnp.ones(len(batch.x)) if batch.weight is None else batch.weight
+        deltas = [parts.share(weight)[:, None] * parts.error(model, logits, batch.target)]
+        for layer, slope in zip(above[:0:-1], slopes[::-1], strict=True):
+            deltas.insert(0, parts.step(deltas[0], layer.weight, slope))
+        grads = []
+        for layer, delta, z in zip(params, parts.deltas(deltas), inputs, strict=True):
+            penalties = parts.penalty(model.l2, layer)
+            grads.append(
+                jaxbp.Layer(
+                    parts.weight(delta, z) + penalties[0], parts.bias(delta) + penalties[1]
+                )
+            )
+        return tuple(parts.grads(grads))
+
+    return gradient
+
+
+@cache  # one objective for all mutants of it, and under jit: it is compiled once
+def problem(sizes, activation, head, l2, rows, weighted, smooth, dtype, scale):
+    model = jaxbp.MLP(sizes, activation, head, l2)
+    params = jax.tree.map(lambda leaf: leaf * scale, random_params(model, 1, dtype))
+    batch = random_batch(model, rows, 2, weighted=weighted, dtype=dtype)
+    if smooth:
+        batch = batch._replace(target=jnp.arange(rows, dtype=jnp.int32) % sizes[-1])
+
+    @jax.jit
+    def f(params):
+        target = batch.target
+        if smooth:
+            target = jaxbp.smooth_labels(target, 0.1, num_classes=sizes[-1])
+        return jaxbp.objective(model, params, batch._replace(target=target))
+
+    return model, params, batch, f
+
+
+def network(
+    *,
+    sizes=(4, 4, 4, 4),
+    activation=activations.tanh,
+    head=heads.softmax_cross_entropy,
+    l2=0.1,
+    rows=6,
+    weighted=False,
+    smooth=False,
+    dtype=np.float64,
+    scale=1.0,
+    **parts,
+):
+    """A network's objective, and its gradient with some of its parts replaced."""
+    model, params, batch, f = problem(
+        sizes, activation, head, l2, rows, weighted, smooth, dtype, scale
+    )
+    return Case(f, (params,), partial(backward_with(Parts(**parts)), model, batch))
+
+
+def edit(number, name, change):
+    """Grads with one leaf of one layer changed."""
+
+    def edited(grads):
+        leaf = getattr(grads[number], name)
+        return [*grads[:number], grads[number]._replace(**{name: change(leaf)}), *grads[number + 1 :]]
+
+    return edited
+
+
+def wide_entry(dtype, factor):
+    """784-300-10 with one entry of the first weight off."""
+    change = edit(0, "weight", lambda w: w.at[17, 123].multiply(factor))
+    return network(
+        sizes=(784, 300, 10), activation=activations.relu, rows=8, l2=0.0, dtype=dtype, grads=change
+    )
+
+
+def custom(forward, backward, x, dtype=np.float64):
+    """A function with a custom_vjp, summed."""
+
+    @jax.custom_vjp
+    def function(x):
+        return forward(x)
+
+    function.defvjp(lambda x: (forward(x), x), lambda x, cotangent: (backward(x, cotangent),))
+    return Case(lambda x: 3.0 * jnp.sum(function(x) ** 2), (jnp.asarray(x, dtype),))
+
+
+def custom_tangent(forward, tangent, x):
+    """A function with a custom_jvp."""
+    function = jax.custom_jvp(forward)
+    function.defjvp(lambda primals, tangents: (forward(*primals), tangent(*primals, *tangents)))
+    return Case(lambda x: jnp.sum(jnp.sin(function(x))), (jnp.asarray(x),))
+
+
+X = np.linspace(0.3, 2.0, 6)
+
+
+def counting(grads):
+    """Another result at every call."""
+    calls = []
+
+    def varying(params):
+        calls.append(1)
+        return jax.tree.map(lambda leaf: leaf * (1 + 1e-3 * len(calls)), grads(params))
+
+    return varying
+
+
+def non_deterministic():
+    case = network()
+    return case._replace(grads=counting(case.grads))
+
+
+def integer_claim():
+    return Case(
+        lambda p: jnp.sum(p["w"] ** 2) * p["n"],
+        ({"w": jnp.asarray(X), "n": 3},),
+        {"w": jnp.asarray(6 * X), "n": np.float32(1.0)},
+    )
+
+
+def batching_rule():
+    """Right in a loop, wrong under vmap."""
+
+    @jax.custom_batching.custom_vmap
+    def slope(x):
+        return 2 * x
+
+    @slope.def_vmap
+    def _(axis_size, in_batched, x):
+        return jnp.broadcast_to(2 * x.sum(0), x.shape), True
+
+    return Case(lambda x: jnp.sum(x**2), (jnp.asarray(X),), slope)
+
+
+def float32_only():
+    """A branch that only the dtype users run takes."""
+    x = jnp.asarray(X, jnp.float32)
+    return Case(
+        lambda x: jnp.sum(jnp.exp(x)),
+        (x,),
+        lambda x: jnp.exp(x) * (1.01 if x.dtype == jnp.float32 else 1.0),
+    )
+
+
+def softmax_over_the_batch(model, logits, target):
+    return jax.nn.softmax(logits, axis=0) * target.sum(-1, keepdims=True) - target
+
+
+def diagonal_only(model, logits, target):
+    return target * (jax.nn.softmax(logits) - 1)
+
+
+def round_to(digits):
+    return lambda grads: jax.tree.map(lambda leaf: jnp.round(leaf, digits), grads)
+
+
+def bf16(delta, z):
+    product = delta.astype(jnp.bfloat16).T @ z.astype(jnp.bfloat16)
+    return product.astype(z.dtype)
+
+
+def lecture_elu(a, h, slope):
+    return jnp.where(a > 0, 1, h - 1)
+
+
+def leaky_on_the_wrong_side(a, h, slope):
+    return jnp.where(a > 0, 0.01, 1.0)
+
+
+squared = {"head": heads.linear_squared_error, "l2": 0.0}
+deep_tanh = {"sizes": (4, 4, 4, 4, 4, 4), "l2": 0.0}
+relu = {"activation": activations.relu, "l2": 0.0}
+one_example = {"rows": 1, "l2": 0.0, "sizes": (4, 6, 4)}
+
+#: name -> (how to make it, how it should be named)
+MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
+    # the recursion δ = h'(a) Wᵀδ
+    "weight untransposed": (lambda: network(step=lambda d, w, s: (d @ w.T) * s), ""),
+    "slope forgotten": (lambda: network(step=lambda d, w, s: d @ w), ""),
+    "slope forgotten, one example": (
+        lambda: network(**one_example, step=lambda d, w, s: d @ w),
+        r"slope h'\(a\) is missing",
+    ),
+    "slope squared": (lambda: network(step=lambda d, w, s: (d @ w) * s**2), ""),
+    "slope of the wrong layer": (lambda: network(slopes=lambda s: s[::-1]), ""),
+    "sign of the recursion": (
+        lambda: network(l2=0.0, sizes=(4, 4, 4), step=lambda d, w, s: -(d @ w) * s),
+        r"factor of -1",
+    ),
+    "0.1 % in one activation": (
+        lambda: network(l2=0.0, sizes=(4, 4, 4), step=lambda d, w, s: (d @ w) * s * 1.001),
+        r"factor of 1\.001",
+    ),
+    "deltas off by one layer": (lambda: network(deltas=lambda d: [*d[1:], d[0]]), ""),
+    "deltas reversed": (
+        lambda: network(l2=0.0, grads=lambda grads: grads[::-1]),
+        r"permuted: what is claimed for params\[2\]",
+    ),
+    "stopped gradient": (
+        lambda: network(l2=0.0, step=lambda d, w, s: stop_gradient(d) * 0 @ w * s),
+        "zero everywhere",
+    ),
+    "hidden error clipped": (
+        lambda: network(**deep_tanh, step=lambda d, w, s: jnp.clip((d @ w) * s, -0.02, 0.02)), ""
+    ),
+    "upper weights already updated": (
+        lambda: network(params=lambda p: jax.tree.map(lambda w: w * 0.99, p)), ""
+    ),
+    # slopes
+    "slope from a instead of h": (
+        lambda: network(activation=activations.sigmoid, slope=lambda a, h, s: a * (1 - a)), ""
+    ),
+    "tanh's slope without its square": (lambda: network(slope=lambda a, h, s: 1 - h), ""),
+    "sigmoid's slope with a plus": (
+        lambda: network(activation=activations.sigmoid, slope=lambda a, h, s: h * (1 + h)), ""
+    ),
+    "softplus's slope is its value": (
+        lambda: network(activation=activations.softplus, slope=lambda a, h, s: h), ""
+    ),
+    "ReLU's slope by h >= 0": (
+        lambda: network(**relu, rows=1, slope=lambda a, h, s: (h >= 0) * 1.0),
+        "right only where the slope is 1",
+    ),
+    "leaky slope on the wrong side": (
+        lambda: network(activation=activations.leaky_relu, slope=leaky_on_the_wrong_side), ""
+    ),
+    "ELU's slope as the lecture prints it": (
+        lambda: network(activation=activations.elu, slope=lecture_elu), ""
+    ),
+    # the contraction δ zᵀ
+    "weight gradient transposed": (
+        lambda: network(l2=0.0, weight=lambda d, z: z.T @ d), "transposed"
+    ),
+    "weight gradient transposed and reshaped": (
+        lambda: network(
+            sizes=(5, 3), l2=0.0, weight=lambda d, z: (z.T @ d).reshape(d.shape[1], z.shape[1])
+        ),
+        "transposed, then reshaped",
+    ),
+    "bias gradient dropped": (
+        lambda: network(bias=lambda d: 0 * d.sum(0)), "every bias: zero everywhere"
+    ),
+    "bias gradient averaged": (
+        lambda: network(bias=lambda d: d.mean(0)), r"every bias: off by a factor of 1/6 \(the size"
+    ),
+    "bias gradient twice": (
+        lambda: network(bias=lambda d: 2 * d.sum(0)), "every bias: off by a factor of 2"
+    ),
+    "bias gradient of one example": (lambda: network(bias=lambda d: d[0]), ""),
+    "rows of z and delta misaligned": (
+        lambda: network(l2=0.0, weight=lambda d, z: d.T @ z[::-1]), ""
+    ),
+    "stale residual": (lambda: network(inputs=lambda z: [1.01 * z[0], *z[1:]], l2=0.0),
+        r"params\[0\].weight: off by a factor of 1.01",
+    ),
+    "bfloat16 accumulation": (lambda: network(rows=64, weight=bf16), ""),
+    # the error and the mean
+    "wrong sign": (
+        lambda: network(grads=lambda g: jax.tree.map(jnp.negative, g)),
+        "every leaf: off by a factor of -1",
+    ),
+    "1/B dropped": (
+        lambda: network(l2=0.0, share=lambda w: w), r"every leaf: off by a factor of 6 \(the size"
+    ),
+    "1/B twice": (
+        lambda: network(l2=0.0, share=lambda w: w / w.sum() ** 2),
+        r"every leaf: off by a factor of 1/6 \(the size",
+    ),
+    "mean over outputs too": (
+        lambda: network(l2=0.0, error=lambda m, a, t: m.head.loss(a, t)[1] / 4),
+        "every leaf: off by a factor of 1/4",
+    ),
+    "2 of the squared error forgotten": (
+        lambda: network(**squared, error=lambda m, a, t: a - t),
+        "every leaf: off by a factor of 1/2",
+    ),
+    "softmax's Jacobian diagonal only": (lambda: network(error=diagonal_only), ""),
+    "softmax over the batch": (lambda: network(error=softmax_over_the_batch), ""),
+    "Huber's error unclipped": (
+        lambda: network(
+            head=heads.linear_huber, scale=3.0, error=lambda m, a, t: a - t
+        ),
+        "",
+    ),
+    "absolute error without its sign": (
+        lambda: network(head=heads.linear_absolute_error, error=lambda m, a, t: a - t), ""
+    ),
+    "Poisson's error without its target": (
+        lambda: network(head=heads.exp_poisson, error=lambda m, a, t: jnp.exp(a)), ""
+    ),
+    "label smoothing forgotten": (lambda: network(smooth=True), ""),
+    "example weight squared": (
+        lambda: network(weighted=True, share=lambda w: w**2 / (w**2).sum()), ""
+    ),
+    "example weight forgotten": (
+        lambda: network(weighted=True, share=lambda w: jnp.ones_like(w) / len(w)), ""
+    ),
+    # L2
+    "L2 forgotten": (
+        lambda: network(penalty=lambda l2, p: (0, 0)), r"0\.1 times the argument itself is missing"
+    ),
+    "L2 doubled": (
+        lambda: network(penalty=lambda l2, p: (2 * l2 * p.weight, 0)),
+        r"0\.1 times the argument itself is too much",
+    ),
+    "L2's sign": (
+        lambda: network(penalty=lambda l2, p: (-l2 * p.weight, 0)),
+        r"0\.2 times the argument itself is missing",
+    ),
+    "L2 on the bias": (
+        lambda: network(penalty=lambda l2, p: (l2 * p.weight, l2 * p.bias)),
+        r"every bias: 0\.1 times the argument itself is too much",
+    ),
+    "L2 as lasso": (lambda: network(penalty=lambda l2, p: (l2 * jnp.sign(p.weight), 0)), ""),
+    # in one place
+    "one entry of 784×300 off by 1 %": (
+        lambda: wide_entry(np.float64, 1.01), "one entry is wrong"
+    ),
+    "one entry of 784×300 off by its size, float32": (
+        lambda: wide_entry(np.float32, 2.0), "one entry is wrong"
+    ),
+    "one entry zero": (
+        lambda: network(grads=edit(1, "weight", lambda w: w.at[2, 3].set(0))), "one entry is wrong"
+    ),
+    "one row zero": (
+        lambda: network(grads=edit(1, "weight", lambda w: w.at[2].set(0))), "row 2 is wrong"
+    ),
+    "one column doubled": (
+        lambda: network(grads=edit(1, "weight", lambda w: w.at[:, 1].multiply(2))),
+        "column 1 is wrong",
+    ),
+    "rows shifted": (
+        lambda: network(grads=edit(1, "weight", lambda w: jnp.roll(w, 1, 0))), "shifted by one"
+    ),
+    "NaN in one entry": (
+        lambda: network(grads=edit(1, "bias", lambda b: b.at[3].set(jnp.nan))),
+        r"not finite at 1 of 4 entries: \[3\]",
+    ),
+    "rounded to two decimals": (lambda: network(grads=round_to(2)), ""),
+    # custom rules, and other functions than ours
+    "times the cotangent for divided by it": (
+        lambda: custom(lambda x: jnp.log(x), lambda x, c: 1 / (x * c), X), ""
+    ),
+    "custom_vjp that ignores its cotangent": (
+        lambda: custom(jnp.sin, lambda x, c: jnp.cos(x), X), ""
+    ),
+    "custom_vjp with half the slope": (
+        lambda: custom(lambda x: x**2, lambda x, c: x * c, X), "factor of 1/2"
+    ),
+    "batching rule that sums over the batch": (batching_rule, "vmap of the gradient"),
+    "custom_jvp of another power": (
+        lambda: custom_tangent(lambda x: x**2, lambda x, t: 3 * x * t, X), "factor of 3/2"
+    ),
+    "non-deterministic": (non_deterministic, "non-deterministic"),
+    "a slope for an integer": (integer_claim, "not differentiable: it is int"),
+    "wrong in float32 only": (float32_only, "wrong in float32 only"),
+}
+
+
+# Functions whose gradients are right, and hard to check
+
+
+class Correct(NamedTuple):
+    """f, under jit so that many points of it need one compilation, and a way to draw its args."""
+
+    f: Callable[..., Any]
+    draw: Callable[[np.random.Generator], tuple[Any, ...]]
+    options: dict[str, Any] = {}
+
+
+def normal(*shape, scale=1.0, shift=0.0, dtype=np.float32):
+    """Draws one array."""
+    return lambda rng: (np.asarray(shift + scale * rng.normal(size=shape), dtype),)
+
+
+def of_network(sizes, activation, head, rows, dtype=np.float32, bias=None, sparse=False, l2=0.01):
+    """A network's objective, with its parameters and batch as arguments."""
+    model = jaxbp.MLP(sizes, activation, head, l2)
+
+    def draw(rng):
+        number = int(rng.integers(2**31))
+        params = random_params(model, number, dtype)
+        if bias is not None:
+            params = tuple(p._replace(bias=jnp.full_like(p.bias, bias)) for p in params)
+        batch = random_batch(model, rows, number, dtype=dtype)
+        if sparse:  # rows of zeros: where biases are zero too, every hidden unit sits on its kink
+            batch = batch._replace(x=jnp.asarray(batch.x).at[::2].set(0))
+        return params, batch
+
+    options = {"grads": jax.jit(lambda p, batch: jaxbp.backprop(model, p, batch)[1])}
+    return Correct(jax.jit(lambda params, batch: jaxbp.objective(model, params, batch)), draw, options)
+
+
+def relu_network(*sizes, rows=16, dtype=np.float32, **options):
+    return of_network(
+        sizes, activations.relu, heads.softmax_cross_entropy, rows, dtype, **options
+    )
+
+
+def on_a_kink(rng):
+    """Some coordinates exactly 0, some next to it."""
+    x = rng.normal(size=8) * 10.0 ** rng.uniform(-12, 0, size=8)
+    return (np.where(rng.uniform(size=8) < 0.4, 0, x).astype(np.float32),)
+
+
+def ties(rng):
+    return (rng.integers(0, 3, size=7).astype(np.float32),)
+
+
+@jax.custom_vjp
+def clipped_log(x):
+    return jnp.log(x)
+
+
+clipped_log.defvjp(lambda x: (jnp.log(x), x), lambda x, cotangent: (cotangent / x,))
+
+
+def f32(fn):
+    """In float32 whatever comes in: nothing finer can be measured."""
+    return lambda x: fn(x.astype(jnp.float32))
+
+
+def jitted(fn, draw, **options):
+    return Correct(jax.jit(fn), draw, options)
+
+
+def vector(*shape, **kwargs):
+    return normal(*shape, **kwargs)
+
+
+CORRECT: dict[str, Correct] = {
+    # kinks
+    "ReLU network, float32": relu_network(6, 16, 16, 3),
+    "ReLU network, float64": relu_network(6, 16, 16, 3, dtype=np.float64),
+    "wide ReLU network": relu_network(20, 300, 10, rows=32),
+    "deep ReLU network": relu_network(4, *(8,) * 12, 3),
+    "narrow ReLU network": relu_network(3, 2, 2, 2, rows=4),
+    "ReLU units on their kinks": relu_network(5, 8, 8, 3, bias=0.0, sparse=True),
+    "ReLU and absolute error": of_network(
+        (4, 12, 2), activations.relu, heads.linear_absolute_error, 8
+    ),
+    "leaky ReLU network": of_network((4, 12, 3), activations.leaky_relu, heads.linear_huber, 8),
+    "ReLU": jitted(lambda x: jnp.sum(jax.nn.relu(x)), on_a_kink),
+    "absolute value": jitted(lambda x: jnp.sum(jnp.abs(x)), on_a_kink),
+    "maximum of two": jitted(lambda x: jnp.sum(jnp.maximum(x, x**2)), on_a_kink),
+    "maximum with ties": jitted(jnp.max, ties),
+    "sum of the largest three": jitted(lambda x: jnp.sum(jax.lax.top_k(x, 3)[0]), vector(9)),
+    "sorted": jitted(lambda x: jnp.sum(jnp.sort(x) * jnp.arange(9.0)), vector(9)),
+    "clip": jitted(lambda x: jnp.sum(jnp.clip(x, -0.5, 0.5) ** 2), vector(9)),
+    "hinge": jitted(lambda x: jnp.mean(jnp.maximum(0, 1 - x)), vector(40)),
+    "ELU": jitted(lambda x: jnp.sum(jax.nn.elu(x)), on_a_kink),
+    "median": jitted(jnp.median, vector(9)),
+    "largest singular value": jitted(lambda x: jnp.linalg.norm(x, 2), vector(4, 3)),
+    "piecewise linear": jitted(
+        lambda x: jnp.sum(jnp.interp(x, jnp.linspace(-3, 3, 30), jnp.sin(jnp.arange(30.0)))),
+        vector(6),
+    ),
+    # scales
+    "tiny argument": jitted(lambda x: jnp.sum((x / 1e-12) ** 3), vector(5, scale=1e-12)),
+    "huge argument": jitted(lambda x: jnp.sum(jnp.sin(x / 1e12)), vector(5, scale=1e12)),
+    "tiny value": jitted(lambda x: 1e-12 * jnp.sum(jnp.exp(x)), vector(5)),
+    "huge value": jitted(lambda x: 1e12 * jnp.sum(jnp.exp(x)), vector(5)),
+    "large offset": jitted(lambda x: 1e6 + jnp.sum(x**2), vector(5)),
+    "swamped by an offset": jitted(lambda x: 1e20 + jnp.sum(x), vector(5)),
+    "leaves of all sizes": jitted(
+        lambda p: jnp.sum(p[0] * 1e6) + jnp.sum(jnp.sin(p[1])) + jnp.sum(jnp.exp(p[2] / 1e6)),
+        lambda rng: (
+            tuple(
+                np.asarray(scale * rng.normal(size=n), np.float32)
+                for scale, n in [(1e-6, 3), (1, 50), (1e6, 2)]
+            ),
+        ),
+    ),
+    "one entry far from the others": jitted(
+        lambda x: jnp.sum(jnp.tanh(x)), lambda rng: (np.array([1e6, *rng.normal(size=4)], "f4"),)
+    ),
+    "zeros": jitted(lambda x: jnp.sum(jnp.sin(1e12 * x)), lambda rng: (np.zeros(3, "f4"),)),
+    # flat and stiff
+    "no effect": jitted(
+        lambda p: jnp.sum(p["used"] ** 2) + 0 * jnp.sum(p["unused"]),
+        lambda rng: ({"used": rng.normal(size=3), "unused": rng.normal(size=3)},),
+    ),
+    "not in f at all": jitted(
+        lambda p: jnp.sum(p["used"] ** 2),
+        lambda rng: ({"used": rng.normal(size=3), "unused": rng.normal(size=3)},),
+    ),
+    "constant": jitted(lambda x: 0.0 * jnp.sum(x) + 3.0, vector(4)),
+    "no effect but for rounding": jitted(
+        lambda p: jax.nn.logsumexp(p[0] + p[1]) - p[1],
+        lambda rng: ((rng.normal(size=5), rng.normal()),),
+    ),
+    "saturated": jitted(lambda x: jnp.sum(jnp.tanh(x)), vector(5, shift=20.0)),
+    "half saturated": jitted(lambda x: jnp.sum(jnp.tanh(x)), vector(5, scale=10.0)),
+    "dead ReLUs": relu_network(4, 6, 3, bias=-100.0),
+    "stiff": jitted(lambda x: jnp.sum(jnp.exp(30 * x)), vector(6)),
+    "very stiff": jitted(lambda x: jnp.sum(jnp.exp(300 * x)), vector(3, scale=0.1)),
+    "fast oscillation": jitted(lambda x: jnp.sum(jnp.sin(1e4 * x)), vector(5)),
+    "cancellation": jitted(lambda x: jnp.sum(jnp.cos(x) - 1 + x**2 / 2), vector(5, scale=0.01)),
+    "at a minimum": jitted(lambda x: jnp.sum((x - 1) ** 2), lambda rng: (np.ones(4, "f4"),)),
+    "near a minimum": jitted(lambda x: jnp.sum((x - 1) ** 4), vector(4, shift=1, scale=1e-3)),
+    "large logits": of_network((3, 4, 5), activations.gelu, heads.softmax_cross_entropy, 4, bias=50.0),
+    "deep sigmoid network": of_network(
+        (3, *(4,) * 12, 2), activations.sigmoid, heads.sigmoid_logistic, 5
+    ),
+    "tanh network, Poisson": of_network((3, 8, 2), activations.tanh, heads.exp_poisson, 6),
+    "near a pole": jitted(lambda x: jnp.sum(1 / x), vector(4, shift=1e-3, scale=1e-4)),
+    "logarithm near zero": jitted(
+        lambda x: jnp.sum(jnp.log(x)), lambda rng: (np.exp(rng.uniform(-20, 0, 5)).astype("f4"),)
+    ),
+    "square root near zero": jitted(
+        lambda x: jnp.sum(jnp.sqrt(x)), lambda rng: (np.exp(rng.uniform(-20, 0, 5)).astype("f4"),)
+    ),
+    # precision
+    "half precision argument": jitted(
+        lambda x: jnp.sum(jnp.sin(x)), vector(5, dtype=np.float16)
+    ),
+    "bfloat16 argument": jitted(lambda x: jnp.sum(x**2), vector(5, dtype=jnp.bfloat16)),
+    "float32 inside": jitted(f32(lambda x: jnp.sum(jnp.sin(x))), vector(6)),
+    "float32 inside, ReLU": jitted(f32(lambda x: jnp.sum(jax.nn.relu(x) * x[::-1])), vector(50)),
+    "bfloat16 inside": jitted(
+        lambda x: jnp.sum(jnp.sin(x.astype(jnp.bfloat16)).astype(jnp.float32)), vector(6)
+    ),
+    # kinds of functions and arguments
+    "integer argument beside": jitted(
+        lambda x, n: jnp.sum(x[n] ** 2),
+        lambda rng: (rng.normal(size=6).astype("f4"), rng.integers(6, size=3)),
+    ),
+    "integer leaf": jitted(
+        lambda p: jnp.sum(p["w"] ** p["n"]), lambda rng: ({"w": rng.normal(size=4), "n": np.array(3)},)
+    ),
+    "both arguments": jitted(
+        lambda x, y: jnp.sum(x @ y),
+        lambda rng: (rng.normal(size=(2, 3)), rng.normal(size=(3, 4))),
+        argnums=(0, 1),
+    ),
+    "vector function": jitted(lambda x: jnp.cumsum(jnp.sin(x)), vector(6)),
+    "tree function": jitted(lambda x: {"a": x**2, "b": (jnp.sum(x), x[::2])}, vector(6)),
+    "scalar": jitted(lambda x: jnp.exp(-x * x), lambda rng: (float(rng.normal()),)),
+    "one entry": jitted(lambda x: jnp.sum(x**3), vector(1)),
+    "empty leaf": jitted(
+        lambda p: jnp.sum(p[0] ** 2) + jnp.sum(p[1]),
+        lambda rng: ((rng.normal(size=3), np.zeros((0, 4))),),
+    ),
+    "custom_vjp": jitted(
+        lambda x: jnp.sum(clipped_log(x)), lambda rng: (rng.uniform(0.5, 3, size=4).astype("f4"),)
+    ),
+    "scan": jitted(
+        lambda x: jax.lax.scan(lambda c, y: (jnp.tanh(c + y), c * y), 0.0 * x[0], x)[1], vector(9)
+    ),
+    "determinant": jitted(jnp.linalg.det, vector(4, 4)),
+    "Cholesky factor": jitted(
+        lambda x: jnp.linalg.cholesky(x @ x.T + jnp.eye(4)), vector(4, 5)
+    ),
+    "Fourier transform": jitted(lambda x: jnp.sum(jnp.abs(jnp.fft.rfft(x)) ** 2 * jnp.arange(5.0)),
+        vector(8)),
+    "random key held": jitted(
+        lambda x, key: jnp.sum(x * jax.random.normal(key, x.shape)),
+        lambda rng: (rng.normal(size=5).astype("f4"), jax.random.key(int(rng.integers(99)))),
+    ),
+}
