@@ -20,7 +20,6 @@ import numpy as np
 import jaxbp
 from benchmarks.protocol import compiled, conditions, interleaved, write
 from jaxbp import activations, heads
-from jaxbp.checking import relative_error
 
 SHAPES = {
     "8×256, batch 2048": ((256,) * 9 + (10,), 2048),
@@ -66,7 +65,7 @@ def compare(name, sizes, rows):
     }
     _, reference = contenders["autodiff"].run()
     for contender in contenders.values():
-        assert relative_error(contender.run()[1], reference) < 1e-4
+        assert jaxbp.compare(contender.run()[1], reference).relative_error < 1e-4
     timings = interleaved(contenders)
     return {
         contender: {

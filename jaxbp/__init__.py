@@ -5,6 +5,15 @@ Read ``activations``, ``heads``, ``mlp`` and ``gradient``, in this order.
 
 from jaxbp import activations, data, heads
 from jaxbp.activations import with_slope
+from jaxbp.checking import (
+    Comparison,
+    GradientReport,
+    TaylorReport,
+    assert_gradients,
+    compare,
+    gradcheck,
+    taylor_test,
+)
 from jaxbp.checkpoint import Checkpoint, load, save
 from jaxbp.gradient import Batch, autodiff, backprop, input_gradient, objective
 from jaxbp.heads import Head, smooth_labels
@@ -25,21 +34,27 @@ __all__ = [
     "MLP",
     "Batch",
     "Checkpoint",
+    "Comparison",
     "Epoch",
     "Evaluation",
+    "GradientReport",
     "Head",
     "History",
     "Layer",
     "NonFiniteLossError",
     "Residual",
+    "TaylorReport",
     "activations",
+    "assert_gradients",
     "autodiff",
     "backprop",
     "backward",
+    "compare",
     "data",
     "evaluate",
     "fit",
     "forward",
+    "gradcheck",
     "gradients",
     "heads",
     "init",
@@ -50,5 +65,6 @@ __all__ = [
     "predict",
     "save",
     "smooth_labels",
+    "taylor_test",
     "with_slope",
 ]

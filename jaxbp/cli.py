@@ -10,7 +10,8 @@ import tyro
 from rich.console import Console
 
 import jaxbp
-from jaxbp import predict_command, train_command
+from jaxbp import check_command, predict_command, train_command
+from jaxbp.check_command import Check, CheckError
 from jaxbp.checkpoint import CheckpointError
 from jaxbp.data import DataError
 from jaxbp.predict_command import Predict
@@ -20,10 +21,11 @@ from jaxbp.train_options import OptionError, Train
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
 )
 
 
-_REQUEST_ERRORS = (OptionError, DataError, CheckpointError, OSError)
+_REQUEST_ERRORS = (OptionError, DataError, CheckpointError, CheckError, OSError)
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
@@ -43,9 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
+    console = Console(markup=False, emoji=False, highlight=False)
     try:
         if isinstance(command, Train):
-            return train_command.run(command, Console(markup=False, emoji=False, highlight=False))
+            return train_command.run(command, console)
+        if isinstance(command, Check):
+            return check_command.run(command, console)
         return predict_command.run(command, Console(stderr=True, markup=False, highlight=False))
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,7 +31,9 @@ def align(table: Table, width: int | None = None) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if sum(widths) + 2 * (len(widths) - 1) > width:
         return "\n\n".join(_listed(table.columns, row) for row in table.rows)
-    right = [all(set(cell) <= _RIGHT for cell in column) for column in zip(*table.rows, strict=True)]
+    right = [
+        all(set(cell) <= _RIGHT for cell in column) for column in zip(*table.rows, strict=True)
+    ]
     return "\n".join(
         "  ".join(
             cell.rjust(size) if is_number else cell.ljust(size)

@@ -21,11 +21,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 import jaxbp
-
+from jaxbp.checking import central_difference, compare
 from jaxbp.checkpoint import save
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.mlp import MLP, Params
 from jaxbp.plotting import learning_curve
+from jaxbp.tables import plain
 from jaxbp.train_options import GRADIENTS, Plan, Train, make_folder, make_plan
 from jaxbp.training import (
     Epoch,
@@ -125,27 +126,29 @@ def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
     and against central differences in float64."""
     first = jax.tree.map(lambda array: np.asarray(array[:32]), batch)
     with jax.default_matmul_precision("highest"):
-        by_autodiff = float(_error_by_autodiff(model, params, first))
+        by_autodiff = compare(*_both_gradients(model, params, first))
     directions = np.random.default_rng(0)  # drawn on the host: cheaper than to compile a generator
     with jax.enable_x64(True):
         exact = jax.tree.map(_to_float64, (params, first))
         along = jax.tree.map(lambda leaf: directions.normal(size=(8, *leaf.shape)), params)
-        by_differences = float(_error_by_differences(model, *exact, along))
-    return {"jax_grad": by_autodiff, "finite_differences": by_differences}
+        by_differences = compare(*_both_slopes(model, *exact, along))
+    return {
+        "jax_grad": by_autodiff.relative_error,
+        "finite_differences": by_differences.relative_error,
+    }
 
 
 @partial(jax.jit, static_argnums=0)
-def _error_by_autodiff(model: MLP, params: Params, batch: Batch) -> jax.Array:
-    _, claimed = backprop(model, params, batch)
-    _, reference = autodiff(model, params, batch)
-    return relative_error(claimed, reference)
+def _both_gradients(model: MLP, params: Params, batch: Batch) -> tuple[Params, Params]:
+    """By hand, and by jax.grad."""
+    return backprop(model, params, batch)[1], autodiff(model, params, batch)[1]
 
 
 @partial(jax.jit, static_argnums=0)
-def _error_by_differences(
+def _both_slopes(
     model: MLP, params: Params, batch: Batch, directions: Params
-) -> jax.Array:
-    """Of ⟨∇E, d⟩ along several directions d, taken as one vector."""
+) -> tuple[jax.Array, jax.Array]:
+    """⟨∇E, d⟩ along several directions d: by hand, and by differences."""
     _, grads = backprop(model, params, batch)
 
     def slopes(direction: Params) -> tuple[jax.Array, jax.Array]:
@@ -153,7 +156,7 @@ def _error_by_differences(
         measured = central_difference(lambda p: objective(model, p, batch), params, unit, 1e-5)
         return optax.tree.vdot(grads, unit), measured
 
-    return relative_error(*jax.vmap(slopes)(directions))
+    return jax.vmap(slopes)(directions)
 
 
 def _to_float64(array: Any) -> np.ndarray:
@@ -234,7 +237,7 @@ class _Watch:
             f"validation_{self.metric}": validation.metric,
             "seconds": round(self.seconds[-1], 6),
         }
-        self.metrics.write(json.dumps(_finite(record)) + "\n")
+        self.metrics.write(json.dumps(plain(record)) + "\n")
         self.metrics.flush()
         metric = _SHOWN[self.metric]
         live = f"loss {epoch.training_loss:.4f}, validation {metric} {validation.metric:.4f}"
@@ -350,7 +353,7 @@ def describe_network(summary: dict[str, Any]) -> str:
 def write_run(folder: Path, plan: Plan, outcome: Outcome, summary: dict[str, Any]) -> None:
     """model.safetensors, summary.json and learning_curve.png, beside metrics.jsonl."""
     save(folder / "model.safetensors", plan.model, outcome.params, plan.dataset.preparation)
-    (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
+    (folder / "summary.json").write_text(json.dumps(plain(summary), indent=2) + "\n")
     if summary["epochs"]:
         title = f"{summary['data']}: {describe_network(summary)}, {summary['optimizer']}"
         learning_curve(
@@ -360,10 +363,3 @@ def write_run(folder: Path, plan: Plan, outcome: Outcome, summary: dict[str, Any
             title=title,
             training="training, smoothed labels" if summary["label_smoothing"] else "training",
         )
-
-
-def _finite(record: Any) -> Any:
-    """The record with null for what JSON has no number for."""
-    if isinstance(record, dict):
-        return {name: _finite(value) for name, value in record.items()}
-    return None if isinstance(record, float) and not math.isfinite(record) else record

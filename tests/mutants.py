@@ -1,12 +1,13 @@
-"""Backward passes with a planted bug each, and functions whose gradients are right but hard to check.
+"""Backward passes with a planted bug each, and right gradients that are hard to check.
 
 A mutant is what people really write: one line of a correct backward pass gone wrong.  Each says in
 a few words, as a regular expression, how the checker should name it; where nothing simple explains
 the damage it says nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ class Case(NamedTuple):
     f: Callable[..., Any]
     args: tuple[Any, ...]
     grads: Any = None
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 class Parts(NamedTuple):
@@ -66,9 +67,7 @@ def backward_with(parts):
         for layer, delta, z in zip(params, parts.deltas(deltas), inputs, strict=True):
             penalties = parts.penalty(model.l2, layer)
             grads.append(
-                jaxbp.Layer(
-                    parts.weight(delta, z) + penalties[0], parts.bias(delta) + penalties[1]
-                )
+                jaxbp.Layer(parts.weight(delta, z) + penalties[0], parts.bias(delta) + penalties[1])
             )
         return tuple(parts.grads(grads))
 
@@ -118,7 +117,11 @@ def edit(number, name, change):
 
     def edited(grads):
         leaf = getattr(grads[number], name)
-        return [*grads[:number], grads[number]._replace(**{name: change(leaf)}), *grads[number + 1 :]]
+        return [
+            *grads[:number],
+            grads[number]._replace(**{name: change(leaf)}),
+            *grads[number + 1 :],
+        ]
 
     return edited
 
@@ -259,35 +262,43 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
         "zero everywhere",
     ),
     "hidden error clipped": (
-        lambda: network(**deep_tanh, step=lambda d, w, s: jnp.clip((d @ w) * s, -0.02, 0.02)), ""
+        lambda: network(**deep_tanh, step=lambda d, w, s: jnp.clip((d @ w) * s, -0.02, 0.02)),
+        "",
     ),
     "upper weights already updated": (
-        lambda: network(params=lambda p: jax.tree.map(lambda w: w * 0.99, p)), ""
+        lambda: network(params=lambda p: jax.tree.map(lambda w: w * 0.99, p)),
+        "",
     ),
     # slopes
     "slope from a instead of h": (
-        lambda: network(activation=activations.sigmoid, slope=lambda a, h, s: a * (1 - a)), ""
+        lambda: network(activation=activations.sigmoid, slope=lambda a, h, s: a * (1 - a)),
+        "",
     ),
     "tanh's slope without its square": (lambda: network(slope=lambda a, h, s: 1 - h), ""),
     "sigmoid's slope with a plus": (
-        lambda: network(activation=activations.sigmoid, slope=lambda a, h, s: h * (1 + h)), ""
+        lambda: network(activation=activations.sigmoid, slope=lambda a, h, s: h * (1 + h)),
+        "",
     ),
     "softplus's slope is its value": (
-        lambda: network(activation=activations.softplus, slope=lambda a, h, s: h), ""
+        lambda: network(activation=activations.softplus, slope=lambda a, h, s: h),
+        "",
     ),
     "ReLU's slope by h >= 0": (
         lambda: network(**relu, rows=1, slope=lambda a, h, s: (h >= 0) * 1.0),
         "right only where the slope is 1",
     ),
     "leaky slope on the wrong side": (
-        lambda: network(activation=activations.leaky_relu, slope=leaky_on_the_wrong_side), ""
+        lambda: network(activation=activations.leaky_relu, slope=leaky_on_the_wrong_side),
+        "",
     ),
     "ELU's slope as the lecture prints it": (
-        lambda: network(activation=activations.elu, slope=lecture_elu), ""
+        lambda: network(activation=activations.elu, slope=lecture_elu),
+        "",
     ),
     # the contraction δ zᵀ
     "weight gradient transposed": (
-        lambda: network(l2=0.0, weight=lambda d, z: z.T @ d), "transposed"
+        lambda: network(l2=0.0, weight=lambda d, z: z.T @ d),
+        "transposed",
     ),
     "weight gradient transposed and reshaped": (
         lambda: network(
@@ -296,19 +307,24 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
         "transposed, then reshaped",
     ),
     "bias gradient dropped": (
-        lambda: network(bias=lambda d: 0 * d.sum(0)), "every bias: zero everywhere"
+        lambda: network(bias=lambda d: 0 * d.sum(0)),
+        "every bias: zero everywhere",
     ),
     "bias gradient averaged": (
-        lambda: network(bias=lambda d: d.mean(0)), r"every bias: off by a factor of 1/6 \(the size"
+        lambda: network(bias=lambda d: d.mean(0)),
+        r"every bias: off by a factor of 1/6 \(the size",
     ),
     "bias gradient twice": (
-        lambda: network(bias=lambda d: 2 * d.sum(0)), "every bias: off by a factor of 2"
+        lambda: network(bias=lambda d: 2 * d.sum(0)),
+        "every bias: off by a factor of 2",
     ),
     "bias gradient of one example": (lambda: network(bias=lambda d: d[0]), ""),
     "rows of z and delta misaligned": (
-        lambda: network(l2=0.0, weight=lambda d, z: d.T @ z[::-1]), ""
+        lambda: network(l2=0.0, weight=lambda d, z: d.T @ z[::-1]),
+        "",
     ),
-    "stale residual": (lambda: network(inputs=lambda z: [1.01 * z[0], *z[1:]], l2=0.0),
+    "stale residual": (
+        lambda: network(inputs=lambda z: [1.01 * z[0], *z[1:]], l2=0.0),
         r"params\[0\].weight: off by a factor of 1.01",
     ),
     "bfloat16 accumulation": (lambda: network(rows=64, weight=bf16), ""),
@@ -318,7 +334,8 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
         "every leaf: off by a factor of -1",
     ),
     "1/B dropped": (
-        lambda: network(l2=0.0, share=lambda w: w), r"every leaf: off by a factor of 6 \(the size"
+        lambda: network(l2=0.0, share=lambda w: w),
+        r"every leaf: off by a factor of 6 \(the size",
     ),
     "1/B twice": (
         lambda: network(l2=0.0, share=lambda w: w / w.sum() ** 2),
@@ -335,27 +352,30 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
     "softmax's Jacobian diagonal only": (lambda: network(error=diagonal_only), ""),
     "softmax over the batch": (lambda: network(error=softmax_over_the_batch), ""),
     "Huber's error unclipped": (
-        lambda: network(
-            head=heads.linear_huber, scale=3.0, error=lambda m, a, t: a - t
-        ),
+        lambda: network(head=heads.linear_huber, scale=3.0, error=lambda m, a, t: a - t),
         "",
     ),
     "absolute error without its sign": (
-        lambda: network(head=heads.linear_absolute_error, error=lambda m, a, t: a - t), ""
+        lambda: network(head=heads.linear_absolute_error, error=lambda m, a, t: a - t),
+        "",
     ),
     "Poisson's error without its target": (
-        lambda: network(head=heads.exp_poisson, error=lambda m, a, t: jnp.exp(a)), ""
+        lambda: network(head=heads.exp_poisson, error=lambda m, a, t: jnp.exp(a)),
+        "",
     ),
     "label smoothing forgotten": (lambda: network(smooth=True), ""),
     "example weight squared": (
-        lambda: network(weighted=True, share=lambda w: w**2 / (w**2).sum()), ""
+        lambda: network(weighted=True, share=lambda w: w**2 / (w**2).sum()),
+        "",
     ),
     "example weight forgotten": (
-        lambda: network(weighted=True, share=lambda w: jnp.ones_like(w) / len(w)), ""
+        lambda: network(weighted=True, share=lambda w: jnp.ones_like(w) / len(w)),
+        "",
     ),
     # L2
     "L2 forgotten": (
-        lambda: network(penalty=lambda l2, p: (0, 0)), r"0\.1 times the argument itself is missing"
+        lambda: network(penalty=lambda l2, p: (0, 0)),
+        r"0\.1 times the argument itself is missing",
     ),
     "L2 doubled": (
         lambda: network(penalty=lambda l2, p: (2 * l2 * p.weight, 0)),
@@ -371,24 +391,26 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "L2 as lasso": (lambda: network(penalty=lambda l2, p: (l2 * jnp.sign(p.weight), 0)), ""),
     # in one place
-    "one entry of 784×300 off by 1 %": (
-        lambda: wide_entry(np.float64, 1.01), "one entry is wrong"
-    ),
+    "one entry of 784×300 off by 1 %": (lambda: wide_entry(np.float64, 1.01), "one entry is wrong"),
     "one entry of 784×300 off by its size, float32": (
-        lambda: wide_entry(np.float32, 2.0), "one entry is wrong"
+        lambda: wide_entry(np.float32, 2.0),
+        "one entry is wrong",
     ),
     "one entry zero": (
-        lambda: network(grads=edit(1, "weight", lambda w: w.at[2, 3].set(0))), "one entry is wrong"
+        lambda: network(grads=edit(1, "weight", lambda w: w.at[2, 3].set(0))),
+        "one entry is wrong",
     ),
     "one row zero": (
-        lambda: network(grads=edit(1, "weight", lambda w: w.at[2].set(0))), "row 2 is wrong"
+        lambda: network(grads=edit(1, "weight", lambda w: w.at[2].set(0))),
+        "row 2 is wrong",
     ),
     "one column doubled": (
         lambda: network(grads=edit(1, "weight", lambda w: w.at[:, 1].multiply(2))),
         "column 1 is wrong",
     ),
     "rows shifted": (
-        lambda: network(grads=edit(1, "weight", lambda w: jnp.roll(w, 1, 0))), "shifted by one"
+        lambda: network(grads=edit(1, "weight", lambda w: jnp.roll(w, 1, 0))),
+        "shifted by one",
     ),
     "NaN in one entry": (
         lambda: network(grads=edit(1, "bias", lambda b: b.at[3].set(jnp.nan))),
@@ -397,17 +419,21 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
     "rounded to two decimals": (lambda: network(grads=round_to(2)), ""),
     # custom rules, and other functions than ours
     "times the cotangent for divided by it": (
-        lambda: custom(lambda x: jnp.log(x), lambda x, c: 1 / (x * c), X), ""
+        lambda: custom(jnp.log, lambda x, c: 1 / (x * c), X),
+        "",
     ),
     "custom_vjp that ignores its cotangent": (
-        lambda: custom(jnp.sin, lambda x, c: jnp.cos(x), X), ""
+        lambda: custom(jnp.sin, lambda x, c: jnp.cos(x), X),
+        "",
     ),
     "custom_vjp with half the slope": (
-        lambda: custom(lambda x: x**2, lambda x, c: x * c, X), "factor of 1/2"
+        lambda: custom(lambda x: x**2, lambda x, c: x * c, X),
+        "factor of 1/2",
     ),
     "batching rule that sums over the batch": (batching_rule, "vmap of the gradient"),
     "custom_jvp of another power": (
-        lambda: custom_tangent(lambda x: x**2, lambda x, t: 3 * x * t, X), "factor of 3/2"
+        lambda: custom_tangent(lambda x: x**2, lambda x, t: 3 * x * t, X),
+        "factor of 3/2",
     ),
     "non-deterministic": (non_deterministic, "non-deterministic"),
     "a slope for an integer": (integer_claim, "not differentiable: it is int"),
@@ -423,7 +449,7 @@ class Correct(NamedTuple):
 
     f: Callable[..., Any]
     draw: Callable[[np.random.Generator], tuple[Any, ...]]
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 def normal(*shape, scale=1.0, shift=0.0, dtype=np.float32):
@@ -446,13 +472,13 @@ def of_network(sizes, activation, head, rows, dtype=np.float32, bias=None, spars
         return params, batch
 
     options = {"grads": jax.jit(lambda p, batch: jaxbp.backprop(model, p, batch)[1])}
-    return Correct(jax.jit(lambda params, batch: jaxbp.objective(model, params, batch)), draw, options)
+    return Correct(
+        jax.jit(lambda params, batch: jaxbp.objective(model, params, batch)), draw, options
+    )
 
 
 def relu_network(*sizes, rows=16, dtype=np.float32, **options):
-    return of_network(
-        sizes, activations.relu, heads.softmax_cross_entropy, rows, dtype, **options
-    )
+    return of_network(sizes, activations.relu, heads.softmax_cross_entropy, rows, dtype, **options)
 
 
 def on_a_kink(rng):
@@ -556,7 +582,9 @@ CORRECT: dict[str, Correct] = {
     "cancellation": jitted(lambda x: jnp.sum(jnp.cos(x) - 1 + x**2 / 2), vector(5, scale=0.01)),
     "at a minimum": jitted(lambda x: jnp.sum((x - 1) ** 2), lambda rng: (np.ones(4, "f4"),)),
     "near a minimum": jitted(lambda x: jnp.sum((x - 1) ** 4), vector(4, shift=1, scale=1e-3)),
-    "large logits": of_network((3, 4, 5), activations.gelu, heads.softmax_cross_entropy, 4, bias=50.0),
+    "large logits": of_network(
+        (3, 4, 5), activations.gelu, heads.softmax_cross_entropy, 4, bias=50.0
+    ),
     "deep sigmoid network": of_network(
         (3, *(4,) * 12, 2), activations.sigmoid, heads.sigmoid_logistic, 5
     ),
@@ -569,9 +597,7 @@ CORRECT: dict[str, Correct] = {
         lambda x: jnp.sum(jnp.sqrt(x)), lambda rng: (np.exp(rng.uniform(-20, 0, 5)).astype("f4"),)
     ),
     # precision
-    "half precision argument": jitted(
-        lambda x: jnp.sum(jnp.sin(x)), vector(5, dtype=np.float16)
-    ),
+    "half precision argument": jitted(lambda x: jnp.sum(jnp.sin(x)), vector(5, dtype=np.float16)),
     "bfloat16 argument": jitted(lambda x: jnp.sum(x**2), vector(5, dtype=jnp.bfloat16)),
     "float32 inside": jitted(f32(lambda x: jnp.sum(jnp.sin(x))), vector(6)),
     "float32 inside, ReLU": jitted(f32(lambda x: jnp.sum(jax.nn.relu(x) * x[::-1])), vector(50)),
@@ -584,7 +610,8 @@ CORRECT: dict[str, Correct] = {
         lambda rng: (rng.normal(size=6).astype("f4"), rng.integers(6, size=3)),
     ),
     "integer leaf": jitted(
-        lambda p: jnp.sum(p["w"] ** p["n"]), lambda rng: ({"w": rng.normal(size=4), "n": np.array(3)},)
+        lambda p: jnp.sum(p["w"] ** p["n"]),
+        lambda rng: ({"w": rng.normal(size=4), "n": np.array(3)},),
     ),
     "both arguments": jitted(
         lambda x, y: jnp.sum(x @ y),
@@ -606,11 +633,10 @@ CORRECT: dict[str, Correct] = {
         lambda x: jax.lax.scan(lambda c, y: (jnp.tanh(c + y), c * y), 0.0 * x[0], x)[1], vector(9)
     ),
     "determinant": jitted(jnp.linalg.det, vector(4, 4)),
-    "Cholesky factor": jitted(
-        lambda x: jnp.linalg.cholesky(x @ x.T + jnp.eye(4)), vector(4, 5)
+    "Cholesky factor": jitted(lambda x: jnp.linalg.cholesky(x @ x.T + jnp.eye(4)), vector(4, 5)),
+    "Fourier transform": jitted(
+        lambda x: jnp.sum(jnp.abs(jnp.fft.rfft(x)) ** 2 * jnp.arange(5.0)), vector(8)
     ),
-    "Fourier transform": jitted(lambda x: jnp.sum(jnp.abs(jnp.fft.rfft(x)) ** 2 * jnp.arange(5.0)),
-        vector(8)),
     "random key held": jitted(
         lambda x, key: jnp.sum(x * jax.random.normal(key, x.shape)),
         lambda rng: (rng.normal(size=5).astype("f4"), jax.random.key(int(rng.integers(99)))),

@@ -14,7 +14,6 @@ import safetensors.numpy
 
 import jaxbp
 from jaxbp import activations, heads
-from jaxbp.checking import relative_error
 from jaxbp.checkpoint import CheckpointError
 from jaxbp.data import Preparation
 
@@ -41,7 +40,7 @@ def test_what_is_saved_comes_back(saved):
     path, params = saved
     model, loaded, preparation = jaxbp.load(path)
     assert model == MODEL
-    assert relative_error(loaded, params) == 0
+    assert jaxbp.compare(loaded, params).relative_error == 0
     for field, value in PREPARATION._asdict().items():
         np.testing.assert_array_equal(getattr(preparation, field), value)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -119,7 +118,7 @@ def test_parameters_that_do_not_fit_are_not_saved(tmp_path):
 def test_any_memory_layout_is_saved(tmp_path):
     params = jax.tree.map(np.asfortranarray, jaxbp.init(jax.random.key(0), MODEL))
     jaxbp.save(tmp_path / "model", MODEL, params)
-    assert relative_error(jaxbp.load(tmp_path / "model").params, params) == 0
+    assert jaxbp.compare(jaxbp.load(tmp_path / "model").params, params).relative_error == 0
 
 
 def test_foreign_files(tmp_path):

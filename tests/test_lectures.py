@@ -22,7 +22,7 @@ from tables import random_batch, random_params
 
 import jaxbp
 from jaxbp import Batch, Layer, activations, heads
-from jaxbp.checking import central_difference, relative_error
+from jaxbp.checking import central_difference
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -199,7 +199,7 @@ def test_muzaffar_learning_algorithm():
         grads = jaxbp.gradients(residuals, deltas)
         params = jax.tree.map(lambda w, g: w - 0.1 * g, params, grads)
     assert len(orders) == 5
-    assert relative_error(trained, params) < 1e-13
+    assert jaxbp.compare(trained, params).relative_error < 1e-13
 
 
 def test_muzaffar_tanh_is_a_rescaled_sigmoid():
@@ -516,7 +516,7 @@ def test_chapter17_two_relu_layers_softmax_and_l2():
         Layer(jnp.outer(error, h) + 0.2 * w, error),
     )
     _, grads = jaxbp.backprop(model, params, Batch(x, y))
-    assert relative_error(grads, expected) < 1e-13
+    assert jaxbp.compare(grads, expected).relative_error < 1e-13
 
 
 def test_chapter17_logistic_loss_undoes_the_sigmoids_saturation():
@@ -546,9 +546,9 @@ def test_dsc190_derivatives_are_defined_recursively():
     params, batch = random_params(model, 21), random_batch(model, 3, 22)
     residuals, deltas = deltas_of(model, params, batch.x, batch.target)
     later = jaxbp.backward(params[1:], residuals[1:], deltas[-1])
-    assert relative_error(deltas[1:], later) == 0
+    assert jaxbp.compare(deltas[1:], later).relative_error == 0
     first = (later[0] @ params[1].weight) * residuals[0].slope
-    assert relative_error(deltas[0], first) < 1e-15
+    assert jaxbp.compare(deltas[0], first).relative_error < 1e-15
 
 
 def test_dsc190_linear_layers_combined_are_linear():
@@ -709,7 +709,7 @@ def test_notes_backprop_example_2():
 
     expected = jax.grad(loss)([layer.weight.T for layer in params])
     _, grads = jaxbp.backprop(model, params, Batch(x, y))
-    assert relative_error([grad.weight.T for grad in grads], expected) < 1e-13
+    assert jaxbp.compare([grad.weight.T for grad in grads], expected).relative_error < 1e-13
 
 
 def test_notes_sgd_steps_opposite_the_gradient_of_one_example():
@@ -721,7 +721,7 @@ def test_notes_sgd_steps_opposite_the_gradient_of_one_example():
     step = jaxbp.make_step(model, optax.sgd(0.5))
     (stepped, _), _ = step((params, optax.sgd(0.5).init(params)), example)
     expected = jax.tree.map(lambda alpha, g: alpha - 0.5 * g, params, grads)
-    assert relative_error(stepped, expected) < 1e-15
+    assert jaxbp.compare(stepped, expected).relative_error < 1e-15
 
 
 def test_notes_backward_reuses_the_forward_computation():

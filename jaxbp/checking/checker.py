@@ -18,12 +18,15 @@ from jaxbp.checking.problem import (
     Leaves,
     Problem,
     claim,
+    closes_over_numpy,
+    generator,
     gradient_leaves,
     pose,
+    under_vmap,
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
-from jaxbp.checking.survey import Survey, survey
-from jaxbp.checking.tracing import first_axes
+from jaxbp.checking.survey import Survey, arena_of, survey
+from jaxbp.checking.tracing import arithmetic, eps_of, first_axes, repeats
 from jaxbp.checking.verdicts import (
     THRESHOLDS,
     Judgement,
@@ -90,26 +93,46 @@ def gradcheck(
     'off by a factor of 1/2'
     """
     _check_options(threshold, order, directions=directions, coordinates=coordinates, chunk=chunk)
-    rng = _generator(key)
+    rng = generator(key)
     problem = pose(f, args, argnums, cotangent, rng)
     with jax.default_matmul_precision("highest"):
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
-        measured = survey(problem, rng, directions, chunk)
-        check = _Check(problem, claimed, measured, _formula(claimed, measured), rng, threshold)
-        report = _report(check, coordinates)
-        if order == 1:
-            return report
-        second = gradcheck(
-            _SlopeOf(problem, claimed, measured),
-            problem.leaves,
-            problem.held,
-            key=key,
-            threshold=threshold,
-            directions=directions,
-            coordinates=coordinates,
-            chunk=chunk,
-        )
+        arena = arena_of(problem, numpy_constants=closes_over_numpy(problem, claimed))
+        measured = survey(arena, rng, directions, chunk=chunk)
+        with arena.arithmetic():
+            formula = _formula(claimed, measured)
+            check = _Check(problem, claimed, measured, formula, rng, threshold)
+            report = _report(check, coordinates)
+    if order == 1:
+        return report
+    second = gradcheck(
+        _slope_of(claimed, measured),
+        problem.leaves,
+        problem.held,
+        key=key,
+        threshold=threshold,
+        directions=directions,
+        coordinates=coordinates,
+        chunk=chunk,
+    )
+    pairs = zip(second.leaves, problem.paths, strict=True)
+    second = second._replace(leaves=tuple(leaf._replace(path=path) for leaf, path in pairs))
     return report._replace(second_order=second, verdict=worst([report.verdict, second.verdict]))
+
+
+def _slope_of(claimed: Claim, measured: Survey) -> Callable[[Leaves, Held], Array]:
+    """⟨∇φ, v⟩ for a random direction v, as a function of the point: its gradient is Hv."""
+    function = claimed.function
+    if function is None:
+        raise ValueError("grads: got values, expected a function, for order=2")
+    units = [d[0] / size for d, size in zip(measured.directions, measured.sizes, strict=True)]
+
+    def slope(leaves: Leaves, held: Held) -> Array:
+        pairs = zip(function(leaves, held), units, strict=True)
+        terms = [jnp.sum(value * np.asarray(unit, value.dtype)) for value, unit in pairs]
+        return sum(terms[1:], start=terms[0])
+
+    return slope
 
 
 def assert_gradients(f: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -132,15 +155,6 @@ def _check_options(threshold: float | None, order: int, **counts: int | None) ->
     for name, count in counts.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name}: got {count!r}, expected a positive int")
-
-
-def _generator(key: Array | None) -> np.random.Generator:
-    """Numbers drawn on the host: to compile a generator takes longer than a whole check."""
-    if key is None:
-        return np.random.default_rng(0)
-    if not (isinstance(key, Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key: got {key!r}, expected a jax.random.key")
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
 class _Check(NamedTuple):
@@ -184,7 +198,7 @@ class _Check(NamedTuple):
             for value, size in zip(values, self.survey.sizes, strict=True)
         ]
         claimed = norm(np.array(typical)) if number == len(values) else typical[number]
-        return max(claimed, norm(measured) / np.sqrt(len(measured)))
+        return float(max(claimed, norm(measured) / np.sqrt(len(measured))))
 
 
 def _formula(claimed: Claim, measured: Survey) -> Leaves | None:
@@ -200,9 +214,8 @@ def _formula(claimed: Claim, measured: Survey) -> Leaves | None:
 def _values(claimed: Claim, leaves: Leaves, measured: Survey) -> Leaves:
     """The claimed gradient at another point, in the arithmetic of the survey."""
     assert claimed.function is not None
-    with measured.arena.arithmetic():
-        values = claimed.function(leaves, measured.arena.problem.held)
-        return tuple(np.asarray(value, np.float64) for value in values)
+    values = claimed.function(leaves, measured.arena.problem.held)
+    return tuple(np.asarray(value, np.float64) for value in values)
 
 
 # One leaf
@@ -264,7 +277,9 @@ def _excused(check: _Check, number: int, found: _Finding, values: Leaves) -> _Fi
     if found.verdict != "fail":
         return found
     judgement, rows = found.judgement, check.survey.rows(number)
-    excess = judgement.discrepancy - check.survey.slopes.error[rows] - _rounding(check, values)[rows]
+    excess = (
+        judgement.discrepancy - check.survey.slopes.error[rows] - _rounding(check, values)[rows]
+    )
     tolerance = check.threshold(values) * check.scale(number, values)
     certain = (judgement.failed & (excess > tolerance)).any()
     return found if certain else found._replace(verdict="inconclusive")
@@ -275,31 +290,32 @@ def _rounding(check: _Check, values: Leaves) -> np.ndarray:
     ``jax.grad``'s, and what a few units in the last place of the arguments do, for a ReLU that they
     switch is no error of the claim."""
     arena, rng = check.survey.arena, check.rng
-    eps = max(float(jnp.finfo(np.asarray(value).dtype).eps) for value in values)
+    eps = max(eps_of(np.asarray(value).dtype) for value in values)
     automatic = jax.jit(jax.grad(check.problem.objective))
     function = check.claim.function or automatic
 
     def perturbed(leaf: Any) -> Any:
-        if not jax.dtypes.issubdtype(leaf.dtype, np.floating):
+        if not jnp.issubdtype(leaf.dtype, np.floating):
             return leaf
         shift = 1 + 8 * eps * rng.uniform(-1, 1, leaf.shape)
-        return jnp.asarray(np.asarray(leaf) * shift, leaf.dtype)
+        return np.asarray(np.asarray(leaf) * shift, leaf.dtype)
 
     point = arena.problem.leaves, arena.problem.held
     along = check.survey.along
     try:
-        own = along(tuple(automatic(check.problem.leaves, check.problem.held)))
-        with arena.arithmetic():
-            there = along(tuple(function(*point)))
-            spread = [
-                np.abs(along(tuple(function(*jax.tree.map(perturbed, point)))) - there)
-                for _ in range(_PERTURBATIONS)
-            ]
+        there = along(tuple(function(*point)))
+        spread = [
+            np.abs(along(tuple(function(*jax.tree.map(perturbed, point)))) - there)
+            for _ in range(_PERTURBATIONS)
+        ]
+        rounded = np.zeros(1)
+        if values is check.claim.values and arena.wide:
+            with arithmetic(float64=False, numpy_constants=arena.numpy_constants):
+                own = along(tuple(automatic(check.problem.leaves, check.problem.held)))
             rounded = 10 * np.abs(own - along(tuple(automatic(*point))))
-            rounded *= values is check.claim.values
     except Exception:  # no gradient to be had
         spread, rounded = [np.zeros(1)], np.zeros(1)
-    return 16 * eps * abs(check.survey.value) + rounded + 2 * np.max(spread, axis=0)
+    return np.asarray(16 * eps * abs(check.survey.value) + rounded + 2 * np.max(spread, axis=0))
 
 
 def _verdict_at_kink(check: _Check, number: int, judgement: Judgement) -> Verdict:
@@ -346,9 +362,8 @@ def _zero_unseen(check: _Check, number: int) -> bool:
         return False
     arena = check.survey.arena
     try:
-        with arena.arithmetic():
-            automatic = jax.jit(jax.grad(check.problem.objective))
-            values = automatic(arena.problem.leaves, arena.problem.held)
+        automatic = jax.jit(jax.grad(check.problem.objective))
+        values = automatic(arena.problem.leaves, arena.problem.held)
     except Exception:  # f has no gradient of its own
         return False
     return bool(np.any(np.asarray(values[number])))
@@ -372,19 +387,12 @@ def _report(check: _Check, coordinates: int) -> GradientReport:
         leaves=tuple(leaves),
         joint=joint,
         value=check.survey.value,
-        precision=_precision(check),
+        precision=check.survey.arena.precision,
         threshold=check.threshold(check.judged),
         diagnosis=symptoms.summary([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
         notes=(*_notes(check), *notes),
         verdict=overall(leaves, joint),
     )
-
-
-def _precision(check: _Check) -> str:
-    arena = check.survey.arena
-    if arena.dtype == np.float64:
-        return "float64"
-    return f"{arena.dtype}, {'in which f works' if arena.wide else 'as f takes no float64'}"
 
 
 def _notes(check: _Check) -> list[str]:
@@ -399,7 +407,7 @@ def _notes(check: _Check) -> list[str]:
 
 def _repeatable(check: _Check, findings: list[_Finding]) -> list[_Finding]:
     """A claim that is another one each time fails; where f itself is, nothing can be said."""
-    problem = check.problem
+    problem = check.survey.arena.problem
     if check.claim.formula is not None and _varies(check.claim.formula, problem):
         why = "non-deterministic: the claimed gradient is another one each time"
         return [finding._replace(verdict="fail", diagnosis=why) for finding in findings]
@@ -412,24 +420,21 @@ def _repeatable(check: _Check, findings: list[_Finding]) -> list[_Finding]:
 def _varies(function: Callable[..., Any], problem: Problem) -> bool:
     """Whether a function gives something else when it is traced, or run, a second time."""
     point = problem.leaves, problem.held
-    runs = [function, function]
+    runs: list[Callable[..., Any]]
     try:
-        first, second = (jax.make_jaxpr(partial(function))(*point) for _ in runs)  # not cached
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        pass  # NumPy inside
-    else:
-        same = str(first) == str(second) and all(map(np.array_equal, first.consts, second.consts))
-        if same and "callback" not in str(first):
+        if repeats(function, *point):
             return False
-        runs = [jax.jit(partial(function)) for _ in runs]
-    first, second = (jax.tree.leaves(run(*point)) for run in runs)
-    return any(map(_differ, first, second))
+        runs = [jax.jit(partial(function)) for _ in range(2)]
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        runs = [function, function]  # NumPy inside
+    results = [jax.tree.leaves(run(*point)) for run in runs]
+    return any(map(_differ, *results))
 
 
 def _differ(first: Any, second: Any) -> bool:
     """By more than the order of summation, which several threads need not keep."""
     ours, theirs = (np.asarray(array, np.float64) for array in (first, second))
-    eps = float(jnp.finfo(np.asarray(first).dtype).eps)
+    eps = eps_of(np.asarray(first).dtype)
     return norm(ours - theirs) > 1000 * eps * norm(ours)
 
 
@@ -437,33 +442,31 @@ def _under_vmap(check: _Check, findings: list[_Finding]) -> tuple[list[_Finding]
     """``vmap`` of the claimed gradient must agree with a loop."""
     if check.formula is None or check.claim.formula is None:
         return findings, []
-    function, held = check.claim.formula, check.survey.arena.problem.held
-
-    def leaves_of(leaves: Leaves) -> Leaves:
-        tree = function(leaves, held)
-        if check.claim.automatic:
-            return tuple(tree)
-        return gradient_leaves(check.problem, tree, "grads(...): ")[0]
-
     points = [check.survey.beside(check.rng, _BESIDE) for _ in range(2)]
-    with check.survey.arena.arithmetic():
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
-        try:
-            batched = jax.jit(jax.vmap(leaves_of))(stacked)
-        except Exception as error:
-            return findings, [f"vmap of the gradient raises {type(error).__name__}"]
-    looped = [_values(check.claim, point, check.survey) for point in points]
-    result = []
-    for number, finding in enumerate(findings):
-        one = np.stack([values[number] for values in looped])
-        rounding = 1e-10 * abs(check.survey.value) / check.survey.sizes[number]
-        allowed = check.threshold(check.judged) * norm(one) + rounding
-        differs = not norm(np.asarray(batched[number], np.float64) - one) <= allowed
-        if differs and finding.verdict != "fail" and np.isfinite(one).all():
-            why = "vmap of the gradient is not what a loop gives"
-            finding = finding._replace(verdict="fail", diagnosis=why)
-        result.append(finding)
-    return result, []
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
+    try:
+        trees = under_vmap(check.claim.formula)(stacked, check.survey.arena.problem.held)
+    except Exception as error:
+        return findings, [f"vmap of the gradient raises {type(error).__name__}"]
+    judged = list(findings)
+    for index, point in enumerate(points):
+        tree = jax.tree.map(lambda leaf, i=index: np.asarray(leaf)[i], trees)
+        batched = tree if check.claim.automatic else gradient_leaves(check.problem, tree, "")[0]
+        looped = _values(check.claim, point, check.survey)
+        for number, (one, other) in enumerate(zip(looped, batched, strict=True)):
+            if findings[number].verdict != "fail" and not _agree(check, number, one, other):
+                why = "vmap of the gradient is not what a loop gives"
+                judged[number] = findings[number]._replace(verdict="fail", diagnosis=why)
+    return judged, []
+
+
+def _agree(check: _Check, number: int, one: np.ndarray, other: Any) -> bool:
+    """Within the threshold, and what rounding in f's value amounts to."""
+    if not np.isfinite(one).all():
+        return True  # what is not finite is not for vmap to answer for
+    rounding = 1e-10 * abs(check.survey.value) / check.survey.sizes[number]
+    allowed = check.threshold(check.judged) * norm(one) + rounding
+    return norm(np.asarray(other, np.float64) - one) <= allowed
 
 
 def _explained(check: _Check, findings: list[_Finding], coordinates: int) -> list[_Finding]:
@@ -537,8 +540,11 @@ def _kink(finding: _Finding, slopes: Slopes, size: float) -> Kink | None:
         return None
     line = int(np.argmax(np.where(kinked, np.abs(slopes.jump), 0)))
     half = abs(slopes.jump[line]) / 2
-    sides = (slopes.value[line] - half) / size, (slopes.value[line] + half) / size
-    return Kink(*map(float, sides), subgradient=finding.verdict == "pass")
+    return Kink(
+        lower=float(slopes.value[line] - half) / size,
+        upper=float(slopes.value[line] + half) / size,
+        subgradient=finding.verdict == "pass",
+    )
 
 
 def _stray_report(path: str, dtype: str) -> LeafReport:

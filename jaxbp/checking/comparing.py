@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.tables import Table, align, number, plain
@@ -17,7 +18,7 @@ from jaxbp.tables import Table, align, number, plain
 class Entry(NamedTuple):
     """One entry of a leaf, claimed and as it should be."""
 
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     claimed: float
     expected: float
 
@@ -79,7 +80,7 @@ class Comparison(NamedTuple):
 
 def describe(entry: Entry) -> str:
     """An entry in words, as in "[3, 0]: 1.02, not 1"."""
-    return f"{list(entry.index)}: {number(entry.claimed, 6)}, not {number(entry.expected, 6)}"
+    return f"{list(entry.place)}: {number(entry.claimed, 6)}, not {number(entry.expected, 6)}"
 
 
 def compare(claimed: Any, reference: Any) -> Comparison:
@@ -100,7 +101,7 @@ def compare(claimed: Any, reference: Any) -> Comparison:
 
 
 def named_leaves(tree: Any, root: str = "", none: bool = False) -> dict[str, Any]:
-    """The leaves of a tree by their paths, as in params[0].weight; None counts as a leaf if asked."""
+    """The leaves of a tree by their paths, as in params[0].weight; None is one if asked."""
     is_leaf = (lambda leaf: leaf is None) if none else None
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {root + jax.tree_util.keystr(path): leaf for path, leaf in pairs}
@@ -117,7 +118,7 @@ def _largest(values: Iterable[float]) -> float:
 def _compared(path: str, claimed: Any, reference: Any) -> LeafComparison:
     ours, theirs = np.asarray(claimed), np.asarray(reference)
     for name, leaf in (("claimed", ours), ("reference", theirs)):
-        if not jax.dtypes.issubdtype(leaf.dtype, np.floating):
+        if not jnp.issubdtype(leaf.dtype, np.floating):
             raise TypeError(f"{name}{path}: got {leaf.dtype}, expected floating point numbers")
     if ours.shape != theirs.shape:
         raise ValueError(f"claimed{path}: got shape {ours.shape}, expected {theirs.shape}")
@@ -155,9 +156,9 @@ def _cosine(c: np.ndarray, r: np.ndarray) -> float:
 
 def _ulps(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The largest |c - r| in units in the last place of the coarser dtype of the two."""
-    dtype = min(ours.dtype, theirs.dtype, key=lambda dtype: jax.numpy.finfo(dtype).bits)
+    dtype = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
     c, r = ours.astype(np.float64), theirs.astype(np.float64)
-    info = jax.numpy.finfo(dtype)
+    info = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
     larger = np.maximum(np.abs(c), np.abs(r))
     _, exponent = np.frexp(np.maximum(larger, float(info.tiny)))
     with np.errstate(invalid="ignore"):

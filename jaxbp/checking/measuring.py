@@ -14,7 +14,7 @@ shrinks like t instead of t².
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,14 @@ _SIGMAS = 4.0  # so many standard deviations of rounding are an error bar
 _ENTRIES_AT_ONCE = 2**23  # of shifted leaves in memory: 64 MiB of float64
 
 Leaves = tuple[Any, ...]
+Tree = TypeVar("Tree")
 
 
 class Ladder(NamedTuple):
     """A function's values along several lines through one point, each line a row."""
 
     steps: np.ndarray  # (T,) t, from large to small
+    eps: float  # the resolution of the arithmetic in f
     center: np.ndarray  # (N,) f(x)
     plus: np.ndarray  # (N, T) f(x + t d)
     minus: np.ndarray  # (N, T) f(x - t d)
@@ -44,7 +46,7 @@ class Ladder(NamedTuple):
 
     def of(self, rows: slice) -> "Ladder":
         """Some of the lines."""
-        return Ladder(self.steps, *(array[rows] for array in self[1:]))
+        return Ladder(self.steps, self.eps, *(array[rows] for array in self[2:]))
 
 
 class Slopes(NamedTuple):
@@ -62,6 +64,25 @@ class Slopes(NamedTuple):
         return Slopes(*(array[rows] for array in self))
 
 
+def central_difference(
+    f: Callable[[Tree], Array], at: Tree, direction: Tree, step: float = 1e-6
+) -> Array:
+    """(f(at + ε d) - f(at - ε d)) / 2ε along a direction d: the slope ⟨∇f, d⟩ up to O(ε²).
+
+    The best ε balances that against rounding in f, about the cube root of the dtype's resolution
+    (Press et al. 2007, section 5.7): the default is for float64.  ``gradcheck`` chooses its steps
+    itself, and says how far its slopes can be trusted.
+
+    >>> print(central_difference(jnp.sin, jnp.float32(0.0), jnp.float32(1.0), step=1e-2).round(4))
+    1.0
+    """
+
+    def shifted(by: float) -> Array:
+        return f(jax.tree.map(lambda leaf, d: leaf + by * d, at, direction))
+
+    return jnp.asarray((shifted(step) - shifted(-step)) / (2 * step))
+
+
 def rungs(eps: float) -> np.ndarray:
     """Steps relative to the size of x: 1, ¼, 1/16, ... down to a few units in the last place."""
     return RATIO ** -np.arange(1 + np.floor(-np.log(2 * eps) / np.log(RATIO)))
@@ -75,6 +96,7 @@ def climb(
     lines: np.ndarray,
     *,
     steps: np.ndarray,
+    eps: float,
     floor: np.ndarray | float = 0.0,
     chunk: int | None = None,
 ) -> Ladder:
@@ -82,13 +104,13 @@ def climb(
 
     f maps (leaves, held) to a scalar.  directions hold for each leaf k directions (k, *shape), of
     the leaf's own size; lines (N, 2) say which leaf moves (or JOINTLY) and along which of its
-    directions.  floor is what is known of σ beforehand, and chunk how many evaluations are made at
-    once (default: by memory).
+    directions.  eps is the resolution of the arithmetic in f, floor what is known of σ beforehand,
+    and chunk how many evaluations are made at once (default: by memory).
     """
     moving = (lines[:, :1] == np.arange(len(leaves))) | (lines[:, :1] == JOINTLY)
     evaluator = _evaluator(f, _along_line)
     values = _on_rungs(evaluator, (leaves, held, directions), lines, moving, steps, chunk)
-    ladder = _ladder(values, steps, np.zeros(len(lines)))
+    ladder = _ladder(values, steps, eps, np.zeros(len(lines)))
     return ladder._replace(sigma=np.maximum(_rounding(ladder, lines[:, 0]), floor))
 
 
@@ -108,6 +130,7 @@ def climb_windows(
     reach: tuple[float, ...],
     windows: np.ndarray,
     *,
+    eps: float,
     sigma: np.ndarray,
     chunk: int | None = None,
 ) -> Ladder:
@@ -121,7 +144,7 @@ def climb_windows(
     moving = np.ones((len(windows), 1))
     evaluator = _evaluator(f, _along_window)
     values = _on_rungs(evaluator, (leaves, held, reach), windows, moving, steps, chunk)
-    return _ladder(values, steps, sigma)
+    return _ladder(values, steps, eps, sigma)
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -154,16 +177,17 @@ def _along_window(leaves: Leaves, reach: Leaves, window: Array, steps: Array) ->
 
 
 @lru_cache(maxsize=32)  # so that a function checked again is not compiled again
-def _evaluator(f: Any, move: Callable[..., Leaves]) -> Callable[..., Array]:
+def _evaluator(f: Any, move: Callable[..., Leaves]) -> Callable[..., Any]:
     """f at every (direction, step) of a table (blocks, chunk), a block at a time."""
 
     @jax.jit
-    def evaluate(leaves: Leaves, held: Any, directions: Any, which: Array, steps: Array) -> Array:
+    def evaluate(leaves: Leaves, held: Any, directions: Any, which: Array, steps: Array) -> Any:
         def one(pair: tuple[Array, Array]) -> Array:
             return f(move(leaves, directions, *pair), held)
 
         try:
-            return jax.lax.map(jax.vmap(one), (which, steps))
+            block = jax.vmap(one)
+            return jax.lax.map(block, (which, steps))
         except Exception:  # f does not know batches, as with a callback: one after another
             return jax.lax.map(partial(jax.lax.map, one), (which, steps))
 
@@ -171,7 +195,7 @@ def _evaluator(f: Any, move: Callable[..., Leaves]) -> Callable[..., Array]:
 
 
 def _on_rungs(
-    evaluator: Callable[..., Array],
+    evaluator: Callable[..., Any],
     fixed: tuple[Any, ...],
     which: np.ndarray,
     moving: np.ndarray,
@@ -192,9 +216,9 @@ def _on_rungs(
     return np.asarray(values, np.float64).ravel()[:count].reshape(len(which), len(signed))
 
 
-def _ladder(values: np.ndarray, steps: np.ndarray, sigma: np.ndarray) -> Ladder:
+def _ladder(values: np.ndarray, steps: np.ndarray, eps: float, sigma: np.ndarray) -> Ladder:
     center, plus, minus = np.split(values, [1, 1 + len(steps)], axis=1)
-    return Ladder(steps, center[:, 0], plus, minus, sigma)
+    return Ladder(steps, eps, center[:, 0], plus, minus, sigma)
 
 
 def _rounding(ladder: Ladder, groups: np.ndarray) -> np.ndarray:
@@ -205,7 +229,7 @@ def _rounding(ladder: Ladder, groups: np.ndarray) -> np.ndarray:
     odd = (ladder.plus - ladder.minus)[:, lowest] / 2
     left = odd[:, :-1] - RATIO * odd[:, 1:]
     sigma = np.maximum(_pooled(even, groups) / 6**0.5, _pooled(left, groups) / 8.5**0.5)
-    return np.maximum(sigma, np.finfo(np.float64).eps / 2 * np.abs(ladder.center))
+    return np.asarray(np.maximum(sigma, ladder.eps / 2 * np.abs(ladder.center)))
 
 
 def _pooled(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -233,7 +257,7 @@ def rounding_bar(ladder: Ladder) -> np.ndarray:
     4σ/t, and that of x by its curvature times a few units in the last place of x."""
     second = np.abs(ladder.plus - 2 * ladder.center[:, None] + ladder.minus) / ladder.steps**2
     curvature = np.min(np.where(np.isfinite(second), second, np.inf)[:, _CURVED_RUNGS], axis=1)
-    of_x = _SIGMAS * np.finfo(np.float64).eps * np.where(np.isfinite(curvature), curvature, 0)
+    of_x = _SIGMAS * ladder.eps * np.where(np.isfinite(curvature), curvature, 0)
     return np.asarray(_SIGMAS * ladder.sigma[:, None] / ladder.steps + of_x[:, None])
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbp.checking import tracing
 from jaxbp.checking.comparing import named_leaves
 
 Leaves = tuple[Any, ...]
@@ -47,6 +48,7 @@ class Objective:
         return jax.tree.unflatten(self.treedef, [next(sources[role]) for role in self.roles])
 
     def __call__(self, leaves: Leaves, held: Held) -> Array:
+        """φ."""
         results = jax.tree.leaves(self.f(*self.arguments(leaves, held)))
         if held.cotangent is None:
             return jnp.asarray(results[0])
@@ -69,6 +71,15 @@ class Problem(NamedTuple):
         """The same with float64 for every floating point array; to be used inside enable_x64."""
         leaves, held = jax.tree.map(_to_float64, (self.leaves, self.held))
         return self._replace(leaves=leaves, held=held)
+
+
+def generator(key: Array | None) -> np.random.Generator:
+    """Numbers drawn on the host: to compile a generator takes longer than a whole check."""
+    if key is None:
+        return np.random.default_rng(0)
+    if not (isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key: got {key!r}, expected a jax.random.key")
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
 def pose(
@@ -144,9 +155,9 @@ def _is_float(path: str, leaf: Any) -> bool:
     if not isinstance(leaf, float | complex | Array | np.ndarray | np.generic):
         return False
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    if jax.dtypes.issubdtype(dtype, np.complexfloating):
+    if jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(f"{path}: got {dtype}, expected real numbers")
-    return bool(jax.dtypes.issubdtype(dtype, np.floating))
+    return bool(jnp.issubdtype(dtype, np.floating))
 
 
 def _check_finite(name: str, leaf: Any) -> None:
@@ -185,7 +196,7 @@ def _cotangent(problem: Problem, given: Any, rng: np.random.Generator) -> tuple[
         ) from error
     expected = named_leaves(shapes, "f(...)")
     for path, result in expected.items():
-        if not jax.dtypes.issubdtype(result.dtype, np.floating):
+        if not jnp.issubdtype(result.dtype, np.floating):
             raise TypeError(f"{path}: got {result.dtype}, expected floating point numbers")
     if not expected:
         raise TypeError("f(...): got no result, expected floating point numbers")
@@ -194,7 +205,9 @@ def _cotangent(problem: Problem, given: Any, rng: np.random.Generator) -> tuple[
             return None
         return tuple(rng.normal(size=result.shape) for result in expected.values())
     got = named_leaves(given, "f(...)")
-    wrong = [path for path in expected if path not in got or np.shape(got[path]) != expected[path].shape]
+    wrong = [
+        path for path in expected if path not in got or np.shape(got[path]) != expected[path].shape
+    ]
     if wrong or len(got) > len(expected):
         got_shapes = {path: np.shape(leaf) for path, leaf in got.items()}
         shapes = {path: result.shape for path, result in expected.items()}
@@ -203,7 +216,7 @@ def _cotangent(problem: Problem, given: Any, rng: np.random.Generator) -> tuple[
 
 
 def _to_float64(leaf: Any) -> Any:
-    is_float = jax.dtypes.issubdtype(jnp.result_type(leaf), np.floating)
+    is_float = jnp.issubdtype(jnp.result_type(leaf), np.floating)
     return jnp.asarray(leaf, np.float64) if is_float else leaf
 
 
@@ -216,6 +229,11 @@ class Claimed:
 
     objective: Objective
     grads: Callable[..., Any] | None
+
+    @property
+    def reused(self) -> bool:
+        """Whether it is compiled once and for all, as what is under jit may be."""
+        return self.grads is None or hasattr(self.grads, "lower")
 
     def __call__(self, leaves: Leaves, held: Held) -> Any:
         """A tree like the arguments that argnums names, or the leaves that move if by jax.grad."""
@@ -269,13 +287,30 @@ def compiled(claimed: Claimed, problem: Problem) -> Callable[[Leaves, Held], Any
         jax.eval_shape(claimed, problem.leaves, problem.held)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         return claimed
-    reused = claimed.grads is None or hasattr(claimed.grads, "lower")
-    return _jitted(claimed) if reused else jax.jit(partial(claimed))
+    return _jitted(claimed) if claimed.reused else jax.jit(partial(claimed))
+
+
+def under_vmap(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
+    """The claim at many points at once: leaves with a leading axis."""
+    return _vmapped(claimed) if claimed.reused else _vmapped.__wrapped__(claimed)
+
+
+def closes_over_numpy(problem: Problem, claimed: Claim) -> bool:
+    """Whether f or the claimed gradient does."""
+    functions: list[Callable[..., Any]] = [problem.objective]
+    functions += [claimed.formula] if claimed.formula else []
+    point = problem.leaves, problem.held
+    return any(tracing.closes_over_numpy(function, *point) for function in functions)
 
 
 @lru_cache(maxsize=32)
 def _jitted(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
     return jax.jit(claimed)
+
+
+@lru_cache(maxsize=32)
+def _vmapped(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
+    return jax.jit(jax.vmap(partial(claimed), in_axes=(0, None)))
 
 
 def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tuple[str, ...]]:
@@ -284,7 +319,7 @@ def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tu
     For what cannot move, None, zeros and JAX's float0 are all right.
     """
     parts = (tree,) if problem.single else tree
-    if not problem.single and (not isinstance(tree, tuple | list) or len(tree) != len(problem.roots)):
+    if not isinstance(parts, tuple | list) or len(parts) != len(problem.roots):
         raise ValueError(f"{title}got {type(tree).__name__}, expected a tuple, one an argument")
     found: dict[str, Any] = {}
     for root, part in zip(problem.roots, parts, strict=True):

@@ -1,5 +1,6 @@
 """Reports: what a check found, as data that prints itself as a table and asserts nothing."""
 
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,16 +105,17 @@ class GradientReport(NamedTuple):
         return [f"Taylor's second remainder shrinks by order {order}; 2 where a gradient is right"]
 
     def __str__(self) -> str:
-        lines = [self._headline(), align(self.table()), *self.findings()]
+        lines = [self.headline(), align(self.table()), *self.findings()]
         if self.second_order is not None:
             lines += ["", f"second order: {self.second_order}"]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        paragraphs = "".join(f"<p>{html_line}</p>" for html_line in [self._headline()])
-        return paragraphs + html(self.table()) + html(Table(("",), [(f,) for f in self.findings()]))
+        lines = "".join(f"<p>{escape(line)}</p>" for line in self.findings())
+        return f"<p>{escape(self.headline())}</p>{html(self.table())}{lines}"
 
-    def _headline(self) -> str:
+    def headline(self) -> str:
+        """The verdict and how it was reached, in a line."""
         return (
             f"{self.verdict}: measured in {self.precision}, "
             f"wrong means off by more than {number(self.threshold)}"

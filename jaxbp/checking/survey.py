@@ -1,6 +1,6 @@
-"""The survey: a problem measured along random directions of each leaf, and of all leaves at once."""
+"""The survey: a problem measured along random directions of each leaf, and of all at once."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from jaxbp.checking.measuring import (
     slopes,
 )
 from jaxbp.checking.problem import Leaves, Problem
-from jaxbp.checking.tracing import resolution
+from jaxbp.checking.tracing import arithmetic, eps_of, float64_enabled, resolution
 
 
 class Arena(NamedTuple):
@@ -28,21 +28,24 @@ class Arena(NamedTuple):
     problem: Problem  # with arrays of that arithmetic
     wide: bool  # float64; otherwise the arguments' own dtypes
     dtype: np.dtype[Any]  # the coarsest that the leaves pass through on their way to f's value
+    numpy_constants: bool  # f or the claim closes over NumPy arrays
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The context to evaluate in."""
-        return jax.enable_x64(True) if self.wide else nullcontext()
+        wide = self.wide or float64_enabled()
+        return arithmetic(float64=wide, numpy_constants=self.numpy_constants)
 
-    def narrow(self) -> "Arena":
-        """The same in float32."""
-        leaves, held = jax.tree.map(_to_float32, (self.problem.leaves, self.problem.held))
-        problem = self.problem._replace(leaves=leaves, held=held)
-        return Arena(problem, False, np.dtype(np.float32))
+    @property
+    def precision(self) -> str:
+        """In words."""
+        if self.dtype == np.float64:
+            return "float64"
+        return f"{self.dtype}, {'in which f works' if self.wide else 'as f takes no float64'}"
 
     @property
     def eps(self) -> float:
         """The resolution of that dtype."""
-        return float(jnp.finfo(self.dtype).eps)
+        return eps_of(self.dtype)
 
 
 _COARSE = np.array([4.0, 6.0, 8.0])  # rungs on which f is evaluated with half the digits
@@ -83,11 +86,10 @@ class Survey(NamedTuple):
     def beside(self, rng: np.random.Generator, distance: float) -> Leaves:
         """A point beside this one, so far from it relative to each leaf's size."""
         leaves = self.arena.problem.leaves
-        with self.arena.arithmetic():
-            return tuple(
-                jnp.asarray(np.asarray(leaf) + _unit(rng, leaf.shape) * size * distance, leaf.dtype)
-                for leaf, size in zip(leaves, self.sizes, strict=True)
-            )
+        return tuple(
+            np.asarray(np.asarray(leaf) + _unit(rng, leaf.shape) * size * distance, leaf.dtype)
+            for leaf, size in zip(leaves, self.sizes, strict=True)
+        )
 
     @property
     def lines(self) -> np.ndarray:
@@ -96,57 +98,87 @@ class Survey(NamedTuple):
         return np.array([(leaf, i) for leaf in moving for i in range(len(self.directions[0]))])
 
     def at(self, leaves: Leaves) -> "Survey":
-        """The same lines through another point."""
-        ladder = self._climb(self.arena.problem, leaves, rungs(self.arena.eps))
+        """The same lines through another point; to be called in the arena's arithmetic."""
+        problem = self.arena.problem._replace(leaves=leaves)
+        ladder = self.climb(problem, rungs(self.arena.eps), self.arena.eps)
         return self._replace(ladder=ladder, slopes=slopes(ladder))
 
-    def _climb(self, problem: Problem, leaves: Leaves, steps: np.ndarray) -> Ladder:
-        with self.arena.arithmetic():
-            return climb(
-                problem.objective,
-                leaves,
-                problem.held,
-                self.directions,
-                self.lines,
-                steps=steps,
-                floor=self.floor,
-                chunk=self.chunk,
-            )
-
-    def with_floor(self) -> "Survey":
-        """With the rounding inside f that only half the digits show, where f can do with them."""
-        if self.arena.dtype != np.float64:
-            return self
-        try:
-            with jax.enable_x64(False):
-                narrow = self._replace(arena=self.arena.narrow(), floor=0.0)
-                problem = narrow.arena.problem
-                coarse = narrow._climb(problem, problem.leaves, RATIO ** -_COARSE)
-        except Exception:  # whatever f has against float32
-            return self
-        floor = half_the_digits(self.ladder, coarse, self.lines[:, 0])
-        ladder = self.ladder._replace(sigma=np.maximum(self.ladder.sigma, floor))
-        overflows = not np.isfinite(coarse.center[0])
-        return self._replace(
-            floor=floor, ladder=ladder, slopes=slopes(ladder), overflows=overflows
+    def climb(self, problem: Problem, steps: np.ndarray, eps: float) -> Ladder:
+        """The ladder of every line."""
+        return climb(
+            problem.objective,
+            problem.leaves,
+            problem.held,
+            self.directions,
+            self.lines,
+            steps=steps,
+            eps=eps,
+            floor=self.floor,
+            chunk=self.chunk,
         )
 
 
 def survey(
-    problem: Problem, rng: np.random.Generator, directions: int, chunk: int | None
+    arena: Arena,
+    rng: np.random.Generator,
+    directions: int,
+    *,
+    chunk: int | None = None,
+    along: Leaves | None = None,
 ) -> Survey:
-    """Measure a problem.  Raises ValueError where f is not finite at the point."""
-    arena = _arena(problem)
+    """Measure a problem along random directions, or one that is given.
+
+    Raises ValueError where f is not finite at the point.
+    """
     leaves = arena.problem.leaves
     sizes = tuple(norm(np.asarray(leaf, np.float64)) or 1.0 for leaf in leaves)
     drawn = tuple(
         np.stack([_unit(rng, leaf.shape) * size for _ in range(directions)])
         for leaf, size in zip(leaves, sizes, strict=True)
     )
-    result = Survey(arena, sizes, drawn, None, None, 0.0, False, chunk).at(leaves)  # type: ignore[arg-type]
+    if along is not None:
+        drawn = _scaled(along, norm(np.array(sizes)))
+    empty = Survey(arena, sizes, drawn, None, None, 0.0, False, chunk)  # type: ignore[arg-type]
+    coarse = _with_half_the_digits(empty)
+    with arena.arithmetic():
+        result = empty.at(leaves)
     if not np.isfinite(result.value):
         raise ValueError(f"f(...): got {result.value} at this point, expected a finite number")
-    return result.with_floor()
+    return result if coarse is None else _with_floor(result, coarse)
+
+
+def _with_half_the_digits(survey: Survey) -> Ladder | None:
+    """Every line in float32, where that is less than f is measured in and f can do with it."""
+    arena = survey.arena
+    if arena.dtype != np.float64:
+        return None
+    leaves, held = jax.tree.map(_to_float32, (arena.problem.leaves, arena.problem.held))
+    try:
+        with arithmetic(float64=False, numpy_constants=arena.numpy_constants):
+            problem = arena.problem._replace(leaves=leaves, held=held)
+            return survey.climb(problem, RATIO**-_COARSE, eps_of(np.float32))
+    except Exception:  # whatever f has against float32
+        return None
+
+
+def _with_floor(survey: Survey, coarse: Ladder) -> Survey:
+    """With the rounding inside f that only half the digits show."""
+    floor = half_the_digits(survey.ladder, coarse, survey.lines[:, 0])
+    ladder = survey.ladder._replace(sigma=np.maximum(survey.ladder.sigma, floor))
+    return survey._replace(
+        floor=floor,
+        ladder=ladder,
+        slopes=slopes(ladder),
+        overflows=not np.isfinite(coarse.center[0]),
+    )
+
+
+def _scaled(along: Leaves, size: float) -> tuple[np.ndarray, ...]:
+    """One direction through all leaves, of the size of all of them together."""
+    length = norm(np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in along]))
+    if not length or not np.isfinite(length):
+        raise ValueError(f"direction: got one of length {length}, expected one that leads on")
+    return tuple(np.asarray(leaf, np.float64)[None] * (size / length) for leaf in along)
 
 
 def _unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -158,18 +190,19 @@ def _unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _to_float32(leaf: Any) -> Any:
-    is_float = jax.dtypes.issubdtype(leaf.dtype, np.floating)
+    is_float = jnp.issubdtype(leaf.dtype, np.floating)
     return np.asarray(leaf).astype(np.float32) if is_float else leaf
 
 
-def _arena(problem: Problem) -> Arena:
+def arena_of(problem: Problem, *, numpy_constants: bool) -> Arena:
+    """float64 where f lets itself be evaluated so, whatever the dtypes of the arguments."""
     moving = len(problem.leaves)
     try:
-        with jax.enable_x64(True):
+        with arithmetic(float64=True, numpy_constants=numpy_constants):
             wide = problem.in_float64()
             dtype = resolution(problem.objective, wide.leaves, wide.held, moving=moving)
-            return Arena(wide, True, dtype)
+            return Arena(wide, True, dtype, numpy_constants)
     except Exception:  # whatever f has against float64: its own arithmetic will do
         narrow = problem._replace(leaves=tuple(map(jnp.asarray, problem.leaves)))
         dtype = resolution(problem.objective, narrow.leaves, narrow.held, moving=moving)
-        return Arena(narrow, False, dtype)
+        return Arena(narrow, False, dtype, numpy_constants)

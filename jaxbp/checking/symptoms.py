@@ -167,17 +167,17 @@ def _penalty(slopes: _Slopes, leaf: np.ndarray) -> tuple[str, bool]:
 class _Entries(NamedTuple):
     """Entries that were measured one by one, N of them."""
 
-    index: np.ndarray  # (N, 2) row and column of the leaf as a matrix
+    shape: tuple[int, ...]  # of the leaf
+    complete: bool  # whether these are all there are
+    place: np.ndarray  # (N, 2) row and column in the leaf as a matrix
     claimed: np.ndarray  # (N,)
     measured: np.ndarray
     error: np.ndarray
     wrong: np.ndarray  # whether each is wrong for certain
-    shape: tuple[int, ...]
-    complete: bool  # whether these are all there are
 
     def position(self, which: int) -> tuple[int, ...]:
         """Of one entry, in the leaf's own shape."""
-        flat = int(self.index[which] @ (as_matrix(self.shape)[1], 1))
+        flat = int(self.place[which] @ (as_matrix(self.shape)[1], 1))
         return tuple(map(int, np.unravel_index(flat, self.shape))) if self.shape else ()
 
 
@@ -187,15 +187,17 @@ def _measured_entries(
     """All entries of each leaf; where they are too many, a sample and the likeliest culprits."""
     complete = {n: scene.claimed[n].size <= coordinates for n in numbers}
     worst = _worst_lines(scene, [n for n in numbers if not complete[n]])
-    indices = {n: _every(scene, n) if complete[n] else _likeliest(scene, n, worst[n]) for n in numbers}
-    windows = [(n, row, row + 1, column, column + 1) for n in numbers for row, column in indices[n]]
+    places = {
+        n: _every(scene, n) if complete[n] else _likeliest(scene, n, worst[n]) for n in numbers
+    }
+    windows = [(n, row, row + 1, column, column + 1) for n in numbers for row, column in places[n]]
     found = _measure(scene, windows)
     entries, start = {}, 0
     for n in numbers:
-        own = slice(start, start + len(indices[n]))
+        own = slice(start, start + len(places[n]))
         start = own.stop
-        parts = (column[own] for column in found)
-        entries[n] = _Entries(indices[n], *parts, scene.claimed[n].shape, complete[n])
+        columns = (column[own] for column in found)
+        entries[n] = _Entries(scene.claimed[n].shape, complete[n], places[n], *columns)
     return entries
 
 
@@ -210,16 +212,16 @@ def _measure(scene: Scene, windows: Sequence[Window]) -> tuple[np.ndarray, ...]:
     reach = np.array([step * size for step, size in zip(steps, survey.sizes, strict=True)])
     sigma = np.array([np.max(survey.ladder.sigma[own]) for own in rows])
     which = np.array(windows)[:, 0]
-    with survey.arena.arithmetic():
-        ladder = climb_windows(
-            survey.arena.problem.objective,
-            survey.arena.problem.leaves,
-            survey.arena.problem.held,
-            tuple(reach),
-            np.array(windows),
-            sigma=sigma[which],
-            chunk=survey.chunk,
-        )
+    ladder = climb_windows(
+        survey.arena.problem.objective,
+        survey.arena.problem.leaves,
+        survey.arena.problem.held,
+        tuple(reach),
+        np.array(windows),
+        eps=survey.arena.eps,
+        sigma=sigma[which],
+        chunk=survey.chunk,
+    )
     claimed = np.array([_claimed_along(scene, window) for window in windows])
     measured = slopes(ladder)
     scale = norm(measured.value) / np.sqrt(len(windows))
@@ -252,7 +254,9 @@ def _worst_lines(scene: Scene, numbers: Sequence[int]) -> dict[int, list[list[in
     blocks = {key: order[0] for key, order in _by_excess(scene, spans).items()}
     lines = {key: [(i, i + 1) for i in range(*block)] for key, block in blocks.items()}
     found = _by_excess(scene, lines)
-    return {n: [[start for start, _ in found[n, axis][:_WORST]] for axis in (0, 1)] for n in numbers}
+    return {
+        n: [[start for start, _ in found[n, axis][:_WORST]] for axis in (0, 1)] for n in numbers
+    }
 
 
 def _by_excess(scene: Scene, spans: dict[Axis, list[Span]]) -> dict[Axis, list[Span]]:
@@ -288,23 +292,33 @@ def _furthest(entries: _Entries) -> tuple[Entry, ...]:
 
 def _pattern(entries: _Entries) -> str:
     """What the wrong entries have in common."""
-    wrong = entries.wrong
-    if not wrong.any():
+    if not entries.wrong.any():
         return ""
     if not entries.complete:
         return _pattern_of_sample(entries)
-    rows, columns = (np.unique(entries.index[wrong, axis]) for axis in (0, 1))
-    shape = as_matrix(entries.shape)
-    some = f"{wrong.sum()} of {len(wrong)} entries"
-    if wrong.sum() == 1:
+    return _place(entries) or _kind_of_error(entries)
+
+
+def _place(entries: _Entries) -> str:
+    """One entry, one row or one column."""
+    rows, columns = (np.unique(entries.place[entries.wrong, axis]) for axis in (0, 1))
+    height, width = as_matrix(entries.shape)
+    if len(rows) == len(columns) == 1 < height * width:
         return "one entry is wrong, the others are right"
-    if len(rows) == 1 < shape[0] and columns.size > 1:
+    if len(rows) == 1 < height:
         return f"row {rows[0]} is wrong, the others are right"
-    if len(columns) == 1 < shape[1] and rows.size > 1:
+    if len(columns) == 1 < width:
         return f"column {columns[0]} is wrong, the others are right"
+    return ""
+
+
+def _kind_of_error(entries: _Entries) -> str:
+    """Zero, of the wrong sign, without a slope: at some of the entries."""
+    wrong = entries.wrong
     claimed, measured, error = (
-        a[wrong] for a in (entries.claimed, entries.measured, entries.error)
+        values[wrong] for values in (entries.claimed, entries.measured, entries.error)
     )
+    some = f"{wrong.sum()} of {len(wrong)} entries"
     if not claimed.any():
         return f"zero at {some}, the others are right"
     if np.all(np.abs(measured) <= error):

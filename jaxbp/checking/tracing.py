@@ -1,9 +1,12 @@
 """Tracing: what a traced function works with, whatever its arguments and results look like."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -17,8 +20,87 @@ def resolution(function: Callable[..., Any], *args: Any, moving: int) -> np.dtyp
     moved = jaxpr.invars[:moving]
     variables = [*moved, *_dependent(jaxpr, set(map(id, moved)))]
     dtypes = [variable.aval.dtype for variable in variables if hasattr(variable.aval, "dtype")]
-    floating = [dtype for dtype in dtypes if jax.dtypes.issubdtype(dtype, np.floating)]
-    return max(floating, key=lambda dtype: float(jax.numpy.finfo(dtype).eps))
+    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, np.floating)]
+    return max(floating, key=eps_of)
+
+
+def eps_of(dtype: Any) -> float:
+    """The relative spacing of a dtype's numbers."""
+    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+
+
+def closes_over_numpy(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether NumPy arrays from outside are constants of a function: the same ones at each trace.
+
+    What cannot be traced has none.
+    """
+    try:
+        first, second = (jax.make_jaxpr(partial(function))(*args) for _ in range(2))
+    except Exception:
+        return False
+    lasting = set(map(id, _constants(first))) & set(map(id, _constants(second)))
+    return bool(lasting)
+
+
+def float64_enabled() -> bool:
+    """Whether JAX keeps float64 numbers at the moment."""
+    return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
+
+
+@contextmanager
+def arithmetic(*, float64: bool, numpy_constants: bool) -> Iterator[None]:
+    """float64 or not, for what is traced and run inside.
+
+    JAX remembers each NumPy array that it has met as a constant in the width of that time, and then
+    fails to compile it in the other (jax 0.10 to 0.12).  So where there are such constants its
+    caches are cleared on the way in and on the way out: what was compiled before is compiled again.
+    """
+    switches = numpy_constants and float64 != float64_enabled()
+    if switches:
+        jax.clear_caches()  # type: ignore[no-untyped-call]
+    try:
+        with jax.enable_x64(float64):
+            yield
+    finally:
+        if switches:
+            jax.clear_caches()  # type: ignore[no-untyped-call]
+
+
+def repeats(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether a function is traced into the same program each time, one without callbacks."""
+    first, second = (jax.make_jaxpr(partial(function))(*args) for _ in range(2))
+    return _same(first, second)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two traced functions are the same but for the names of their variables."""
+    if first is second:
+        return not _calls_back(first)
+    pairs = zip(first.jaxpr.eqns, second.jaxpr.eqns, strict=False)
+    return (
+        len(first.jaxpr.eqns) == len(second.jaxpr.eqns)
+        and len(first.consts) == len(second.consts)
+        and all(map(np.array_equal, first.consts, second.consts))
+        and all(_same_equation(*pair) for pair in pairs)
+    )
+
+
+def _same_equation(first: Any, second: Any) -> bool:
+    if first.primitive is not second.primitive or "callback" in first.primitive.name:
+        return False
+    values = ([getattr(v, "val", None) for v in equation.invars] for equation in (first, second))
+    closed = (list(_closed(equation.params.values())) for equation in (first, second))
+    return all(map(np.array_equal, *values)) and all(
+        _same(*pair) for pair in zip(*closed, strict=True)
+    )
+
+
+def _calls_back(closed: Any) -> bool:
+    return any(
+        "callback" in equation.primitive.name
+        or any(_calls_back(inner) for inner in _closed(equation.params.values()))
+        for equation in closed.jaxpr.eqns
+    )
 
 
 def first_axes(function: Callable[..., Any], *args: Any) -> frozenset[int]:
@@ -50,6 +132,14 @@ def _first_axes(jaxpr: Any) -> Iterator[int]:
     yield from (shape[0] for shape in shapes if shape)
 
 
+def _constants(closed: Any) -> Iterator[np.ndarray]:
+    """The NumPy arrays among the constants of a traced function and of those in it."""
+    yield from (constant for constant in closed.consts if isinstance(constant, np.ndarray))
+    for equation in closed.jaxpr.eqns:
+        for inner in _closed(equation.params.values()):
+            yield from _constants(inner)
+
+
 def _inner(values: Iterable[Any]) -> Iterator[Any]:
     """The jaxprs among an equation's parameters: of jit, cond, scan, custom rules."""
     for value in values:
@@ -57,3 +147,12 @@ def _inner(values: Iterable[Any]) -> Iterator[Any]:
             yield from _inner(value)
         elif hasattr(value, "eqns"):
             yield value.jaxpr if hasattr(value, "jaxpr") else value
+
+
+def _closed(values: Iterable[Any]) -> Iterator[Any]:
+    """Those of them that are closed: that have their constants with them."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _closed(value)
+        elif hasattr(value, "consts") and hasattr(value, "jaxpr"):
+            yield value

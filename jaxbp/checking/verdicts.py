@@ -9,7 +9,8 @@ With s, the size that such a slope has in this leaf, and the relative threshold 
 
 Before it says fail, three excuses are heard.  A kink beside the point spoils large steps only: a
 claim that any finer step bears out is not failed.  A kink at the point has a slope on either side:
-a claim between the two is a subgradient.  And a measurement that has not converged proves nothing.
+a claim between the two is a subgradient.  And a measurement that has not converged, or that the
+next finer step does not confirm, proves nothing.
 """
 
 from typing import Literal, NamedTuple
@@ -39,7 +40,7 @@ class Judgement(NamedTuple):
 
 def worst(verdicts: list[Verdict]) -> Verdict:
     """fail before inconclusive before pass; nothing at all has passed."""
-    return next((v for v in ("fail", "inconclusive") if v in verdicts), "pass")  # type: ignore[return-value]
+    return next((v for v in ("fail", "inconclusive") if v in verdicts), "pass")
 
 
 def judge(
@@ -57,17 +58,26 @@ def judge(
     return Judgement(
         discrepancy=discrepancy,
         passed=((discrepancy <= near) & (slopes.error <= _TELLING * near)) | negligible,
-        failed=(discrepancy - slopes.error > tolerance) & slopes.converged & ~borne_out,
+        failed=(discrepancy - slopes.error > tolerance)
+        & slopes.converged
+        & (discrepancy > 4 * _bar_below(ladder, slopes))
+        & ~borne_out,
         kinked=kinked,
         subgradient=kinked & (discrepancy <= slopes.error),
     )
+
+
+def _bar_below(ladder: Ladder, slopes: Slopes) -> np.ndarray:
+    """The rounding on the rung below the one chosen: what is wrong shows there as well."""
+    below = np.minimum(np.searchsorted(-ladder.steps, -slopes.step) + 1, len(ladder.steps) - 1)
+    return np.asarray(rounding_bar(ladder)[np.arange(len(below)), below])
 
 
 def _magnitude(ladder: Ladder) -> np.ndarray:
     """What |f| is around the point: a minimum may be zero itself."""
     around = np.hstack([array[:, 1:3] for array in (ladder.plus, ladder.minus)])
     around = np.where(np.isfinite(around), np.abs(around), 0)
-    return np.maximum(np.abs(ladder.center), np.max(around, axis=1))
+    return np.asarray(np.maximum(np.abs(ladder.center), np.max(around, axis=1)))
 
 
 def _borne_out(
@@ -80,7 +90,7 @@ def _borne_out(
         bar = rounding_bar(ladder)
         telling = bar < discrepancy[:, None] / 4
         agrees = np.abs(differences - claimed[:, None]) <= bar + tolerance
-    return np.any(telling & agrees, axis=1)
+    return np.asarray(np.any(telling & agrees, axis=1))
 
 
 class Order(NamedTuple):

@@ -1,0 +1,308 @@
+"""``jaxbp check``: our own backward pass in every combination, or a user's function."""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise, product
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import arg
+
+from jaxbp.checking import GradientReport, compare, gradcheck
+from jaxbp.checking.verdicts import worst
+from jaxbp.checkpoint import ACTIVATIONS, HEADS
+from jaxbp.gradient import Batch, autodiff, backprop, objective
+from jaxbp.heads import Head
+from jaxbp.mlp import MLP, Layer, Params
+from jaxbp.plotting import step_curves
+from jaxbp.tables import number
+
+DEPTHS = (0, 1, 2)  # hidden layers
+_STATUS = {"pass": 0, "fail": 1, "inconclusive": 2}
+_STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+_SAME = 1e-12  # two ways to the same float64 gradient may differ by so much
+
+
+class CheckError(ValueError):
+    """A request that cannot be carried out."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Check gradients: jaxbp's own, of every activation, head and depth, or those of your function.
+
+    For MODULE:FUNCTION the module says at which arguments: FUNCTION_args is a tuple of them, or a
+    function that returns one.  FUNCTION_grads, if there is one, is the gradient to check, a tree or
+    a function of the same arguments; without it, jax.grad is, by the function's own custom_vjp or
+    custom_jvp.  FUNCTION_options, a dict, goes to jaxbp.gradcheck as it is, as {"argnums": 1}.
+
+    Exit status: 0 if all passed, 1 if something failed, 2 if something stayed inconclusive.
+    """
+
+    function: Annotated[
+        tyro.conf.Positional[str],
+        arg(
+            metavar="MODULE:FUNCTION",
+            help="as in my_package.kernels:attention, or path/to/file.py:attention",
+            help_behavior_hint="(default: jaxbp's own backward pass)",
+        ),
+    ] = ""
+    order: Annotated[int, arg(help="2: the gradient's own gradient too")] = 1
+    seed: Annotated[int, arg(help="for the directions, and the parameters of our own networks")] = 0
+    plot: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE", help="draw error against step for each leaf, to a new .png, .svg, .pdf"
+        ),
+    ] = None
+    output: Annotated[
+        Path | None, arg(metavar="FILE", help="write the report as JSON, to a new file")
+    ] = None
+
+
+def run(options: Check, console: Console) -> int:
+    """Carry out the command; the exit status."""
+    for name in ("plot", "output"):
+        path: Path | None = getattr(options, name)
+        if path and path.exists():
+            raise FileExistsError(f"--{name}: {path} exists, and nothing is overwritten")
+    if options.order not in {1, 2}:
+        raise CheckError(f"--order: got {options.order}, expected 1 or 2")
+    if options.function:
+        report = check_function(options)
+        print_report(report, console)
+        record, verdict = report.to_dict(), report.verdict
+    else:
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("checking", total=_count())
+            results = check_all(options, on_each=lambda: progress.advance(task))
+        console.print(own_table(results), *own_summary(results), sep="\n")
+        report = max(results, key=lambda result: result.error).report
+        record = {"combinations": [result.to_dict() for result in results]}
+        verdict = worst([result.verdict for result in results])
+    if options.output:
+        options.output.write_text(json.dumps(record, indent=2) + "\n")
+    if options.plot:
+        step_curves(options.plot, report)
+    return _STATUS[verdict]
+
+
+# A user's function
+
+
+def check_function(options: Check) -> GradientReport:
+    """Import it with what its module says of it, and check it."""
+    module_name, _, name = options.function.rpartition(":")
+    if not module_name or not name:
+        raise CheckError(f"{options.function}: expected MODULE:FUNCTION, as in my_module:my_loss")
+    module = _imported(module_name)
+    f = getattr(module, name, None)
+    if not callable(f):
+        raise CheckError(f"{options.function}: {module_name} has no function {name}")
+    args = getattr(module, f"{name}_args", None)
+    if args is None:
+        raise CheckError(
+            f"{options.function}: {module_name} does not say at which arguments; expected "
+            f"{name}_args there, a tuple or a function that returns one"
+        )
+    args = args() if callable(args) else args
+    args = args if isinstance(args, tuple) else (args,)
+    grads = getattr(module, f"{name}_grads", None)
+    own = getattr(module, f"{name}_options", {})
+    try:
+        return gradcheck(
+            f,
+            *args,
+            grads=grads,
+            **{"key": jax.random.key(options.seed), "order": options.order, **own},
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckError(f"{options.function}: {error}") from error
+
+
+def _imported(name: str) -> ModuleType:
+    """A module by its name, seen from the working directory, or by its file."""
+    try:
+        if not name.endswith(".py"):
+            sys.path.insert(0, os.getcwd())
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        if spec is None or spec.loader is None or not Path(name).exists():
+            raise CheckError(f"{name}: no such file")
+        module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(Path(name).resolve().parent))
+        spec.loader.exec_module(module)
+        return module
+    except (ImportError, SyntaxError) as error:
+        raise CheckError(f"{name}: cannot be imported ({error})") from error
+
+
+def print_report(report: GradientReport, console: Console) -> None:
+    """The report as a table in colours, and what else was found."""
+    table = report.table()
+    shown = Table(*table.columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in table.rows:
+        *cells, verdict = row
+        shown.add_row(*cells, Text(verdict, _STYLES[verdict]))
+    console.print(Text(report.headline(), _STYLES[report.verdict]))
+    console.print(shown)
+    for finding in report.findings():
+        console.print(finding)
+    if report.second_order is not None:
+        console.print("\nsecond order, the gradient's own gradient:")
+        print_report(report.second_order, console)
+
+
+# Our own
+
+
+class Combination(NamedTuple):
+    """One activation, head and depth, checked three ways."""
+
+    activation: str
+    head: str
+    depth: int
+    report: GradientReport  # finite differences, and the order of Taylor's remainders
+    autodiff: float  # relative error against jax.grad, in float64
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of any leaf, by any way."""
+        return max(self.autodiff, *(leaf.relative_error for leaf in self.report.leaves))
+
+    @property
+    def verdict(self) -> Any:
+        """Of all three."""
+        return self.report.verdict if self.autodiff <= _SAME else "fail"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        return self._asdict() | {"report": self.report.to_dict(), "verdict": self.verdict}
+
+
+def _count() -> int:
+    return sum(len(_activations(depth)) * len(HEADS) for depth in DEPTHS)
+
+
+def _activations(depth: int) -> list[str]:
+    """Without a hidden layer there is nothing to choose."""
+    return list(ACTIVATIONS) if depth else ["identity"]
+
+
+def check_all(options: Check, on_each: Callable[[], object]) -> list[Combination]:
+    """Every activation × head × depth; most of the time goes into compiling, so side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        deepest_first = sorted(DEPTHS, reverse=True)
+        results = threads.map(lambda depth: check_depth(options, depth, on_each), deepest_first)
+        return [result for one_depth in results for result in one_depth]
+
+
+def check_depth(options: Check, depth: int, on_each: Callable[[], object]) -> list[Combination]:
+    """Every activation × head.
+
+    Which activation and which head are numbers in the compiled program, so that there is one.
+    """
+    units, heads = list(ACTIVATIONS), list(HEADS)
+    key = jax.random.key(options.seed)
+    f, grads, by_jax = _programs(depth)
+    results = []
+    for index, (unit, head) in enumerate(product(_activations(depth), heads)):
+        which = np.array([units.index(unit), heads.index(head)], np.int32)
+        with jax.enable_x64(True):
+            args = (*_point(depth, [options.seed, depth, index]), which)
+            report = gradcheck(f, *args, grads=grads, key=key, order=options.order)
+            both = compare(grads(*args), by_jax(*args))
+        results.append(Combination(unit, head, depth, report, both.relative_error))
+        on_each()
+    return results
+
+
+def _programs(depth: int) -> tuple[Callable[..., Any], ...]:
+    """The objective, its gradient by hand and by jax.grad, of (params, batch, which)."""
+
+    def model(which: jax.Array) -> MLP:
+        unit = partial(_chosen, which[0], tuple(ACTIVATIONS.values()))
+        loss = partial(_chosen, which[1], tuple(head.loss for head in HEADS.values()))
+        return MLP(_sizes(depth), unit, Head(predict=lambda a: a, loss=loss), l2=0.1)
+
+    def f(params: Params, batch: Batch, which: jax.Array) -> jax.Array:
+        return objective(model(which), params, batch)
+
+    def grads(params: Params, batch: Batch, which: jax.Array) -> Params:
+        return backprop(model(which), params, batch)[1]
+
+    def by_jax(params: Params, batch: Batch, which: jax.Array) -> Params:
+        return autodiff(model(which), params, batch)[1]
+
+    return jax.jit(f), jax.jit(grads), jax.jit(by_jax)
+
+
+def _chosen(which: jax.Array, functions: tuple[Callable[..., Any], ...], *args: jax.Array) -> Any:
+    return jax.lax.switch(which, functions, *args)
+
+
+def _sizes(depth: int) -> tuple[int, ...]:
+    return (3, *(4,) * depth, 2)
+
+
+def _point(depth: int, seed: list[int]) -> tuple[Params, Batch]:
+    """Random parameters, inputs, soft labels and example weights."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape))
+
+    params = tuple(Layer(drawn(o, i), drawn(o)) for i, o in pairwise(_sizes(depth)))
+    target = jnp.asarray(rng.uniform(size=(5, 2)))
+    return params, Batch(drawn(5, 3), target, jnp.asarray(rng.uniform(0.5, 2, size=5)))
+
+
+def own_table(results: list[Combination]) -> Table:
+    """Activations by heads; in each cell the largest relative error over all depths."""
+    title = f"backprop: largest relative error over {', '.join(map(str, DEPTHS))} hidden layers"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("")
+    for head in HEADS:
+        table.add_column(head.replace("_", "\n"), justify="right")
+    for unit in ACTIVATIONS:
+        cells = []
+        for head in HEADS:
+            own = [r for r in results if r.head == head and r.activation in (unit, "identity")]
+            own = [r for r in own if r.depth or unit == "identity"]
+            verdict = worst([result.verdict for result in own])
+            cells.append(Text(number(max(r.error for r in own)), _STYLES[verdict]))
+        table.add_row(unit, *cells)
+    return table
+
+
+def own_summary(results: list[Combination]) -> list[str]:
+    """What the three ways say, a line each."""
+    leaves = [leaf for result in results for leaf in result.report.leaves]
+    passed = sum(result.report.ok for result in results)
+    resolution = max(leaf.resolution for leaf in leaves)
+    orders = [leaf.order for leaf in leaves if not np.isnan(leaf.order)]
+    largest = max(result.autodiff for result in results)
+    return [
+        f"autodiff            {len(results)} combinations, {len(leaves)} leaves: relative error at "
+        f"most {number(largest)} against jax.grad",
+        f"finite differences  {passed} of {len(results)} pass; an error of {number(resolution)} "
+        "would have been seen in any leaf",
+        f"Taylor              second remainders shrink by order {min(orders):.2f} or better",
+    ]
