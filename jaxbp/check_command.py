@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
@@ -207,11 +206,8 @@ def _activations(depth: int) -> list[str]:
 
 
 def check_all(options: Check, on_each: Callable[[], object]) -> list[Combination]:
-    """Every activation × head × depth; most of the time goes into compiling, so side by side."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        deepest_first = sorted(DEPTHS, reverse=True)
-        results = threads.map(lambda depth: check_depth(options, depth, on_each), deepest_first)
-        return [result for one_depth in results for result in one_depth]
+    """Every activation × head × depth."""
+    return [result for depth in DEPTHS for result in check_depth(options, depth, on_each)]
 
 
 def check_depth(options: Check, depth: int, on_each: Callable[[], object]) -> list[Combination]:
@@ -281,11 +277,10 @@ def own_table(results: list[Combination]) -> Table:
     table.add_column("")
     for head in HEADS:
         table.add_column(head.replace("_", "\n"), justify="right")
-    for unit in ACTIVATIONS:
+    for unit in dict.fromkeys(result.activation for result in results):
         cells = []
         for head in HEADS:
-            own = [r for r in results if r.head == head and r.activation in (unit, "identity")]
-            own = [r for r in own if r.depth or unit == "identity"]
+            own = [r for r in results if (r.activation, r.head) == (unit, head)]
             verdict = worst([result.verdict for result in own])
             cells.append(Text(number(max(r.error for r in own)), _STYLES[verdict]))
         table.add_row(unit, *cells)

@@ -233,17 +233,21 @@ deep_tanh = {"sizes": (4, 4, 4, 4, 4, 4), "l2": 0.0}
 relu = {"activation": activations.relu, "l2": 0.0}
 one_example = {"rows": 1, "l2": 0.0, "sizes": (4, 6, 4)}
 
+#: what is said where the leaves above are right, and where none is
+PASSED_BACK = r"every leaf up to params\[\d\].bias: right above; look at what is passed back"
+AT_THE_OUTPUT = "every leaf: look at the error at the output"
+
 #: name -> (how to make it, how it should be named)
 MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
     # the recursion δ = h'(a) Wᵀδ
-    "weight untransposed": (lambda: network(step=lambda d, w, s: (d @ w.T) * s), ""),
-    "slope forgotten": (lambda: network(step=lambda d, w, s: d @ w), ""),
+    "weight untransposed": (lambda: network(step=lambda d, w, s: (d @ w.T) * s), PASSED_BACK),
+    "slope forgotten": (lambda: network(step=lambda d, w, s: d @ w), PASSED_BACK),
     "slope forgotten, one example": (
         lambda: network(**one_example, step=lambda d, w, s: d @ w),
         r"slope h'\(a\) is missing",
     ),
-    "slope squared": (lambda: network(step=lambda d, w, s: (d @ w) * s**2), ""),
-    "slope of the wrong layer": (lambda: network(slopes=lambda s: s[::-1]), ""),
+    "slope squared": (lambda: network(step=lambda d, w, s: (d @ w) * s**2), PASSED_BACK),
+    "slope of the wrong layer": (lambda: network(slopes=lambda s: s[::-1]), PASSED_BACK),
     "sign of the recursion": (
         lambda: network(l2=0.0, sizes=(4, 4, 4), step=lambda d, w, s: -(d @ w) * s),
         r"factor of -1",
@@ -263,25 +267,25 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "hidden error clipped": (
         lambda: network(**deep_tanh, step=lambda d, w, s: jnp.clip((d @ w) * s, -0.02, 0.02)),
-        "",
+        PASSED_BACK,
     ),
     "upper weights already updated": (
         lambda: network(params=lambda p: jax.tree.map(lambda w: w * 0.99, p)),
-        "",
+        PASSED_BACK,
     ),
     # slopes
     "slope from a instead of h": (
         lambda: network(activation=activations.sigmoid, slope=lambda a, h, s: a * (1 - a)),
-        "",
+        PASSED_BACK,
     ),
-    "tanh's slope without its square": (lambda: network(slope=lambda a, h, s: 1 - h), ""),
+    "tanh's slope without its square": (lambda: network(slope=lambda a, h, s: 1 - h), PASSED_BACK),
     "sigmoid's slope with a plus": (
         lambda: network(activation=activations.sigmoid, slope=lambda a, h, s: h * (1 + h)),
-        "",
+        PASSED_BACK,
     ),
     "softplus's slope is its value": (
         lambda: network(activation=activations.softplus, slope=lambda a, h, s: h),
-        "",
+        PASSED_BACK,
     ),
     "ReLU's slope by h >= 0": (
         lambda: network(**relu, rows=1, slope=lambda a, h, s: (h >= 0) * 1.0),
@@ -289,11 +293,11 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "leaky slope on the wrong side": (
         lambda: network(activation=activations.leaky_relu, slope=leaky_on_the_wrong_side),
-        "",
+        PASSED_BACK,
     ),
     "ELU's slope as the lecture prints it": (
         lambda: network(activation=activations.elu, slope=lecture_elu),
-        "",
+        PASSED_BACK,
     ),
     # the contraction δ zᵀ
     "weight gradient transposed": (
@@ -312,7 +316,7 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "bias gradient averaged": (
         lambda: network(bias=lambda d: d.mean(0)),
-        r"every bias: off by a factor of 1/6 \(the size",
+        r"every bias: off by a factor of 1/6 \(the length",
     ),
     "bias gradient twice": (
         lambda: network(bias=lambda d: 2 * d.sum(0)),
@@ -335,11 +339,11 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "1/B dropped": (
         lambda: network(l2=0.0, share=lambda w: w),
-        r"every leaf: off by a factor of 6 \(the size",
+        r"every leaf: off by a factor of 6 \(the length",
     ),
     "1/B twice": (
         lambda: network(l2=0.0, share=lambda w: w / w.sum() ** 2),
-        r"every leaf: off by a factor of 1/6 \(the size",
+        r"every leaf: off by a factor of 1/6 \(the length",
     ),
     "mean over outputs too": (
         lambda: network(l2=0.0, error=lambda m, a, t: m.head.loss(a, t)[1] / 4),
@@ -349,28 +353,28 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
         lambda: network(**squared, error=lambda m, a, t: a - t),
         "every leaf: off by a factor of 1/2",
     ),
-    "softmax's Jacobian diagonal only": (lambda: network(error=diagonal_only), ""),
-    "softmax over the batch": (lambda: network(error=softmax_over_the_batch), ""),
+    "softmax's Jacobian diagonal only": (lambda: network(error=diagonal_only), AT_THE_OUTPUT),
+    "softmax over the batch": (lambda: network(error=softmax_over_the_batch), AT_THE_OUTPUT),
     "Huber's error unclipped": (
         lambda: network(head=heads.linear_huber, scale=3.0, error=lambda m, a, t: a - t),
-        "",
+        AT_THE_OUTPUT,
     ),
     "absolute error without its sign": (
         lambda: network(head=heads.linear_absolute_error, error=lambda m, a, t: a - t),
-        "",
+        AT_THE_OUTPUT,
     ),
     "Poisson's error without its target": (
         lambda: network(head=heads.exp_poisson, error=lambda m, a, t: jnp.exp(a)),
-        "",
+        AT_THE_OUTPUT,
     ),
-    "label smoothing forgotten": (lambda: network(smooth=True), ""),
+    "label smoothing forgotten": (lambda: network(smooth=True), AT_THE_OUTPUT),
     "example weight squared": (
         lambda: network(weighted=True, share=lambda w: w**2 / (w**2).sum()),
-        "",
+        AT_THE_OUTPUT,
     ),
     "example weight forgotten": (
         lambda: network(weighted=True, share=lambda w: jnp.ones_like(w) / len(w)),
-        "",
+        AT_THE_OUTPUT,
     ),
     # L2
     "L2 forgotten": (
@@ -450,6 +454,7 @@ class Correct(NamedTuple):
     f: Callable[..., Any]
     draw: Callable[[np.random.Generator], tuple[Any, ...]]
     options: Mapping[str, Any] = MappingProxyType({})
+    draws: int = 20
 
 
 def normal(*shape, scale=1.0, shift=0.0, dtype=np.float32):
@@ -463,13 +468,14 @@ def of_network(sizes, activation, head, rows, dtype=np.float32, bias=None, spars
 
     def draw(rng):
         number = int(rng.integers(2**31))
-        params = random_params(model, number, dtype)
-        if bias is not None:
-            params = tuple(p._replace(bias=jnp.full_like(p.bias, bias)) for p in params)
-        batch = random_batch(model, rows, number, dtype=dtype)
-        if sparse:  # rows of zeros: where biases are zero too, every hidden unit sits on its kink
-            batch = batch._replace(x=jnp.asarray(batch.x).at[::2].set(0))
-        return params, batch
+        with jax.enable_x64(True):
+            params = random_params(model, number, dtype)
+            batch = random_batch(model, rows, number, dtype=dtype)
+            if bias is not None:
+                params = tuple(p._replace(bias=jnp.full_like(p.bias, bias)) for p in params)
+            if sparse:  # where rows and biases are zero, every hidden unit sits on its kink
+                batch = batch._replace(x=batch.x.at[::2].set(0))
+        return jax.tree.map(np.asarray, (params, batch))
 
     options = {"grads": jax.jit(lambda p, batch: jaxbp.backprop(model, p, batch)[1])}
     return Correct(

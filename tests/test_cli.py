@@ -19,7 +19,7 @@ for module in ("tyro", "rich", "matplotlib", "safetensors", "sklearn"):
 import tyro
 
 import jaxbp
-from jaxbp import checkpoint, cli, train_command, train_options
+from jaxbp import check_command, checkpoint, cli, train_command, train_options
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 
@@ -384,3 +384,93 @@ def test_without_the_commands_extra_it_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.delattr(jaxbp, "cli")
     assert main() == 2
     assert "pip install 'jaxbp[cli]'" in capsys.readouterr().err
+
+
+# check
+
+
+MODULE = """
+import jax, jax.numpy as jnp
+
+@jax.custom_vjp
+def cube(x):
+    return jnp.sum(x**3)
+
+cube.defvjp(lambda x: (cube(x), x), lambda x, cotangent: (3 * x**2 * cotangent,))
+cube_args = (jnp.arange(1.0, 4.0),)
+
+def double(x, y):
+    return x @ y
+
+double_args = lambda: (jnp.ones(3), jnp.arange(3.0))
+double_grads = lambda x, y: 2 * x
+double_options = {"argnums": 1}
+
+def hidden(x):
+    return 1e20 + jnp.sum(x)
+
+hidden_args = jnp.ones(3)
+
+def lonely(x):
+    return x
+"""
+
+
+@pytest.fixture
+def homework(elsewhere):
+    (elsewhere / "homework.py").write_text(MODULE)
+
+
+def test_check_of_a_users_function(homework, capsys):
+    assert run("check", "homework.py:cube") == 0
+    assert "pass: measured in float64" in capsys.readouterr().out
+    assert run("check", "homework.py:double") == 1
+    assert "off by a factor of 2" in capsys.readouterr().out
+    assert run("check", "homework.py:hidden") == 2
+    assert "inconclusive" in capsys.readouterr().out
+
+
+def test_check_draws_and_writes_and_never_over(homework, elsewhere, capsys):
+    files = ["--plot", "steps.png", "--output", "report.json"]
+    assert run("check", "homework.py:cube", *files, "--order", 2) == 0
+    assert (elsewhere / "steps.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((elsewhere / "report.json").read_text())
+    assert record["verdict"] == record["second_order"]["verdict"] == "pass"
+    assert "--plot: steps.png exists" in refused(capsys, "check", "homework.py:cube", *files)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("homework.py", "homework.py: expected MODULE:FUNCTION"),
+        ("nowhere.py:f", "nowhere.py: no such file"),
+        ("no_such_module:f", "no_such_module: cannot be imported"),
+        ("homework.py:missing", "homework.py has no function missing"),
+        ("homework.py:lonely", "expected lonely_args there, a tuple or a function"),
+    ],
+)
+def test_check_refuses_what_it_cannot_do(request_, message, homework, capsys):
+    assert message in refused(capsys, "check", request_)
+
+
+def test_check_of_our_own_backward(elsewhere, capsys, monkeypatch):
+    """Every activation × head; the command also does more depths."""
+    monkeypatch.setattr(check_command, "DEPTHS", (0, 1))
+    assert run("check", "--output", "own.json") == 0
+    out = capsys.readouterr().out
+    assert "relative error at most" in out
+    assert "80 of 80 pass" in out
+    combinations = json.loads((elsewhere / "own.json").read_text())["combinations"]
+    assert {c["activation"] for c in combinations} == set(checkpoint.ACTIVATIONS)
+    assert {c["head"] for c in combinations} == set(checkpoint.HEADS)
+
+
+def test_check_of_our_own_backward_fails_with_a_planted_bug(elsewhere, capsys, monkeypatch):
+    def wrong(model, params, batch):
+        loss, grads = jaxbp.backprop(model, params, batch)
+        return loss, jax.tree.map(lambda grad: 1.001 * grad, grads)
+
+    monkeypatch.setattr(check_command, "DEPTHS", (0,))
+    monkeypatch.setattr(check_command, "backprop", wrong)
+    assert run("check") == 1
+    assert "0 of 8 pass" in capsys.readouterr().out

@@ -20,14 +20,24 @@ LEVELS = [
     ({"activations", "heads"}, {"jax"}),
     ({"mlp"}, {"jax"}),
     ({"gradient"}, {"jax"}),
+    ({"tables"}, {"numpy"}),
+    ({"checking.comparing", "checking.measuring", "checking.tracing"}, {"jax", "numpy"}),
+    ({"checking.problem"}, {"jax", "numpy"}),
+    ({"checking.verdicts", "checking.survey"}, {"jax", "numpy"}),
+    ({"checking.report", "checking.symptoms", "checking.taylor"}, {"jax", "numpy"}),
+    ({"checking.checker"}, {"jax", "numpy"}),
     ({"checking", "data"}, {"jax", "numpy"}),
     ({"training", "checkpoint"}, {"jax", "numpy", "optax"}),
     ({"plotting"}, {"numpy", "matplotlib"}),
-    ({"train_options", "predict_command"}, {"jax", "numpy", "optax", "tyro", "rich"}),
+    (
+        {"train_options", "predict_command", "check_command"},
+        {"jax", "numpy", "optax", "tyro", "rich"},
+    ),
     ({"train_command"}, {"jax", "jaxlib", "numpy", "optax", "rich"}),
     ({"cli"}, {"jax", "tyro", "rich"}),
     ({"__main__"}, set()),
 ]
+MODULES = [module for level, _ in LEVELS for module in sorted(level)]
 #: what a caller of ``import jaxbp`` must not have to install
 EXTRAS = {"sklearn", "safetensors", "matplotlib", "rich", "tyro"}
 
@@ -39,15 +49,23 @@ def imports(path):
             yield from ((alias.name.split(".")[0], None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             package, _, module = node.module.partition(".")
-            if package != "jaxbp" or module:
-                yield package, module or None
+            names = [".".join(filter(None, (module, alias.name))) for alias in node.names]
+            if package == "jaxbp" and set(names) & set(MODULES):
+                yield from (("jaxbp", name) for name in names)
             else:
-                yield from (("jaxbp", alias.name) for alias in node.names)
+                yield package, module or None
+
+
+def file_of(module):
+    """Where a module of the package is written."""
+    path = PACKAGE / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def test_every_module_has_its_level():
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert modules == set().union(*(level for level, _ in LEVELS))
+    written = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")}
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in written}
+    assert modules - {"__init__"} == set(MODULES)
 
 
 @pytest.mark.parametrize("number", range(len(LEVELS)))
@@ -55,7 +73,7 @@ def test_imports_run_one_way(number):
     modules, libraries = LEVELS[number]
     below = set().union(*(level for level, _ in LEVELS[:number]))
     for module in modules:
-        for package, submodule in imports(PACKAGE / f"{module}.py"):
+        for package, submodule in imports(file_of(module)):
             if package == "jaxbp":
                 assert submodule is None or submodule in below, (module, submodule)
             elif package not in sys.stdlib_module_names:
@@ -69,7 +87,7 @@ def test_importing_jaxbp_needs_jax_and_optax_alone():
 
 def test_no_module_bears_the_name_of_an_exported_function():
     functions = {name for name in jaxbp.__all__ if not isinstance(getattr(jaxbp, name), type(ast))}
-    assert not functions & {path.stem for path in PACKAGE.glob("*.py")}
+    assert not functions & {path.stem for path in PACKAGE.rglob("*.py")}
     assert all(hasattr(jaxbp, name) for name in jaxbp.__all__)
 
 

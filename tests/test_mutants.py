@@ -1,81 +1,59 @@
-"""Tests of the tests: a gradient with a planted bug must not pass for the gradient."""
+"""Tests of the test: every planted bug is caught, most are named, and no right gradient fails."""
+
+import re
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
-from tables import random_batch, random_params
+from mutants import CORRECT, MUTANTS
 
-import jaxbp
-from jaxbp import activations, heads
-from jaxbp.checking import central_difference, relative_error
+from jaxbp import gradcheck
 
-MODEL = jaxbp.MLP((4, 4, 4, 4), activations.tanh, heads.softmax_cross_entropy, l2=0.1)
+NAMES = sorted(MUTANTS)
 
 
-def edited(edit):
-    """A gradient that backprop's result is edited into."""
-
-    def gradient(model, params, batch):
-        loss, grads = jaxbp.backprop(model, params, batch)
-        return loss, tuple(edit(layer, params, batch) for layer in grads)
-
-    return gradient
+def test_there_are_enough_of_them():
+    assert len(MUTANTS) >= 40
+    assert len(CORRECT) >= len(MUTANTS)
+    assert sum(correct.draws for correct in CORRECT.values()) >= 1000
+    assert sum(bool(expected) for _, expected in MUTANTS.values()) >= len(MUTANTS) / 2
 
 
-def rewritten(step):
-    """Backprop with its own recursion: step(upper delta, upper layer, lower slope) -> delta."""
-
-    def gradient(model, params, batch):
-        logits, residuals = jaxbp.forward(model, params, batch.x)
-        loss, error = model.head.loss(logits, batch.target)
-        share = batch.weight / batch.weight.sum()
-        deltas = [share[:, None] * error]
-        for above, below in zip(params[:0:-1], residuals[-2::-1], strict=True):
-            deltas.insert(0, step(deltas[0], above.weight, below.slope))
-        grads = jaxbp.gradients(residuals, tuple(deltas))
-        penalized = (
-            jaxbp.Layer(grad.weight + model.l2 * layer.weight, grad.bias)
-            for grad, layer in zip(grads, params, strict=True)
-        )
-        return loss.sum(), tuple(penalized)
-
-    return gradient
+@pytest.mark.parametrize("part", range(8))  # neighbours share a network, compiled once a process
+def test_every_planted_bug_is_caught_and_named_as_expected(part):
+    share = -(-len(MUTANTS) // 8)
+    missed = {}
+    for name in list(MUTANTS)[part * share : (part + 1) * share]:
+        make, expected = MUTANTS[name]
+        with jax.enable_x64(True):
+            case = make()
+        with jax.enable_x64("float32" not in name):
+            report = gradcheck(case.f, *case.args, grads=case.grads, **case.options)
+        said = [report.diagnosis, *(leaf.diagnosis for leaf in report.leaves)]
+        if report.verdict != "fail":
+            missed[name] = report.verdict
+        elif expected and not any(re.search(expected, words) for words in said):
+            missed[name] = said
+    assert not missed
 
 
-MUTANTS = {
-    "slope wrong by 0.1 %": rewritten(lambda delta, w, slope: (delta @ w) * slope * 1.001),
-    "untransposed weight": rewritten(lambda delta, w, slope: (delta @ w.T) * slope),
-    "wrong sign": rewritten(lambda delta, w, slope: -(delta @ w) * slope),
-    "slope forgotten": rewritten(lambda delta, w, slope: delta @ w),
-    "bias dropped": edited(lambda layer, *_: layer._replace(bias=0 * layer.bias)),
-    "1/B missing": edited(lambda layer, _, b: jax.tree.map(lambda g: g * len(b.x), layer)),
-    "weight transposed": edited(lambda layer, *_: layer._replace(weight=layer.weight.T)),
-    "L2 forgotten": edited(lambda layer, params, _: layer._replace(weight=layer.weight * 0.999)),
+#: what cannot be told, by anyone who sees only values
+UNDECIDABLE = {
+    "swamped by an offset",
+    "zeros",
+    "saturated",
+    "cancellation",
+    "deep sigmoid network",
+    "bfloat16 inside",
 }
 
 
-def errors(gradient):
-    """How far a claimed gradient is from jax.grad, and from numerical differentiation."""
-    params, batch = random_params(MODEL, 1), random_batch(MODEL, 6, 2)
-    _, claimed = gradient(MODEL, params, batch)
-    _, reference = jaxbp.autodiff(MODEL, params, batch)
-    direction = random_params(MODEL, 3)
-    slope = sum(map(jnp.vdot, jax.tree.leaves(claimed), jax.tree.leaves(direction)))
-    measured = central_difference(
-        lambda p: jaxbp.objective(MODEL, p, batch), params, direction, step=1e-5
-    )
-    return float(relative_error(claimed, reference)), float(abs(slope / measured - 1))
-
-
-@pytest.mark.parametrize("name", MUTANTS)
-def test_a_planted_bug_is_caught_twice(name, x64):
-    by_autodiff, by_differences = errors(MUTANTS[name])
-    assert by_autodiff > 1e-4
-    assert by_differences > 1e-6
-
-
-def test_the_scaffold_without_a_bug_is_not(x64):
-    for gradient in (rewritten(lambda delta, w, slope: (delta @ w) * slope), jaxbp.backprop):
-        by_autodiff, by_differences = errors(gradient)
-        assert by_autodiff < 1e-13
-        assert by_differences < 1e-8
+@pytest.mark.parametrize("name", CORRECT)
+def test_a_right_gradient_never_fails_and_mostly_passes(name):
+    correct, verdicts = CORRECT[name], []
+    for draw in range(correct.draws):
+        args = correct.draw(np.random.default_rng([draw, 11]))
+        report = gradcheck(correct.f, *args, key=jax.random.key(draw), **correct.options)
+        assert report.verdict != "fail", (args, str(report))
+        verdicts.append(report.verdict)
+    assert name in UNDECIDABLE or verdicts.count("pass") >= len(verdicts) * 0.7

@@ -14,19 +14,21 @@ from jaxbp.checking.comparing import Entry, norm
 from jaxbp.checking.measuring import Slopes, rounding_bar
 from jaxbp.checking.problem import (
     Claim,
+    Claimed,
     Held,
     Leaves,
     Problem,
     claim,
-    closes_over_numpy,
+    compiled,
     generator,
     gradient_leaves,
+    habits_of,
     pose,
     under_vmap,
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
 from jaxbp.checking.survey import Survey, arena_of, survey
-from jaxbp.checking.tracing import arithmetic, eps_of, first_axes, repeats
+from jaxbp.checking.tracing import Habits, arithmetic, eps_of, first_axes, largest_of
 from jaxbp.checking.verdicts import (
     THRESHOLDS,
     Judgement,
@@ -97,11 +99,12 @@ def gradcheck(
     problem = pose(f, args, argnums, cotangent, rng)
     with jax.default_matmul_precision("highest"):
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
-        arena = arena_of(problem, numpy_constants=closes_over_numpy(problem, claimed))
+        known = habits_of(problem, claimed)
+        arena = arena_of(problem, numpy_constants=any(h.numpy_constants for h in known))
         measured = survey(arena, rng, directions, chunk=chunk)
         with arena.arithmetic():
             formula = _formula(claimed, measured)
-            check = _Check(problem, claimed, measured, formula, rng, threshold)
+            check = _Check(problem, claimed, measured, formula, known, rng, threshold)
             report = _report(check, coordinates)
     if order == 1:
         return report
@@ -164,6 +167,7 @@ class _Check(NamedTuple):
     claim: Claim
     survey: Survey
     formula: Leaves | None  # the claim in the arithmetic of the survey, where its function can
+    habits: tuple[Habits, Habits]  # of f and of the claim
     rng: np.random.Generator
     asked: float | None  # the user's threshold
 
@@ -233,13 +237,19 @@ class _Finding(NamedTuple):
 def _find(check: _Check, number: int) -> _Finding:
     """The verdict on one leaf, all excuses heard."""
     found = _find_claimed(check, number, check.judged)
-    if check.formula is None or found.verdict == "fail" or check.survey.overflows:
+    if check.formula is None or found.verdict == "fail" or _overflows(check, number):
         return found
     own = _find_claimed(check, number, check.claim.values)
     if own.verdict != "fail" or own.judgement.kinked.any():
         return found
     dtype = np.asarray(check.claim.values[number]).dtype
     return own._replace(diagnosis=f"wrong in {dtype} only; in float64 the same claim is right")
+
+
+def _overflows(check: _Check, number: int) -> bool:
+    """Whether f, or this leaf of its gradient, is too large for the arguments' own dtype."""
+    largest = float(np.max(np.abs(check.judged[number]), initial=0.0))
+    return check.survey.overflows or largest > largest_of(check.claim.values[number].dtype)
 
 
 def _find_claimed(check: _Check, number: int, values: Leaves) -> _Finding:
@@ -291,8 +301,6 @@ def _rounding(check: _Check, values: Leaves) -> np.ndarray:
     switch is no error of the claim."""
     arena, rng = check.survey.arena, check.rng
     eps = max(eps_of(np.asarray(value).dtype) for value in values)
-    automatic = jax.jit(jax.grad(check.problem.objective))
-    function = check.claim.function or automatic
 
     def perturbed(leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, np.floating):
@@ -303,6 +311,8 @@ def _rounding(check: _Check, values: Leaves) -> np.ndarray:
     point = arena.problem.leaves, arena.problem.held
     along = check.survey.along
     try:
+        automatic = _jax_grad(check)
+        function = check.claim.function or automatic
         there = along(tuple(function(*point)))
         spread = [
             np.abs(along(tuple(function(*jax.tree.map(perturbed, point)))) - there)
@@ -316,6 +326,10 @@ def _rounding(check: _Check, values: Leaves) -> np.ndarray:
     except Exception:  # no gradient to be had
         spread, rounded = [np.zeros(1)], np.zeros(1)
     return np.asarray(16 * eps * abs(check.survey.value) + rounded + 2 * np.max(spread, axis=0))
+
+
+def _jax_grad(check: _Check) -> Callable[[Leaves, Held], Any]:
+    return compiled(Claimed(check.problem.objective, None), check.problem)
 
 
 def _verdict_at_kink(check: _Check, number: int, judgement: Judgement) -> Verdict:
@@ -332,15 +346,25 @@ def _verdict_at_kink(check: _Check, number: int, judgement: Judgement) -> Verdic
             values = _values(check.claim, point, there)
             if _verdict(check._replace(survey=there).judge(number, values)) == "fail":
                 return "fail"
-    claimed, error = check.survey.along(check.judged)[rows], check.survey.slopes.error[rows]
-    lower, upper = np.min(beside, axis=0), np.max(beside, axis=0)
-    reach = 2 * (upper - lower) + error  # a few points beside need not show the extreme slopes
-    among = (lower - reach <= claimed) & (claimed <= upper + reach)
     if np.all(judgement.passed | judgement.subgradient):
         return "pass"
+    among = _among(check.survey, rows, check.survey.along(check.judged)[rows], np.array(beside))
     if np.all(judgement.passed | judgement.subgradient | among):
         return "inconclusive" if check.formula is None else "pass"
     return "fail" if check.formula is None else "inconclusive"
+
+
+def _among(survey: Survey, rows: slice, claimed: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    """Whether claimed slopes (N,) may lie among those beside the point, of which some (P, N) are
+    known.  One kink has two slopes; where there are others, several kinks meet, and the extremes
+    of their combinations need not be among the few that were met."""
+    slopes = survey.slopes.of(rows)
+    ends = slopes.value + np.array([[-0.5], [0.5]]) * slopes.jump
+    aside = np.min(np.abs(beside[:, None] - ends), axis=1)
+    several = np.any(aside > 1e-3 * np.abs(slopes.jump) + slopes.error, axis=0)
+    lower, upper = np.min(beside, axis=0), np.max(beside, axis=0)
+    reach = 2 * (upper - lower) + slopes.error
+    return np.asarray(several & (lower - reach <= claimed) & (claimed <= upper + reach))
 
 
 def _nothing_but_rounding(check: _Check, number: int) -> bool:
@@ -362,8 +386,7 @@ def _zero_unseen(check: _Check, number: int) -> bool:
         return False
     arena = check.survey.arena
     try:
-        automatic = jax.jit(jax.grad(check.problem.objective))
-        values = automatic(arena.problem.leaves, arena.problem.held)
+        values = _jax_grad(check)(arena.problem.leaves, arena.problem.held)
     except Exception:  # f has no gradient of its own
         return False
     return bool(np.any(np.asarray(values[number])))
@@ -408,26 +431,23 @@ def _notes(check: _Check) -> list[str]:
 def _repeatable(check: _Check, findings: list[_Finding]) -> list[_Finding]:
     """A claim that is another one each time fails; where f itself is, nothing can be said."""
     problem = check.survey.arena.problem
-    if check.claim.formula is not None and _varies(check.claim.formula, problem):
-        why = "non-deterministic: the claimed gradient is another one each time"
-        return [finding._replace(verdict="fail", diagnosis=why) for finding in findings]
-    if _varies(problem.objective, problem):
+    of_f, of_claim = check.habits
+    if not of_f.repeats and _varies(problem.objective, problem):
         why = "non-deterministic: f has another value each time"
         return [finding._replace(verdict="inconclusive", diagnosis=why) for finding in findings]
+    if not of_claim.repeats and check.claim.formula and _varies(check.claim.formula, problem):
+        why = "non-deterministic: the claimed gradient is another one each time"
+        return [finding._replace(verdict="fail", diagnosis=why) for finding in findings]
     return findings
 
 
 def _varies(function: Callable[..., Any], problem: Problem) -> bool:
     """Whether a function gives something else when it is traced, or run, a second time."""
     point = problem.leaves, problem.held
-    runs: list[Callable[..., Any]]
     try:
-        if repeats(function, *point):
-            return False
-        runs = [jax.jit(partial(function)) for _ in range(2)]
+        results = [jax.tree.leaves(jax.jit(partial(function))(*point)) for _ in range(2)]
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        runs = [function, function]  # NumPy inside
-    results = [jax.tree.leaves(run(*point)) for run in runs]
+        results = [jax.tree.leaves(function(*point)) for _ in range(2)]  # NumPy inside
     return any(map(_differ, *results))
 
 
@@ -482,7 +502,7 @@ def _explained(check: _Check, findings: list[_Finding], coordinates: int) -> lis
         claimed=[np.asarray(value, np.float64) for value in check.judged],
         paths=check.problem.paths,
         survey=check.survey,
-        batch_sizes=first_axes(check.problem.objective, check.problem.leaves, check.problem.held),
+        lengths=first_axes(check.problem.objective, check.problem.leaves, check.problem.held),
     )
     explained = list(findings)
     for number, symptom in symptoms.explain(scene, failed, coordinates).items():

@@ -183,7 +183,8 @@ def _evaluator(f: Any, move: Callable[..., Leaves]) -> Callable[..., Any]:
     @jax.jit
     def evaluate(leaves: Leaves, held: Any, directions: Any, which: Array, steps: Array) -> Any:
         def one(pair: tuple[Array, Array]) -> Array:
-            return f(move(leaves, directions, *pair), held)
+            value: Array = f(move(leaves, directions, *pair), held)
+            return value
 
         try:
             block = jax.vmap(one)

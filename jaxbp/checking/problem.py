@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.checking import tracing
 from jaxbp.checking.comparing import named_leaves
+from jaxbp.checking.tracing import Habits, habits
 
 Leaves = tuple[Any, ...]
 
@@ -282,7 +282,9 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
 
 
 def compiled(claimed: Claimed, problem: Problem) -> Callable[[Leaves, Held], Any]:
-    """The claim under jit, or as it is where JAX cannot trace it: homework in NumPy, say."""
+    """The claim under jit, where it is not already or JAX cannot trace it: NumPy homework, say."""
+    if hasattr(claimed.grads, "lower"):
+        return claimed
     try:
         jax.eval_shape(claimed, problem.leaves, problem.held)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
@@ -295,14 +297,6 @@ def under_vmap(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
     return _vmapped(claimed) if claimed.reused else _vmapped.__wrapped__(claimed)
 
 
-def closes_over_numpy(problem: Problem, claimed: Claim) -> bool:
-    """Whether f or the claimed gradient does."""
-    functions: list[Callable[..., Any]] = [problem.objective]
-    functions += [claimed.formula] if claimed.formula else []
-    point = problem.leaves, problem.held
-    return any(tracing.closes_over_numpy(function, *point) for function in functions)
-
-
 @lru_cache(maxsize=32)
 def _jitted(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
     return jax.jit(claimed)
@@ -311,6 +305,15 @@ def _jitted(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
 @lru_cache(maxsize=32)
 def _vmapped(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
     return jax.jit(jax.vmap(partial(claimed), in_axes=(0, None)))
+
+
+def habits_of(problem: Problem, claimed: Claim) -> tuple[Habits, Habits]:
+    """Those of f and of the claimed gradient, one of values having the best there are."""
+    point = problem.leaves, problem.held
+    of_f = habits(problem.objective, *point)
+    if claimed.formula is None:
+        return of_f, Habits(repeats=True, numpy_constants=False)
+    return of_f, habits(claimed.formula, *point)
 
 
 def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tuple[str, ...]]:

@@ -35,7 +35,7 @@ class Scene(NamedTuple):
     claimed: Sequence[np.ndarray]  # the gradient, leaf by leaf
     paths: Sequence[str]
     survey: Survey
-    batch_sizes: frozenset[int]  # what may be the number of examples
+    lengths: frozenset[int]  # of first axes: one of them is the number of examples
 
     def leaf(self, number: int) -> np.ndarray:
         """The argument itself."""
@@ -81,7 +81,7 @@ def _mistakes(scene: Scene, number: int) -> Iterator[tuple[str, bool]]:
     if not claimed.any():
         yield "zero everywhere", True
         return
-    yield _factor(slopes, scene.batch_sizes)
+    yield _factor(slopes, scene.lengths)
     if claimed.ndim == 2:
         rows, columns = claimed.shape
         if rows == columns:
@@ -126,24 +126,24 @@ class _Slopes:
         return self.are(self.of(values))
 
 
-def _factor(slopes: _Slopes, batch_sizes: frozenset[int]) -> tuple[str, bool]:
+def _factor(slopes: _Slopes, lengths: frozenset[int]) -> tuple[str, bool]:
     """claimed = factor × true."""
     overlap = float(slopes.claimed @ slopes.measured)
     if not overlap:
         return "", False
     factor = float(slopes.claimed @ slopes.claimed) / overlap
-    name = f"off by a factor of {_factor_name(factor, batch_sizes)}"
+    name = f"off by a factor of {_factor_name(factor, lengths)}"
     return name, slopes.are(slopes.claimed / factor)
 
 
-def _factor_name(factor: float, batch_sizes: frozenset[int]) -> str:
-    """2, 1/2, -1, 32 (a batch size); else as a number."""
-    for size in sorted(batch_sizes - {0, 1}):
+def _factor_name(factor: float, lengths: frozenset[int]) -> str:
+    """2, 1/2, -1, 32 where something is as long; else as a number."""
+    for size in sorted(lengths - {0, 1, 2, 3, 4}):
         for sign in (1, -1):
             if np.isclose(factor, sign * size, rtol=_EXPLAINED):
-                return f"{sign * size} (the size of a batch: {size})"
+                return f"{sign * size} (the length of an axis here)"
             if np.isclose(factor, sign / size, rtol=_EXPLAINED):
-                return f"{'-' if sign < 0 else ''}1/{size} (the size of a batch: {size})"
+                return f"{'-' if sign < 0 else ''}1/{size} (the length of an axis here)"
     near = Fraction(factor).limit_denominator(8)
     if near and np.isclose(factor, float(near), rtol=_EXPLAINED):
         return str(near)

@@ -18,9 +18,9 @@ from jaxbp.checking.problem import (
     Claim,
     Leaves,
     claim,
-    closes_over_numpy,
     generator,
     gradient_leaves,
+    habits_of,
     pose,
 )
 from jaxbp.checking.survey import Survey, arena_of, survey
@@ -105,7 +105,8 @@ def taylor_test(
         if order == 3 and claimed.function is None:
             raise ValueError("grads: got values, expected a function, for order=3")
         given = None if direction is None else gradient_leaves(problem, direction, "direction: ")[0]
-        arena = arena_of(problem, numpy_constants=closes_over_numpy(problem, claimed))
+        known = habits_of(problem, claimed)
+        arena = arena_of(problem, numpy_constants=any(h.numpy_constants for h in known))
         measured = survey(arena, rng, 1, along=given)
         with arena.arithmetic():
             slope, curvature = _derivatives(claimed, measured, order)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +29,27 @@ def eps_of(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
-def closes_over_numpy(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether NumPy arrays from outside are constants of a function: the same ones at each trace.
+def largest_of(dtype: Any) -> float:
+    """The largest of a dtype's numbers."""
+    return float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
-    What cannot be traced has none.
-    """
+
+class Habits(NamedTuple):
+    """How a function behaves when it is traced twice."""
+
+    repeats: bool  # into the same program, one without callbacks: it is deterministic
+    numpy_constants: bool  # with NumPy arrays from outside as constants
+
+
+def habits(function: Callable[..., Any], *args: Any) -> Habits:
+    """Trace a function twice.  Of one that cannot be traced nothing is known, and it has no
+    constants."""
     try:
         first, second = (jax.make_jaxpr(partial(function))(*args) for _ in range(2))
-    except Exception:
-        return False
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return Habits(repeats=False, numpy_constants=False)
     lasting = set(map(id, _constants(first))) & set(map(id, _constants(second)))
-    return bool(lasting)
+    return Habits(repeats=_same(first, second), numpy_constants=bool(lasting))
 
 
 def float64_enabled() -> bool:
@@ -64,12 +74,6 @@ def arithmetic(*, float64: bool, numpy_constants: bool) -> Iterator[None]:
     finally:
         if switches:
             jax.clear_caches()  # type: ignore[no-untyped-call]
-
-
-def repeats(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether a function is traced into the same program each time, one without callbacks."""
-    first, second = (jax.make_jaxpr(partial(function))(*args) for _ in range(2))
-    return _same(first, second)
 
 
 def _same(first: Any, second: Any) -> bool:

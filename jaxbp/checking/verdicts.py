@@ -51,13 +51,12 @@ def judge(
     kinked = (np.abs(slopes.jump) > 3 * slopes.jump_error) & (np.abs(slopes.jump) > tolerance)
     aside = np.abs(claimed - slopes.value)
     discrepancy = np.where(kinked, np.maximum(0, aside - np.abs(slopes.jump) / 2), aside)
-    near = tolerance + np.where(kinked, 0.01 * np.abs(slopes.jump), 0.0)
     zero = (claimed == 0) & (slopes.value - slopes.error <= 0) & (slopes.value + slopes.error >= 0)
     negligible = zero & (slopes.error <= _NEGLIGIBLE * _magnitude(ladder))
     borne_out = _borne_out(claimed, ladder, discrepancy, tolerance)
     return Judgement(
         discrepancy=discrepancy,
-        passed=((discrepancy <= near) & (slopes.error <= _TELLING * near)) | negligible,
+        passed=negligible | (discrepancy <= tolerance) & (slopes.error <= _TELLING * tolerance),
         failed=(discrepancy - slopes.error > tolerance)
         & slopes.converged
         & (discrepancy > 4 * _bar_below(ladder, slopes))

@@ -1,0 +1,268 @@
+"""Which gradient checker catches what: planted bugs, false alarms, and time.
+
+    python -m benchmarks.checkers [--output results.json]
+    python -m benchmarks.checkers --table results.json
+
+The mutants and the right gradients are those of tests/mutants.py.  Every checker is used as its
+documentation says, with its defaults, on the same function, point and claimed gradient; one that
+cannot take an argument (an integer, a tree, a result that is no scalar) has nothing to say of it.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.protocol import conditions, write
+from jaxbp import gradcheck
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from mutants import CORRECT, MUTANTS
+
+DRAWS = 4  # points of each right gradient
+CAUGHT, PASSED, SILENT = "caught", "passed", "cannot tell"
+
+
+class Question(NamedTuple):
+    """A function, where, and the gradient that is claimed for it; differentiated by args[0]."""
+
+    f: Callable[..., Any]
+    args: tuple[Any, ...]
+    grads: Any
+
+    def claimed(self, *args: Any) -> Any:
+        """The claim at a point."""
+        if callable(self.grads):
+            return self.grads(*args)
+        return jax.grad(self.f)(*args) if self.grads is None else self.grads
+
+    def as_rule(self) -> Callable[..., Any]:
+        """f with the claimed gradient as its custom_vjp, which is what most checkers look at."""
+        if self.grads is None:
+            return self.f
+
+        @jax.custom_vjp
+        def f(first: Any) -> Any:
+            return self.f(first, *self.args[1:])
+
+        def backward(first: Any, cotangent: Any) -> Any:
+            claimed = self.claimed(first, *self.args[1:])
+            return (jax.tree.map(lambda g: g * cotangent.astype(g.dtype), claimed),)
+
+        f.defvjp(lambda first: (f(first), first), backward)
+        return f
+
+
+def by_jaxbp(question: Question) -> str:
+    report = gradcheck(question.f, *question.args, grads=question.grads)
+    return {"fail": CAUGHT, "pass": PASSED, "inconclusive": SILENT}[report.verdict]
+
+
+def by_check_grads(question: Question) -> str:
+    """jax.test_util.check_grads(f, args, order=1, modes="rev")."""
+    from jax.test_util import check_grads  # noqa: PLC0415
+
+    return _asserted(lambda: check_grads(question.as_rule(), question.args[:1], 1, modes=["rev"]))
+
+
+def by_chex(question: Question) -> str:
+    """chex.assert_numerical_grads(f, f_args, order=1): it asks jax.grad through check_grads."""
+    import chex  # noqa: PLC0415
+
+    return _asserted(lambda: chex.assert_numerical_grads(question.as_rule(), question.args[:1], 1))
+
+
+def by_scipy(question: Question) -> str:
+    """scipy.optimize.check_grad(func, grad, x0), of one float64 vector; it gives a number, and the
+    usual advice is to compare it with the gradient's size."""
+    from scipy.optimize import check_grad  # noqa: PLC0415
+
+    with jax.enable_x64(True):
+        flat, unravel = jax.flatten_util.ravel_pytree(question.args[0])
+        if flat.size > 20_000:
+            return SILENT  # it differentiates by every entry: hours
+        rest = question.args[1:]
+
+        def f(x: np.ndarray) -> float:
+            return float(question.f(unravel(jnp.asarray(x, flat.dtype)), *rest))
+
+        def gradient(x: np.ndarray) -> np.ndarray:
+            claimed = question.claimed(unravel(jnp.asarray(x, flat.dtype)), *rest)
+            return np.asarray(jax.flatten_util.ravel_pytree(claimed)[0], np.float64)
+
+        x0 = np.asarray(flat, np.float64)
+        error = check_grad(f, gradient, x0)
+        return PASSED if error <= 1e-5 * max(1.0, np.linalg.norm(gradient(x0))) else CAUGHT
+
+
+def by_torch(question: Question) -> str:
+    """torch.autograd.gradcheck(func, inputs), its function calling f and the claim."""
+    import torch  # noqa: PLC0415
+
+    with jax.enable_x64(True):
+        flat, unravel = jax.flatten_util.ravel_pytree(question.args[0])
+        if flat.size > 20_000:
+            return SILENT
+        rest = question.args[1:]
+
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Any) -> Any:
+                ctx.save_for_backward(x)
+                value = question.f(unravel(jnp.asarray(x.detach().numpy(), flat.dtype)), *rest)
+                return torch.tensor(float(value), dtype=torch.float64)
+
+            @staticmethod
+            def backward(ctx: Any, cotangent: Any) -> Any:
+                (x,) = ctx.saved_tensors
+                claimed = question.claimed(unravel(jnp.asarray(x.numpy(), flat.dtype)), *rest)
+                vector = np.asarray(jax.flatten_util.ravel_pytree(claimed)[0], np.float64)
+                return cotangent * torch.from_numpy(vector.copy())
+
+        x0 = torch.tensor(np.asarray(flat, np.float64), requires_grad=True)
+        passed = torch.autograd.gradcheck(Function.apply, (x0,), raise_exception=False)
+        return PASSED if passed else CAUGHT
+
+
+def _asserted(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except AssertionError:
+        return CAUGHT
+    return PASSED
+
+
+CHECKERS: dict[str, Callable[[Question], str]] = {
+    "jaxbp.gradcheck": by_jaxbp,
+    "jax.test_util.check_grads": by_check_grads,
+    "chex.assert_numerical_grads": by_chex,
+    "scipy.optimize.check_grad": by_scipy,
+    "torch.autograd.gradcheck": by_torch,
+}
+
+
+def installed() -> dict[str, Callable[[Question], str]]:
+    """Those whose library is here."""
+    found = dict(CHECKERS)
+    for library in ("chex", "scipy", "torch"):
+        try:
+            __import__(library)
+        except ImportError:
+            found = {name: check for name, check in found.items() if not name.startswith(library)}
+    return found
+
+
+def asked(check: Callable[[Question], str], question: Question) -> tuple[str, float]:
+    """What a checker says, and how long it takes, compilation included, as a user waits for it."""
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            answer = check(question)
+    except Exception as error:  # it does not take such an argument
+        answer = f"{SILENT} ({type(error).__name__})"
+    return answer, time.perf_counter() - start
+
+
+def mutants() -> dict[str, Question]:
+    questions = {}
+    for name, (make, _) in MUTANTS.items():
+        with jax.enable_x64(True):
+            case = make()
+        questions[name] = Question(case.f, case.args, case.grads)
+    return questions
+
+
+def right() -> dict[str, list[Question]]:
+    """Right gradients, at several points each; by the first argument."""
+    questions = {}
+    for name, correct in CORRECT.items():
+        if "argnums" in correct.options:
+            continue
+        points = [correct.draw(np.random.default_rng([draw, 11])) for draw in range(DRAWS)]
+        grads = correct.options.get("grads")
+        questions[name] = [Question(correct.f, args, grads) for args in points]
+    return questions
+
+
+def measure() -> dict[str, Any]:
+    """Every checker on every question, in turn."""
+    result: dict[str, Any] = {"mutants": {}, "right": {}}
+    checkers = installed()
+    seconds: dict[str, list[float]] = {name: [] for name in checkers}
+    for name, question in mutants().items():
+        answers = {}
+        for checker, check in checkers.items():
+            with jax.enable_x64("float32" not in name):
+                answers[checker], taken = asked(check, question)
+            seconds[checker].append(taken)
+        result["mutants"][name] = answers
+        print(f"{name:<50}", *(answers[checker][:6] for checker in checkers), sep="  ", flush=True)
+    for name, questions in right().items():
+        counts = {}
+        for checker, check in checkers.items():
+            counts[checker] = dict(Counter(asked(check, question)[0] for question in questions))
+        result["right"][name] = counts
+        alarms = [str(counts[checker].get(CAUGHT, 0)) for checker in checkers]
+        print(f"{name:<50}", *alarms, sep="       ", flush=True)
+    result["seconds"] = {checker: float(np.median(taken)) for checker, taken in seconds.items()}
+    return result
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The README's table: planted bugs caught, false alarms, time a check."""
+    count = len(result["mutants"])
+    points = sum(sum(each.values()) for row in result["right"].values() for each in [_first(row)])
+    lines = [
+        f"| checker | bugs caught, of {count} | false alarms, of {points} | cannot tell "
+        "(bugs, right) | seconds a check |",
+        "|---|---|---|---|---|",
+    ]
+    for checker in result["seconds"]:
+        answers = [row[checker] for row in result["mutants"].values()]
+        verdicts: Counter[str] = Counter()
+        for row in result["right"].values():
+            verdicts.update(row[checker])
+        silent = sum(n for answer, n in verdicts.items() if answer.startswith(SILENT))
+        unsaid = sum(answer.startswith(SILENT) for answer in answers)
+        lines.append(
+            f"| `{checker}` | {answers.count(CAUGHT)} | {verdicts[CAUGHT]} | {unsaid}, {silent} | "
+            f"{result['seconds'][checker]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _first(row: dict[str, Any]) -> dict[str, int]:
+    return next(iter(row.values()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, help="also write the result as JSON")
+    parser.add_argument("--table", type=Path, help="print such a file's table for the README")
+    options = parser.parse_args()
+    if options.table:
+        print(markdown(json.loads(options.table.read_text())))
+        return
+    where = conditions()
+    print(f"{where['command']}\n{where['processor']}, {where['device']}, jax {where['jax']}")
+    print(*installed(), sep="\n", end="\n\n")
+    result = measure()
+    print("\n" + markdown(result))
+    if options.output:
+        write(options.output, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,490 @@
+"""The checker: verdicts, kinks, what it says and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxbp
+from jaxbp import assert_gradients, compare, gradcheck, taylor_test
+from jaxbp.checking.measuring import climb, rungs, slopes
+
+X = np.linspace(0.3, 2.0, 6).astype(np.float32)
+seeds = st.integers(0, 2**31)
+
+
+@jax.custom_vjp
+def cube(x):
+    return x**3
+
+
+cube.defvjp(lambda x: (x**3, x), lambda x, cotangent: (3 * x**2 * cotangent,))
+
+
+@jax.custom_vjp
+def careless_cube(x):
+    return x**3
+
+
+careless_cube.defvjp(lambda x: (x**3, x), lambda x, cotangent: (2 * x**2 * cotangent,))
+
+
+# Verdicts
+
+
+def test_a_custom_vjp_is_checked_in_one_line():
+    assert gradcheck(lambda x: jnp.sum(cube(x)), X).ok
+    report = gradcheck(lambda x: jnp.sum(careless_cube(x)), X)
+    assert report.verdict == "fail"
+    assert not report
+    assert report.diagnosis == "off by a factor of 2/3"
+
+
+@given(number=seeds, scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e3, 1e12]))
+def test_the_error_bar_holds_what_it_promises(number, scale):
+    """Of random sums of sines, exponentials and powers, at any scale, in float64."""
+    rng = np.random.default_rng(number)
+    weights, x = rng.normal(size=(3, 5)), rng.normal(size=5)
+
+    def f(leaves, _):
+        z = leaves[0] / scale
+        return jnp.sum(weights[0] * jnp.sin(3 * z) + weights[1] * jnp.exp(z) + weights[2] * z**3)
+
+    with jax.enable_x64(True):
+        leaf = jnp.asarray(x * scale)
+        direction = rng.normal(size=(1, 5)) * scale
+        lines = np.array([[0, 0]])
+        eps = np.finfo(np.float64).eps
+        ladder = climb(f, (leaf,), None, (direction,), lines, steps=rungs(eps), eps=eps)
+        measured = slopes(ladder)
+        truth = float(jax.grad(lambda x: f((x,), None))(leaf) @ direction[0])
+    assert abs(measured.value[0] - truth) <= measured.error[0]
+    assert measured.error[0] <= 1e-5 * np.abs(weights).sum()
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-4, 1 + 2e-6, 0.5, -1, 0])
+def test_an_error_above_the_threshold_fails_and_one_below_it_passes(factor):
+    def f(x):
+        return jnp.sum(jnp.sin(x))
+
+    assert gradcheck(f, X, grads=lambda x: factor * jnp.cos(x)).verdict == "fail"
+    assert gradcheck(f, X, grads=lambda x: (1 + 2e-7) * jnp.cos(x)).ok
+    assert gradcheck(f, X, grads=lambda x: 1.004 * jnp.cos(x), threshold=0.01).ok
+
+
+def test_a_small_leaf_is_not_drowned_by_a_large_one():
+    params = {"large": 1e6 * X, "small": 1e-6 * X}
+
+    def grads(params):
+        return {"large": 2 * params["large"], "small": 1.01 * jnp.cos(params["small"])}
+
+    report = gradcheck(
+        lambda p: jnp.sum(p["large"] ** 2) + jnp.sum(jnp.sin(p["small"])), params, grads=grads
+    )
+    verdicts = {leaf.path: leaf.verdict for leaf in report.leaves}
+    assert verdicts["params['large']" if "params['large']" in verdicts else "p['large']"] == "pass"
+    assert verdicts["p['small']"] in {"fail", "inconclusive"}
+
+
+def test_what_rounding_hides_is_inconclusive():
+    """1e20 + Σx: no difference of values can tell a slope of 1 from one of 2."""
+    for grads in (None, jnp.ones_like, jnp.zeros_like, lambda x: 2 * jnp.ones_like(x)):
+        assert gradcheck(lambda x: 1e20 + jnp.sum(x), X, grads=grads).verdict == "inconclusive"
+
+
+def test_values_are_checked_like_functions():
+    values = 2 * X
+    assert gradcheck(lambda x: jnp.sum(x**2), X, grads=values).ok
+    wrong = values.copy()
+    wrong[2] *= 1.01
+    report = gradcheck(lambda x: jnp.sum(x**2), X, grads=wrong)
+    assert report.diagnosis == "one entry is wrong, the others are right"
+    (worst,) = report.leaves[0].worst
+    assert worst.place == (2,)
+    assert worst.claimed == pytest.approx(float(wrong[2]))
+    assert worst.expected == pytest.approx(float(values[2]))
+
+
+def test_several_arguments_trees_and_integers():
+    def f(params, x, labels, scale):
+        logits = x @ params["w"] * scale
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(4), labels])
+
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 2)).astype("f4"), "steps": np.int32(7)}
+    x, labels = rng.normal(size=(4, 3)).astype("f4"), np.array([0, 1, 1, 0])
+    report = gradcheck(f, params, x, labels, 2.0, argnums=(0, 1, 3))
+    assert report.ok
+    assert [leaf.path for leaf in report.leaves] == ["params['w']", "x", "scale"]
+    assert report.notes == ("params['steps'] is int32 and was held: there is no gradient by it",)
+
+
+def test_a_result_that_is_no_scalar_gets_a_cotangent():
+    """All ones would hide an error that sums to zero: here the softmax's whole gradient."""
+
+    @jax.custom_vjp
+    def softmax(x):
+        return jax.nn.softmax(x)
+
+    softmax.defvjp(lambda x: (softmax(x), None), lambda _, cotangent: (0 * cotangent,))
+    assert gradcheck(lambda x: softmax(x).sum(), X).ok
+    assert gradcheck(softmax, X).verdict == "fail"
+    cotangent = np.arange(6.0)
+    assert gradcheck(softmax, X, cotangent=cotangent).verdict == "fail"
+    right = jax.vjp(jax.nn.softmax, jnp.asarray(X))[1](jnp.asarray(cotangent, jnp.float32))[0]
+    assert gradcheck(jax.nn.softmax, X, cotangent=cotangent, grads=right).ok
+
+
+def test_numpy_homework_is_checked_too():
+    """The claim may be plain NumPy; f may close over 64-bit arrays, and works as before after."""
+    inputs, labels = np.random.default_rng(0).normal(size=(5, 6)), np.arange(5) % 2
+
+    def f(w):
+        return jnp.mean((inputs @ w - labels) ** 2)
+
+    def grads(w):
+        return np.asarray(2 / 5 * inputs.T @ (inputs @ np.asarray(w) - labels), np.float32)
+
+    before = jax.jit(jax.grad(f))(X)
+    assert gradcheck(f, X, grads=grads).ok
+    assert gradcheck(f, X, grads=lambda w: 2 * grads(w)).diagnosis == "off by a factor of 2"
+    assert gradcheck(jax.jit(f), X).ok
+    np.testing.assert_array_equal(jax.jit(jax.grad(f))(X), before)
+    assert jax.grad(f)(X).dtype == jnp.float32
+
+
+def test_an_f_that_refuses_float64_is_measured_in_its_own():
+    def f(x):
+        assert x.dtype == jnp.float32
+        return jnp.sum(jnp.sin(x))
+
+    report = gradcheck(f, X)
+    assert report.ok
+    assert report.precision == "float32, as f takes no float64"
+    assert gradcheck(f, X, grads=lambda x: 1.01 * jnp.cos(x)).verdict == "fail"
+
+
+def test_an_f_without_batches_is_measured_one_by_one():
+    def f(x):
+        shape = jax.ShapeDtypeStruct((), x.dtype)
+        return jax.pure_callback(lambda x: np.sum(np.asarray(x) ** 2), shape, x)
+
+    assert gradcheck(f, X, grads=lambda x: 2 * x).ok
+    assert gradcheck(f, X, grads=lambda x: 3 * x).verdict == "fail"
+
+
+def test_what_changes_each_time_is_said():
+    numbers = np.random.default_rng(0)
+    report = gradcheck(lambda x: jnp.sum(x) * numbers.normal(), X)
+    assert report.verdict == "inconclusive"
+    assert "non-deterministic: f has another value each time" in report.diagnosis + str(report)
+
+
+def test_memory_is_bounded_by_chunk_and_nothing_changes():
+    reports = [gradcheck(lambda x: jnp.sum(jnp.exp(x)), X, chunk=chunk) for chunk in (None, 1, 7)]
+    for report in reports[1:]:
+        assert report.leaves[0].measured == pytest.approx(reports[0].leaves[0].measured, rel=1e-9)
+        assert report.ok
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(3, np.float32), (300, np.float32), (30, np.float64)])
+def test_relu_networks_of_any_width_pass(width, dtype):
+    rng = np.random.default_rng(width)
+    model = jaxbp.MLP((20, width, 5), jaxbp.activations.relu, jaxbp.heads.softmax_cross_entropy)
+    with jax.enable_x64(dtype == np.float64):
+        params = jaxbp.init(jax.random.key(width), model, dtype=dtype)
+        batch = jaxbp.Batch(rng.normal(size=(32, 20)).astype(dtype), rng.integers(5, size=32))
+        f = lambda params: jaxbp.objective(model, params, batch)  # noqa: E731
+        by_hand = jaxbp.backprop(model, params, batch)[1]
+        assert gradcheck(f, params).ok
+        assert gradcheck(f, params, grads=by_hand).verdict in {"pass", "inconclusive"}
+
+
+# Kinks
+
+
+@pytest.mark.parametrize("slope", [-1.0, -0.3, 0.0, 1.0])
+def test_at_a_kink_a_subgradient_passes(slope):
+    report = gradcheck(lambda x: jnp.sum(jnp.abs(x)), np.zeros(1), grads=np.full(1, slope, "f4"))
+    (leaf,) = report.leaves
+    assert leaf.verdict == "pass"
+    assert leaf.kink.subgradient
+    assert (leaf.kink.lower, leaf.kink.upper) == (pytest.approx(-1), pytest.approx(1))
+    assert "kink at the point, slopes from -1 to 1; claimed: a subgradient" in str(report)
+
+
+@pytest.mark.parametrize("slope", [-1.5, 1.01, 3.0])
+def test_at_a_kink_anything_else_does_not(slope):
+    report = gradcheck(lambda x: jnp.sum(jnp.abs(x)), np.zeros(1), grads=np.full(1, slope, "f4"))
+    assert report.verdict == "fail"
+    assert not report.leaves[0].kink.subgradient
+
+
+def test_at_a_kink_a_rule_must_be_right_beside_it():
+    """relu'(0) = 0 passes, and a wrong slope elsewhere is not excused by a kink at the point."""
+    x = np.array([0.0, 0.0, 1.0], np.float32)
+    assert gradcheck(lambda x: jnp.sum(jax.nn.relu(x)), x).ok
+    wrong = gradcheck(lambda x: jnp.sum(jax.nn.relu(x)), x, grads=lambda x: 0.9 * (x > 0))
+    assert wrong.verdict == "fail"
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6, 1e-8])
+def test_the_ladder_shrinks_past_a_kink_nearby(distance):
+    x = np.array([distance, -distance, 1.0])
+    with jax.enable_x64(True):
+        report = gradcheck(lambda x: jnp.sum(jnp.abs(x) * jnp.arange(1.0, 4)), x)
+        assert report.verdict != "fail"
+        assert distance < 1e-7 or report.ok
+        wrong = gradcheck(lambda x: jnp.sum(jnp.abs(x)), x, grads=lambda x: 1.1 * jnp.sign(x))
+        assert wrong.verdict == "fail"
+
+
+# Taylor
+
+
+def test_taylor_orders():
+    right = taylor_test(jnp.sin, jnp.cos, (1.0,))
+    assert right.ok
+    assert right.orders == (pytest.approx(1, abs=0.1), pytest.approx(2, abs=0.1))
+    wrong = taylor_test(jnp.sin, lambda x: 1.001 * jnp.cos(x), (1.0,))
+    assert wrong.verdict == "fail"
+    assert wrong.orders[1] == pytest.approx(1, abs=0.1)
+
+
+def test_taylor_of_third_order_checks_the_hessian():
+    def f(x):
+        return jnp.sum(jnp.exp(x) * x[::-1])
+
+    report = taylor_test(f, None, (X,), np.ones(6, "f4"), order=3)
+    assert report.ok
+    assert report.orders[2] == pytest.approx(3, abs=0.1)
+
+    @jax.custom_jvp
+    def slope(x):
+        return jnp.exp(x)
+
+    slope.defjvp(lambda primals, tangents: (slope(*primals), 0.5 * slope(*primals) * tangents[0]))
+    report = taylor_test(lambda x: jnp.sum(jnp.exp(x)), slope, (X,), order=3)
+    assert report.verdict == "fail"
+    assert report.orders[2] == pytest.approx(2, abs=0.1)
+
+
+def test_a_linear_function_has_no_remainder():
+    report = taylor_test(lambda x: 3 * jnp.sum(x), lambda x: jnp.full_like(x, 3), (X,))
+    assert report.ok
+    assert np.isnan(report.orders[1])
+    assert "R2 below rounding" in str(report)
+
+
+def test_second_order():
+    @jax.custom_vjp
+    def g(x):
+        return x**3
+
+    frozen = jax.lax.stop_gradient
+    g.defvjp(lambda x: (g(x), x), lambda x, cotangent: (3 * frozen(x) ** 2 * cotangent,))
+    report = gradcheck(lambda x: jnp.sum(g(x)), X, order=2)
+    assert {leaf.verdict for leaf in report.leaves} == {"pass"}
+    assert report.second_order.verdict == "fail"
+    assert [leaf.path for leaf in report.second_order.leaves] == ["x"]
+    assert not report.ok
+    assert gradcheck(lambda x: jnp.sum(cube(x)), X, order=2).ok
+
+
+# Reports
+
+
+def failing():
+    return gradcheck(
+        lambda params: jnp.sum(params["w"] ** 2) + jnp.sum(params["b"]),
+        {"w": jnp.asarray(X).reshape(2, 3), "b": jnp.ones(2)},
+        grads=lambda params: {"w": 4 * params["w"], "b": jnp.ones(2)},
+    )
+
+
+def test_a_report_is_a_table_in_a_wide_terminal_and_a_list_in_a_narrow_one(monkeypatch):
+    report = failing()
+    monkeypatch.setenv("COLUMNS", "100")
+    wide = str(report).splitlines()
+    assert wide[0].startswith("fail: measured in float64")
+    assert wide[1].split() == [
+        "leaf",
+        "shape",
+        "claimed",
+        "measured",
+        "error",
+        "resolution",
+        "verdict",
+    ]
+    assert "diagnosis: params['w']: off by a factor of 2" in wide
+    assert max(map(len, wide)) <= 100
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = str(report).splitlines()
+    assert "params['w']" in narrow
+    assert any(line.split() == ["verdict", "fail"] for line in narrow)
+
+
+def test_a_report_for_a_notebook_and_as_json():
+    report = failing()
+    assert report._repr_html_().count("<tr>") == 1 + 2 + 1  # header, leaves, all at once
+    record = json.loads(json.dumps(report.to_dict()))
+    assert record["verdict"] == "fail"
+    assert not record["ok"]
+    assert [leaf["path"] for leaf in record["leaves"]] == ["params['b']", "params['w']"]
+    assert json.loads(json.dumps(taylor_test(jnp.sin, jnp.cos, (1.0,)).to_dict()))["ok"]
+
+
+def test_assert_gradients_raises_the_table():
+    assert_gradients(lambda x: jnp.sum(cube(x)), X)
+    with pytest.raises(AssertionError, match="off by a factor of 2/3"):
+        assert_gradients(lambda x: jnp.sum(careless_cube(x)), X)
+
+
+def test_printing_and_asserting_are_the_callers(capsys):
+    failing()
+    assert capsys.readouterr() == ("", "")
+
+
+# compare
+
+
+def test_compare_measures_each_leaf_by_itself():
+    reference = {"large": np.full(3, 1e6), "small": np.full(2, 1e-6)}
+    claimed = {"large": np.full(3, 1e6), "small": np.array([1e-6, 2e-6])}
+    comparison = compare(claimed, reference)
+    assert [leaf.path for leaf in comparison.leaves] == ["['large']", "['small']"]
+    assert comparison.leaves[0].relative_error == 0
+    assert comparison.relative_error == pytest.approx(1 / np.sqrt(2))
+    assert comparison.leaves[1].worst == ((1,), 2e-6, 1e-6)
+    assert comparison.leaves[1].cosine == pytest.approx(3 / np.sqrt(10))
+    assert json.loads(json.dumps(comparison.to_dict()))["leaves"][0]["ulps"] == 0
+
+
+@given(
+    value=st.floats(1e-6, 1e6),
+    steps=st.integers(1, 1000),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_ulps_count_the_numbers_between(value, steps, dtype):
+    """Up to a factor of 2, where a power of two lies between."""
+    value = dtype(value)
+    other = value
+    for _ in range(min(steps, 50)):
+        other = np.nextafter(other, dtype(np.inf))
+    counted = compare([value], [other]).ulps
+    assert min(steps, 50) / 2 <= counted <= min(steps, 50)
+
+
+def test_compare_keeps_a_nan_and_names_what_does_not_fit():
+    assert np.isnan(compare([np.array([np.nan])], [np.ones(1)]).relative_error)
+    assert compare([jnp.ones(2, jnp.bfloat16)], [jnp.ones(2)]).ulps == 0
+    with pytest.raises(ValueError, match=r"claimed\['w'\]: got shape \(3,\), expected \(2,\)"):
+        compare({"w": np.ones(3)}, {"w": np.ones(2)})
+    with pytest.raises(ValueError, match=r"claimed: got leaves \['v'\], expected \['w'\]"):
+        compare({"v": np.ones(3)}, {"w": np.ones(3)})
+    with pytest.raises(TypeError, match=r"reference.*: got int64, expected floating point"):
+        compare(np.ones(3), np.arange(3))
+
+
+# What cannot be checked
+
+
+def square(x):
+    return jnp.sum(x**2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: gradcheck(3, X), TypeError, "f: got int, expected a function"),
+        (lambda: gradcheck(square), ValueError, "args: got none"),
+        (lambda: gradcheck(square, X, argnums=2), ValueError, "argnums: got 2, expected positions"),
+        (lambda: gradcheck(square, np.arange(3)), ValueError, r"x: got x is int64, expected a fl"),
+        (lambda: gradcheck(square, X + 0j), TypeError, "x: got complex64, expected real numbers"),
+        (
+            lambda: gradcheck(square, np.array([1, np.nan], "f4")),
+            ValueError,
+            r"x: got nan at \[1\], expected finite numbers \(1 of 2 are not\)",
+        ),
+        (lambda: gradcheck(jnp.argmax, X), TypeError, r"f\(...\): got int32, expected floating"),
+        (lambda: gradcheck(lambda x: None, X), TypeError, r"f\(...\): got no result"),
+        (
+            lambda: gradcheck(lambda x: jnp.sum(jnp.log(x - 5)), X),
+            ValueError,
+            r"f\(...\): got nan at this point, expected a finite number",
+        ),
+        (
+            lambda: gradcheck(lambda x: np.sum(np.asarray(x)), X),
+            TypeError,
+            "f: got a function that JAX cannot trace",
+        ),
+        (
+            lambda: gradcheck(square, X, grads=np.ones(5, "f4")),
+            ValueError,
+            r"grads: x: got shape \(5,\), expected \(6,\)",
+        ),
+        (
+            lambda: gradcheck(square, X, grads=(np.ones(6, "f4"),)),
+            ValueError,
+            r"grads: got leaves x\[0\], expected x",
+        ),
+        (
+            lambda: gradcheck(square, X, grads=np.ones(6, np.float16)),
+            TypeError,
+            "grads: x: got float16, expected float32",
+        ),
+        (
+            lambda: gradcheck(lambda x, y: x @ y, X, X, argnums=(0, 1), grads=X),
+            ValueError,
+            "grads: got ndarray, expected a tuple, one an argument",
+        ),
+        (
+            lambda: gradcheck(jnp.sin, X, grads=jnp.cos),
+            ValueError,
+            "cotangent: got none, but f's result is no scalar",
+        ),
+        (
+            lambda: gradcheck(jnp.sin, X, cotangent=np.ones(3)),
+            ValueError,
+            r"cotangent: got .*\(3,\).*, expected .*\(6,\)",
+        ),
+        (lambda: gradcheck(square, X, threshold=2), ValueError, "threshold: got 2, expected a sha"),
+        (
+            lambda: gradcheck(square, X, chunk=0),
+            ValueError,
+            "chunk: got 0, expected a pos",
+        ),
+        (lambda: gradcheck(square, X, order=3), ValueError, "order: got 3, expected 1 or 2"),
+        (lambda: gradcheck(square, X, key=0), TypeError, "key: got 0, expected a jax.random.key"),
+        (
+            lambda: gradcheck(square, X, grads=2 * X, order=2),
+            ValueError,
+            "grads: got values, expected a function, for order=2",
+        ),
+        (
+            lambda: taylor_test(square, None, (X,), np.zeros(6, "f4")),
+            ValueError,
+            "direction: got one of length 0",
+        ),
+        (lambda: taylor_test(square, None, X), TypeError, "args: got ndarray, expected the tuple"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_it_needs_jax_alone():
+    """No rich, no matplotlib: for other people's tests."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['rich', 'matplotlib', 'tyro', 'sklearn'])\n"
+        "import jaxbp, jax.numpy as jnp; print(jaxbp.gradcheck(jnp.sin, 1.0).verdict)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "pass\n"
