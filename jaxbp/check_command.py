@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.heads import Head
 from jaxbp.mlp import MLP, Layer, Params
 from jaxbp.plotting import step_curves
-from jaxbp.tables import number
+from jaxbp.tables import align, number
 
 DEPTHS = (0, 1, 2)  # hidden layers
 _STATUS = {"pass": 0, "fail": 1, "inconclusive": 2}
@@ -63,7 +63,7 @@ class Check:
             help_behavior_hint="(default: jaxbp's own backward pass)",
         ),
     ] = ""
-    order: Annotated[int, arg(help="2: the gradient's own gradient too")] = 1
+    order: Annotated[Literal[1, 2], arg(help="2: the gradient's own gradient too")] = 1
     seed: Annotated[int, arg(help="for the directions, and the parameters of our own networks")] = 0
     plot: Annotated[
         Path | None,
@@ -82,8 +82,6 @@ def run(options: Check, console: Console) -> int:
         path: Path | None = getattr(options, name)
         if path and path.exists():
             raise FileExistsError(f"--{name}: {path} exists, and nothing is overwritten")
-    if options.order not in {1, 2}:
-        raise CheckError(f"--order: got {options.order}, expected 1 or 2")
     if options.function:
         report = check_function(options)
         print_report(report, console)
@@ -154,14 +152,12 @@ def _imported(name: str) -> ModuleType:
 
 
 def print_report(report: GradientReport, console: Console) -> None:
-    """The report as a table in colours, and what else was found."""
-    table = report.table()
-    shown = Table(*table.columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in table.rows:
-        *cells, verdict = row
-        shown.add_row(*cells, Text(verdict, _STYLES[verdict]))
+    """The report as it prints itself, in colours."""
     console.print(Text(report.headline(), _STYLES[report.verdict]))
-    console.print(shown)
+    table = Text(align(report.table(), console.width))
+    for verdict, style in _STYLES.items():
+        table.highlight_regex(rf"(?m){verdict}$", style)
+    console.print(table)
     for finding in report.findings():
         console.print(finding)
     if report.second_order is not None:

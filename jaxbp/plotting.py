@@ -52,7 +52,7 @@ def step_curves(path: str | Path, report: GradientReport) -> None:
     the step that the measured slope was read off, with its error bar.
     """
     leaves = [leaf for leaf in report.leaves if leaf.curve is not None]
-    columns = min(3, max(1, len(leaves)))
+    columns = min(3 if len(leaves) > 4 else 2, max(1, len(leaves)))
     rows = -(-len(leaves) // columns) or 1
     figure = Figure(figsize=(4.2 * columns, 3.0 * rows + 0.4), layout="constrained")
     figure.suptitle(f"{report.verdict}: difference quotients in {report.precision}", fontsize=11)
@@ -77,7 +77,7 @@ def _step_curve(axes: Axes, leaf: LeafReport) -> None:
     axes.errorbar(
         curve.chosen,
         apart,
-        yerr=[[apart * 0.9], [leaf.error]],
+        yerr=[[min(leaf.error, 0.9 * apart)], [leaf.error]],
         color="black",
         marker="o",
         capsize=4,

@@ -29,16 +29,19 @@ def align(table: Table, width: int | None = None) -> str:
     width = width or shutil.get_terminal_size().columns
     lines = [table.columns, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    if sum(widths) + 2 * (len(widths) - 1) > width:
+    fitting = [gap for gap in ("  ", " ") if len(gap) * (len(widths) - 1) + sum(widths) <= width]
+    if not fitting:
         return "\n\n".join(_listed(table.columns, row) for row in table.rows)
     right = [
         all(set(cell) <= _RIGHT for cell in column) for column in zip(*table.rows, strict=True)
     ]
     return "\n".join(
-        "  ".join(
+        fitting[0]
+        .join(
             cell.rjust(size) if is_number else cell.ljust(size)
             for cell, size, is_number in zip(line, widths, right or widths, strict=True)
-        ).rstrip()
+        )
+        .rstrip()
         for line in lines
     )
 

@@ -38,14 +38,14 @@ def reproducibly(number, examples):
     return decorate
 
 
-@pytest.mark.parametrize("depth", range(5))
+@pytest.mark.parametrize("depth", [0, 1, 2, 4])
 @pytest.mark.parametrize(("activation", "head"), cases())
 def test_backprop_is_jax_grad(activation, head, depth):
     """Every activation × head × depth, over shapes, values, weights, soft labels and L2."""
 
     case = case_number(activation, head, depth)
 
-    @reproducibly(case, examples=4 if depth == 2 else 1)
+    @reproducibly(case, examples=3 if depth == 2 else 1)
     @given(
         number=seeds,
         rows=st.sampled_from([4, 1]),
@@ -68,7 +68,7 @@ def test_backprop_is_jax_grad(activation, head, depth):
         check()
 
 
-@pytest.mark.parametrize("depth", range(5))
+@pytest.mark.parametrize("depth", [0, 2])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_backprop_is_jax_grad_for_integer_labels(activation, depth, x64):
     case = case_number(activation, depth)

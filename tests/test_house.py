@@ -143,3 +143,10 @@ def test_readme_figures_are_the_committed_ones():
 
     result = json.loads((ROOT / "benchmarks" / "results" / "first_look-cpu.json").read_text())
     assert first_look.markdown(result) in README
+
+
+def test_readme_table_of_checkers_is_the_committed_one():
+    from benchmarks import checkers
+
+    result = json.loads((ROOT / "benchmarks" / "results" / "checkers-cpu.json").read_text())
+    assert checkers.markdown(result) in README

@@ -54,7 +54,7 @@ def gradcheck(
     threshold: float | None = None,
     directions: int = 4,
     order: int = 1,
-    coordinates: int = 2048,
+    coordinates: int = 512,
     chunk: int | None = None,
 ) -> GradientReport:
     """Check a gradient of f at args against what f's values say.

@@ -91,8 +91,8 @@ def compare(claimed: Any, reference: Any) -> Comparison:
 
     >>> import jax.numpy as jnp
     >>> print(compare({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 4.5])}))
-    leaf    shape  relative error      ulps    cosine  worst entry
-    ['w']   (2,)          9.2e-02  1.05e+06  0.998274  [1]: 4, not 4.5
+    leaf   shape  relative error      ulps    cosine  worst entry
+    ['w']  (2,)          9.2e-02  1.05e+06  0.998460  [1]: 4, not 4.5
     """
     ours, theirs = named_leaves(claimed), named_leaves(reference)
     if ours.keys() != theirs.keys():

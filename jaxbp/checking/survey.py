@@ -75,12 +75,13 @@ class Survey(NamedTuple):
 
     def along(self, values: Leaves) -> np.ndarray:
         """⟨gradient, d⟩ of every line, for a gradient given leaf by leaf."""
-        each = np.array(
-            [
-                direction.reshape(len(direction), -1) @ np.asarray(value, np.float64).ravel()
-                for direction, value in zip(self.directions, values, strict=True)
-            ]
-        )
+        with np.errstate(invalid="ignore"):  # what is not finite stays so, and is judged as such
+            each = np.array(
+                [
+                    direction.reshape(len(direction), -1) @ np.asarray(value, np.float64).ravel()
+                    for direction, value in zip(self.directions, values, strict=True)
+                ]
+            )
         return np.append(each.ravel(), each.sum(axis=0))
 
     def beside(self, rng: np.random.Generator, distance: float) -> Leaves:

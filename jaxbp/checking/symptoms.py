@@ -20,8 +20,8 @@ from jaxbp.tables import number as shown
 
 _EXPLAINED = 1e-4  # of the slopes' size may be left over when a mistake is said to explain them
 _WORST = 3  # entries are listed
-_BLOCKS = 32  # rows or columns of a large leaf are measured in so many blocks first
-_SAMPLED = 64  # entries of a large leaf
+_BLOCKS = 24  # rows or columns of a large leaf are measured in so many blocks first
+_SAMPLED = 32  # entries of a large leaf
 _DETAILED = 16  # leaves are looked into
 
 Axis = tuple[int, int]  # of a leaf: its number, and 0 for rows or 1 for columns
@@ -243,20 +243,22 @@ def _likeliest(scene: Scene, number: int, worst: list[list[int]]) -> np.ndarray:
 
 
 def _worst_lines(scene: Scene, numbers: Sequence[int]) -> dict[int, list[list[int]]]:
-    """The rows and the columns of each leaf that are furthest off: first in blocks of them, then
-    one by one within the worst block."""
+    """The rows and the columns of each leaf that are furthest off: those of the worst block of
+    them, and of the worst block in that, until a block is one."""
     axes = [(n, axis) for n in numbers for axis in (0, 1)]
-    spans = {}
-    for n, axis in axes:
-        count = as_matrix(scene.claimed[n].shape)[axis]
-        edges = np.unique(np.linspace(0, count, min(_BLOCKS, count) + 1).astype(int))
-        spans[n, axis] = list(pairwise(map(int, edges)))
-    blocks = {key: order[0] for key, order in _by_excess(scene, spans).items()}
-    lines = {key: [(i, i + 1) for i in range(*block)] for key, block in blocks.items()}
-    found = _by_excess(scene, lines)
-    return {
-        n: [[start for start, _ in found[n, axis][:_WORST]] for axis in (0, 1)] for n in numbers
-    }
+    worst = {(n, axis): (0, as_matrix(scene.claimed[n].shape)[axis]) for n, axis in axes}
+    ranked: dict[Axis, list[Span]] = {}
+    while open_axes := [key for key in axes if key not in ranked]:
+        found = _by_excess(scene, {key: _blocks(*worst[key]) for key in open_axes})
+        worst |= {key: spans[0] for key, spans in found.items()}
+        ranked |= {key: own for key, own in found.items() if own[0][1] - own[0][0] == 1}
+    first = {key: [start for start, _ in spans[:_WORST]] for key, spans in ranked.items()}
+    return {n: [first[n, 0], first[n, 1]] for n in numbers}
+
+
+def _blocks(start: int, stop: int) -> list[Span]:
+    edges = np.unique(np.linspace(start, stop, min(_BLOCKS, stop - start) + 1).astype(int))
+    return list(pairwise(map(int, edges)))
 
 
 def _by_excess(scene: Scene, spans: dict[Axis, list[Span]]) -> dict[Axis, list[Span]]:
@@ -361,9 +363,10 @@ def summary(verdicts: Sequence[tuple[str, str, str]]) -> str:
     diagnoses = {diagnosis for _, diagnosis in failed}
     common = diagnoses.pop() if len(diagnoses) == 1 else ""
     where = _where([verdict == "fail" for _, verdict, _ in verdicts], [v[0] for v in verdicts])
-    if where and not common:
-        return f"{where}: {_suspicion(verdicts)}" if _suspicion(verdicts) else where
-    return ": ".join(part for part in (where, common) if part)
+    said = common or _suspicion(verdicts)
+    if not said:
+        return where if where.startswith("every") else ""
+    return f"{where}: {said}" if where else said
 
 
 def _where(failed: Sequence[bool], paths: Sequence[str]) -> str:
