@@ -1,6 +1,6 @@
 """Which gradient checker catches what: planted bugs, false alarms, and time.
 
-    python -m benchmarks.checkers [--output results.json]
+    python -m benchmarks.checkers [--output results.json] [--only scipy torch]
     python -m benchmarks.checkers --table results.json
 
 The mutants and the right gradients are those of tests/mutants.py.  Every checker is used as its
@@ -89,22 +89,32 @@ def by_chex(question: Question) -> str:
     return _asserted(lambda: chex.assert_numerical_grads(f, leaves, 1, modes=["rev"]))
 
 
+def in_float64(args: tuple[Any, ...]) -> Any:
+    """What scipy and torch ask for."""
+
+    def wide(leaf: Any) -> Any:
+        is_float = jnp.issubdtype(jnp.result_type(leaf), np.floating)
+        return jnp.asarray(leaf, np.float64) if is_float else leaf
+
+    return jax.tree.map(wide, args)
+
+
 def by_scipy(question: Question) -> str:
-    """scipy.optimize.check_grad(func, grad, x0), of one float64 vector; it gives a number, and the
-    usual advice is to compare it with the gradient's size."""
+    """scipy.optimize.check_grad(func, grad, x0), of one float64 vector; it gives a number, which is
+    compared with the gradient's size."""
     from scipy.optimize import check_grad  # noqa: PLC0415
 
     with jax.enable_x64(True):
-        flat, unravel = jax.flatten_util.ravel_pytree(question.args[0])
+        first, *rest = in_float64(question.args)
+        flat, unravel = jax.flatten_util.ravel_pytree(first)
         if flat.size > 20_000:
             return SILENT  # it differentiates by every entry: hours
-        rest = question.args[1:]
 
         def f(x: np.ndarray) -> float:
-            return float(question.f(unravel(jnp.asarray(x, flat.dtype)), *rest))
+            return float(question.f(unravel(jnp.asarray(x)), *rest))
 
         def gradient(x: np.ndarray) -> np.ndarray:
-            claimed = question.claimed(unravel(jnp.asarray(x, flat.dtype)), *rest)
+            claimed = question.claimed(unravel(jnp.asarray(x)), *rest)
             return np.asarray(jax.flatten_util.ravel_pytree(claimed)[0], np.float64)
 
         x0 = np.asarray(flat, np.float64)
@@ -113,26 +123,26 @@ def by_scipy(question: Question) -> str:
 
 
 def by_torch(question: Question) -> str:
-    """torch.autograd.gradcheck(func, inputs), its function calling f and the claim."""
+    """torch.autograd.gradcheck(func, inputs), in float64; its function calls f and the claim."""
     import torch  # noqa: PLC0415
 
     with jax.enable_x64(True):
-        flat, unravel = jax.flatten_util.ravel_pytree(question.args[0])
+        first, *rest = in_float64(question.args)
+        flat, unravel = jax.flatten_util.ravel_pytree(first)
         if flat.size > 20_000:
             return SILENT
-        rest = question.args[1:]
 
         class Function(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, x: Any) -> Any:
                 ctx.save_for_backward(x)
-                value = question.f(unravel(jnp.asarray(x.detach().numpy(), flat.dtype)), *rest)
+                value = question.f(unravel(jnp.asarray(x.detach().numpy())), *rest)
                 return torch.tensor(float(value), dtype=torch.float64)
 
             @staticmethod
             def backward(ctx: Any, cotangent: Any) -> Any:
                 (x,) = ctx.saved_tensors
-                claimed = question.claimed(unravel(jnp.asarray(x.numpy(), flat.dtype)), *rest)
+                claimed = question.claimed(unravel(jnp.asarray(x.numpy())), *rest)
                 vector = np.asarray(jax.flatten_util.ravel_pytree(claimed)[0], np.float64)
                 return cotangent * torch.from_numpy(vector.copy())
 
@@ -202,10 +212,9 @@ def right() -> dict[str, list[Question]]:
     return questions
 
 
-def measure() -> dict[str, Any]:
+def measure(checkers: dict[str, Callable[[Question], str]]) -> dict[str, Any]:
     """Every checker on every question, in turn."""
     result: dict[str, Any] = {"mutants": {}, "right": {}}
-    checkers = installed()
     seconds: dict[str, list[float]] = {name: [] for name in checkers}
     for name, question in mutants().items():
         answers = {}
@@ -224,6 +233,15 @@ def measure() -> dict[str, Any]:
         print(f"{name:<50}", *alarms, sep="       ", flush=True)
     result["seconds"] = {checker: float(np.median(taken)) for checker, taken in seconds.items()}
     return result
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Results with those of some checkers measured anew."""
+    both = {
+        part: {name: row | new[part][name] for name, row in old[part].items()}
+        for part in ("mutants", "right")
+    }
+    return both | {"seconds": old["seconds"] | new["seconds"]}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -256,6 +274,7 @@ def _first(row: dict[str, Any]) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="also write the result as JSON")
+    parser.add_argument("--only", nargs="+", help="measure these anew, keeping what --output holds")
     parser.add_argument("--table", type=Path, help="print such a file's table for the README")
     options = parser.parse_args()
     if options.table:
@@ -263,8 +282,13 @@ def main() -> None:
         return
     where = conditions()
     print(f"{where['command']}\n{where['processor']}, {where['device']}, jax {where['jax']}")
-    print(*installed(), sep="\n", end="\n\n")
-    result = measure()
+    checkers = installed()
+    if options.only:
+        checkers = {n: check for n, check in checkers.items() if n.startswith(tuple(options.only))}
+    print(*checkers, sep="\n", end="\n\n")
+    result = measure(checkers)
+    if options.only and options.output and options.output.exists():
+        result = merged(json.loads(options.output.read_text()), result)
     print("\n" + markdown(result))
     if options.output:
         write(options.output, result)

@@ -25,6 +25,7 @@ LEVELS = [
     ({"checking.problem"}, {"jax", "numpy"}),
     ({"checking.verdicts", "checking.survey"}, {"jax", "numpy"}),
     ({"checking.report", "checking.symptoms", "checking.taylor"}, {"jax", "numpy"}),
+    ({"checking.findings"}, {"jax", "numpy"}),
     ({"checking.checker"}, {"jax", "numpy"}),
     ({"checking", "data"}, {"jax", "numpy"}),
     ({"training", "checkpoint"}, {"jax", "numpy", "optax"}),

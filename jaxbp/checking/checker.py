@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,23 @@ import numpy as np
 from jax import Array
 
 from jaxbp.checking import symptoms
-from jaxbp.checking.comparing import Entry, norm
+from jaxbp.checking.comparing import norm
+from jaxbp.checking.findings import (
+    BESIDE,
+    Check,
+    Finding,
+    find,
+    find_jointly,
+    formula_of,
+    values_at,
+)
 from jaxbp.checking.measuring import Slopes, rounding_bar
 from jaxbp.checking.problem import (
     Claim,
-    Claimed,
     Held,
     Leaves,
     Problem,
     claim,
-    compiled,
     generator,
     gradient_leaves,
     habits_of,
@@ -28,20 +35,8 @@ from jaxbp.checking.problem import (
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
 from jaxbp.checking.survey import Survey, arena_of, survey
-from jaxbp.checking.tracing import Habits, arithmetic, eps_of, first_axes, largest_of
-from jaxbp.checking.verdicts import (
-    THRESHOLDS,
-    Judgement,
-    Verdict,
-    judge,
-    taylor_order,
-    taylor_verdict,
-    worst,
-)
-
-_BESIDE = 1e-4  # relative to a leaf's size: so far beside the point a kink at the point is judged
-_POINTS_BESIDE = 6
-_PERTURBATIONS = 16  # of the arguments by a few units in the last place, to see what they do
+from jaxbp.checking.tracing import eps_of, first_axes
+from jaxbp.checking.verdicts import taylor_order, taylor_verdict, worst
 
 
 def gradcheck(
@@ -78,7 +73,9 @@ def gradcheck(
     - coordinates: how many entries of a failing leaf may be measured to find the wrong ones.
     - chunk: how many evaluations of f are made at once (default: by memory).
 
-    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.
+    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  Where
+    f closes over NumPy arrays JAX's caches are cleared before and after (why:
+    ``jaxbp.checking.tracing.arithmetic``); jax.numpy arrays, or arguments, spare you that.
 
     Raises TypeError or ValueError, naming argument and leaf, where f's result or the point is not
     finite, an argument has no floating point leaf, f returns something other than floating point
@@ -103,8 +100,8 @@ def gradcheck(
         arena = arena_of(problem, numpy_constants=any(h.numpy_constants for h in known))
         measured = survey(arena, rng, directions, chunk=chunk)
         with arena.arithmetic():
-            formula = _formula(claimed, measured)
-            check = _Check(problem, claimed, measured, formula, known, rng, threshold)
+            formula = formula_of(claimed, measured)
+            check = Check(problem, claimed, measured, formula, known, rng, threshold)
             report = _report(check, coordinates)
     if order == 1:
         return report
@@ -160,243 +157,8 @@ def _check_options(threshold: float | None, order: int, **counts: int | None) ->
             raise ValueError(f"{name}: got {count!r}, expected a positive int")
 
 
-class _Check(NamedTuple):
-    """A claim, and what it is held against."""
-
-    problem: Problem
-    claim: Claim
-    survey: Survey
-    formula: Leaves | None  # the claim in the arithmetic of the survey, where its function can
-    habits: tuple[Habits, Habits]  # of f and of the claim
-    rng: np.random.Generator
-    asked: float | None  # the user's threshold
-
-    @property
-    def judged(self) -> Leaves:
-        """The claimed gradient: as a formula if possible, free of the rounding of its dtype."""
-        return self.claim.values if self.formula is None else self.formula
-
-    def threshold(self, values: Leaves) -> float:
-        """τ for a claim given in some dtype."""
-        if self.asked is not None:
-            return self.asked
-        dtypes = [np.asarray(value).dtype for value in values]
-        return THRESHOLDS[min(d.itemsize for d in [*dtypes, self.survey.arena.dtype])]
-
-    def judge(self, number: int, values: Leaves) -> Judgement:
-        """One leaf of a claim, or all of them moving jointly, along its lines."""
-        rows = self.survey.rows(number)
-        return judge(
-            self.survey.along(values)[rows],
-            self.survey.ladder.of(rows),
-            self.survey.slopes.of(rows),
-            self.scale(number, values),
-            self.threshold(values),
-        )
-
-    def scale(self, number: int, values: Leaves) -> float:
-        """The size that a slope along these lines has, by the claim or by the measurement."""
-        measured = self.survey.slopes.value[self.survey.rows(number)]
-        typical = [
-            norm(np.asarray(value, np.float64)) * size / np.sqrt(max(1, np.size(value)))
-            for value, size in zip(values, self.survey.sizes, strict=True)
-        ]
-        claimed = norm(np.array(typical)) if number == len(values) else typical[number]
-        return float(max(claimed, norm(measured) / np.sqrt(len(measured))))
-
-
-def _formula(claimed: Claim, measured: Survey) -> Leaves | None:
-    arena = measured.arena
-    if claimed.function is None or not arena.wide:
-        return None
-    try:
-        return _values(claimed, arena.problem.leaves, measured)
-    except Exception:  # whatever the claim has against float64
-        return None
-
-
-def _values(claimed: Claim, leaves: Leaves, measured: Survey) -> Leaves:
-    """The claimed gradient at another point, in the arithmetic of the survey."""
-    assert claimed.function is not None
-    values = claimed.function(leaves, measured.arena.problem.held)
-    return tuple(np.asarray(value, np.float64) for value in values)
-
-
-# One leaf
-
-
-class _Finding(NamedTuple):
-    """What is found of one leaf."""
-
-    verdict: Verdict
-    judgement: Judgement
-    diagnosis: str = ""
-    worst: tuple[Entry, ...] = ()
-
-
-def _find(check: _Check, number: int) -> _Finding:
-    """The verdict on one leaf, all excuses heard."""
-    found = _find_claimed(check, number, check.judged)
-    if check.formula is None or found.verdict == "fail" or _overflows(check, number):
-        return found
-    own = _find_claimed(check, number, check.claim.values)
-    if own.verdict != "fail" or own.judgement.kinked.any():
-        return found
-    dtype = np.asarray(check.claim.values[number]).dtype
-    return own._replace(diagnosis=f"wrong in {dtype} only; in float64 the same claim is right")
-
-
-def _overflows(check: _Check, number: int) -> bool:
-    """Whether f, or this leaf of its gradient, is too large for the arguments' own dtype."""
-    largest = float(np.max(np.abs(check.judged[number]), initial=0.0))
-    return check.survey.overflows or largest > largest_of(check.claim.values[number].dtype)
-
-
-def _find_claimed(check: _Check, number: int, values: Leaves) -> _Finding:
-    """The same for values of one dtype."""
-    judgement = check.judge(number, values)
-    finding = _Finding(_verdict(judgement), judgement)
-    if not np.isfinite(values[number]).all():
-        return finding._replace(verdict="fail")
-    if judgement.kinked.any():
-        if values is check.judged:
-            finding = finding._replace(verdict=_verdict_at_kink(check, number, judgement))
-    elif finding.verdict == "inconclusive" and _nothing_but_rounding(check, number):
-        finding = finding._replace(verdict="pass")
-    elif finding.verdict == "pass" and _zero_unseen(check, number):
-        finding = finding._replace(verdict="inconclusive")
-    return _excused(check, number, finding, values)
-
-
-def _find_jointly(check: _Check, number: int) -> _Finding:
-    """All leaves at once: they can be wrong together where each alone is inconclusive."""
-    judgement = check.judge(number, check.judged)
-    if judgement.kinked.any():
-        return _Finding("inconclusive", judgement)
-    return _excused(check, number, _Finding(_verdict(judgement), judgement), check.judged)
-
-
-def _verdict(judgement: Judgement) -> Verdict:
-    if judgement.failed.any():
-        return "fail"
-    return "pass" if judgement.passed.all() else "inconclusive"
-
-
-def _excused(check: _Check, number: int, found: _Finding, values: Leaves) -> _Finding:
-    """A claim whose dtype's own rounding may be what is wrong with it is not failed."""
-    if found.verdict != "fail":
-        return found
-    judgement, rows = found.judgement, check.survey.rows(number)
-    excess = (
-        judgement.discrepancy - check.survey.slopes.error[rows] - _rounding(check, values)[rows]
-    )
-    tolerance = check.threshold(values) * check.scale(number, values)
-    certain = (judgement.failed & (excess > tolerance)).any()
-    return found if certain else found._replace(verdict="inconclusive")
-
-
-def _rounding(check: _Check, values: Leaves) -> np.ndarray:
-    """What the arithmetic of the claim's own dtype does to slopes: ten times what it does to
-    ``jax.grad``'s, and what a few units in the last place of the arguments do, for a ReLU that they
-    switch is no error of the claim."""
-    arena, rng = check.survey.arena, check.rng
-    eps = max(eps_of(np.asarray(value).dtype) for value in values)
-
-    def perturbed(leaf: Any) -> Any:
-        if not jnp.issubdtype(leaf.dtype, np.floating):
-            return leaf
-        shift = 1 + 8 * eps * rng.uniform(-1, 1, leaf.shape)
-        return np.asarray(np.asarray(leaf) * shift, leaf.dtype)
-
-    point = arena.problem.leaves, arena.problem.held
-    along = check.survey.along
-    try:
-        automatic = _jax_grad(check)
-        function = check.claim.function or automatic
-        there = along(tuple(function(*point)))
-        spread = [
-            np.abs(along(tuple(function(*jax.tree.map(perturbed, point)))) - there)
-            for _ in range(_PERTURBATIONS)
-        ]
-        rounded = np.zeros(1)
-        if values is check.claim.values and arena.wide:
-            with arithmetic(float64=False, numpy_constants=arena.numpy_constants):
-                own = along(tuple(automatic(check.problem.leaves, check.problem.held)))
-            rounded = 10 * np.abs(own - along(tuple(automatic(*point))))
-    except Exception:  # no gradient to be had
-        spread, rounded = [np.zeros(1)], np.zeros(1)
-    return np.asarray(16 * eps * abs(check.survey.value) + rounded + 2 * np.max(spread, axis=0))
-
-
-def _jax_grad(check: _Check) -> Callable[[Leaves, Held], Any]:
-    return compiled(Claimed(check.problem.objective, None), check.problem)
-
-
-def _verdict_at_kink(check: _Check, number: int, judgement: Judgement) -> Verdict:
-    """At a kink the claim must lie among the slopes beside it and, beside it, be right."""
-    if (judgement.failed & ~judgement.kinked).any():
-        return "fail"
-    rows = check.survey.rows(number)
-    beside = []
-    for _ in range(_POINTS_BESIDE):
-        point = check.survey.beside(check.rng, _BESIDE)
-        there = check.survey.at(point)
-        beside.append(there.slopes.value[rows])
-        if check.formula is not None:
-            values = _values(check.claim, point, there)
-            if _verdict(check._replace(survey=there).judge(number, values)) == "fail":
-                return "fail"
-    if np.all(judgement.passed | judgement.subgradient):
-        return "pass"
-    among = _among(check.survey, rows, check.survey.along(check.judged)[rows], np.array(beside))
-    if np.all(judgement.passed | judgement.subgradient | among):
-        return "inconclusive" if check.formula is None else "pass"
-    return "fail" if check.formula is None else "inconclusive"
-
-
-def _among(survey: Survey, rows: slice, claimed: np.ndarray, beside: np.ndarray) -> np.ndarray:
-    """Whether claimed slopes (N,) may lie among those beside the point, of which some (P, N) are
-    known.  One kink has two slopes; where there are others, several kinks meet, and the extremes
-    of their combinations need not be among the few that were met."""
-    slopes = survey.slopes.of(rows)
-    ends = slopes.value + np.array([[-0.5], [0.5]]) * slopes.jump
-    aside = np.min(np.abs(beside[:, None] - ends), axis=1)
-    several = np.any(aside > 1e-3 * np.abs(slopes.jump) + slopes.error, axis=0)
-    lower, upper = np.min(beside, axis=0), np.max(beside, axis=0)
-    reach = 2 * (upper - lower) + slopes.error
-    return np.asarray(several & (lower - reach <= claimed) & (claimed <= upper + reach))
-
-
-def _nothing_but_rounding(check: _Check, number: int) -> bool:
-    """Whether the claim is zero but for rounding (it is all different a little beside the point),
-    and no other slope is measured."""
-    rows = check.survey.rows(number)
-    slopes, claimed = check.survey.slopes.of(rows), check.survey.along(check.judged)[rows]
-    small = np.abs(claimed) + np.abs(slopes.value) + slopes.error <= 1e-10 * abs(check.survey.value)
-    if check.formula is None or not small.all():
-        return False
-    point = check.survey.beside(check.rng, _BESIDE)
-    there = check.survey.along(_values(check.claim, point, check.survey))[rows]
-    return bool(np.all(np.abs(there - claimed) >= np.abs(claimed) / 2))
-
-
-def _zero_unseen(check: _Check, number: int) -> bool:
-    """Whether zero is claimed, and f's rounding hides the other slope that jax.grad has."""
-    if check.claim.automatic or check.judged[number].any():
-        return False
-    arena = check.survey.arena
-    try:
-        values = _jax_grad(check)(arena.problem.leaves, arena.problem.held)
-    except Exception:  # f has no gradient of its own
-        return False
-    return bool(np.any(np.asarray(values[number])))
-
-
-# All leaves
-
-
-def _report(check: _Check, coordinates: int) -> GradientReport:
-    findings = [_find(check, number) for number in range(len(check.problem.paths))]
+def _report(check: Check, coordinates: int) -> GradientReport:
+    findings = [find(check, number) for number in range(len(check.problem.paths))]
     findings, notes = _under_vmap(check, findings)
     findings = _repeatable(check, findings)
     findings = _explained(check, findings, coordinates)
@@ -404,7 +166,7 @@ def _report(check: _Check, coordinates: int) -> GradientReport:
     joint = None
     if len(leaves) > 1:
         number = len(leaves)
-        joint = _leaf_report(check, number, _find_jointly(check, number))
+        joint = _leaf_report(check, number, find_jointly(check, number))
     leaves += [_stray_report(path, check.problem.fixed[path]) for path in check.claim.stray]
     return GradientReport(
         leaves=tuple(leaves),
@@ -418,7 +180,7 @@ def _report(check: _Check, coordinates: int) -> GradientReport:
     )
 
 
-def _notes(check: _Check) -> list[str]:
+def _notes(check: Check) -> list[str]:
     overflow = ["in float32 f is not finite here"] if check.survey.overflows else []
     strayed = check.claim.stray
     return overflow + [
@@ -428,7 +190,7 @@ def _notes(check: _Check) -> list[str]:
     ]
 
 
-def _repeatable(check: _Check, findings: list[_Finding]) -> list[_Finding]:
+def _repeatable(check: Check, findings: list[Finding]) -> list[Finding]:
     """A claim that is another one each time fails; where f itself is, nothing can be said."""
     problem = check.survey.arena.problem
     of_f, of_claim = check.habits
@@ -458,11 +220,11 @@ def _differ(first: Any, second: Any) -> bool:
     return norm(ours - theirs) > 1000 * eps * norm(ours)
 
 
-def _under_vmap(check: _Check, findings: list[_Finding]) -> tuple[list[_Finding], list[str]]:
+def _under_vmap(check: Check, findings: list[Finding]) -> tuple[list[Finding], list[str]]:
     """``vmap`` of the claimed gradient must agree with a loop."""
     if check.formula is None or check.claim.formula is None:
         return findings, []
-    points = [check.survey.beside(check.rng, _BESIDE) for _ in range(2)]
+    points = [check.survey.beside(check.rng, BESIDE) for _ in range(2)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
     try:
         trees = under_vmap(check.claim.formula)(stacked, check.survey.arena.problem.held)
@@ -472,7 +234,7 @@ def _under_vmap(check: _Check, findings: list[_Finding]) -> tuple[list[_Finding]
     for index, point in enumerate(points):
         tree = jax.tree.map(lambda leaf, i=index: np.asarray(leaf)[i], trees)
         batched = tree if check.claim.automatic else gradient_leaves(check.problem, tree, "")[0]
-        looped = _values(check.claim, point, check.survey)
+        looped = values_at(check.claim, point, check.survey)
         for number, (one, other) in enumerate(zip(looped, batched, strict=True)):
             if findings[number].verdict != "fail" and not _agree(check, number, one, other):
                 why = "vmap of the gradient is not what a loop gives"
@@ -480,7 +242,7 @@ def _under_vmap(check: _Check, findings: list[_Finding]) -> tuple[list[_Finding]
     return judged, []
 
 
-def _agree(check: _Check, number: int, one: np.ndarray, other: Any) -> bool:
+def _agree(check: Check, number: int, one: np.ndarray, other: Any) -> bool:
     """Within the threshold, and what rounding in f's value amounts to."""
     if not np.isfinite(one).all():
         return True  # what is not finite is not for vmap to answer for
@@ -489,7 +251,7 @@ def _agree(check: _Check, number: int, one: np.ndarray, other: Any) -> bool:
     return norm(np.asarray(other, np.float64) - one) <= allowed
 
 
-def _explained(check: _Check, findings: list[_Finding], coordinates: int) -> list[_Finding]:
+def _explained(check: Check, findings: list[Finding], coordinates: int) -> list[Finding]:
     """With a diagnosis and the worst entries where they failed."""
     failed = [
         number
@@ -511,7 +273,7 @@ def _explained(check: _Check, findings: list[_Finding], coordinates: int) -> lis
     return explained
 
 
-def _leaf_report(check: _Check, number: int, finding: _Finding) -> LeafReport:
+def _leaf_report(check: Check, number: int, finding: Finding) -> LeafReport:
     """One leaf as it is reported: slopes along the direction in which the claim is furthest off."""
     survey, problem = check.survey, check.problem
     rows = survey.rows(number)
@@ -553,7 +315,7 @@ def _lowest(orders: np.ndarray) -> float:
     return float(np.nan if np.isnan(orders).all() else np.nanmin(orders))
 
 
-def _kink(finding: _Finding, slopes: Slopes, size: float) -> Kink | None:
+def _kink(finding: Finding, slopes: Slopes, size: float) -> Kink | None:
     """The kink that is widest."""
     kinked = finding.judgement.kinked
     if not kinked.any():
