@@ -454,12 +454,12 @@ def test_check_refuses_what_it_cannot_do(request_, message, homework, capsys):
 
 
 def test_check_of_our_own_backward(elsewhere, capsys, monkeypatch):
-    """Every activation × head; the command also does more depths."""
-    monkeypatch.setattr(check_command, "DEPTHS", (0, 1))
+    """Every activation × head, with one hidden layer; the command also does more depths."""
+    monkeypatch.setattr(check_command, "DEPTHS", (1,))
     assert run("check", "--output", "own.json") == 0
     out = capsys.readouterr().out
     assert "relative error at most" in out
-    assert "80 of 80 pass" in out
+    assert "72 of 72 pass" in out
     combinations = json.loads((elsewhere / "own.json").read_text())["combinations"]
     assert {c["activation"] for c in combinations} == set(checkpoint.ACTIVATIONS)
     assert {c["head"] for c in combinations} == set(checkpoint.HEADS)

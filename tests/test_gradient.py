@@ -38,14 +38,14 @@ def reproducibly(number, examples):
     return decorate
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2, 4])
+@pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize(("activation", "head"), cases())
 def test_backprop_is_jax_grad(activation, head, depth):
     """Every activation × head × depth, over shapes, values, weights, soft labels and L2."""
 
     case = case_number(activation, head, depth)
 
-    @reproducibly(case, examples=3 if depth == 2 else 1)
+    @reproducibly(case, examples=3 if depth == 1 else 1)
     @given(
         number=seeds,
         rows=st.sampled_from([4, 1]),
@@ -95,7 +95,7 @@ def test_backprop_is_jax_grad_for_integer_labels(activation, depth, x64):
     outputs=st.integers(1, 5),
     rows=st.integers(1, 6),
 )
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_any_architecture(number, hidden, inputs, outputs, rows):
     """A different activation and a different width in every hidden layer."""
     with jax.enable_x64(True):
