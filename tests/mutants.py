@@ -479,7 +479,7 @@ def of_network(sizes, activation, head, rows, dtype=np.float32, bias=None, spars
 
     options = {"grads": jax.jit(lambda p, batch: jaxbp.backprop(model, p, batch)[1])}
     return Correct(
-        jax.jit(lambda params, batch: jaxbp.objective(model, params, batch)), draw, options
+        jax.jit(lambda params, batch: jaxbp.objective(model, params, batch)), draw, options, draws=3
     )
 
 
