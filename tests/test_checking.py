@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import jaxbp
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
 from jaxbp.checking.measuring import climb, rungs, slopes
+from jaxbp.checking.survey import Survey
 
 X = np.linspace(0.3, 2.0, 6).astype(np.float32)
 seeds = st.integers(0, 2**31)
@@ -177,11 +178,18 @@ def test_an_f_without_batches_is_measured_one_by_one():
 
     assert gradcheck(f, X, grads=lambda x: 2 * x).ok
     assert gradcheck(f, X, grads=lambda x: 3 * x).verdict == "fail"
+    report = gradcheck(lambda x, y: f(x) + f(y), X, X, argnums=(0, 1), grads=(2 * X, 3 * X))
+    assert [leaf.verdict for leaf in report.leaves] == ["pass", "fail"]
 
 
-def test_what_changes_each_time_is_said():
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_what_changes_each_time_is_said(wrap):
     numbers = np.random.default_rng(0)
-    report = gradcheck(lambda x: jnp.sum(x) * numbers.normal(), X)
+
+    def f(x):
+        return wrap(lambda x: jnp.sum(x) * numbers.normal())(x)
+
+    report = gradcheck(f, X)
     assert report.verdict == "inconclusive"
     assert "non-deterministic: f has another value each time" in report.diagnosis + str(report)
 
@@ -232,6 +240,22 @@ def test_at_a_kink_a_rule_must_be_right_beside_it():
     assert gradcheck(lambda x: jnp.sum(jax.nn.relu(x)), x).ok
     wrong = gradcheck(lambda x: jnp.sum(jax.nn.relu(x)), x, grads=lambda x: 0.9 * (x > 0))
     assert wrong.verdict == "fail"
+
+
+def test_the_points_beside_a_kink_serve_all_leaves(monkeypatch):
+    surveyed, at = [], Survey.at
+
+    def counting(survey, leaves):
+        surveyed.append(len(leaves))
+        return at(survey, leaves)
+
+    monkeypatch.setattr(Survey, "at", counting)
+    for count in (1, 3):
+        leaves = [np.zeros(2, np.float32)] * count
+        report = gradcheck(lambda leaves: sum(jnp.sum(jnp.abs(leaf)) for leaf in leaves), leaves)
+        assert report.ok
+        assert all(leaf.kink for leaf in report.leaves)
+    assert surveyed.count(3) == surveyed.count(1)
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6, 1e-8])

@@ -173,7 +173,7 @@ def _report(check: Check, coordinates: int) -> GradientReport:
         joint=joint,
         value=check.survey.value,
         precision=check.survey.arena.precision,
-        threshold=check.threshold(check.judged),
+        threshold=check.threshold,
         diagnosis=symptoms.summary([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
         notes=(*_notes(check), *notes),
         verdict=overall(leaves, joint),
@@ -247,7 +247,7 @@ def _agree(check: Check, number: int, one: np.ndarray, other: Any) -> bool:
     if not np.isfinite(one).all():
         return True  # what is not finite is not for vmap to answer for
     rounding = 1e-10 * abs(check.survey.value) / check.survey.sizes[number]
-    allowed = check.threshold(check.judged) * norm(one) + rounding
+    allowed = check.threshold * norm(one) + rounding
     return norm(np.asarray(other, np.float64) - one) <= allowed
 
 
@@ -280,11 +280,11 @@ def _leaf_report(check: Check, number: int, finding: Finding) -> LeafReport:
     ladder, slopes = survey.ladder.of(rows), survey.slopes.of(rows)
     jointly = number == len(problem.paths)
     size = norm(np.array(survey.sizes)) if jointly else survey.sizes[number]
-    claimed = survey.along(check.judged)[rows]
-    scale = check.scale(number, check.judged)
+    claimed = check.along[rows]
+    scale = check.scale(number)
     discrepancy = finding.judgement.discrepancy
     line = int(np.argmax(np.where(np.isnan(discrepancy), np.inf, discrepancy)))
-    order = taylor_order(claimed, ladder, check.threshold(check.judged) * scale)
+    order = taylor_order(claimed, ladder, check.threshold * scale)
     taylor = "inconclusive" if finding.judgement.kinked.any() else taylor_verdict(order)
     leaf = None if jointly else np.asarray(problem.leaves[number])
     with np.errstate(all="ignore"):

@@ -5,6 +5,9 @@ point or a function that does not feel the leaf could be what is wrong instead o
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +25,9 @@ _POINTS_BESIDE = 6
 _PERTURBATIONS = 16  # of the arguments by a few units in the last place, to see what they do
 
 
-class Check(NamedTuple):
-    """A claim, and what it is held against."""
+@dataclass(frozen=True)
+class Check:
+    """A claim, and what it is held against; what all leaves share is worked out once."""
 
     problem: Problem
     claim: Claim
@@ -38,33 +42,80 @@ class Check(NamedTuple):
         """The claimed gradient: as a formula if possible, free of the rounding of its dtype."""
         return self.claim.values if self.formula is None else self.formula
 
-    def threshold(self, values: Leaves) -> float:
-        """τ for a claim given in some dtype."""
+    @property
+    def threshold(self) -> float:
+        """τ for a claim of these dtypes."""
         if self.asked is not None:
             return self.asked
-        dtypes = [np.asarray(value).dtype for value in values]
+        dtypes = [np.asarray(value).dtype for value in self.judged]
         return THRESHOLDS[min(d.itemsize for d in [*dtypes, self.survey.arena.dtype])]
 
-    def judge(self, number: int, values: Leaves) -> Judgement:
-        """One leaf of a claim, or all of them moving jointly, along its lines."""
+    def judge(self, number: int) -> Judgement:
+        """One leaf of the claim, or all of them moving jointly, along its lines."""
         rows = self.survey.rows(number)
-        return judge(
-            self.survey.along(values)[rows],
-            self.survey.ladder.of(rows),
-            self.survey.slopes.of(rows),
-            self.scale(number, values),
-            self.threshold(values),
-        )
+        ladder, slopes = self.survey.ladder.of(rows), self.survey.slopes.of(rows)
+        return judge(self.along[rows], ladder, slopes, self.scale(number), self.threshold)
 
-    def scale(self, number: int, values: Leaves) -> float:
+    def scale(self, number: int) -> float:
         """The size that a slope along these lines has, by the claim or by the measurement."""
         measured = self.survey.slopes.value[self.survey.rows(number)]
-        typical = [
-            norm(np.asarray(value, np.float64)) * size / np.sqrt(max(1, np.size(value)))
-            for value, size in zip(values, self.survey.sizes, strict=True)
-        ]
-        claimed = norm(np.array(typical)) if number == len(values) else typical[number]
+        claimed = norm(self.sizes) if number == len(self.sizes) else self.sizes[number]
         return float(max(claimed, norm(measured) / np.sqrt(len(measured))))
+
+    @cached_property
+    def along(self) -> np.ndarray:
+        """The claimed slope of every line."""
+        return self.survey.along(self.judged)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """The size that a slope in each leaf has by the claim."""
+        values = [np.asarray(value, np.float64) for value in self.judged]
+        means = [norm(value) / np.sqrt(max(1, value.size)) for value in values]
+        return np.array(means) * self.survey.sizes
+
+    @cached_property
+    def own(self) -> "Check":
+        """The claim in its own dtype."""
+        return replace(self, formula=None)
+
+    @cached_property
+    def beside(self) -> list["Check"]:
+        """The same at points beside this one; the claim there is known by its formula alone."""
+        found = []
+        for _ in range(_POINTS_BESIDE):
+            point = self.survey.beside(self.rng, BESIDE)
+            formula = None if self.formula is None else values_at(self.claim, point, self.survey)
+            found.append(replace(self, survey=self.survey.at(point), formula=formula))
+        return found
+
+    @cached_property
+    def rounding(self) -> np.ndarray:
+        """What the arithmetic of the claim's own dtype does to slopes: ten times what it does to
+        ``jax.grad``'s, and what a few units in the last place of the arguments do, for a ReLU that
+        they switch is no error of the claim."""
+        arena, along = self.survey.arena, self.survey.along
+        point = arena.problem.leaves, arena.problem.held
+        eps = max(eps_of(value.dtype) for value in self.judged)
+
+        def perturbed(leaf: Any) -> Any:
+            is_float = jnp.issubdtype(leaf.dtype, np.floating)
+            shift = 1 + 8 * eps * self.rng.uniform(-1, 1, leaf.shape)
+            return np.asarray(np.asarray(leaf) * shift, leaf.dtype) if is_float else leaf
+
+        rounded, spread = np.zeros_like(self.along), [np.zeros_like(self.along)]
+        with suppress(Exception):  # there may be no gradient to be had
+            function = self.claim.function or _jax_grad(self)
+            there = along(tuple(function(*point)))
+            for _ in range(_PERTURBATIONS):
+                moved = function(*jax.tree.map(perturbed, point))
+                spread.append(np.abs(along(tuple(moved)) - there))
+            if self.formula is None and arena.wide:
+                automatic = _jax_grad(self)
+                with arithmetic(float64=False, numpy_constants=arena.numpy_constants):
+                    own = along(tuple(automatic(self.problem.leaves, self.problem.held)))
+                rounded = 10 * np.abs(own - along(tuple(automatic(*point))))
+        return np.asarray(16 * eps * abs(self.survey.value) + rounded + 2 * np.max(spread, axis=0))
 
 
 def formula_of(claimed: Claim, measured: Survey) -> Leaves | None:
@@ -96,11 +147,13 @@ class Finding(NamedTuple):
 
 def find(check: Check, number: int) -> Finding:
     """The verdict on one leaf, all excuses heard."""
-    found = _find_claimed(check, number, check.judged)
+    found = _find_claimed(check, number)
     if check.formula is None or found.verdict == "fail" or _overflows(check, number):
         return found
-    own = _find_claimed(check, number, check.claim.values)
-    if own.verdict != "fail" or own.judgement.kinked.any():
+    if check.own.judge(number).kinked.any():
+        return found
+    own = _find_claimed(check.own, number)
+    if own.verdict != "fail":
         return found
     dtype = np.asarray(check.claim.values[number]).dtype
     return own._replace(diagnosis=f"wrong in {dtype} only; in float64 the same claim is right")
@@ -112,28 +165,27 @@ def _overflows(check: Check, number: int) -> bool:
     return check.survey.overflows or largest > largest_of(check.claim.values[number].dtype)
 
 
-def _find_claimed(check: Check, number: int, values: Leaves) -> Finding:
+def _find_claimed(check: Check, number: int) -> Finding:
     """The same for values of one dtype."""
-    judgement = check.judge(number, values)
+    judgement = check.judge(number)
     finding = Finding(_verdict(judgement), judgement)
-    if not np.isfinite(values[number]).all():
+    if not np.isfinite(check.judged[number]).all():
         return finding._replace(verdict="fail")
     if judgement.kinked.any():
-        if values is check.judged:
-            finding = finding._replace(verdict=_verdict_at_kink(check, number, judgement))
+        finding = finding._replace(verdict=_verdict_at_kink(check, number, judgement))
     elif finding.verdict == "inconclusive" and _nothing_but_rounding(check, number):
         finding = finding._replace(verdict="pass")
     elif finding.verdict == "pass" and _zero_unseen(check, number):
         finding = finding._replace(verdict="inconclusive")
-    return _excused(check, number, finding, values)
+    return _excused(check, number, finding)
 
 
 def find_jointly(check: Check, number: int) -> Finding:
     """All leaves at once: they can be wrong together where each alone is inconclusive."""
-    judgement = check.judge(number, check.judged)
+    judgement = check.judge(number)
     if judgement.kinked.any():
         return Finding("inconclusive", judgement)
-    return _excused(check, number, Finding(_verdict(judgement), judgement), check.judged)
+    return _excused(check, number, Finding(_verdict(judgement), judgement))
 
 
 def _verdict(judgement: Judgement) -> Verdict:
@@ -142,50 +194,14 @@ def _verdict(judgement: Judgement) -> Verdict:
     return "pass" if judgement.passed.all() else "inconclusive"
 
 
-def _excused(check: Check, number: int, found: Finding, values: Leaves) -> Finding:
+def _excused(check: Check, number: int, found: Finding) -> Finding:
     """A claim whose dtype's own rounding may be what is wrong with it is not failed."""
     if found.verdict != "fail":
         return found
     judgement, rows = found.judgement, check.survey.rows(number)
-    excess = (
-        judgement.discrepancy - check.survey.slopes.error[rows] - _rounding(check, values)[rows]
-    )
-    tolerance = check.threshold(values) * check.scale(number, values)
-    certain = (judgement.failed & (excess > tolerance)).any()
+    excess = judgement.discrepancy - check.survey.slopes.error[rows] - check.rounding[rows]
+    certain = (judgement.failed & (excess > check.threshold * check.scale(number))).any()
     return found if certain else found._replace(verdict="inconclusive")
-
-
-def _rounding(check: Check, values: Leaves) -> np.ndarray:
-    """What the arithmetic of the claim's own dtype does to slopes: ten times what it does to
-    ``jax.grad``'s, and what a few units in the last place of the arguments do, for a ReLU that they
-    switch is no error of the claim."""
-    arena, rng = check.survey.arena, check.rng
-    eps = max(eps_of(np.asarray(value).dtype) for value in values)
-
-    def perturbed(leaf: Any) -> Any:
-        if not jnp.issubdtype(leaf.dtype, np.floating):
-            return leaf
-        shift = 1 + 8 * eps * rng.uniform(-1, 1, leaf.shape)
-        return np.asarray(np.asarray(leaf) * shift, leaf.dtype)
-
-    point = arena.problem.leaves, arena.problem.held
-    along = check.survey.along
-    try:
-        automatic = _jax_grad(check)
-        function = check.claim.function or automatic
-        there = along(tuple(function(*point)))
-        spread = [
-            np.abs(along(tuple(function(*jax.tree.map(perturbed, point)))) - there)
-            for _ in range(_PERTURBATIONS)
-        ]
-        rounded = np.zeros(1)
-        if values is check.claim.values and arena.wide:
-            with arithmetic(float64=False, numpy_constants=arena.numpy_constants):
-                own = along(tuple(automatic(check.problem.leaves, check.problem.held)))
-            rounded = 10 * np.abs(own - along(tuple(automatic(*point))))
-    except Exception:  # no gradient to be had
-        spread, rounded = [np.zeros(1)], np.zeros(1)
-    return np.asarray(16 * eps * abs(check.survey.value) + rounded + 2 * np.max(spread, axis=0))
 
 
 def _jax_grad(check: Check) -> Callable[[Leaves, Held], Any]:
@@ -196,22 +212,17 @@ def _verdict_at_kink(check: Check, number: int, judgement: Judgement) -> Verdict
     """At a kink the claim must lie among the slopes beside it and, beside it, be right."""
     if (judgement.failed & ~judgement.kinked).any():
         return "fail"
-    rows = check.survey.rows(number)
-    beside = []
-    for _ in range(_POINTS_BESIDE):
-        point = check.survey.beside(check.rng, BESIDE)
-        there = check.survey.at(point)
-        beside.append(there.slopes.value[rows])
-        if check.formula is not None:
-            values = values_at(check.claim, point, there)
-            if _verdict(check._replace(survey=there).judge(number, values)) == "fail":
-                return "fail"
+    formula = check.formula is not None
+    if formula and any(_verdict(there.judge(number)) == "fail" for there in check.beside):
+        return "fail"
     if np.all(judgement.passed | judgement.subgradient):
         return "pass"
-    among = _among(check.survey, rows, check.survey.along(check.judged)[rows], np.array(beside))
+    rows = check.survey.rows(number)
+    beside = np.array([there.survey.slopes.value[rows] for there in check.beside])
+    among = _among(check.survey, rows, check.along[rows], beside)
     if np.all(judgement.passed | judgement.subgradient | among):
-        return "inconclusive" if check.formula is None else "pass"
-    return "fail" if check.formula is None else "inconclusive"
+        return "pass" if formula else "inconclusive"
+    return "inconclusive" if formula else "fail"
 
 
 def _among(survey: Survey, rows: slice, claimed: np.ndarray, beside: np.ndarray) -> np.ndarray:
@@ -231,7 +242,7 @@ def _nothing_but_rounding(check: Check, number: int) -> bool:
     """Whether the claim is zero but for rounding (it is all different a little beside the point),
     and no other slope is measured."""
     rows = check.survey.rows(number)
-    slopes, claimed = check.survey.slopes.of(rows), check.survey.along(check.judged)[rows]
+    slopes, claimed = check.survey.slopes.of(rows), check.along[rows]
     small = np.abs(claimed) + np.abs(slopes.value) + slopes.error <= 1e-10 * abs(check.survey.value)
     if check.formula is None or not small.all():
         return False

@@ -80,11 +80,12 @@ def _same(first: Any, second: Any) -> bool:
     """Whether two traced functions are the same but for the names of their variables."""
     if first is second:
         return not _calls_back(first)
-    pairs = zip(first.jaxpr.eqns, second.jaxpr.eqns, strict=False)
+    ours, theirs = (getattr(program, "consts", ()) for program in (first, second))
+    pairs = zip(first.eqns, second.eqns, strict=False)
     return (
-        len(first.jaxpr.eqns) == len(second.jaxpr.eqns)
-        and len(first.consts) == len(second.consts)
-        and all(map(np.array_equal, first.consts, second.consts))
+        len(first.eqns) == len(second.eqns)
+        and len(ours) == len(theirs)
+        and all(map(np.array_equal, ours, theirs))
         and all(_same_equation(*pair) for pair in pairs)
     )
 
@@ -93,17 +94,17 @@ def _same_equation(first: Any, second: Any) -> bool:
     if first.primitive is not second.primitive or "callback" in first.primitive.name:
         return False
     values = ([getattr(v, "val", None) for v in equation.invars] for equation in (first, second))
-    closed = (list(_closed(equation.params.values())) for equation in (first, second))
+    inner = (list(_inner(equation.params.values())) for equation in (first, second))
     return all(map(np.array_equal, *values)) and all(
-        _same(*pair) for pair in zip(*closed, strict=True)
+        _same(*pair) for pair in zip(*inner, strict=True)
     )
 
 
-def _calls_back(closed: Any) -> bool:
+def _calls_back(program: Any) -> bool:
     return any(
         "callback" in equation.primitive.name
-        or any(_calls_back(inner) for inner in _closed(equation.params.values()))
-        for equation in closed.jaxpr.eqns
+        or any(map(_calls_back, _inner(equation.params.values())))
+        for equation in program.eqns
     )
 
 
@@ -120,7 +121,7 @@ def _dependent(jaxpr: Any, moved: set[int]) -> Iterator[Any]:
             continue
         moved |= set(map(id, equation.outvars))
         yield from equation.outvars
-        for inner in _inner(equation.params.values()):
+        for inner in map(_opened, _inner(equation.params.values())):
             one_to_one = len(inner.invars) == len(inputs)
             within = [v for i, v in enumerate(inner.invars) if not one_to_one or inputs[i]]
             yield from _dependent(inner, set(map(id, within)))
@@ -130,33 +131,30 @@ def _first_axes(jaxpr: Any) -> Iterator[int]:
     variables = [*jaxpr.invars, *jaxpr.constvars]
     for equation in jaxpr.eqns:
         variables += equation.outvars
-        for inner in _inner(equation.params.values()):
+        for inner in map(_opened, _inner(equation.params.values())):
             yield from _first_axes(inner)
     shapes = (getattr(variable.aval, "shape", ()) for variable in variables)
     yield from (shape[0] for shape in shapes if shape)
 
 
-def _constants(closed: Any) -> Iterator[np.ndarray]:
+def _constants(program: Any) -> Iterator[np.ndarray]:
     """The NumPy arrays among the constants of a traced function and of those in it."""
-    yield from (constant for constant in closed.consts if isinstance(constant, np.ndarray))
-    for equation in closed.jaxpr.eqns:
-        for inner in _closed(equation.params.values()):
+    constants = getattr(program, "consts", ())
+    yield from (constant for constant in constants if isinstance(constant, np.ndarray))
+    for equation in program.eqns:
+        for inner in _inner(equation.params.values()):
             yield from _constants(inner)
 
 
 def _inner(values: Iterable[Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters: of jit, cond, scan, custom rules."""
+    """The jaxprs among an equation's parameters, of jit, cond, scan, custom rules: most of them
+    closed, with their constants, some open, as that of ``jax.checkpoint``."""
     for value in values:
         if isinstance(value, list | tuple):
             yield from _inner(value)
         elif hasattr(value, "eqns"):
-            yield value.jaxpr if hasattr(value, "jaxpr") else value
-
-
-def _closed(values: Iterable[Any]) -> Iterator[Any]:
-    """Those of them that are closed: that have their constants with them."""
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from _closed(value)
-        elif hasattr(value, "consts") and hasattr(value, "jaxpr"):
             yield value
+
+
+def _opened(program: Any) -> Any:
+    return getattr(program, "jaxpr", program)
