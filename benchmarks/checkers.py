@@ -23,7 +23,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.protocol import conditions, write
+from benchmarks.protocol import command
 from jaxbp import gradcheck
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -271,17 +271,8 @@ def _first(row: dict[str, Any]) -> dict[str, int]:
     return next(iter(row.values()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="also write the result as JSON")
-    parser.add_argument("--only", nargs="+", help="measure these anew, keeping what --output holds")
-    parser.add_argument("--table", type=Path, help="print such a file's table for the README")
-    options = parser.parse_args()
-    if options.table:
-        print(markdown(json.loads(options.table.read_text())))
-        return
-    where = conditions()
-    print(f"{where['command']}\n{where['processor']}, {where['device']}, jax {where['jax']}")
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Ask the checkers that are asked for, and print the table."""
     checkers = installed()
     if options.only:
         checkers = {n: check for n, check in checkers.items() if n.startswith(tuple(options.only))}
@@ -290,9 +281,12 @@ def main() -> None:
     if options.only and options.output and options.output.exists():
         result = merged(json.loads(options.output.read_text()), result)
     print("\n" + markdown(result))
-    if options.output:
-        write(options.output, result)
+    return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", help="measure these anew, keeping what --output holds")
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, run, markdown, add_arguments)

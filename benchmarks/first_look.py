@@ -7,18 +7,15 @@ Time and temporary memory of one loss-and-gradient call, in float32, for several
 8 hidden layers of 256 with batch 2048 and at 784-512-512-10 with batch 128.
 """
 
-import argparse
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxbp
-from benchmarks.protocol import compiled, conditions, interleaved, write
+from benchmarks.protocol import command, compiled, interleaved
 from jaxbp import activations, heads
 
 SHAPES = {
@@ -109,28 +106,19 @@ def markdown(result):
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="also write the result as JSON")
-    parser.add_argument("--table", type=Path, help="print such a file's table for the README")
-    options = parser.parse_args()
-    if options.table:
-        print(markdown(json.loads(options.table.read_text())))
-        return
-    where = conditions()
-    print(f"{where['command']}\n{where['processor']}, {where['device']}, jax {where['jax']}")
-    result = {}
+def measure(_):
+    """Every activation at every shape, printed as it is measured."""
+    cells = {}
     for shape, (sizes, rows) in SHAPES.items():
         print(f"\n{shape}: backprop over autodiff (of the same forward) and over jax.nn")
         print(f"{'':<11}{'time':>12}{'memory':>14}{'backprop itself':>24}")
         print(f"{'':<11}{'same':>6}{'nn':>6}{'same':>8}{'nn':>6}")
-        result[shape] = {}
+        cells[shape] = {}
         for name in IDIOMATIC:
-            result[shape][name] = compare(name, sizes, rows)
-            print(row(name, result[shape][name]), flush=True)
-    if options.output:
-        write(options.output, {"cells": result})
+            cells[shape][name] = compare(name, sizes, rows)
+            print(row(name, cells[shape][name]), flush=True)
+    return {"cells": cells}
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, markdown)

@@ -3,6 +3,7 @@
 Machines are noisy, so the figure to quote is the ratio of two medians of the same run.
 """
 
+import argparse
 import json
 import platform
 import statistics
@@ -14,6 +15,29 @@ from typing import Any, NamedTuple
 
 import jax
 import jaxlib
+
+
+def command(
+    description: str,
+    measure: Callable[[argparse.Namespace], Mapping[str, Any]],
+    markdown: Callable[[Any], str],
+    add_arguments: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
+) -> None:
+    """A benchmark's command line: measure under a heading that says where, and keep the result;
+    or print the table of one that was kept."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--output", type=Path, help="also write the result as JSON")
+    add_arguments(parser)
+    parser.add_argument("--table", type=Path, help="print such a file's table for the README")
+    options = parser.parse_args()
+    if options.table:
+        print(markdown(json.loads(options.table.read_text())))
+        return
+    where = conditions()
+    print(f"{where['command']}\n{where['processor']}, {where['device']}, jax {where['jax']}")
+    result = measure(options)
+    if options.output:
+        write(options.output, result)
 
 
 class Contender(NamedTuple):
