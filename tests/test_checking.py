@@ -319,6 +319,10 @@ def test_second_order():
     assert [leaf.path for leaf in report.second_order.leaves] == ["x"]
     assert not report.ok
     assert gradcheck(lambda x: jnp.sum(cube(x)), X, order=2).ok
+    params = {"right": X, "wrong": X}
+    report = gradcheck(lambda p: jnp.sum(cube(p["right"]) + g(p["wrong"])), params, order=2)
+    assert [leaf.path for leaf in report.second_order.leaves] == ["p['right']", "p['wrong']"]
+    assert report.second_order.diagnosis == "p['wrong']: zero everywhere"
 
 
 # Reports

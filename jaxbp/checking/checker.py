@@ -94,30 +94,39 @@ def gradcheck(
     _check_options(threshold, order, directions=directions, coordinates=coordinates, chunk=chunk)
     rng = generator(key)
     problem = pose(f, args, argnums, cotangent, rng)
+    checked = partial(
+        _checked, threshold=threshold, directions=directions, coordinates=coordinates, chunk=chunk
+    )
     with jax.default_matmul_precision("highest"):
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
-        known = habits_of(problem, claimed)
-        arena = arena_of(problem, numpy_constants=any(h.numpy_constants for h in known))
-        measured = survey(arena, rng, directions, chunk=chunk)
-        with arena.arithmetic():
-            formula = formula_of(claimed, measured)
-            check = Check(problem, claimed, measured, formula, known, rng, threshold)
-            report = _report(check, coordinates)
-    if order == 1:
-        return report
-    second = gradcheck(
-        _slope_of(claimed, measured),
-        problem.leaves,
-        problem.held,
-        key=key,
-        threshold=threshold,
-        directions=directions,
-        coordinates=coordinates,
-        chunk=chunk,
-    )
-    pairs = zip(second.leaves, problem.paths, strict=True)
-    second = second._replace(leaves=tuple(leaf._replace(path=path) for leaf, path in pairs))
+        report, measured = checked(problem, claimed, rng)
+        if order == 1:
+            return report
+        rng = generator(key)
+        slope = pose(_slope_of(claimed, measured), (problem.leaves, problem.held), 0, None, rng)
+        slope = slope._replace(paths=problem.paths)  # as the user knows them
+        second, _ = checked(slope, claim(slope, None, random_cotangent=False), rng)
     return report._replace(second_order=second, verdict=worst([report.verdict, second.verdict]))
+
+
+def _checked(
+    problem: Problem,
+    claimed: Claim,
+    rng: np.random.Generator,
+    *,
+    threshold: float | None,
+    directions: int,
+    coordinates: int,
+    chunk: int | None,
+) -> tuple[GradientReport, Survey]:
+    """The report on a claim, and what was measured for it."""
+    known = habits_of(problem, claimed)
+    arena = arena_of(problem, numpy_constants=any(h.numpy_constants for h in known))
+    measured = survey(arena, rng, directions, chunk=chunk)
+    with arena.arithmetic():
+        formula = formula_of(claimed, measured)
+        check = Check(problem, claimed, measured, formula, known, rng, threshold)
+        return _report(check, coordinates), measured
 
 
 def _slope_of(claimed: Claim, measured: Survey) -> Callable[[Leaves, Held], Array]:
