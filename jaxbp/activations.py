@@ -93,9 +93,7 @@ def with_slope(fn: Callable[[Array], Array]) -> Activation:
     def activation(a: Array) -> tuple[Array, Array]:
         h, slope = jax.jvp(fn, (a,), (jnp.ones_like(a),))
         if h.shape != a.shape:
-            raise ValueError(
-                f"fn: maps shape {a.shape} to {h.shape}; expected an elementwise function"
-            )
+            raise ValueError(f"fn: maps {a.shape} to {h.shape}, expected an elementwise function")
         return h, slope
 
     return activation

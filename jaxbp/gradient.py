@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbp.mlp import MLP, Layer, Params, backward, forward, gradients
+from jaxbp.mlp import MLP, Layer, Params, Residual, backward, forward, gradients
 
 
 class Batch(NamedTuple):
@@ -29,25 +29,26 @@ def objective(model: MLP, params: Params, batch: Batch) -> Array:
     """E(W), a scalar: the weighted mean of the losses, and ½·l2·Σ‖W‖² over weights, not biases."""
     logits, _ = forward(model, params, batch.x)
     loss, _ = model.head.loss(logits, batch.target)
-    return jnp.sum(shares(batch, loss) * loss) + _penalty(model, params)
+    return jnp.sum(shares(batch, loss) * loss) + penalty(model, params)
 
 
 def backprop(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
-    """E and ∇E by hand: steps 1 to 4 of error backpropagation (Bishop 2006, section 5.3.1).
-
-    >>> from jaxbp import activations, heads
-    >>> model = MLP((1, 1), activations.identity, heads.linear_squared_error)
-    >>> params = (Layer(weight=jnp.array([[0.1]]), bias=jnp.array([0.0])),)
-    >>> loss, (layer,) = backprop(model, params, Batch(jnp.array([[3.0]]), jnp.array([[1.0]])))
-    >>> print(f"{loss:.2f} {layer.weight.item():.1f}")
-    0.49 -4.2
-    """
+    """E and ∇E by hand: steps 1 to 4 of error backpropagation (Bishop 2006, section 5.3.1)."""
     logits, residuals = forward(model, params, batch.x)  # 1. forward propagate, and store
     loss, error = model.head.loss(logits, batch.target)  # 2. δₖ = ∂Lₙ/∂aₖ
     share = shares(batch, loss)
     deltas = backward(params, residuals, share[..., None] * error)  # 3. δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ
     grads = gradients(residuals, deltas)  # 4. δ × input
-    return jnp.sum(share * loss) + _penalty(model, params), _with_penalty(model, params, grads)
+    return jnp.sum(share * loss) + penalty(model, params), with_penalty(model, params, grads)
+
+
+def errors(
+    model: MLP, params: Params, batch: Batch
+) -> tuple[Array, tuple[Residual, ...], tuple[Array, ...]]:
+    """Steps 1 to 3, each example by itself: Lₙ (B,), residuals, and δₙ = ∂Lₙ/∂a of every layer."""
+    logits, residuals = forward(model, params, batch.x)
+    loss, error = model.head.loss(logits, batch.target)
+    return loss, residuals, backward(params, residuals, error)
 
 
 def autodiff(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
@@ -71,11 +72,13 @@ def shares(batch: Batch, loss: Array) -> Array:
     return weight / jnp.where(total == 0, 1, total)
 
 
-def _penalty(model: MLP, params: Params) -> Array | float:
+def penalty(model: MLP, params: Params) -> Array | float:
+    """½·l2·Σ‖W‖²."""
     return model.l2 and model.l2 / 2 * sum(jnp.sum(layer.weight**2) for layer in params)
 
 
-def _with_penalty(model: MLP, params: Params, grads: Params) -> Params:
+def with_penalty(model: MLP, params: Params, grads: Params) -> Params:
+    """The gradient with l2·W, the penalty's; also where grads have leading axes."""
     if not model.l2:
         return grads
     pairs = zip(grads, params, strict=True)

@@ -29,10 +29,10 @@ class Head(NamedTuple):
     """An output unit, its loss and, for classification, how a prediction becomes a class."""
 
     predict: Callable[[Array], Array]  # logits (B, K) -> prediction (B, K)
-    loss: Callable[
-        [Array, ArrayLike], tuple[Array, Array]
-    ]  # logits, target -> loss (B,), error (B, K)
+    loss: Callable[[Array, ArrayLike], tuple[Array, Array]]  # logits, target -> (B,), error (B, K)
     decide: Callable[[Array], Array] | None = None  # prediction or soft labels -> class labels
+    gauss_newton: Callable[[Array, Array], Array] | None = None  # logits, tangent -> the part ≥ 0
+    # of the loss's Hessian, times tangent: for a loss that is not convex in its logits
 
 
 def squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
@@ -103,15 +103,18 @@ def _linear(logits: Array) -> Array:
     return logits
 
 
+def _squared_slope(logits: Array, tangent: Array) -> Array:
+    prediction = jax.nn.sigmoid(logits)
+    return 2 * (prediction * (1 - prediction)) ** 2 * tangent
+
+
 linear_squared_error = Head(_linear, squared_error)
 linear_half_squared_error = Head(_linear, half_squared_error)
 linear_huber = Head(_linear, huber)
 linear_absolute_error = Head(_linear, absolute_error)
-sigmoid_logistic = Head(jax.nn.sigmoid, logistic, lambda prediction: prediction > 0.5)
-sigmoid_squared_error = Head(jax.nn.sigmoid, sigmoid_squared, lambda prediction: prediction > 0.5)
-softmax_cross_entropy = Head(
-    jax.nn.softmax, cross_entropy, lambda prediction: prediction.argmax(-1)
-)
+sigmoid_logistic = Head(jax.nn.sigmoid, logistic, lambda rates: rates > 0.5)
+sigmoid_squared_error = Head(jax.nn.sigmoid, sigmoid_squared, lambda p: p > 0.5, _squared_slope)
+softmax_cross_entropy = Head(jax.nn.softmax, cross_entropy, lambda rates: rates.argmax(-1))
 exp_poisson = Head(jnp.exp, poisson)
 
 

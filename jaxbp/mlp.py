@@ -54,7 +54,8 @@ _SCHEMES = {
     "glorot": jax.nn.initializers.glorot_normal(in_axis=1, out_axis=0),
     "lecun": jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0),
 }
-_HE, _GLOROT = {"relu", "leaky_relu", "elu", "softplus", "gelu", "silu"}, {"sigmoid", "tanh"}
+_RELU_FAMILY = ("relu", "leaky_relu", "elu", "softplus", "gelu", "silu")
+_SCHEME_OF = dict.fromkeys(_RELU_FAMILY, "he") | dict.fromkeys(("sigmoid", "tanh"), "glorot")
 
 
 def init(
@@ -74,10 +75,11 @@ def init(
     """
     if scheme not in {None, *_SCHEMES}:
         raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(_SCHEMES)}, or None")
-    layers, units = [], _units(model)
+    layers, units = [], units_of(model)
     keys = jax.random.split(key, len(units))
     for unit, unit_key, (i, o) in zip(units, keys, pairwise(model.sizes), strict=True):
-        weight = _SCHEMES[scheme or _scheme_of(unit)](unit_key, (o, i), dtype)
+        name = getattr(getattr(unit, "func", unit), "__name__", "")  # func: of functools.partial
+        weight = _SCHEMES[scheme or _SCHEME_OF.get(name, "lecun")](unit_key, (o, i), dtype)
         layers.append(Layer(weight, bias=jnp.full(o, bias, dtype)))
     return tuple(layers)
 
@@ -87,7 +89,7 @@ def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, tuple[Resi
 
     Raises TypeError for what is no model, ValueError where params or x do not fit its sizes.
     """
-    units, z = _units(model), _checked_input(model, params, x)
+    units, z = units_of(model), _checked_input(model, params, x)
     residuals = []
     for layer, unit in zip(params, units, strict=True):
         pair = unit(z @ layer.weight.T + layer.bias)
@@ -127,7 +129,7 @@ def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
     return model.head.predict(logits)
 
 
-def _units(model: MLP) -> tuple[Activation, ...]:
+def units_of(model: MLP) -> tuple[Activation, ...]:
     """One activation a layer; the last is linear, for the output unit belongs to the head."""
     if not isinstance(model, MLP):
         raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
@@ -145,12 +147,6 @@ def _units(model: MLP) -> tuple[Activation, ...]:
     if len(units) != hidden:
         raise ValueError(f"activation: got {len(units)}, expected one, or {hidden} for {sizes}")
     return (*units, identity)
-
-
-def _scheme_of(unit: Activation) -> str:
-    unit = getattr(unit, "func", unit)  # of functools.partial(leaky_relu, alpha=0.2)
-    name = getattr(unit, "__name__", "")
-    return "he" if name in _HE else "glorot" if name in _GLOROT else "lecun"
 
 
 def _checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:

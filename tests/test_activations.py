@@ -128,7 +128,7 @@ def test_with_slope_makes_an_activation_of_any_function():
 
 
 def test_with_slope_refuses_what_is_not_elementwise():
-    with pytest.raises(ValueError, match=r"fn: maps shape \(3,\) to \(\); expected an elementwise"):
+    with pytest.raises(ValueError, match=r"fn: maps \(3,\) to \(\), expected an elementwise"):
         jaxbp.with_slope(jnp.sum)(jnp.ones(3))
 
 

@@ -1,0 +1,286 @@
+"""Per example: what (z, δ) know of each example by itself, without a second backward pass.
+
+    gₙ = ∂Lₙ/∂W + l2·W,  ∂Lₙ/∂W = δₙ zₙᵀ,  ∂Lₙ/∂b = δₙ      the gradient of one example
+    ∇E = Σₙ shareₙ gₙ,  shareₙ = wₙ / Σ w                   their mean is the batch's
+
+gₙ is the gradient of the objective of a batch of example n alone.  Example weights are how often an
+example counts: they do not change gₙ, only its share in every mean.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbp.curvature import hessian_vector_product
+from jaxbp.gradient import Batch, errors, penalty, shares, with_penalty
+from jaxbp.mlp import MLP, Layer, Params, Residual, gradients
+
+Reduction = Literal["mean", "sum"]
+MaxNorm = float | Sequence[float] | Array  # of the whole gradient, or of every layer's
+
+
+def per_example_gradients(model: MLP, params: Params, batch: Batch) -> Params:
+    """gₙ = δₙ zₙᵀ + l2·W and δₙ of every layer: the tree of params with leading axes (B,).
+
+    B times the memory of a gradient: where a norm, a clipped sum or a moment is wanted, the
+    functions below come to it without forming these.
+    """
+    _, residuals, deltas = errors(model, params, batch)
+    pairs = zip(residuals, deltas, strict=True)
+    data = tuple(Layer(d[..., :, None] * r.input[..., None, :], d) for r, d in pairs)
+    return with_penalty(model, params, data)
+
+
+def per_example_norms(model: MLP, params: Params, batch: Batch, per_layer: bool = False) -> Array:
+    """‖gₙ‖ (B,), biases and penalty included, or with per_layer that of every layer (B, L).
+
+    ‖gₙ‖² = Σ ‖δₙ‖² (‖zₙ‖² + 1) + 2 l2 δₙᵀ W zₙ + l2² ‖W‖² over layers (Goodfellow 2015, eq. 4, for
+    l2 = 0): no gradient is formed.
+
+    >>> from jaxbp import activations, heads
+    >>> model = MLP((2, 1), activations.identity, heads.linear_half_squared_error)
+    >>> params = (Layer(weight=jnp.zeros((1, 2)), bias=jnp.zeros(1)),)
+    >>> batch = Batch(x=jnp.array([[2.0, 2.0], [0.0, 0.0]]), target=jnp.array([[1.0], [5.0]]))
+    >>> per_example_norms(model, params, batch).tolist()
+    [3.0, 5.0]
+    """
+    _, residuals, deltas = errors(model, params, batch)
+    squares = _squared_norms(residuals, deltas)
+    if model.l2:
+        squares = squares + _squares_of_penalty(model.l2, params, residuals, deltas)
+    return jnp.sqrt(jnp.maximum(squares if per_layer else jnp.sum(squares, axis=-1), 0))
+
+
+# Clipped, and noisy
+
+
+def clipped_gradient(
+    model: MLP,
+    params: Params,
+    batch: Batch,
+    max_norm: MaxNorm,
+    per_layer: bool = False,
+    *,
+    reduction: Reduction = "mean",
+) -> tuple[Array, Params]:
+    """The objective, and the mean (or sum) of the examples' gradients, none longer than max_norm.
+
+    Σₙ shareₙ cₙ ∂Lₙ/∂W + l2·W with cₙ = min(1, C / ‖∂Lₙ‖): the norms are known from (z, δ), so the
+    δₙ are scaled by cₙ and contracted: one backward pass, where others take two or keep every
+    gradient (Abadi et al. 2016, algorithm 1; Goodfellow 2015; Lee and Kifer 2021).  With
+    per_layer each layer's part is clipped by itself, to max_norm or to its own of a max_norm (L,).
+    The penalty belongs to no example and is added unclipped.  "sum" is B times the mean.
+
+    ``functools.partial(clipped_gradient, max_norm=1.0)`` is a ``gradient=`` for ``fit``.  Raises
+    ValueError where max_norm is not positive, or has not one entry, or one a layer.
+    """
+    _check_reduction(reduction)
+    loss, residuals, deltas = errors(model, params, batch)
+    bounds = _bounds(max_norm, per_layer, len(params)).astype(loss.dtype)
+    squares = _squared_norms(residuals, deltas)
+    norms = jnp.sqrt(squares if per_layer else jnp.sum(squares, axis=-1, keepdims=True))
+    share = shares(batch, loss)
+    factors = share[..., None] * bounds / jnp.maximum(norms, bounds)  # (B, L), or (B, 1)
+    scaled = tuple(
+        delta * factors[..., number if per_layer else 0, None]
+        for number, delta in enumerate(deltas)
+    )
+    grads = with_penalty(model, params, gradients(residuals, scaled))
+    value = jnp.sum(share * loss) + penalty(model, params)
+    return value, grads if reduction == "mean" else _times(loss.size, grads)
+
+
+def noisy_clipped_gradient(
+    model: MLP,
+    params: Params,
+    batch: Batch,
+    max_norm: MaxNorm,
+    per_layer: bool = False,
+    *,
+    noise_multiplier: float,
+    key: Array,
+    reduction: Reduction = "mean",
+) -> tuple[Array, Params]:
+    """``clipped_gradient`` with normal noise: the gradient of differentially private SGD.
+
+    The noise has the standard deviation noise_multiplier · S, where S = C · maxₙ shareₙ is how far
+    one example can move the clipped mean (C/B where weights are equal; per layer, C is the root of
+    the sum of the layers' C²): the Gaussian mechanism (Abadi et al. 2016, algorithm 1).
+
+    ``partial(noisy_clipped_gradient, max_norm=1.0, noise_multiplier=1.1)`` is a ``gradient=`` for
+    ``fit``, which gives it a key of its own at every step.  The returned loss is of the data, and
+    not private.  What privacy the steps add up to is for an accountant to say, such as the
+    package dp-accounting; mind what it assumes of how minibatches are drawn: ``fit`` shuffles.
+    Raises ValueError as ``clipped_gradient`` does, and for a negative noise_multiplier.
+    """
+    if not noise_multiplier >= 0:
+        raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
+    _check_reduction(reduction)
+    value, grads = clipped_gradient(model, params, batch, max_norm, per_layer)
+    bounds = _bounds(max_norm, per_layer, len(params))
+    bound = np.linalg.norm(np.broadcast_to(bounds, len(params)) if per_layer else bounds)
+    share = shares(batch, jnp.ones(jnp.shape(batch.x)[:-1], value.dtype))
+    scale = noise_multiplier * float(bound) * jnp.max(share)
+    leaves, tree = jax.tree.flatten(grads)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [
+        leaf + scale * jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
+        for leaf, leaf_key in zip(leaves, keys, strict=True)
+    ]
+    grads = cast(Params, jax.tree.unflatten(tree, noisy))
+    return value, grads if reduction == "mean" else _times(share.size, grads)
+
+
+# Moments
+
+
+class Moments(NamedTuple):
+    """Of the examples' gradients, entry by entry: three trees like params."""
+
+    mean: Params  # Σₙ shareₙ gₙ, the batch's gradient
+    second_moment: Params  # Σₙ shareₙ gₙ²
+    variance: Params  # Σₙ shareₙ (gₙ - mean)²: over B, not B - 1
+
+
+def gradient_moments(model: MLP, params: Params, batch: Batch) -> Moments:
+    """Mean, second moment and variance of every entry of gₙ over the examples of a batch.
+
+    The data's second moment is Σₙ shareₙ (δₙ²)(zₙ²)ᵀ, one contraction more and no gradient of an
+    example (Dangel et al. 2020, table 1).  The variance is the batch's own, divided by B; times
+    B / (B - 1) it estimates that of the examples' distribution.  It comes as second moment minus
+    mean², which in float32 is rounding where the mean is 1000 times the spread.
+    """
+    loss, residuals, deltas = errors(model, params, batch)
+    mean, second = _data_moments(shares(batch, loss), residuals, deltas)
+    variance = jax.tree.map(lambda m, s: jnp.maximum(s - m**2, 0), mean, second)
+    mean = with_penalty(model, params, mean)
+    return Moments(mean, jax.tree.map(lambda m, v: m**2 + v, mean, variance), variance)
+
+
+def signal_to_noise(model: MLP, params: Params, batch: Batch) -> Params:
+    """|mean| / √variance of every entry of gₙ; 0 where the mean is 0.
+
+    How clearly the examples agree on an entry: the mean over B of them is known to 1 / (√B · ratio)
+    of itself.  Infinite where all examples agree exactly.
+    """
+    moments = gradient_moments(model, params, batch)
+    return cast(Params, jax.tree.map(_ratio, moments.mean, moments.variance))
+
+
+class NoiseScale(NamedTuple):
+    """How noisy the gradient of a minibatch is, as the batch size at which noise equals signal."""
+
+    simple: Array  # tr Σ / |G|², infinite where the noise of this batch hides G altogether
+    curved: Array | None  # tr(HΣ) / GᵀHG, H the Hessian; None without a key
+    signal: Array  # |G|², unbiased: |∇E|² - tr Σ / B, which can come out negative
+    noise: Array  # tr Σ, unbiased
+
+
+def gradient_noise_scale(
+    model: MLP, params: Params, batch: Batch, *, key: Array | None = None, probes: int = 16
+) -> NoiseScale:
+    """tr Σ / |G|², Σ the covariance of the gₙ and G their mean, and with a key tr(HΣ) / GᵀHG.
+
+    Both estimators of McCandlish et al. (2018): the simple one (eq. 2.9; unbiased as in appendix
+    A.1, with batches of one example and of B) and the one that weighs directions by their curvature
+    (eq. 2.8), whose trace is estimated along so many random probes Σₙ √shareₙ εₙ (gₙ - G).
+
+    To choose a batch size: well below the noise scale twice the batch is almost twice the progress
+    a step; well above it, almost none.  At the noise scale a run takes twice the fewest possible
+    steps, and twice the fewest examples (section 2.3).  It grows as the loss falls, so measure it
+    after some training, on a batch large enough that signal is clearly positive.  Raises ValueError
+    for a batch of one example.
+    """
+    loss, residuals, deltas = errors(model, params, batch)
+    if loss.size < 2:
+        raise ValueError("x: got one example, expected at least two, for their gradients to differ")
+    share = shares(batch, loss)
+    correction = 1 / (1 - jnp.sum(share**2))  # B / (B - 1) where weights are equal
+    data = gradients(residuals, tuple(share[..., None] * delta for delta in deltas))
+    square = jnp.sum(share * jnp.sum(_squared_norms(residuals, deltas), axis=-1))
+    noise = correction * jnp.maximum(square - _dot(data, data), 0)
+    grads = with_penalty(model, params, data)
+    signal = _dot(grads, grads) - noise * jnp.sum(share**2)
+    simple = jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
+    if key is None:
+        return NoiseScale(simple, None, signal, noise)
+    product = partial(hessian_vector_product, model, params, batch)
+
+    def probe(probe_key: Array) -> Array:
+        signs = jnp.sqrt(share) * jax.random.rademacher(probe_key, share.shape, share.dtype)
+        factors = signs - share * jnp.sum(signs)  # so that every gₙ is taken less their mean
+        along = gradients(residuals, tuple(factors[..., None] * delta for delta in deltas))
+        return _dot(along, product(along))
+
+    trace = correction * jnp.mean(jax.lax.map(probe, jax.random.split(key, probes)))
+    return NoiseScale(simple, trace / _dot(grads, product(grads)), signal, noise)
+
+
+# Contractions of (z, δ)
+
+
+def _squared_norms(residuals: tuple[Residual, ...], deltas: tuple[Array, ...]) -> Array:
+    """‖δₙ‖² (‖zₙ‖² + 1) of every layer, (B, L): the squared norm of δₙ zₙᵀ and of δₙ."""
+    squares = [
+        jnp.sum(delta**2, axis=-1) * (jnp.sum(residual.input**2, axis=-1) + 1)
+        for residual, delta in zip(residuals, deltas, strict=True)
+    ]
+    return jnp.stack(squares, axis=-1)
+
+
+def _squares_of_penalty(
+    l2: float, params: Params, residuals: tuple[Residual, ...], deltas: tuple[Array, ...]
+) -> Array:
+    """2 l2 ⟨δₙ zₙᵀ, W⟩ + l2² ‖W‖² of every layer, (B, L): what l2·W adds to a squared norm."""
+    added = [
+        2 * l2 * jnp.sum(delta * (residual.input @ layer.weight.T), axis=-1)
+        + l2**2 * jnp.sum(layer.weight**2)
+        for layer, residual, delta in zip(params, residuals, deltas, strict=True)
+    ]
+    return jnp.stack(added, axis=-1)
+
+
+def _data_moments(
+    share: Array, residuals: tuple[Residual, ...], deltas: tuple[Array, ...]
+) -> tuple[Params, Params]:
+    """Σₙ shareₙ δₙ zₙᵀ and Σₙ shareₙ (δₙ²)(zₙ²)ᵀ, with those of the biases."""
+    weighted = tuple(share[..., None] * delta for delta in deltas)
+    squared_inputs = tuple(Residual(r.input**2, r.slope) for r in residuals)
+    squared_deltas = tuple(share[..., None] * delta**2 for delta in deltas)
+    return gradients(residuals, weighted), gradients(squared_inputs, squared_deltas)
+
+
+def _ratio(mean: Array, variance: Array) -> Array:
+    spread = jnp.sqrt(variance)
+    some = jnp.abs(mean) / jnp.where(spread > 0, spread, 1)
+    return jnp.where((spread > 0) | (mean == 0), some, jnp.inf)
+
+
+def _dot(a: Params, b: Params) -> Array:
+    products = jax.tree.map(jnp.vdot, a, b)
+    return jnp.sum(jnp.stack(jax.tree.leaves(products)))
+
+
+def _times(factor: float, tree: Params) -> Params:
+    return cast(Params, jax.tree.map(lambda leaf: factor * leaf, tree))
+
+
+def _check_reduction(reduction: Reduction) -> None:
+    if reduction not in {"mean", "sum"}:
+        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
+
+
+def _bounds(max_norm: MaxNorm, per_layer: bool, layers: int) -> np.ndarray:
+    bounds = np.asarray(max_norm, float)
+    shapes = [(), (layers,)] if per_layer else [()]
+    if bounds.shape not in shapes:
+        expected = "one number" + (f", or one for each of {layers} layers" if per_layer else "")
+        raise ValueError(f"max_norm: got shape {bounds.shape}, expected {expected}")
+    if not (bounds > 0).all():
+        raise ValueError(f"max_norm: got {max_norm}, expected more than 0")
+    return bounds
