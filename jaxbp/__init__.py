@@ -3,7 +3,7 @@
 Read ``activations``, ``heads``, ``mlp`` and ``gradient``, in this order.
 """
 
-from jaxbp import activations, data, heads
+from jaxbp import activations, batch_methods, curvature, data, diagnostics, heads, per_example
 from jaxbp.activations import with_slope
 from jaxbp.checking import (
     Comparison,
@@ -15,9 +15,24 @@ from jaxbp.checking import (
     taylor_test,
 )
 from jaxbp.checkpoint import Checkpoint, load, save
+from jaxbp.curvature import (
+    gauss_newton_vector_product,
+    hessian_vector_product,
+    kronecker_factors,
+)
+from jaxbp.diagnostics import LayerReport, gradient_flow, layer_report
 from jaxbp.gradient import Batch, autodiff, backprop, input_gradient, objective
 from jaxbp.heads import Head, smooth_labels
 from jaxbp.mlp import MLP, Layer, Residual, backward, forward, gradients, init, predict
+from jaxbp.per_example import (
+    clipped_gradient,
+    gradient_moments,
+    gradient_noise_scale,
+    noisy_clipped_gradient,
+    per_example_gradients,
+    per_example_norms,
+    signal_to_noise,
+)
 from jaxbp.training import (
     Epoch,
     Evaluation,
@@ -41,6 +56,7 @@ __all__ = [
     "Head",
     "History",
     "Layer",
+    "LayerReport",
     "NonFiniteLossError",
     "Residual",
     "TaylorReport",
@@ -49,21 +65,37 @@ __all__ = [
     "autodiff",
     "backprop",
     "backward",
+    "batch_methods",
+    "clipped_gradient",
     "compare",
+    "curvature",
     "data",
+    "diagnostics",
     "evaluate",
     "fit",
     "forward",
+    "gauss_newton_vector_product",
     "gradcheck",
+    "gradient_flow",
+    "gradient_moments",
+    "gradient_noise_scale",
     "gradients",
     "heads",
+    "hessian_vector_product",
     "init",
     "input_gradient",
+    "kronecker_factors",
+    "layer_report",
     "load",
     "make_step",
+    "noisy_clipped_gradient",
     "objective",
+    "per_example",
+    "per_example_gradients",
+    "per_example_norms",
     "predict",
     "save",
+    "signal_to_noise",
     "smooth_labels",
     "taylor_test",
     "with_slope",

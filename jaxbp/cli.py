@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import jax
@@ -10,10 +10,11 @@ import tyro
 from rich.console import Console
 
 import jaxbp
-from jaxbp import check_command, predict_command, train_command
+from jaxbp import check_command, diagnose_command, predict_command, train_command
 from jaxbp.check_command import Check, CheckError
 from jaxbp.checkpoint import CheckpointError
 from jaxbp.data import DataError
+from jaxbp.diagnose_command import Diagnose
 from jaxbp.predict_command import Predict
 from jaxbp.train_command import INTERRUPTED
 from jaxbp.train_options import OptionError, Train
@@ -22,9 +23,16 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
 )
 
 
+_RUN: dict[type, Callable[..., int]] = {
+    Train: train_command.run,
+    Predict: predict_command.run,
+    Check: check_command.run,
+    Diagnose: diagnose_command.run,
+}
 _REQUEST_ERRORS = (OptionError, DataError, CheckpointError, CheckError, OSError)
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
@@ -45,13 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
-    console = Console(markup=False, emoji=False, highlight=False)
+    stderr = isinstance(command, Predict)  # whose standard output is a table
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     try:
-        if isinstance(command, Train):
-            return train_command.run(command, console)
-        if isinstance(command, Check):
-            return check_command.run(command, console)
-        return predict_command.run(command, Console(stderr=True, markup=False, highlight=False))
+        status: int = _RUN[type(command)](command, console)
+        return status
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

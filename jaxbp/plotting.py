@@ -1,12 +1,16 @@
 """Pictures, by matplotlib and without a display."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxbp.checking import GradientReport, LeafReport
+from jaxbp.diagnostics import Distributions, Flow, Health, LayerReport
 from jaxbp.training import History
 
 _TRAINING, _VALIDATION = "#8c8c8c", "#1f5fa8"
@@ -32,8 +36,7 @@ def learning_curve(
         losses.set_yscale("log")
     for axes, name in ((losses, "loss"), (metrics, metric)):
         axes.set(xlabel="epoch", ylabel=name)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _quiet(axes)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -85,5 +88,129 @@ def _step_curve(axes: Axes, leaf: LeafReport) -> None:
     )
     axes.set(xlabel="step, relative to the leaf's size", ylabel="error of the slope")
     axes.set_title(f"{leaf.path}: {leaf.verdict}", fontsize=9)
+    _quiet(axes)
+
+
+# The health of layers
+
+_MOST_SHOWN = 6  # layers whose distributions are drawn, when a network has more
+_LAYERS = colormaps["viridis"]
+
+
+def diagnosis(
+    path: str | Path,
+    *,
+    title: str,
+    seen: Distributions,
+    start: LayerReport,
+    health: Health | None,
+) -> None:
+    """Draw to a file how every layer fared in training, from the start on (epoch 0).
+
+    Above, for up to six layers spread over the depth, how their outputs h and their errors |δ| are
+    distributed: the median and the middle 50 and 90 %.  Below, the shares of dead and of saturated
+    units by epoch, and the gradient flow: ‖δ‖ by layer relative to the last, before and after,
+    beside the (¼)ᵏ that is left where all slopes are a sigmoid's steepest.  seen has the epochs
+    (E + 1, L, 5), health (E, L).
+    """
+    layers = len(start.layers)
+    shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_SHOWN)).round().astype(int))
+    figure = Figure(figsize=(max(8.0, 1.9 * len(shown)), 8.2), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=[1.5, 1]))
+    grid = above.subplots(2, len(shown), sharex=True, squeeze=False)
+    for row, last in ((0, -1), (1, None)):  # the logits are of another size than hidden outputs
+        for axes in grid[row, 1:last]:
+            axes.sharey(grid[row, 0])
+            axes.tick_params(labelleft=False)
+    for column, layer in enumerate(shown):
+        name = "output layer" if layer == layers - 1 else f"layer {layer + 1}"
+        grid[0, column].set_title(name, fontsize=10, color=_layer_color(layer, layers))
+        for axes, quantiles in zip(grid[:, column], seen, strict=True):
+            _bands(axes, np.asarray(quantiles)[:, layer], _layer_color(layer, layers))
+        grid[1, column].set_xlabel("epoch")
+    grid[1, 0].set_yscale("log" if np.nanmax(np.asarray(seen.delta), initial=0) > 0 else "linear")
+    grid[0, 0].set_ylabel("output h")
+    grid[1, 0].set_ylabel("|δ|, where not 0")
+    shares, flow = below.subplots(1, 2)
+    _shares(shares, start, health)
+    _flow_before_and_after(flow, start, health)
+    for axes in (*grid.ravel(), shares, flow):
+        _quiet(axes)
+    figure.savefig(path, dpi=150)
+
+
+def _bands(axes: Axes, quantiles: np.ndarray, color: Any) -> None:
+    """Median, middle half and middle 90 % by epoch; quantiles (E + 1, 5)."""
+    epochs = np.arange(len(quantiles))
+    if np.isnan(quantiles).all():
+        axes.text(0.5, 0.5, "all 0", transform=axes.transAxes, ha="center", color=color)
+    lowest, low, median, high, highest = quantiles.T
+    axes.fill_between(epochs, lowest, highest, color=color, alpha=0.2, lw=0)
+    axes.fill_between(epochs, low, high, color=color, alpha=0.4, lw=0)
+    axes.plot(epochs, median, color=color, marker="o" if len(epochs) == 1 else "")
+
+
+def _shares(axes: Axes, start: LayerReport, health: Health | None) -> None:
+    layers = len(start.layers)
+    for layer, row in enumerate(start.layers):
+        color = _layer_color(layer, layers)
+        for first, share, style in ((row.dead, "dead", "-"), (row.saturated, "saturated", "--")):
+            later = [] if health is None else getattr(health, share)[:, layer]
+            axes.plot(100 * np.array([first, *later]), color=color, ls=style)
+    axes.plot([], [], color="black", ls="-", label="dead")
+    axes.plot([], [], color="black", ls="--", label="saturated")
+    axes.set(xlabel="epoch", ylabel="units, %", ylim=(-4, 104), title="dead and saturated units")
+    axes.legend(frameon=False, fontsize=8, title="colour: the layer", title_fontsize=8)
+
+
+def _flow_before_and_after(axes: Axes, start: LayerReport, health: Health | None) -> None:
+    before = np.array([row.delta for row in start.layers])
+    numbers = np.arange(1, len(before) + 1)
+    axes.plot(numbers, 0.25 ** (len(before) - numbers), color="black", ls=":", label="(¼)ᵏ")
+    curves = [("before training", _TRAINING, before)]
+    curves += [] if health is None else [("after", _VALIDATION, np.asarray(health.delta[-1]))]
+    for label, color, delta in curves:
+        none = delta == 0
+        relative = np.where(none, np.nan, delta) / (delta[-1] or 1.0)
+        axes.plot(numbers, relative, color=color, marker="o", label=label)
+        foot = axes.get_xaxis_transform()
+        axes.plot(numbers[none], 0 * numbers[none] + 0.02, "v", color=color, transform=foot)
+    axes.set(xlabel="layer", ylabel="‖δ‖ / ‖δ‖ of the last layer", title="gradient flow")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8)
+
+
+def flow_by_depth(path: str | Path, flows: tuple[Flow, ...]) -> None:
+    """Draw to a file how much of the error is left, layer by layer below the output, in the deepest
+    of these untrained networks: a panel an initialisation, a line an activation, and (¼)ᵏ."""
+    schemes = list(dict.fromkeys(flow.scheme for flow in flows))
+    depths = sorted({flow.depth for flow in flows})
+    figure = Figure(figsize=(4.2 * len(schemes), 4.4), layout="constrained")
+    figure.suptitle("What is left of the error k layers below the output", fontsize=13)
+    panels = figure.subplots(1, len(schemes), sharey=True, squeeze=False)[0]
+    for axes, scheme in zip(panels, schemes, strict=True):
+        below = np.arange(depths[-1] + 1)
+        axes.plot(below, 0.25**below, color="black", ls=":", label="(¼)ᵏ, by slopes of ¼ alone")
+        for flow in flows:
+            if (flow.scheme, flow.depth) == (scheme, depths[-1]):
+                style = (
+                    "--" if flow.activation == "leaky_relu" else "-"
+                )  # which runs on ReLU's line
+                axes.plot(below, flow.relative[::-1], label=flow.activation, ls=style, lw=2)
+        axes.set(xlabel="k, layers below the output", title=f"{scheme} initialisation")
+        axes.set_yscale("log")
+        _quiet(axes)
+    panels[0].set_ylabel("‖δ‖ / ‖δ‖ of the output")
+    panels[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _layer_color(layer: int, layers: int) -> Any:
+    return _LAYERS(0.1 + 0.8 * layer / max(1, layers - 1))
+
+
+def _quiet(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

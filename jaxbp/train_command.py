@@ -23,6 +23,7 @@ from rich.table import Table
 import jaxbp
 from jaxbp.checking import central_difference, compare
 from jaxbp.checkpoint import save
+from jaxbp.diagnostics import judge, unfelt_errors
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.mlp import MLP, Params
 from jaxbp.plotting import learning_curve
@@ -79,6 +80,11 @@ def run(options: Train, console: Console) -> int:
     console.print(facts_table(summary), scores_table(summary), sep="\n")
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
+    if outcome.history.health:
+        health = jax.tree.map(lambda values: values[-1], outcome.history.health)
+        sample = jax.tree.map(lambda array: array[:512], plan.to_fit)
+        unfelt = unfelt_errors(plan.model, outcome.params, sample)
+        console.print(str(judge(plan.model, health, unfelt=unfelt)), soft_wrap=True)
     console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
 
@@ -192,6 +198,7 @@ def train(
                 params=params,
                 validation=plan.parts["validation"],
                 gradient=GRADIENTS[options.gradient],
+                diagnostics=options.diagnostics,
                 on_epoch=watch,
             )
         except NonFiniteLossError as error:
@@ -230,13 +237,15 @@ class _Watch:
         validation = epoch.validation
         assert validation is not None
         self.seconds.append(time.perf_counter() - self.started)
-        record = {
+        record: dict[str, Any] = {
             "epoch": epoch.number,
             "training_loss": epoch.training_loss,
             "validation_loss": validation.loss,
             f"validation_{self.metric}": validation.metric,
             "seconds": round(self.seconds[-1], 6),
         }
+        if epoch.health:
+            record["layers"] = epoch.health._asdict()
         self.metrics.write(json.dumps(plain(record)) + "\n")
         self.metrics.flush()
         metric = _SHOWN[self.metric]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ import optax
 import tyro
 from tyro.conf import arg
 
+from jaxbp import batch_methods
 from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
 from jaxbp.data import DataError, Dataset, Task, load
 from jaxbp.gradient import Batch, autodiff, backprop
@@ -21,22 +23,43 @@ from jaxbp.heads import smooth_labels
 from jaxbp.mlp import MLP
 from jaxbp.training import Gradient
 
-OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lbfgs"]
+OptimizerName = Literal[
+    "sgd",
+    "momentum",
+    "nesterov",
+    "adam",
+    "adamw",
+    "gradient_descent",
+    "nonlinear_cg",
+    "bfgs",
+    "lbfgs",
+    "truncated_newton",
+]
 OPTIMIZERS: dict[OptimizerName, Callable[[Any], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
     "momentum": partial(optax.sgd, momentum=0.9),
     "nesterov": partial(optax.sgd, momentum=0.9, nesterov=True),
     "adam": optax.adam,
     "adamw": optax.adamw,
+    "gradient_descent": optax.sgd,
+    "nonlinear_cg": lambda rate: batch_methods.nonlinear_cg(),
+    "bfgs": lambda rate: batch_methods.bfgs(),
     "lbfgs": optax.lbfgs,
+    "truncated_newton": lambda rate: batch_methods.truncated_newton(),
 }
+FULL_BATCH = {"gradient_descent", "nonlinear_cg", "bfgs", "lbfgs", "truncated_newton"}
+_LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once
 LEARNING_RATES: dict[OptimizerName, float | None] = {
     "sgd": 0.1,
     "momentum": 0.02,
     "nesterov": 0.02,
     "adam": 0.002,
     "adamw": 0.002,
-    "lbfgs": None,  # found at each step by line search
+    "gradient_descent": 0.3,
+    "nonlinear_cg": None,  # these find their own at each step
+    "bfgs": None,
+    "lbfgs": None,
+    "truncated_newton": None,
 }
 ScheduleName = Literal["constant", "cosine", "linear"]
 SCHEDULES: dict[ScheduleName, Callable[[float, int], Any]] = {
@@ -52,6 +75,83 @@ class OptionError(ValueError):
     """An option that does not fit the others, or the data."""
 
 
+# Options that more than one command has
+
+DataName = Annotated[
+    tyro.conf.Positional[str],
+    arg(
+        metavar="[DATA]",
+        help="digits, breast_cancer, wine, iris, diabetes, or the path of a .csv or .npz file",
+    ),
+]
+Target = Annotated[
+    str | None,
+    arg(
+        metavar="COLUMN",
+        help="what to learn: a CSV's column by name or position, or the name of an .npz array",
+        help_behavior_hint="(default: the last column, or y)",
+    ),
+]
+TaskName = Annotated[
+    Literal["auto", "classification", "regression"],
+    arg(
+        help="what kind of target it is",
+        help_behavior_hint="(default: auto, the head's; else classification for text and for "
+        "at most 20 different integers)",
+    ),
+]
+Hidden = Annotated[
+    tuple[int, ...],
+    arg(
+        metavar="[SIZE ...]",
+        help="hidden layers; none at all is linear, logistic or softmax regression",
+    ),
+]
+Activations = Annotated[
+    tuple[ActivationName, ...],
+    arg(
+        metavar=f"{{{','.join(ACTIVATIONS)}}} ...",
+        help="of all hidden layers, or one each",
+    ),
+]
+HeadChoice = Annotated[
+    Literal["auto", HeadName],
+    arg(
+        help="output unit and loss",
+        help_behavior_hint="(default: auto, which is softmax_cross_entropy; sigmoid_logistic "
+        "for two classes; linear_squared_error for regression)",
+    ),
+]
+OptimizerChoice = Annotated[
+    OptimizerName,
+    arg(
+        metavar="NAME",
+        help="makes a step of the gradient: sgd, momentum, nesterov, adam, adamw; and on the "
+        "full batch gradient_descent, nonlinear_cg, bfgs, lbfgs, truncated_newton",
+    ),
+]
+LearningRate = Annotated[
+    float | Literal["auto"],
+    arg(
+        metavar="RATE",
+        help="step size at the start",
+        help_behavior_hint="(default: auto, which is 0.1 for sgd, 0.02 for momentum and "
+        "nesterov, 0.002 for adam and adamw, 0.3 for gradient_descent; the others find their "
+        "own)",
+    ),
+]
+BatchSize = Annotated[
+    int | Literal["full", "auto"],
+    arg(
+        metavar="ROWS|full",
+        help="rows a step",
+        help_behavior_hint="(default: auto, which is 32, and full for batch methods)",
+    ),
+]
+L2 = Annotated[float, arg(help="penalty: adds ½ · l2 · Σ‖W‖² to the objective")]
+Seed = Annotated[int, arg(help="of the split, the initial weights and the rows' order")]
+
+
 @dataclass(frozen=True)
 class Train:
     """Train a multilayer perceptron by backpropagation, and keep it in a run folder.
@@ -59,29 +159,9 @@ class Train:
     DATA comes first: jaxbp train wine --hidden 32 16 --epochs 100
     """
 
-    data: Annotated[
-        tyro.conf.Positional[str],
-        arg(
-            metavar="[DATA]",
-            help="digits, breast_cancer, wine, iris, diabetes, or the path of a .csv or .npz file",
-        ),
-    ] = "digits"
-    target: Annotated[
-        str | None,
-        arg(
-            metavar="COLUMN",
-            help="what to learn: a CSV's column by name or position, or the name of an .npz array",
-            help_behavior_hint="(default: the last column, or y)",
-        ),
-    ] = None
-    task: Annotated[
-        Literal["auto", "classification", "regression"],
-        arg(
-            help="what kind of target it is",
-            help_behavior_hint="(default: auto, the head's; else classification for text and for "
-            "at most 20 different integers)",
-        ),
-    ] = "auto"
+    data: DataName = "digits"
+    target: Target = None
+    task: TaskName = "auto"
     header: Annotated[
         Literal["auto", "yes", "no"],
         arg(
@@ -92,54 +172,17 @@ class Train:
     stratify: Annotated[
         bool, arg(help="keep the classes' proportions in the training, validation and test rows")
     ] = True
-    hidden: Annotated[
-        tuple[int, ...],
-        arg(
-            metavar="[SIZE ...]",
-            help="hidden layers; none at all is linear, logistic or softmax regression",
-        ),
-    ] = (512, 256)
-    activation: Annotated[
-        tuple[ActivationName, ...],
-        arg(
-            metavar=f"{{{','.join(ACTIVATIONS)}}} ...",
-            help="of all hidden layers, or one each",
-        ),
-    ] = ("relu",)
-    head: Annotated[
-        Literal["auto", HeadName],
-        arg(
-            help="output unit and loss",
-            help_behavior_hint="(default: auto, which is softmax_cross_entropy; sigmoid_logistic "
-            "for two classes; linear_squared_error for regression)",
-        ),
-    ] = "auto"
-    optimizer: Annotated[
-        OptimizerName,
-        arg(help="makes a step of the gradient; lbfgs takes the full batch and searches a line"),
-    ] = "adam"
-    learning_rate: Annotated[
-        float | Literal["auto"],
-        arg(
-            metavar="RATE",
-            help="step size at the start",
-            help_behavior_hint="(default: auto, which is 0.1 for sgd, 0.02 for momentum and "
-            "nesterov, 0.002 for adam and adamw)",
-        ),
-    ] = "auto"
+    hidden: Hidden = (512, 256)
+    activation: Activations = ("relu",)
+    head: HeadChoice = "auto"
+    optimizer: OptimizerChoice = "adam"
+    learning_rate: LearningRate = "auto"
     schedule: Annotated[ScheduleName, arg(help="how the learning rate falls over the run")] = (
         "cosine"
     )
-    batch_size: Annotated[
-        int | Literal["full", "auto"],
-        arg(
-            metavar="ROWS|full",
-            help="rows a step",
-            help_behavior_hint="(default: auto, which is 32, and full for lbfgs)",
-        ),
-    ] = "auto"
+    batch_size: BatchSize = "auto"
     epochs: Annotated[int, arg(metavar="N", help="passes over the training rows")] = 40
-    l2: Annotated[float, arg(help="penalty: adds ½ · l2 · Σ‖W‖² to the objective")] = 1e-4
+    l2: L2 = 1e-4
     label_smoothing: Annotated[
         float,
         arg(
@@ -155,8 +198,11 @@ class Train:
             help_behavior_hint="(default: auto, which is 10 for regression, 0 for classification)",
         ),
     ] = "auto"
-    seed: Annotated[int, arg(help="of the split, the initial weights and the rows' order")] = 0
+    seed: Seed = 0
     gradient: Annotated[GradientName, arg(help="by hand, or by jax.grad")] = "backprop"
+    diagnostics: Annotated[
+        bool, arg(help="record the health of every layer after each epoch, and tell of sickness")
+    ] = False
     output: Annotated[
         Path | None,
         arg(
@@ -221,9 +267,7 @@ def make_plan(options: Train) -> Plan:
     rows = len(dataset.train.x)
     batch_size = _batch_size(options)
     steps = options.epochs * math.ceil(rows / (batch_size or rows))
-    chosen = options.learning_rate
-    rate = LEARNING_RATES[options.optimizer] if chosen == "auto" else chosen
-    optimizer = OPTIMIZERS[options.optimizer](rate and SCHEDULES[options.schedule](rate, steps))
+    rate, optimizer = _optimizer(options, model, steps)
     patience = options.patience
     if patience == "auto":  # on diabetes it doubles R²; smoothed labels do better without
         patience = 0 if labels else 10
@@ -253,14 +297,19 @@ def check_options(options: Train) -> None:
             f"--activation: got {len(options.activation)}, expected one, or one for each of the "
             f"{len(options.hidden)} hidden layers"
         )
-    if options.optimizer == "lbfgs":
-        if rate != "auto":
-            raise OptionError("--learning-rate: lbfgs finds its own by line search")
-        if options.batch_size not in {"auto", "full"}:
-            raise OptionError("--batch-size: lbfgs takes the full batch")
-    output = options.output
-    if output and output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise OptionError(f"--output: {output} exists, and nothing is overwritten")
+    name = options.optimizer
+    if rate != "auto" and LEARNING_RATES[name] is None:
+        raise OptionError(f"--learning-rate: {name} finds its own")
+    if name in FULL_BATCH and options.batch_size not in {"auto", "full"}:
+        raise OptionError(f"--batch-size: {name} takes the full batch")
+    if options.output and not (options.output.is_dir() and not any(options.output.iterdir())):
+        check_output(options.output)
+
+
+def check_output(path: Path | None) -> None:
+    """Raise OptionError where something would be overwritten."""
+    if path and path.exists():
+        raise OptionError(f"--output: {path} exists, and nothing is overwritten")
 
 
 def _task(options: Train) -> Task | None:
@@ -288,9 +337,27 @@ def _default_head(labels: tuple[str, ...] | None) -> HeadName:
 
 
 def _batch_size(options: Train) -> int | None:
-    if options.optimizer == "lbfgs" or options.batch_size == "full":
+    if options.optimizer in FULL_BATCH or options.batch_size == "full":
         return None
     return 32 if options.batch_size == "auto" else options.batch_size
+
+
+def _optimizer(
+    options: Train, model: MLP, steps: int
+) -> tuple[float | None, optax.GradientTransformation]:
+    """The learning rate that it starts from, if it has one, and the optimiser."""
+    name, chosen = options.optimizer, options.learning_rate
+    parameters = sum(o * (i + 1) for i, o in pairwise(model.sizes))
+    if name == "bfgs" and parameters > _LARGEST_FOR_BFGS:
+        raise OptionError(
+            f"--optimizer bfgs keeps a matrix of {parameters:,} × {parameters:,} numbers here; it "
+            f"is for at most {_LARGEST_FOR_BFGS:,} parameters, and lbfgs for more"
+        )
+    rate = LEARNING_RATES[name] if chosen == "auto" else chosen
+    try:
+        return rate, OPTIMIZERS[name](rate and SCHEDULES[options.schedule](rate, steps))
+    except ModuleNotFoundError as error:
+        raise OptionError(f"--optimizer {name}: {error}") from None
 
 
 def make_folder(options: Train) -> Path:

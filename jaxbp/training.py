@@ -5,6 +5,7 @@ that between two steps there is nothing but arithmetic.  Minibatch, full batch (
 and online learning (``batch_size=1``) are the same function.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral
@@ -17,11 +18,12 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
+from jaxbp.diagnostics import Health, layer_health
 from jaxbp.gradient import Batch, backprop, objective, shares
 from jaxbp.heads import Head
 from jaxbp.mlp import MLP, Layer, Params, forward, init
 
-Gradient = Callable[[MLP, Params, Batch], tuple[Array, Params]]
+Gradient = Callable[..., tuple[Array, Params]]  # of model, params and batch; and a key, if random
 Carry = tuple[Params, optax.OptState]
 
 
@@ -40,6 +42,7 @@ class History(NamedTuple):
     )  # (epochs,) mean objective of the epoch's steps, each before its update
     validation_loss: np.ndarray | None  # (epochs,) after the epoch; None without validation data
     metric: np.ndarray | None  # (epochs,) accuracy or R² on the validation data, likewise
+    health: Health | None = None  # (epochs, L) a field, after the epoch; None without diagnostics
 
 
 class Epoch(NamedTuple):
@@ -49,6 +52,7 @@ class Epoch(NamedTuple):
     params: Params  # after the epoch; they stay valid and may be kept
     training_loss: float
     validation: Evaluation | None
+    health: Health | None = None  # (L,) a field, with diagnostics
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -74,15 +78,19 @@ def make_step(
 
     state starts as ``optimizer.init(params)``.  The plain rule is w ← w - η ∂L/∂w, which is
     ``optax.sgd``; any optax optimiser will do, and line searches (``optax.lbfgs``) are given the
-    objective with the derivative that ``gradient`` claims.
+    objective with the derivative that ``gradient`` claims; an ``update`` that names ``model`` and
+    ``batch`` among its arguments is given those too.
     """
+    wants_batch = "batch" in inspect.signature(optimizer.update).parameters
     update = optax.with_extra_args_support(optimizer).update
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
         params, state = carry
         loss, grads = gradient(model, params, batch)
         value_fn = _differentiable(lambda params: gradient(model, params, batch))
-        updates, state = update(grads, state, params, value=loss, grad=grads, value_fn=value_fn)
+        extra = {"value": loss, "grad": grads, "value_fn": value_fn}
+        extra |= {"model": model, "batch": batch} if wants_batch else {}
+        updates, state = update(grads, state, params, **extra)
         return (optax.apply_updates(params, updates), state), loss
 
     return step
@@ -99,6 +107,7 @@ def fit(
     params: Params | None = None,
     validation: Batch | None = None,
     gradient: Gradient = backprop,
+    diagnostics: bool = False,
     on_epoch: Callable[[Epoch], Any] | None = None,
 ) -> tuple[Params, History]:
     """Train by (stochastic) gradient descent (Bishop 2006, section 5.2.4) -> (params, History).
@@ -107,8 +116,11 @@ def fit(
     number alone; the last minibatch holds the rows that are left.  ``batch_size=None`` takes all
     rows at once.  Training starts from params, which are left as they are, or from ``init(key,
     model)`` in x's floating dtype.  Example weights count relative to their mean over the batch.
-    ``gradient`` is ``backprop``, ``autodiff`` or your own with their signature.  After each epoch
-    ``on_epoch`` is called with an ``Epoch``; if it returns True, training ends there.
+    ``gradient`` is ``backprop``, ``autodiff`` or your own with their signature; one that draws at
+    random also takes a ``key``, and is given another one at every step.  With diagnostics the
+    compiled epoch ends with the health of every layer, on up to 256 rows spread over the batch and
+    with the last step's update.  After each epoch ``on_epoch`` is called with an ``Epoch``;
+    if it returns True, training ends there.
 
     Raises ValueError or TypeError for arguments that do not fit, before any training, and
     NonFiniteLossError, which carries the last good parameters, when training diverges.
@@ -122,6 +134,7 @@ def fit(
     3.00 1.00
     """
     _check_arguments(model, optimizer, epochs, batch_size, key)
+    random = _is_random(gradient)
     if params is None:
         params = jitted_init(key, model, dtype=_floating(batch))
     batch = _on_device(model, params, batch, "batch")
@@ -133,24 +146,33 @@ def fit(
         batch_size = min(batch_size, len(batch.x))
     state = _initial_state(optimizer, params)
     seed = np.asarray(jax.random.key_data(key)).tolist()
-    losses: list[float] = []
-    evaluations: list[Evaluation] = []
+    record: list[Epoch] = []
     for number in range(1, epochs + 1):
         order = None if batch_size is None else _order(seed, number, batch.x.shape[0])
-        trained, state, loss = _run_epoch(
-            model, optimizer, gradient, batch_size, params, state, batch, order
+        epoch_key = jax.random.fold_in(key, number) if random else None
+        trained, state, loss, health = _run_epoch(
+            model,
+            optimizer,
+            gradient,
+            batch_size,
+            diagnostics,
+            params,
+            state,
+            batch,
+            order,
+            epoch_key,
         )
         if not np.isfinite(loss):
-            raise NonFiniteLossError(number, params, _history(losses, evaluations))
-        params = trained
-        losses.append(float(loss))
-        evaluation = None
+            raise NonFiniteLossError(number, params, _history(record))
+        params, evaluation = trained, None
         if validation is not None:
             evaluation = Evaluation(*map(float, _evaluate(model, params, validation)))
-            evaluations.append(evaluation)
-        if on_epoch and on_epoch(Epoch(number, params, losses[-1], evaluation)):
+        health = jax.tree.map(np.asarray, health)
+        epoch = Epoch(number, params, float(loss), evaluation, health)
+        record.append(epoch._replace(params=()))  # parameters are the caller's to keep
+        if on_epoch and on_epoch(epoch):
             break
-    return params, _history(losses, evaluations)
+    return params, _history(record)
 
 
 def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
@@ -170,6 +192,7 @@ def metric_name(head: Head) -> str:
     return "r2" if head.decide is None else "accuracy"
 
 
+_SAMPLE = 256  # rows that the health of the layers is seen on: a small part of most epochs
 jitted_init = jax.jit(init, static_argnames=("model", "dtype"))  # one program, not dozens
 
 
@@ -179,38 +202,75 @@ def _initial_state(optimizer: optax.GradientTransformation, params: Params) -> o
     return jax.tree.map(jnp.copy, optimizer.init(params))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames="state")
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnames="state")
 def _run_epoch(
     model: MLP,
     optimizer: optax.GradientTransformation,
     gradient: Gradient,
     batch_size: int | None,
+    diagnostics: bool,
     params: Params,  # not donated: they are what a diverging epoch falls back to
     state: optax.OptState,
     batch: Batch,
     order: Array | None,
-) -> tuple[Params, optax.OptState, Array]:
+    key: Array | None,
+) -> tuple[Params, optax.OptState, Array, Health | None]:
     """One pass over the rows of batch; the mean loss is NaN where a new parameter is not finite."""
-    if batch.weight is not None:
-        gradient = _unbiased(gradient)
-    step = make_step(model, optimizer, gradient)
-
-    def step_on(carry: Carry, rows: Array) -> tuple[Carry, Array]:
-        return step(carry, jax.tree.map(lambda array: array[rows], batch))
-
+    step_on, before = _stepper(model, optimizer, gradient, batch, key), params
     if order is None or batch_size is None:
-        (params, state), loss = step((params, state), batch)
+        (params, state), loss = step_on((params, state), _Rows(None, 0))
     else:
         left_over = order.size % batch_size  # the ragged last minibatch is a step of its own size
+        if diagnostics and not left_over:
+            left_over = batch_size  # the last step apart, to see its update
         full = order[: order.size - left_over].reshape(-1, batch_size)
-        carry, losses = jax.lax.scan(step_on, (params, state), full)
+        numbers = None if key is None else jnp.arange(len(full), dtype=jnp.int32)
+        carry, losses = jax.lax.scan(step_on, (params, state), _Rows(full, numbers))
         total = batch_size * jnp.sum(losses)
         if left_over:
-            carry, last_loss = step_on(carry, order[-left_over:])
+            before, _ = carry
+            carry, last_loss = step_on(carry, _Rows(order[-left_over:], len(full)))
             total = total + left_over * last_loss
         (params, state), loss = carry, total / order.size
+    health = _observed(model, before, params, batch) if diagnostics else None
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
-    return params, state, jnp.where(jnp.all(jnp.array(finite)), loss, jnp.nan)
+    return params, state, jnp.where(jnp.all(jnp.array(finite)), loss, jnp.nan), health
+
+
+class _Rows(NamedTuple):
+    """A minibatch of the data on the device."""
+
+    rows: Array | None  # None: all of them
+    number: Any  # of the step in its epoch, where randomness asks for it
+
+
+def _stepper(
+    model: MLP,
+    optimizer: optax.GradientTransformation,
+    gradient: Gradient,
+    batch: Batch,
+    key: Array | None,
+) -> Callable[[Carry, _Rows], tuple[Carry, Array]]:
+    """A step on some rows of the data, with a key of its own where the gradient is random."""
+
+    def step_on(carry: Carry, minibatch: _Rows) -> tuple[Carry, Array]:
+        rows, number = minibatch
+        drawn = gradient if key is None else partial(gradient, key=jax.random.fold_in(key, number))
+        drawn = drawn if batch.weight is None else _unbiased(drawn)
+        return make_step(model, optimizer, drawn)(carry, _taken(batch, rows))
+
+    return step_on
+
+
+def _observed(model: MLP, before: Params, params: Params, batch: Batch) -> Health:
+    """The layers' health on a sample of the rows, with the last step's update."""
+    every = -(-batch.x.shape[0] // _SAMPLE)
+    sample = _taken(batch, jnp.arange(0, batch.x.shape[0], every, dtype=jnp.int32))
+    return layer_health(model, params, sample, jax.tree.map(jnp.subtract, params, before))
+
+
+def _taken(batch: Batch, rows: Array | None) -> Batch:
+    return batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -257,14 +317,15 @@ def _differentiable(
 ) -> Callable[[Params], Array]:
     """The objective as a function whose derivative, wherever JAX asks for it, is gradient's."""
 
-    @jax.custom_vjp
+    @jax.custom_jvp
     def value(params: Params) -> Array:
         return gradient(params)[0]
 
-    def scale(grads: Params, cotangent: Array) -> tuple[Params]:
-        return (jax.tree.map(lambda grad: cotangent * grad, grads),)
+    @value.defjvp
+    def slope(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Array, Array]:
+        loss, grads = gradient(*primals)
+        return loss, optax.tree.vdot(grads, tangents[0])
 
-    value.defvjp(gradient, scale)
     return value
 
 
@@ -273,9 +334,29 @@ def _order(seed: list[int], epoch: int, rows: int) -> np.ndarray:
     return np.random.default_rng([*seed, epoch]).permutation(rows).astype(np.int32)
 
 
-def _history(losses: list[float], evaluations: list[Evaluation]) -> History:
-    by_field = np.array(evaluations).T if evaluations else (None, None)
-    return History(np.array(losses), *by_field)
+def _history(record: list[Epoch]) -> History:
+    evaluations = [epoch.validation for epoch in record if epoch.validation]
+    losses, metrics = np.array(evaluations).T if evaluations else (None, None)
+    health = [epoch.health for epoch in record if epoch.health]
+    return History(
+        training_loss=np.array([epoch.training_loss for epoch in record]),
+        validation_loss=losses,
+        metric=metrics,
+        health=jax.tree.map(lambda *epochs: np.stack(epochs), *health) if health else None,
+    )
+
+
+def _is_random(gradient: Gradient) -> bool:
+    """Whether a gradient takes a key, which it must be given anew at every step."""
+    if isinstance(gradient, partial) and "key" in gradient.keywords:
+        raise ValueError(
+            "gradient: its key is set, and every step would draw the same; expected one without, "
+            "as fit gives it a key of its own at every step"
+        )
+    try:
+        return "key" in inspect.signature(gradient).parameters
+    except (TypeError, ValueError):  # a callable without a signature
+        return False
 
 
 def _check_arguments(

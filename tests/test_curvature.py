@@ -1,0 +1,267 @@
+"""Curvature: the hand-written R-operator against jax.jvp of jax.grad, and what it is good for."""
+
+import importlib.util
+from functools import partial
+from itertools import cycle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+from tables import ACTIVATIONS, HEADS, random_batch, random_params
+
+import jaxbp
+from jaxbp import batch_methods, curvature
+
+ONE_OF_EACH = list(zip(ACTIVATIONS, cycle(HEADS), strict=False))
+CONVEX = [head for head in HEADS if head != "sigmoid_squared_error"]
+
+
+def problem(activation="tanh", head="softmax_cross_entropy", l2=0.3):
+    model = jaxbp.MLP((3, 5, 4, 2), ACTIVATIONS[activation], HEADS[head], l2)
+    return model, random_params(model, 1), random_batch(model, 6, 2)
+
+
+def vectors(model):
+    return random_params(model, 7), random_params(model, 8)
+
+
+def dot(a, b):
+    return float(optax.tree.vdot(a, b))
+
+
+@partial(jax.jit, static_argnums=0)
+def hessian_products(model, params, batch, u, v):
+    gradient = lambda p: jax.grad(jaxbp.objective, argnums=1)(model, p, batch)  # noqa: E731
+    return (
+        curvature.hessian_vector_product(model, params, batch, u),
+        curvature.hessian_vector_product(model, params, batch, v),
+        jax.jvp(gradient, (params,), (u,))[1],
+    )
+
+
+@pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
+def test_the_r_operator_is_the_derivative_of_the_gradient(activation, head, x64):
+    with jax.numpy_dtype_promotion("strict"):
+        model, params, batch = problem(activation, head)
+        u, v = vectors(model)
+        of_u, of_v, reference = hessian_products(model, params, batch, u, v)
+    assert jaxbp.compare(of_u, reference).relative_error < 1e-12
+    np.testing.assert_allclose(dot(v, of_u), dot(u, of_v), rtol=1e-10)
+
+
+def test_the_r_operator_is_the_slope_of_backprop(x64):
+    """Against differences of the hand-written gradient, which know nothing of jax.jvp."""
+    model, params, batch = problem("gelu", "exp_poisson")
+    v, _ = vectors(model)
+    step = 1e-5
+    ahead, behind = (
+        jaxbp.backprop(model, optax.tree.add_scale(params, sign * step, v), batch)[1]
+        for sign in (1, -1)
+    )
+    measured = optax.tree.scale(0.5 / step, optax.tree.sub(ahead, behind))
+    claimed = curvature.hessian_vector_product(model, params, batch, v)
+    assert jaxbp.compare(claimed, measured).relative_error < 1e-7
+
+
+def logits_curvature(model, params, batch, vector):
+    """Jᵀ H J v by autodiff: the network linearised, the loss's Hessian by jax.hessian."""
+    logits, vjp = jax.vjp(lambda p: jaxbp.forward(model, p, batch.x)[0], params)
+    _, tangent = jax.jvp(lambda p: jaxbp.forward(model, p, batch.x)[0], (params,), (vector,))
+    of_one = lambda a, t: model.head.loss(a[None], t[None])[0][0]  # noqa: E731
+    hessians = jax.vmap(jax.hessian(of_one))(logits, batch.target)
+    share = batch.weight / jnp.sum(batch.weight)
+    (product,) = vjp(share[:, None] * jnp.einsum("nij,nj->ni", hessians, tangent))
+    return jaxbp.gradient.with_penalty(model, vector, product)
+
+
+@partial(jax.jit, static_argnums=0)
+def gauss_newton_products(model, params, batch, u, v):
+    return (
+        curvature.gauss_newton_vector_product(model, params, batch, u),
+        curvature.gauss_newton_vector_product(model, params, batch, v),
+        logits_curvature(model, params, batch, u),
+    )
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_gauss_newton_is_symmetric_positive_semidefinite_and_right(head, x64):
+    model, params, batch = problem("silu", head)
+    u, v = vectors(model)
+    of_u, of_v, reference = gauss_newton_products(model, params, batch, u, v)
+    np.testing.assert_allclose(dot(v, of_u), dot(u, of_v), rtol=1e-10)
+    if head in CONVEX:
+        assert jaxbp.compare(of_u, reference).relative_error < 1e-12
+    no_penalty = model._replace(l2=0.0)
+    start, unravel = ravel_pytree(params)
+    matrix = jax.jit(
+        jax.vmap(
+            lambda e: ravel_pytree(
+                curvature.gauss_newton_vector_product(no_penalty, params, batch, unravel(e))
+            )[0]
+        )
+    )(jnp.eye(start.size))
+    eigenvalues = np.linalg.eigvalsh(matrix)
+    assert eigenvalues.min() > -1e-10 * max(eigenvalues.max(), 1)
+    assert head == "linear_absolute_error" or eigenvalues.max() > 1e-3
+
+
+def test_gauss_newton_of_a_squared_sigmoid_is_that_of_least_squares(x64):
+    """Not convex in its logits, it is linearised at the prediction: Σ 2 JᵀJ, J of ŷ."""
+    model, params, batch = problem("tanh", "sigmoid_squared_error", l2=0.0)
+    v, _ = vectors(model)
+    predicted = lambda p: jaxbp.predict(model, p, batch.x)  # noqa: E731
+    _, tangent = jax.jvp(predicted, (params,), (v,))
+    share = batch.weight / jnp.sum(batch.weight)
+    (expected,) = jax.vjp(predicted, params)[1](2 * share[:, None] * tangent)
+    claimed = curvature.gauss_newton_vector_product(model, params, batch, v)
+    assert jaxbp.compare(claimed, expected).relative_error < 1e-13
+
+
+def test_kronecker_factors_are_the_means_they_are_said_to_be(x64):
+    """Against δ from jax.grad with respect to pre-activations, by adding zeros to them."""
+    model, params, batch = problem("elu", l2=0.0)
+
+    def loss(taps, x, target):
+        z = x
+        inputs = []
+        for number, (layer, tap) in enumerate(zip(params, taps, strict=True)):
+            inputs.append(jnp.append(z, 1.0))
+            a = layer.weight @ z + layer.bias + tap
+            z, _ = ACTIVATIONS["elu"](a) if number < 2 else (a, None)
+        return model.head.loss(z, target)[0], inputs
+
+    taps = tuple(jnp.zeros(size) for size in model.sizes[1:])
+    deltas, inputs = jax.vmap(jax.grad(loss, has_aux=True), (None, 0, 0))(
+        taps, batch.x, batch.target
+    )
+    share = np.asarray(batch.weight / jnp.sum(batch.weight))
+    factors = curvature.kronecker_factors(model, params, batch)
+    for factor, z, delta in zip(factors, inputs, deltas, strict=True):
+        np.testing.assert_allclose(factor.input, (z.T * share) @ z, rtol=1e-12)
+        np.testing.assert_allclose(factor.delta, (delta.T * share) @ delta, rtol=1e-10, atol=1e-16)
+
+
+def test_of_one_example_the_factors_are_its_gradients_outer_product(x64):
+    """The approximation of Martens and Grosse is exact there: F = ggᵀ = input ⊗ delta."""
+    model, params, batch = problem("tanh", l2=0.0)
+    one = jax.tree.map(lambda leaf: leaf[:1], batch)
+    _, grads = jaxbp.backprop(model, params, one)
+    factors = curvature.kronecker_factors(model, params, one)
+    for layer, factor in zip(grads, factors, strict=True):
+        columns = jnp.column_stack([layer.weight, layer.bias]).T.reshape(-1)  # vec, by column
+        fisher = np.kron(factor.input, factor.delta)
+        np.testing.assert_allclose(np.outer(columns, columns), fisher, rtol=1e-10, atol=1e-16)
+
+
+def test_float32_as_users_run_it():
+    model = jaxbp.MLP((20, 30, 30, 5), ACTIVATIONS["tanh"], HEADS["softmax_cross_entropy"], 1e-3)
+    params, v = (random_params(model, seed, np.float32) for seed in (3, 4))
+    batch = random_batch(model, 64, 5, dtype=np.float32)
+    with jax.default_matmul_precision("highest"):
+        claimed, _, reference = hessian_products(model, params, batch, v, v)
+    assert jaxbp.compare(claimed, reference).relative_error < 1e-5
+
+
+@pytest.mark.parametrize(
+    "product", [curvature.hessian_vector_product, curvature.gauss_newton_vector_product]
+)
+def test_a_vector_that_does_not_fit_is_named(product, x64):
+    model, params, batch = problem()
+    with pytest.raises(ValueError, match=r"vector: got .*, expected the shapes of params, "):
+        product(model, params, batch, params[:2])
+    turned = tuple(jaxbp.Layer(layer.weight.T, layer.bias) for layer in params)
+    with pytest.raises(ValueError, match=r"vector: got \(Layer\(weight=\(3, 5\), bias=\(5,\)\)"):
+        product(model, params, batch, turned)
+
+
+# The lectures' batch methods, by counting what they cost
+
+EVALUATIONS = 60
+METHODS = {
+    "nonlinear_cg": (batch_methods.nonlinear_cg, 1),
+    "bfgs": (batch_methods.bfgs, 1),
+    "truncated_newton": (partial(batch_methods.truncated_newton, 5), 1 + 5 + 1),
+    "lbfgs": (partial(optax.lbfgs, linesearch=optax.scale_by_zoom_linesearch(15)), 2),
+}
+
+
+class Counted:
+    """backprop, and how often it was really run."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __call__(self, model, params, batch):
+        loss, grads = jaxbp.backprop(model, params, batch)
+        jax.debug.callback(self.count, loss)
+        return loss, grads
+
+    def count(self, _):
+        self.number += 1
+
+
+def full_batch(optimizer, epochs, gradient=jaxbp.backprop):
+    """The loss on all rows after training, and the record of it; one network for all methods."""
+    diabetes = jaxbp.data.load("diabetes").train
+    model = jaxbp.MLP((10, 16, 1), ACTIVATIONS["tanh"], HEADS["linear_squared_error"], l2=1e-4)
+    params, history = jaxbp.fit(
+        model,
+        diabetes,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=None,
+        key=jax.random.key(0),
+        gradient=gradient,
+    )
+    return float(jaxbp.objective(model, params, diabetes)), history.training_loss
+
+
+@pytest.fixture(scope="module")
+def gradient_descent():
+    """The best that plain gradient descent does in so many evaluations, its rate tuned."""
+    pytest.importorskip("sklearn")
+    results = []
+    for rate in (0.1, 0.3, 0.5):
+        try:
+            results.append(full_batch(optax.sgd(rate), EVALUATIONS)[0])
+        except jaxbp.NonFiniteLossError:
+            continue
+    assert len(results) >= 2
+    return min(results)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_methods_beat_gradient_descent(name, gradient_descent):
+    """ "Batch methods: conjugate gradient descent and quasi-Newton methods are more robust and
+    faster than batch gradient descent, and decrease the error function at each iteration"
+    (the slides "Training Neural Networks"): for the same number of gradient evaluations, counted
+    where they are made; a product with the Gauss-Newton matrix counts as one."""
+    if name in {"nonlinear_cg", "bfgs"} and not importlib.util.find_spec("optimistix"):
+        pytest.skip("optimistix is not installed")
+    make, cost = METHODS[name]
+    counted = Counted()
+    epochs = EVALUATIONS // cost
+    loss, record = full_batch(make(), epochs, counted)
+    jax.effects_barrier()
+    products = 5 * epochs if name == "truncated_newton" else 0
+    evaluations = counted.number + products
+    if evaluations > EVALUATIONS:  # line searches cost what they cost: so many fewer steps
+        counted.number = 0
+        epochs = epochs * EVALUATIONS // evaluations
+        loss, record = full_batch(make(), epochs, counted)
+        jax.effects_barrier()
+        evaluations = counted.number + products
+    assert evaluations <= EVALUATIONS
+    assert loss < gradient_descent
+    assert np.all(np.diff(record) <= 1e-6)
+
+
+def test_a_missing_optimistix_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "optimistix", None)
+    with pytest.raises(ModuleNotFoundError, match=r"need optimistix: pip install 'jaxbp\[batch\]'"):
+        batch_methods.bfgs()
+    with pytest.raises(ValueError, match="iterations, damping: got 0 and 1"):
+        batch_methods.truncated_newton(0)
