@@ -75,22 +75,31 @@ def truncated_newton(
     return optax.GradientTransformationExtraArgs(initial, update)
 
 
-def nonlinear_cg(rtol: float = 1e-8, atol: float = 1e-8) -> optax.GradientTransformationExtraArgs:
-    """Nonlinear conjugate gradients (Fletcher and Reeves 1964) with a backtracking line search.
+def nonlinear_cg(
+    method: str = "fletcher_reeves", *, rtol: float = 1e-8, atol: float = 1e-8
+) -> optax.GradientTransformationExtraArgs:
+    """Nonlinear conjugate gradients with a backtracking line search.
 
     The search halves the step until the objective has fallen by a ten-thousandth of what the slope
     promises (Nocedal and Wright 2006, section 3.1).  A step of the transformation is one evaluation
     of the objective, and of its gradient where the search accepts the point; in between the
-    parameters stay where they are.  It ends where both tolerances are met.  By optimistix, an
-    extra: ``pip install 'jaxbp[batch]'``.
+    parameters stay where they are.  It ends where both tolerances are met.  method says how the
+    last direction is carried on: "fletcher_reeves" (1964) gets far in few steps, and may crawl in
+    the end, where "polak_ribiere" (1969) does not; "hestenes_stiefel" and "dai_yuan" are there too.
+    By optimistix, an extra: ``pip install 'jaxbp[batch]'``.  Raises ValueError for another method.
     """
+    if method not in _CARRIED_ON:
+        raise ValueError(f"method: got {method!r}, expected one of {', '.join(_CARRIED_ON)}")
     optimistix = _optimistix()
     search = optimistix.BacktrackingArmijo(decrease_factor=0.5, slope=1e-4)
-    solver = optimistix.NonlinearCG(rtol, atol, method=optimistix.fletcher_reeves, search=search)
-    return _stepwise(solver)
+    carried_on = getattr(optimistix, method)
+    return _stepwise(optimistix.NonlinearCG(rtol, atol, method=carried_on, search=search))
 
 
-def bfgs(rtol: float = 1e-8, atol: float = 1e-8) -> optax.GradientTransformationExtraArgs:
+_CARRIED_ON = ("fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "dai_yuan")
+
+
+def bfgs(*, rtol: float = 1e-8, atol: float = 1e-8) -> optax.GradientTransformationExtraArgs:
     """Broyden, Fletcher, Goldfarb and Shanno (1970), the inverse Hessian kept as a matrix.
 
     That is the number of parameters squared: for small networks; ``optax.lbfgs`` is for the others.

@@ -436,8 +436,9 @@ def _norms(layers: Params) -> Array:
 
 def _share_of_units(condition: Array, share: float) -> Array:
     """The share of units of which a condition (..., O) holds on that share of the examples."""
-    held = jnp.mean(condition, axis=range(condition.ndim - 1))
-    return jnp.mean(held >= share)
+    axes = range(condition.ndim - 1)
+    examples = condition.size // condition.shape[-1]  # counted, as a mean of ones may be below 1
+    return jnp.mean(jnp.sum(condition, axis=axes) >= share * examples)
 
 
 def _flat(unit: Activation, slope: Array) -> Array:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import get_args
 
 import jax
@@ -19,7 +20,15 @@ for module in ("tyro", "rich", "matplotlib", "safetensors", "sklearn"):
 import tyro
 
 import jaxbp
-from jaxbp import check_command, checkpoint, cli, train_command, train_options
+from jaxbp import (
+    check_command,
+    checkpoint,
+    cli,
+    diagnose_command,
+    diagnostics,
+    train_command,
+    train_options,
+)
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 
@@ -149,6 +158,41 @@ def test_the_names_on_offer_are_the_tables_names():
     assert get_args(train_options.ScheduleName) == tuple(train_options.SCHEDULES)
     assert get_args(train_options.GradientName) == tuple(train_options.GRADIENTS)
     assert set(train_options.LEARNING_RATES) == set(train_options.OPTIMIZERS)
+
+
+def test_diagnostics_are_kept_with_the_metrics(elsewhere, capsys):
+    assert run("train", "wine", *QUICK, "--diagnostics") == 0
+    lines = (elsewhere / "runs" / "wine-1" / "metrics.jsonl").read_text().splitlines()
+    layers = json.loads(lines[-1])["layers"]
+    assert {len(values) for values in layers.values()} == {2}
+    assert layers["update_to_weight"][0] > 0
+    assert "healthy" in capsys.readouterr().out
+
+
+def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
+    sick = ["diagnose", "wine", "--hidden", 8, 8, "--bias", -30, "--epochs", 2]
+    assert run(*sick) == 0
+    printed = capsys.readouterr().out
+    assert "before training" in printed
+    assert "after 2 epochs" in printed
+    assert "layer 1: 100% of its units have zero slope on the whole batch" in printed
+    assert "recommended: small positive biases" in printed
+    assert (elsewhere / "diagnosis-1.png").stat().st_size > 10_000
+    assert run("diagnose", "wine", "--hidden", "--epochs", 1, "--learning-rate", 1e30) == 0
+    printed = capsys.readouterr().out
+    assert "diverged in epoch 1" in printed
+    assert (elsewhere / "diagnosis-2.png").exists()
+    assert "exists, and nothing is" in refused(capsys, "diagnose", "--output", "diagnosis-2.png")
+
+
+def test_diagnose_draws_the_lectures_figure(elsewhere, capsys, monkeypatch):
+    few = partial(diagnostics.gradient_flow, (2, 5), width=8, rows=8)
+    monkeypatch.setattr(diagnose_command, "gradient_flow", few)
+    assert run("diagnose", "--lecture", "--output", "flow.png") == 0
+    printed = capsys.readouterr().out
+    assert "slopes of ¼ alone" in printed
+    assert printed.count("sigmoid") == 3
+    assert (elsewhere / "flow.png").stat().st_size > 10_000
 
 
 def test_early_stopping_keeps_the_best(elsewhere, capsys):
@@ -317,9 +361,11 @@ def test_regression_predicts_in_the_targets_units(elsewhere):
         (["wine", "--activation", "tanh", "elu", "relu"], "--activation: got 3, expected one, or"),
         (
             ["wine", "--optimizer", "lbfgs", "--learning-rate", 1],
-            "lbfgs finds its own by line search",
+            "--learning-rate: lbfgs finds its own",
         ),
         (["wine", "--optimizer", "lbfgs", "--batch-size", 8], "lbfgs takes the full batch"),
+        (["wine", "--optimizer", "bfgs", "--batch-size", 8], "bfgs takes the full batch"),
+        (["--optimizer", "bfgs"], "a matrix of 167,178 × 167,178 numbers here; it is for at most"),
         (
             ["wine", "--head", "exp_poisson", "--task", "classification"],
             "--head exp_poisson is not",

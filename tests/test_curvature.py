@@ -265,3 +265,5 @@ def test_a_missing_optimistix_is_named(monkeypatch):
         batch_methods.bfgs()
     with pytest.raises(ValueError, match="iterations, damping: got 0 and 1"):
         batch_methods.truncated_newton(0)
+    with pytest.raises(ValueError, match="method: got 'newton', expected one of fletcher_reeves"):
+        batch_methods.nonlinear_cg("newton")

@@ -230,6 +230,27 @@ def test_muzaffar_vanishing_gradients_are_bounded():
     assert norms[0] <= 0.25**depth * np.prod(spectral[1:]) * norms[-1]
 
 
+def test_muzaffar_learning_will_not_be_deep():
+    """ "While the network might be deep, learning will not be deep": ‖δ‖ falls like (¼)ᵏ with
+    sigmoids, at any depth, and the report says from which layer down; the ReLU family is spared."""
+    flows = jaxbp.gradient_flow((4, 12), schemes=("glorot", "he"), width=16, rows=16)
+    for flow in flows:
+        left = flow.relative[0]
+        if flow.activation == "sigmoid":
+            assert left < 2 ** (flow.depth / 2 + 1) * 0.25**flow.depth  # He doubles ‖W‖²
+        elif flow.scheme == "he":
+            assert left > 0.1
+    deep = jaxbp.MLP((16, *(16,) * 12, 10), activations.sigmoid, heads.softmax_cross_entropy)
+    params = jaxbp.init(jax.random.key(0), deep)
+    report = jaxbp.layer_report(deep, params, random_batch(deep, 20, 0))
+    verdicts = [row.verdict for row in report.layers]
+    last = verdicts.index("healthy")
+    assert set(verdicts[:last]) == {"vanishing"}
+    assert set(verdicts[last:]) == {"healthy"}
+    assert report.findings[0].layer == last
+    assert "ReLU family" in report.findings[0].advice
+
+
 def test_muzaffar_relu_avoids_vanishing_gradients():
     """Its slope is 1 where it is active, so δ passes an active layer undamped."""
     a = jnp.array([0.1, 1.0, 50.0])
@@ -314,6 +335,34 @@ def test_muzaffar_cost_is_linear_in_the_weights():
     ]
     np.testing.assert_allclose(orders, [1, 2], atol=1e-9)
     assert backward_cost[-1] <= 3 * weights[-1]  # forward, deltas, δ × input: one each
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("nonlinear_cg", {"method": "polak_ribiere"}),
+        ("bfgs", {}),
+        ("truncated_newton", {}),
+    ],
+)
+def test_muzaffar_batch_methods_decrease_the_error_at_each_iteration(method, options):
+    """ "... decrease the error function at each iteration until arriving at a minimum", where the
+    gradient is zero; that they beat gradient descent is in test_curvature."""
+    if method != "truncated_newton":
+        pytest.importorskip("optimistix")
+    model = jaxbp.MLP((2, 3, 1), activations.tanh, heads.linear_squared_error, l2=0.01)
+    batch = random_batch(model, 12, 3)
+    params, history = jaxbp.fit(
+        model,
+        batch,
+        optimizer=getattr(jaxbp.batch_methods, method)(**options),
+        epochs=400,
+        batch_size=None,
+        key=jax.random.key(0),
+    )
+    assert np.all(np.diff(history.training_loss) <= 1e-15)
+    _, grads = jaxbp.backprop(model, params, batch)
+    assert float(optax.tree.norm(grads)) < 1e-3
 
 
 def test_muzaffar_equivalent_minima_by_symmetry():
@@ -517,6 +566,19 @@ def test_chapter17_two_relu_layers_softmax_and_l2():
     )
     _, grads = jaxbp.backprop(model, params, Batch(x, y))
     assert jaxbp.compare(grads, expected).relative_error < 1e-13
+
+
+def test_chapter17_relus_explode_where_sigmoids_saturate():
+    """ "The fact that ReLUs don't saturate like sigmoids do leaves them vulnerable to a related
+    problem called the exploding gradient problem": weights far too large, in both."""
+    said = {}
+    for unit in (activations.relu, activations.sigmoid):
+        model = jaxbp.MLP((20, *(30,) * 9, 3), unit, heads.softmax_cross_entropy)
+        params = jaxbp.init(jax.random.key(1), model, scheme="he")
+        large = tuple(Layer(30 * layer.weight, layer.bias) for layer in params)
+        report = jaxbp.layer_report(model, large, random_batch(model, 50, 2))
+        said[unit] = {row.verdict for row in report.layers[:3]}
+    assert said == {activations.relu: {"exploding"}, activations.sigmoid: {"saturated"}}
 
 
 def test_chapter17_logistic_loss_undoes_the_sigmoids_saturation():
