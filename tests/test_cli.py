@@ -178,7 +178,7 @@ def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
     assert "layer 1: 100% of its units have zero slope on the whole batch" in printed
     assert "recommended: small positive biases" in printed
     assert (elsewhere / "diagnosis-1.png").stat().st_size > 10_000
-    assert run("diagnose", "wine", "--hidden", "--epochs", 1, "--learning-rate", 1e30) == 0
+    assert run("diagnose", "diabetes", "--hidden", "--epochs", 3, "--learning-rate", 1e30) == 0
     printed = capsys.readouterr().out
     assert "diverged in epoch 1" in printed
     assert (elsewhere / "diagnosis-2.png").exists()
