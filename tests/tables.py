@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbp
-from jaxbp.checkpoint import ACTIVATIONS as NAMED
-from jaxbp.checkpoint import HEADS
+from jaxbp import checkpoint
 
-ACTIVATIONS = NAMED | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
+ACTIVATIONS = checkpoint.ACTIVATIONS | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
+HEADS = checkpoint.HEADS
 
 #: the same functions as JAX's own library writes them
 REFERENCES = {
@@ -47,8 +47,3 @@ def random_batch(model, rows, seed, *, weighted=True, integer=False, dtype=np.fl
         target = jnp.asarray(rng.uniform(size=(rows, outputs)), dtype)
     weight = jnp.asarray(rng.uniform(0.1, 2, size=rows), dtype) if weighted else None
     return jaxbp.Batch(jnp.asarray(rng.normal(size=(rows, inputs)), dtype), target, weight)
-
-
-def cases():
-    """Every activation × head."""
-    return [(activation, head) for activation in ACTIVATIONS for head in HEADS]

@@ -1,14 +1,15 @@
 """The proof: the hand-written gradient is the gradient."""
 
-import zlib
+from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, seed, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import ACTIVATIONS, HEADS, cases, random_batch, random_params
+from tables import ACTIVATIONS, HEADS, random_batch, random_params
 
 import jaxbp
 from jaxbp import activations, heads
@@ -16,76 +17,63 @@ from jaxbp.checking import central_difference
 
 pytestmark = pytest.mark.usefixtures("strict")
 seeds = st.integers(0, 2**31)
+by_hand = jax.jit(jaxbp.backprop, static_argnums=0)
+by_jax = jax.jit(jaxbp.autodiff, static_argnums=0)
 #: every activation with one head, every head with one activation
 ONE_OF_EACH = [(activation, "softmax_cross_entropy") for activation in ACTIVATIONS] + [
     ("tanh", head) for head in HEADS
 ]
 
 
-def case_number(*names):
-    """Differs from case to case, and not from run to run."""
-    return zlib.crc32("/".join(map(str, names)).encode())
+def chosen(which, functions):
+    """One of some functions, by a number that is known only when the program runs."""
+    return lambda *args: jax.lax.switch(which, functions, *args)
 
 
-def reproducibly(number, examples):
-    """So many examples; hypothesis makes the first of them of the first of each choice."""
+@partial(jax.jit, static_argnums=0)
+def both_gradients(sizes, activation, head, params, batch):
+    """By hand and by jax.grad, of any activation and head: one program for all combinations."""
+    loss = chosen(head, [each.loss for each in HEADS.values()])
+    unit = chosen(activation, list(ACTIVATIONS.values()))
+    model = jaxbp.MLP(sizes, unit, heads.Head(lambda logits: logits, loss), l2=0.3)
+    return jaxbp.backprop(model, params, batch), jaxbp.autodiff(model, params, batch)
 
-    def decorate(check):
-        return settings(max_examples=examples, derandomize=False, database=None)(
-            seed(number)(check)
+
+#: thrice every activation with every head, by their numbers
+POINTS = 3 * list(product(range(len(ACTIVATIONS)), range(len(HEADS))))
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (3, 4, 1), (3, 4, 3), (3, 4, 5, 4, 2)], ids=str)
+def test_backprop_is_jax_grad(sizes, x64):
+    """Every activation × head at every depth, with weights, soft labels and L2, at many points."""
+    for number, (unit, head) in enumerate(POINTS):
+        model = jaxbp.MLP(sizes, activations.tanh, heads.linear_squared_error)  # for its sizes
+        params, batch = random_params(model, number), random_batch(model, 4, number)
+        (loss, grads), (expected, reference) = both_gradients(sizes, unit, head, params, batch)
+        names = list(ACTIVATIONS)[unit], list(HEADS)[head], number
+        assert jaxbp.compare(grads, reference).relative_error < 1e-12, names
+        np.testing.assert_allclose(loss, expected, rtol=1e-13)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def both_gradients_of_classes(sizes, l2, activation, params, batch):
+    unit = chosen(activation, list(ACTIVATIONS.values()))
+    model = jaxbp.MLP(sizes, unit, heads.softmax_cross_entropy, l2)
+    return jaxbp.backprop(model, params, batch), jaxbp.autodiff(model, params, batch)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (3, 4, 4, 2), (3, 4, 1)], ids=str)
+def test_backprop_is_jax_grad_for_integer_labels(sizes, x64):
+    """And without weights, and with or without a penalty."""
+    for number in range(4 * len(ACTIVATIONS)):
+        model = jaxbp.MLP(sizes, activations.tanh, heads.softmax_cross_entropy)  # for its sizes
+        params = random_params(model, number)
+        batch = random_batch(model, 4, number, integer=True, weighted=False)
+        l2 = 0.3 * (number // len(ACTIVATIONS) % 2)
+        (_, grads), (_, reference) = both_gradients_of_classes(
+            sizes, l2, number % len(ACTIVATIONS), params, batch
         )
-
-    return decorate
-
-
-@pytest.mark.parametrize("depth", [0, 1, 3])
-@pytest.mark.parametrize(("activation", "head"), cases())
-def test_backprop_is_jax_grad(activation, head, depth):
-    """Every activation × head × depth, over shapes, values, weights, soft labels and L2."""
-
-    case = case_number(activation, head, depth)
-
-    @reproducibly(case, examples=3 if depth == 1 else 1)
-    @given(
-        number=seeds,
-        rows=st.sampled_from([4, 1]),
-        outputs=st.sampled_from([3, 1]),
-        l2=st.sampled_from([0.3, 0.0]),
-        weighted=st.sampled_from([True, False]),
-    )
-    def check(number, rows, outputs, l2, weighted):
-        number += case
-        sizes = (3, *(4,) * depth, outputs)
-        model = jaxbp.MLP(sizes, ACTIVATIONS[activation], HEADS[head], l2)
-        params = random_params(model, number)
-        batch = random_batch(model, rows, number, weighted=weighted)
-        loss, grads = jaxbp.backprop(model, params, batch)
-        reference_loss, reference = jaxbp.autodiff(model, params, batch)
-        assert jaxbp.compare(grads, reference).relative_error < 1e-12
-        np.testing.assert_allclose(loss, reference_loss, rtol=1e-13)
-
-    with jax.enable_x64(True):
-        check()
-
-
-@pytest.mark.parametrize("depth", [0, 2])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_backprop_is_jax_grad_for_integer_labels(activation, depth, x64):
-    case = case_number(activation, depth)
-
-    @reproducibly(case, examples=4 if depth == 2 else 1)
-    @given(number=seeds, outputs=st.sampled_from([5, 2, 1]), l2=st.sampled_from([0.3, 0.0]))
-    def check(number, outputs, l2):
-        number += case
-        sizes = (3, *(4,) * depth, outputs)
-        model = jaxbp.MLP(sizes, ACTIVATIONS[activation], heads.softmax_cross_entropy, l2)
-        params = random_params(model, number)
-        batch = random_batch(model, 4, number, integer=True)
-        _, grads = jaxbp.backprop(model, params, batch)
-        _, reference = jaxbp.autodiff(model, params, batch)
-        assert jaxbp.compare(grads, reference).relative_error < 1e-12
-
-    check()
+        assert jaxbp.compare(grads, reference).relative_error < 1e-12, number
 
 
 @given(
@@ -103,25 +91,32 @@ def test_any_architecture(number, hidden, inputs, outputs, rows):
         units = tuple(ACTIVATIONS[name] for _, name in hidden)
         model = jaxbp.MLP(sizes, units, heads.softmax_cross_entropy, l2=0.1)
         params, batch = random_params(model, number), random_batch(model, rows, number)
-        _, grads = jaxbp.backprop(model, params, batch)
-        _, reference = jaxbp.autodiff(model, params, batch)
+        _, grads = by_hand(model, params, batch)
+        _, reference = by_jax(model, params, batch)
         assert jaxbp.compare(grads, reference).relative_error < 1e-12
 
 
-@pytest.mark.parametrize("leading", [(), (5,), (2, 1, 3)], ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_backward_pass_is_the_vjp_of_the_forward_pass(activation, leading, x64):
-    """For any cotangent of the logits, not only a loss's, and any leading batch axes."""
-    model = jaxbp.MLP((3, 6, 4, 2), ACTIVATIONS[activation], heads.linear_squared_error)
-    params = random_params(model, seed=1)
-    rng = np.random.default_rng(2)
-    x, cotangent = rng.normal(size=(*leading, 3)), rng.normal(size=(*leading, 2))
-    logits, vjp = jax.vjp(lambda p, x: jaxbp.forward(model, p, x)[0], params, jnp.asarray(x))
+@jax.jit
+def both_pullbacks(activation, params, x, cotangent):
+    """Of any cotangent of the logits, by hand and by jax.vjp; and the logits of both."""
+    unit = chosen(activation, list(ACTIVATIONS.values()))
+    model = jaxbp.MLP((3, 6, 4, 2), unit, heads.linear_squared_error)
+    logits, vjp = jax.vjp(lambda p, x: jaxbp.forward(model, p, x)[0], params, x)
     ours, residuals = jaxbp.forward(model, params, x)
-    deltas = jaxbp.backward(params, residuals, jnp.asarray(cotangent))
+    deltas = jaxbp.backward(params, residuals, cotangent)
     claimed = (jaxbp.gradients(residuals, deltas), jaxbp.input_gradient(params, deltas))
-    assert jaxbp.compare(claimed, vjp(jnp.asarray(cotangent))).relative_error < 1e-13
-    np.testing.assert_array_equal(ours, logits)
+    return (ours, claimed), (logits, vjp(cotangent))
+
+
+@pytest.mark.parametrize("leading", [(), (5,), (2, 1, 3)], ids=str)
+def test_the_backward_pass_is_the_vjp_of_the_forward_pass(leading, x64):
+    """For any cotangent of the logits, not only a loss's, and any leading batch axes."""
+    model = jaxbp.MLP((3, 6, 4, 2), activations.tanh, heads.linear_squared_error)
+    for number, activation in enumerate(ACTIVATIONS):
+        params, rng = random_params(model, number), np.random.default_rng(number)
+        x, cotangent = rng.normal(size=(*leading, 3)), rng.normal(size=(*leading, 2))
+        ours, theirs = both_pullbacks(number, params, jnp.asarray(x), jnp.asarray(cotangent))
+        assert jaxbp.compare(ours, theirs).relative_error < 1e-13, activation
 
 
 @pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
@@ -130,24 +125,33 @@ def test_float32_as_users_run_it(activation, head):
     params = random_params(model, 3, np.float32)
     batch = random_batch(model, 64, 4, dtype=np.float32)
     with jax.default_matmul_precision("highest"):
-        loss, grads = jax.jit(jaxbp.backprop, static_argnums=0)(model, params, batch)
-        _, reference = jax.jit(jaxbp.autodiff, static_argnums=0)(model, params, batch)
+        loss, grads = by_hand(model, params, batch)
+        _, reference = by_jax(model, params, batch)
     assert jaxbp.compare(grads, reference).relative_error < 1e-5
     assert {leaf.dtype for leaf in jax.tree.leaves((loss, grads))} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
-def test_backprop_is_the_slope_of_the_objective(activation, head, x64):
-    """Against numerical differentiation, which shares nothing with either derivation."""
-    model = jaxbp.MLP((3, 5, 4, 2), ACTIVATIONS[activation], HEADS[head], l2=0.1)
-    params, batch = random_params(model, 5), random_batch(model, 7, 6)
+@partial(jax.jit, static_argnums=0)
+def claimed_and_measured(sizes, activation, head, params, batch, direction):
+    loss = chosen(head, [each.loss for each in HEADS.values()])
+    unit = chosen(activation, list(ACTIVATIONS.values()))
+    model = jaxbp.MLP(sizes, unit, heads.Head(lambda logits: logits, loss), l2=0.1)
     _, grads = jaxbp.backprop(model, params, batch)
-    direction = random_params(model, 7)
     measured = central_difference(
         lambda p: jaxbp.objective(model, p, batch), params, direction, step=1e-5
     )
-    claimed = sum(map(jnp.vdot, jax.tree.leaves(grads), jax.tree.leaves(direction)))
-    np.testing.assert_allclose(claimed, measured, rtol=1e-7)
+    return sum(map(jnp.vdot, jax.tree.leaves(grads), jax.tree.leaves(direction))), measured
+
+
+def test_backprop_is_the_slope_of_the_objective(x64):
+    """Against numerical differentiation, which shares nothing with either derivation."""
+    sizes = (3, 5, 4, 2)
+    model = jaxbp.MLP(sizes, activations.tanh, heads.linear_squared_error)
+    params, direction = random_params(model, 5), random_params(model, 7)
+    batch = random_batch(model, 7, 6)
+    for unit, head in POINTS[: len(ACTIVATIONS) * len(HEADS)]:
+        claimed, measured = claimed_and_measured(sizes, unit, head, params, batch, direction)
+        np.testing.assert_allclose(claimed, measured, rtol=1e-7, err_msg=f"{unit}, {head}")
 
 
 def small_problem(dtype=np.float64):
