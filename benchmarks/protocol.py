@@ -5,6 +5,7 @@ Machines are noisy, so the figure to quote is the ratio of two medians of the sa
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import sys
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jaxlib
+
+import jaxbp
 
 
 def command(
@@ -45,7 +48,7 @@ class Contender(NamedTuple):
 
     run: Callable[[], Any]
     compile_seconds: float
-    temporary_bytes: int
+    temporary_bytes: int | None  # None where it is not XLA's to know
 
 
 class Timing(NamedTuple):
@@ -68,24 +71,91 @@ def compiled(function: Callable[..., Any], *args: Any) -> Contender:
     )
 
 
+def compiled_in_turn(
+    first: Callable[..., Any], second: Callable[..., Any], *args: Any
+) -> Contender:
+    """Two programs, the second of what the first returns; that counts as temporary memory."""
+    start = time.perf_counter()
+    one = jax.jit(first).lower(*args).compile()
+    two = jax.jit(second).lower(jax.eval_shape(first, *args)).compile()
+    seconds = time.perf_counter() - start
+    memory = one.memory_analysis(), two.memory_analysis()
+    return Contender(
+        run=lambda: two(one(*args)),
+        compile_seconds=seconds,
+        temporary_bytes=memory[0].output_size_in_bytes
+        + max(each.temp_size_in_bytes for each in memory),
+    )
+
+
+def agreeing(
+    build: Callable[[], dict[str, Contender]], *, unlike: tuple[str, ...] = ()
+) -> dict[str, Contender]:
+    """The contenders, once their answers are found to be the first one's, up to rounding.
+
+    They are asked at the highest precision of a matrix product; where that is not the default,
+    those to be timed are built anew.  Those named unlike answer another question.
+    """
+    with jax.default_matmul_precision("highest"):
+        contenders = build()
+        answers = [each.run() for name, each in contenders.items() if name not in unlike]
+    for answer in answers[1:]:
+        comparison = jaxbp.compare(answer, answers[0])
+        assert comparison.relative_error < 1e-4, comparison
+    return contenders if jax.default_backend() == "cpu" else build()
+
+
 def interleaved(
-    contenders: Mapping[str, Contender], *, rounds: int = 21, sample_seconds: float = 0.02
+    contenders: Mapping[str, Contender],
+    *,
+    rounds: int = 21,
+    sample_seconds: float = 0.02,
+    at_most_seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Time the contenders in turn, A B C A B C ..., so that a slow spell of the machine hits all.
 
-    A sample repeats a call, doubling, until it lasts long enough to be measured.
+    A sample repeats a call, doubling, until it lasts long enough to be measured.  The rounds are
+    fewer, though at least 3, where all of them would take longer than at_most_seconds.
     """
-    repeats = {}
+    repeats, round_seconds = {}, 0.0
     for name, contender in contenders.items():
-        repeats[name] = 1
-        _sample(contender, 1)  # warm up
-        while _sample(contender, repeats[name]) * repeats[name] < sample_seconds:
-            repeats[name] *= 2
+        repeats[name], seconds = 1, _sample(contender, 1)  # warm up
+        if seconds < 10 * sample_seconds:
+            while (seconds := _sample(contender, repeats[name]) * repeats[name]) < sample_seconds:
+                repeats[name] *= 2
+        round_seconds += seconds
+    if round_seconds * rounds > at_most_seconds:
+        rounds = max(3, int(at_most_seconds / round_seconds))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
             samples[name].append(_sample(contender, repeats[name]))
     return {name: _timing(values) for name, values in samples.items()}
+
+
+def entry(contender: Contender, timing: Timing) -> dict[str, Any]:
+    """What a result keeps of a contender."""
+    size = contender.temporary_bytes
+    return {
+        "seconds": timing._asdict(),
+        "temporary_mib": None if size is None else size / 2**20,
+        "compile_seconds": contender.compile_seconds,
+    }
+
+
+def median(entry: Mapping[str, Any]) -> float:
+    """Seconds a call of such an entry."""
+    return entry["seconds"]["median"]
+
+
+def heading(*columns: str) -> str:
+    """The first two lines of a markdown table."""
+    return f"{line(*columns)}\n{'|---' * len(columns)}|"
+
+
+def line(*entries: str) -> str:
+    """A line of a markdown table."""
+    return f"| {' | '.join(entries)} |"
 
 
 def _sample(contender: Contender, repeats: int) -> float:
@@ -104,7 +174,7 @@ def _timing(values: list[float]) -> Timing:
 def conditions() -> dict[str, Any]:
     """Where and with what a result was measured."""
     return {
-        "command": f"python -m {_module()}",
+        "command": f"python -m {_module()}" + " --quick" * ("--quick" in sys.argv),
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "machine": platform.machine(),
