@@ -84,13 +84,13 @@ def kronecker_factors(model: MLP, params: Params, batch: Batch) -> tuple[Kroneck
     outer product of its gradient with itself.
     """
     loss, residuals, deltas = errors(model, params, batch)
-    share = shares(batch, loss)
+    weight = None if batch.weight is None else shares(batch, loss)
     return tuple(
         KroneckerFactors(
-            input=_weighted_outer(share, _with_one(residual.input)),
-            delta=_weighted_outer(share, delta),
+            input=_with_one(_mean_outer(weight, r.input), _mean_row(weight, r.input)),
+            delta=_mean_outer(weight, delta),
         )
-        for residual, delta in zip(residuals, deltas, strict=True)
+        for r, delta in zip(residuals, deltas, strict=True)
     )
 
 
@@ -140,12 +140,22 @@ def _loss_curvature(model: MLP, logits: Array, batch: Batch, tangent: Array) -> 
     return curved
 
 
-def _with_one(z: Array) -> Array:
-    return jnp.concatenate([z, jnp.ones_like(z[..., :1])], axis=-1)
+def _with_one(outer: Array, mean: Array) -> Array:
+    """The mean of z̄z̄ᵀ from those of zzᵀ and z, for z̄ = (z, 1): no row is copied to append a 1."""
+    return jnp.block([[outer, mean[:, None]], [mean[None, :], jnp.ones((1, 1), mean.dtype)]])
 
 
-def _weighted_outer(share: Array, rows: Array) -> Array:
-    return jnp.einsum("...i,...j->ij", share[..., None] * rows, rows)
+def _mean_outer(share: Array | None, rows: Array) -> Array:
+    """Σₙ shareₙ rₙ rₙᵀ, (I, I); where shares are equal no weighted copy of the rows is made."""
+    weighted = rows if share is None else share[..., None] * rows
+    outer = jnp.einsum("...i,...j->ij", weighted, rows)
+    return outer / (rows.size // rows.shape[-1]) if share is None else outer
+
+
+def _mean_row(share: Array | None, rows: Array) -> Array:
+    if share is None:
+        return jnp.mean(rows, axis=range(rows.ndim - 1))
+    return jnp.einsum("...,...i->i", share, rows)
 
 
 def _check_vector(params: Params, vector: Params) -> None:
