@@ -199,7 +199,7 @@ def layer_report(
     >>> params = init(jax.random.key(0), model, bias=-9.0)
     >>> report = layer_report(model, params, Batch(jnp.eye(2), jnp.ones((2, 1))))
     >>> [row.verdict for row in report.layers], report.findings[0].what
-    (['dead', 'healthy'], '100 % of its units have zero slope on the whole batch')
+    (['dead', 'healthy'], '100% of its units have zero slope on the whole batch')
     """
     health = _jitted_health(model, params, batch, updates)
     return judge(
