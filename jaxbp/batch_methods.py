@@ -21,6 +21,9 @@ from jaxbp.mlp import Params
 _conjugate_gradients: Callable[..., tuple[Any, None]] = jax.scipy.sparse.linalg.cg
 
 
+_DAMPING = (1e-8, 1e8)  # from beyond, it would take long to come back, or for ever
+
+
 class TruncatedNewtonState(NamedTuple):
     """The trust in the quadratic model so far."""
 
@@ -67,12 +70,14 @@ def truncated_newton(
         step, _info = _conjugate_gradients(damped, downhill, maxiter=iterations)
         promised = optax.tree.vdot(downhill, step) / 2  # cg's step has dᵀ(G + μI)d = -∇Eᵀd
         fall = value - value_fn(optax.tree.add(params, step))
-        kept = fall / promised
+        seen = promised > jnp.finfo(value.dtype).eps * jnp.abs(value)  # less is lost in rounding
+        kept = jnp.where(seen, fall / jnp.where(seen, promised, 1), 1)
         factor = jnp.where(kept > 0.75, 1 / 3, jnp.where(kept > 0.25, 1.0, 4.0))
         step = jax.tree.map(lambda leaf: jnp.where(fall > 0, leaf, 0), step)
-        return step, TruncatedNewtonState(state.damping * factor.astype(state.damping.dtype))
+        trust = jnp.clip(state.damping * factor, *_DAMPING)
+        return step, TruncatedNewtonState(trust.astype(state.damping.dtype))
 
-    return optax.GradientTransformationExtraArgs(initial, update)
+    return _for_full_batches(initial, update)
 
 
 def nonlinear_cg(
@@ -126,6 +131,12 @@ def _stepwise(solver: Any) -> optax.GradientTransformationExtraArgs:
         step = jax.tree.map(lambda a, b: jnp.where(done, 0, a - b), point, params)
         return step, jax.tree.map(lambda a, b: jnp.where(done, b, a), state_after, state)
 
+    return _for_full_batches(initial, update)
+
+
+def _for_full_batches(initial: Any, update: Any) -> optax.GradientTransformationExtraArgs:
+    """Marked, so that ``fit`` refuses minibatches."""
+    update.full_batch = True
     return optax.GradientTransformationExtraArgs(initial, update)
 
 

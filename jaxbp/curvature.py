@@ -84,10 +84,13 @@ def kronecker_factors(model: MLP, params: Params, batch: Batch) -> tuple[Kroneck
     outer product of its gradient with itself.
     """
     loss, residuals, deltas = errors(model, params, batch)
-    weight = None if batch.weight is None else shares(batch, loss)
+    share = shares(batch, loss)
+    weight = None if batch.weight is None else share
     return tuple(
         KroneckerFactors(
-            input=_with_one(_mean_outer(weight, r.input), _mean_row(weight, r.input)),
+            input=_with_one(
+                _mean_outer(weight, r.input), _mean_row(weight, r.input), jnp.sum(share)
+            ),
             delta=_mean_outer(weight, delta),
         )
         for r, delta in zip(residuals, deltas, strict=True)
@@ -140,16 +143,18 @@ def _loss_curvature(model: MLP, logits: Array, batch: Batch, tangent: Array) -> 
     return curved
 
 
-def _with_one(outer: Array, mean: Array) -> Array:
+def _with_one(outer: Array, mean: Array, total: Array) -> Array:
     """The mean of z̄z̄ᵀ from those of zzᵀ and z, for z̄ = (z, 1): no row is copied to append a 1."""
-    return jnp.block([[outer, mean[:, None]], [mean[None, :], jnp.ones((1, 1), mean.dtype)]])
+    return jnp.block([[outer, mean[:, None]], [mean[None, :], total[None, None]]])
 
 
 def _mean_outer(share: Array | None, rows: Array) -> Array:
     """Σₙ shareₙ rₙ rₙᵀ, (I, I); where shares are equal no weighted copy of the rows is made."""
     weighted = rows if share is None else share[..., None] * rows
-    outer = jnp.einsum("...i,...j->ij", weighted, rows)
-    return outer / (rows.size // rows.shape[-1]) if share is None else outer
+    wide = rows.dtype if rows.dtype.itemsize > 2 else jnp.float32  # squares overflow half precision
+    outer = jnp.einsum("...i,...j->ij", weighted, rows, preferred_element_type=wide)
+    mean = outer / (rows.size // rows.shape[-1]) if share is None else outer
+    return mean.astype(rows.dtype)
 
 
 def _mean_row(share: Array | None, rows: Array) -> Array:

@@ -1,6 +1,7 @@
 """``jaxbp diagnose``: train briefly, tell the health of every layer, and draw how it went."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,16 +34,19 @@ from jaxbp.train_options import (
     Hidden,
     LearningRate,
     OptimizerChoice,
+    OptionError,
     Plan,
     Seed,
     Target,
     Train,
     check_output,
     make_plan,
+    restless,
 )
 from jaxbp.training import Epoch, History, NonFiniteLossError, fit, jitted_init
 
 _SAMPLE = 512  # rows that distributions are taken over
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -92,21 +96,24 @@ class Diagnose:
 
 def run(options: Diagnose, console: Console) -> int:
     """Carry out the command; the exit status."""
-    check_output(options.output)
+    _check_picture(options.output)
+    if not math.isfinite(options.bias):
+        raise OptionError(f"--bias: got {options.bias}, expected a finite number")
     if options.lecture:
         flows = gradient_flow(key=jax.random.key(options.seed))
         console.print(align(flow_table(flows)), soft_wrap=True)
         path = options.output or _free("gradient_flow")
         flow_by_depth(path, flows)
+        status = 0
     else:
         path = options.output or _free("diagnosis")
-        diagnose(options, path, console)
+        status = diagnose(options, path, console)
     console.print(f"drawn in {path}", soft_wrap=True)
-    return 0
+    return status
 
 
-def diagnose(options: Diagnose, path: Path, console: Console) -> None:
-    """Train and watch; print the reports, draw the picture."""
+def diagnose(options: Diagnose, path: Path, console: Console) -> int:
+    """Train and watch; print the reports, draw the picture; 1 where training diverged."""
     with Interrupts(console) as interrupts:
         plan = make_plan(_as_train(options))
         scheme = None if options.scheme == "auto" else options.scheme
@@ -129,10 +136,13 @@ def diagnose(options: Diagnose, path: Path, console: Console) -> None:
         report = at_start
         if history.health:
             health = jax.tree.map(lambda values: values[-1], history.health)
-            report = judge(plan.model, health, unfelt=unfelt_errors(plan.model, kept[0], sample))
+            unfelt = unfelt_errors(plan.model, kept[0], sample)
+            report = judge(plan.model, health, unfelt=unfelt, restless=restless(options))
             epochs = len(history.training_loss)
             heading = f"\nafter {epochs} epochs, training loss {history.training_loss[-1]:.4g}"
             console.print(heading, str(report), sep="\n", soft_wrap=True)
+        if interrupts.asked:
+            console.print(f"interrupted: training ended with epoch {len(seen) - 1}")
         console.print(ended or ("every layer is healthy" if report.ok else ""), soft_wrap=True)
         units = " ".join(options.activation)
         network = describe_network({"network": plan.model.sizes, "activation": [units]})
@@ -143,6 +153,7 @@ def diagnose(options: Diagnose, path: Path, console: Console) -> None:
             start=at_start,
             health=history.health,
         )
+    return 1 if ended else 0
 
 
 def _trained(options: Diagnose, plan: Plan, params: Params, watch: Any) -> tuple[History, str]:
@@ -196,6 +207,14 @@ def _distributions(plan: Plan, params: Params, sample: Batch) -> Distributions:
 
 
 _jitted_distributions = jax.jit(distributions, static_argnums=0)
+
+
+def _check_picture(path: Path | None) -> None:
+    check_output(path)
+    if path and path.suffix not in _PICTURES:
+        raise OptionError(f"--output: got {path}, expected a name in {', '.join(_PICTURES)}")
+    if path and not path.parent.is_dir():
+        raise OptionError(f"--output: {path.parent} is no folder")
 
 
 def _free(stem: str) -> Path:

@@ -8,14 +8,14 @@ Layers are counted from 1, as on the page: layer 1 has the parameters ``params[0
                  Karpathy, CS231n notes, "Neural Networks Part 1", starts to worry)
     saturated    half of the units or more are flat: |h'| below 5 % of the activation's steepest, as
                  at |tanh| > 0.975, on three quarters of the batch or more (after Glorot and Bengio
-                 2010, section 3, who watch the units at ±1)
+                 2010, section 3, who watch the units at ±1); of an activation with a steep side,
+                 such as leaky ReLU, on all of it.  Comes before dead where there is no steep side
     exploding    ‖δ‖ is more than 1000 times that of the last layer
     vanishing    ‖δ‖ is less than a thousandth of that of the last layer: five sigmoid layers, each
                  with a slope of at most ¼, are enough (Hochreiter 1998)
     healthy      nothing of this
 
-An activation that is flat on one side only, such as ReLU, is not saturated where its slope is 0: it
-is off, as it should be for some examples, and dead if it is for all of them.
+Some hundred different rows are needed to tell a dead unit from one that is off for these few.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,27 +83,33 @@ def layer_health(model: MLP, params: Params, batch: Batch, updates: Params | Non
     updates are the changes ΔW of a step, as optax returns them.  Raises ValueError and TypeError
     where params or batch do not fit the model.
     """
+    if updates is not None:
+        _check_updates(params, updates)
     loss, residuals, deltas = errors(model, params, batch)
     share = shares(batch, loss)[..., None]
     grads = gradients(residuals, tuple(share * delta for delta in deltas))
-    weight = _norms(params)
-    delta = jnp.stack([jnp.sqrt(jnp.sum(share * d**2)) for d in deltas])
+    weight, delta = _norms(params), jnp.stack([_norm(delta, share) for delta in deltas])
     logits = residuals[-1].input @ params[-1].weight.T + params[-1].bias
     outputs = [*(residual.input for residual in residuals[1:]), logits]
+    means = [_mean(h, share) for h in outputs]
     slopes = [residual.slope for residual in residuals]
-    flat = [_flat(unit, slope) for unit, slope in zip(units_of(model), slopes, strict=True)]
-    update = jnp.full_like(weight, jnp.nan) if updates is None else _norms(updates)
+    pairs = list(zip(units_of(model), slopes, strict=True))
+    update = jnp.full_like(weight, jnp.nan)
+    if updates is not None:
+        update = jnp.nan_to_num(_norms(updates), nan=jnp.inf, posinf=jnp.inf)
     return Health(
         delta=delta,
         delta_ratio=delta / jnp.append(delta[1:], delta[-1]),
         gradient_to_weight=_norms(with_penalty(model, params, grads)) / weight,
         update_to_weight=update / weight,
         weight=weight,
-        slope=jnp.stack([jnp.sqrt(jnp.mean(slope**2)) for slope in slopes]),
-        dead=jnp.stack([_share_of_units(slope == 0, 1.0) for slope in slopes]),
-        saturated=jnp.stack([_share_of_units(where, MOSTLY) for where in flat]),
-        mean=jnp.stack([jnp.mean(h) for h in outputs]),
-        spread=jnp.stack([jnp.std(h) for h in outputs]),
+        slope=jnp.stack([jnp.sqrt(_mean(slope**2, share)) for slope in slopes]),
+        dead=jnp.stack([jnp.mean(_dead(slope, share)) for slope in slopes]),
+        saturated=jnp.stack([jnp.mean(_saturated(*pair, share)) for pair in pairs]),
+        mean=jnp.stack(means),
+        spread=jnp.stack(
+            [jnp.sqrt(_mean((h - m) ** 2, share)) for h, m in zip(outputs, means, strict=True)]
+        ),
     )
 
 
@@ -207,17 +213,27 @@ def layer_report(
     )
 
 
-def judge(model: MLP, health: Health, *, unfelt: bool = False) -> LayerReport:
+def judge(
+    model: MLP, health: Health, *, unfelt: bool = False, restless: float = RESTLESS
+) -> LayerReport:
     """The report on measured health, such as that of one epoch of a ``History``: (L,) a field.
 
-    unfelt is whether the output's error is small while the loss is not.
+    unfelt is whether the output's error is small while the loss is not, and restless how large an
+    update may be: infinite for a method that finds its own step.  Raises ValueError for a health
+    that is not of one time.
     """
+    layers = len(model.sizes) - 1
+    if np.shape(health.delta) != (layers,):
+        raise ValueError(
+            f"health: got fields of shape {np.shape(health.delta)}, expected ({layers},), such as "
+            "jax.tree.map(lambda values: values[-1], history.health)"
+        )
     columns = {field: np.asarray(values, float) for field, values in health._asdict().items()}
     rows = [
         LayerHealth(layer + 1, _verdict(columns, layer), *(c[layer] for c in columns.values()))
-        for layer in range(len(model.sizes) - 1)
+        for layer in range(layers)
     ]
-    return LayerReport(tuple(rows), tuple(_findings(rows, unfelt)))
+    return LayerReport(tuple(rows), tuple(_findings(rows, unfelt, restless)))
 
 
 # Verdicts and findings, on the host
@@ -226,7 +242,8 @@ def judge(model: MLP, health: Health, *, unfelt: bool = False) -> LayerReport:
 def _verdict(columns: dict[str, np.ndarray], layer: int) -> Verdict:
     here = {field: values[layer] for field, values in columns.items()}
     relative = here["delta"] / (columns["delta"][-1] or 1.0)
-    if not np.isfinite([here["delta"], here["mean"], here["weight"]]).all():
+    vital = [here["delta"], here["mean"], here["weight"]]
+    if not np.isfinite([*vital, here["gradient_to_weight"] if here["weight"] else 0]).all():
         return "not finite"
     if here["dead"] >= DEAD and here["dead"] > here["saturated"]:
         return "dead"
@@ -237,14 +254,15 @@ def _verdict(columns: dict[str, np.ndarray], layer: int) -> Verdict:
     return "vanishing" if relative < VANISHING and columns["delta"][-1] else "healthy"
 
 
-def _findings(rows: list[LayerHealth], unfelt: bool) -> list[Finding]:
+def _findings(rows: list[LayerHealth], unfelt: bool, restless: float) -> list[Finding]:
     """Causes, not consequences: a layer is named where the trouble starts."""
     strange = _not_finite(rows)
     if strange:
         return [strange]
     findings = []
-    fed = [True, *(row.spread > 0 for row in rows)]  # not by a layer that says the same to all
-    for row in [row for row in rows if fed[row.layer - 1]]:
+    sick = {"dead", "saturated"}
+    starved = [False, *(row.verdict in sick and row.spread == 0 for row in rows)]
+    for row in [row for row in rows if not starved[row.layer - 1]]:  # by a layer found already
         if row.verdict == "dead":
             what = f"{row.dead:.0%} of its units have zero slope on the whole batch"
             findings.append(Finding(row.layer, what, ADVICE["dead"]))
@@ -252,8 +270,8 @@ def _findings(rows: list[LayerHealth], unfelt: bool) -> list[Finding]:
             what = f"{row.saturated:.0%} of its units are flat on most of the batch"
             findings.append(Finding(row.layer, what, ADVICE["saturated"]))
     findings += _along_the_depth(rows)
-    for row in rows:
-        if row.update_to_weight > RESTLESS:
+    for row in [row for row in rows if row.weight]:
+        if row.update_to_weight > restless:
             what = f"a step changes its weights by {row.update_to_weight:.0%}"
             findings.append(Finding(row.layer, what, ADVICE["restless"]))
     if unfelt:
@@ -273,6 +291,10 @@ def _not_finite(rows: list[LayerHealth]) -> Finding | None:
     for row in reversed(rows):
         if not np.isfinite(row.delta):
             what = "its δ is not finite, though all activations are"
+            return Finding(row.layer, what, ADVICE["not finite"])
+    for row in rows:
+        if row.weight and not np.isfinite(row.gradient_to_weight):
+            what = "its gradient is not finite, though δ is: its inputs are not"
             return Finding(row.layer, what, ADVICE["not finite"])
     return None
 
@@ -431,28 +453,52 @@ _jitted_health: Callable[..., Health] = jax.jit(layer_health, static_argnums=0)
 
 def _norms(layers: Params) -> Array:
     """‖W‖ of every layer, (L,)."""
-    return jnp.stack([jnp.linalg.norm(layer.weight) for layer in layers])
+    return jnp.stack([_norm(layer.weight, 1) for layer in layers])
 
 
-def _share_of_units(condition: Array, share: float) -> Array:
-    """The share of units of which a condition (..., O) holds on that share of the examples."""
-    axes = range(condition.ndim - 1)
-    examples = condition.size // condition.shape[-1]  # counted, as a mean of ones may be below 1
-    return jnp.mean(jnp.sum(condition, axis=axes) >= share * examples)
+def _norm(values: Array, share: Array | int) -> Array:
+    """√ Σ share · value², where the squares alone would over- or underflow as well."""
+    largest = jnp.max(jnp.abs(values))
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return scale * jnp.sqrt(jnp.sum(share * (values / scale) ** 2))
 
 
-def _flat(unit: Activation, slope: Array) -> Array:
-    """Where a unit's slope (..., O) is flat; exactly zero counts if it has no steep side."""
+def _mean(values: Array, share: Array) -> Array:
+    """The mean over units and examples (..., O), each example as often as its weight says."""
+    return jnp.sum(share * values) / values.shape[-1]
+
+
+def _dead(slope: Array, share: Array) -> Array:
+    """Which units (O,) have zero slope on every example that counts."""
+    return _held(slope == 0, share, 1.0)
+
+
+def _saturated(unit: Activation, slope: Array, share: Array) -> Array:
+    """Which units (O,) are flat on most examples; of one that may be off, on all of them."""
     steepest, two_sided = _shape(unit)
     flat = jnp.abs(slope) < FLAT * steepest
-    return flat if two_sided else flat & (slope != 0)
+    if two_sided:
+        return _held(flat, share, MOSTLY)
+    return _held(flat, share, 1.0) & ~_dead(slope, share)
+
+
+def _held(condition: Array, share: Array, amount: float) -> Array:
+    """Whether a condition (..., O) holds on that part of the examples that have a share."""
+    axes, counted = range(condition.ndim - 1), share > 0
+    return jnp.sum(condition & counted, axis=axes) >= amount * jnp.sum(counted)
+
+
+def _check_updates(params: Params, updates: Params) -> None:
+    got, expected = (jax.tree.map(jnp.shape, tree) for tree in (updates, params))
+    if got != expected:
+        raise ValueError(f"updates: got {got}, expected the shapes of params, {expected}")
 
 
 @cache
 def _shape(unit: Activation) -> tuple[float, bool]:
     """An activation's steepest slope, and whether it is flat on both sides, as sigmoid is."""
     with jax.ensure_compile_time_eval():
-        _, slope = unit(jnp.linspace(-30, 30, 1201))
-        steepness = np.abs(np.asarray(slope, float))
-    steepest = float(np.max(steepness))
-    return steepest, bool(max(steepness[0], steepness[-1]) < FLAT * steepest)
+        _, near = unit(jnp.linspace(-3, 3, 601))  # where healthy units are
+        _, far = unit(jnp.array([-30.0, 30.0]))
+        steepest, flattest = float(np.max(np.abs(near))), float(np.max(np.abs(far)))
+    return steepest, flattest < FLAT * steepest

@@ -53,7 +53,8 @@ def per_example_norms(model: MLP, params: Params, batch: Batch, per_layer: bool 
     squares = _squared_norms(residuals, deltas)
     if model.l2:
         squares = squares + _squares_of_penalty(model.l2, params, residuals, deltas)
-    return jnp.sqrt(jnp.maximum(squares if per_layer else jnp.sum(squares, axis=-1), 0))
+    squares = squares if per_layer else jnp.sum(squares, axis=-1)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 # Clipped, and noisy
@@ -81,11 +82,12 @@ def clipped_gradient(
     """
     _check_reduction(reduction)
     loss, residuals, deltas = errors(model, params, batch)
-    bounds = _bounds(max_norm, per_layer, len(params)).astype(loss.dtype)
     squares = _squared_norms(residuals, deltas)
-    norms = jnp.sqrt(squares if per_layer else jnp.sum(squares, axis=-1, keepdims=True))
+    squares = squares if per_layer else jnp.sum(squares, axis=-1, keepdims=True)
+    bounds = _bounds(max_norm, per_layer, len(params)).astype(squares.dtype)
     share = shares(batch, loss)
-    factors = share[..., None] * bounds / jnp.maximum(norms, bounds)  # (B, L), or (B, 1)
+    clipped = bounds / jnp.sqrt(jnp.maximum(squares, bounds**2))  # (B, L), or (B, 1)
+    factors = share[..., None] * clipped.astype(share.dtype)
     scaled = tuple(
         delta * factors[..., number if per_layer else 0, None]
         for number, delta in enumerate(deltas)
@@ -102,15 +104,17 @@ def noisy_clipped_gradient(
     max_norm: MaxNorm,
     per_layer: bool = False,
     *,
-    noise_multiplier: float,
+    noise_multiplier: float | Array,
     key: Array,
     reduction: Reduction = "mean",
 ) -> tuple[Array, Params]:
     """``clipped_gradient`` with normal noise: the gradient of differentially private SGD.
 
-    The noise has the standard deviation noise_multiplier · S, where S = C · maxₙ shareₙ is how far
-    one example can move the clipped mean (C/B where weights are equal; per layer, C is the root of
-    the sum of the layers' C²): the Gaussian mechanism (Abadi et al. 2016, algorithm 1).
+    The noise has the standard deviation noise_multiplier · S.  S = C · maxₙ shareₙ is how far the
+    clipped mean moves when one example's gradient is taken to be 0, the divisor staying what it is:
+    C/B where weights are equal (per layer, C is the root of the sum of the layers' C²).  That is
+    the Gaussian mechanism (Abadi et al. 2016, algorithm 1), for batches of a size that is no
+    secret; rows padded by a weight of 0 would change the divisor, and are not for this.
 
     ``partial(noisy_clipped_gradient, max_norm=1.0, noise_multiplier=1.1)`` is a ``gradient=`` for
     ``fit``, which gives it a key of its own at every step.  The returned loss is of the data, and
@@ -118,14 +122,14 @@ def noisy_clipped_gradient(
     package dp-accounting; mind what it assumes of how minibatches are drawn: ``fit`` shuffles.
     Raises ValueError as ``clipped_gradient`` does, and for a negative noise_multiplier.
     """
-    if not noise_multiplier >= 0:
+    if not _known(noise_multiplier, 0) >= 0:
         raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
     _check_reduction(reduction)
     value, grads = clipped_gradient(model, params, batch, max_norm, per_layer)
     bounds = _bounds(max_norm, per_layer, len(params))
-    bound = np.linalg.norm(np.broadcast_to(bounds, len(params)) if per_layer else bounds)
+    bound = jnp.linalg.norm(jnp.broadcast_to(bounds, len(params) if per_layer else 1))
     share = shares(batch, jnp.ones(jnp.shape(batch.x)[:-1], value.dtype))
-    scale = noise_multiplier * float(bound) * jnp.max(share)
+    scale = (noise_multiplier * bound).astype(share.dtype) * jnp.max(share)
     leaves, tree = jax.tree.flatten(grads)
     keys = jax.random.split(key, len(leaves))
     noisy = [
@@ -206,9 +210,11 @@ def gradient_noise_scale(
     noise = correction * jnp.maximum(square - _dot(data, data), 0)
     grads = with_penalty(model, params, data)
     signal = _dot(grads, grads) - noise * jnp.sum(share**2)
-    simple = jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
+    simple = _over(noise, signal)
     if key is None:
         return NoiseScale(simple, None, signal, noise)
+    if probes < 1:
+        raise ValueError(f"probes: got {probes}, expected at least 1")
     product = partial(hessian_vector_product, model, params, batch)
 
     def probe(probe_key: Array) -> Array:
@@ -218,16 +224,20 @@ def gradient_noise_scale(
         return _dot(along, product(along))
 
     trace = correction * jnp.mean(jax.lax.map(probe, jax.random.split(key, probes)))
-    return NoiseScale(simple, trace / _dot(grads, product(grads)), signal, noise)
+    slope = _dot(grads, product(grads)) - trace * jnp.sum(share**2)  # unbiased, as signal is
+    return NoiseScale(simple, _over(trace, slope), signal, noise)
 
 
 # Contractions of (z, δ)
 
 
 def _squared_norms(residuals: tuple[Residual, ...], deltas: tuple[Array, ...]) -> Array:
-    """‖δₙ‖² (‖zₙ‖² + 1) of every layer, (B, L): the squared norm of δₙ zₙᵀ and of δₙ."""
+    """‖δₙ‖² (‖zₙ‖² + 1) of every layer, (B, L): the squared norm of δₙ zₙᵀ and of δₙ; in float32
+    or wider, for the squares of half precision soon are too large for it."""
+    wide = deltas[0].dtype if deltas[0].dtype.itemsize > 2 else jnp.float32
     squares = [
-        jnp.sum(delta**2, axis=-1) * (jnp.sum(residual.input**2, axis=-1) + 1)
+        jnp.sum(delta.astype(wide) ** 2, axis=-1)
+        * (jnp.sum(residual.input.astype(wide) ** 2, axis=-1) + 1)
         for residual, delta in zip(residuals, deltas, strict=True)
     ]
     return jnp.stack(squares, axis=-1)
@@ -261,6 +271,11 @@ def _ratio(mean: Array, variance: Array) -> Array:
     return jnp.where((spread > 0) | (mean == 0), some, jnp.inf)
 
 
+def _over(noise: Array, signal: Array) -> Array:
+    """Their ratio; infinite where no signal is left of the noise."""
+    return jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
+
+
 def _dot(a: Params, b: Params) -> Array:
     products = jax.tree.map(jnp.vdot, a, b)
     return jnp.sum(jnp.stack(jax.tree.leaves(products)))
@@ -275,12 +290,20 @@ def _check_reduction(reduction: Reduction) -> None:
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
 
 
-def _bounds(max_norm: MaxNorm, per_layer: bool, layers: int) -> np.ndarray:
-    bounds = np.asarray(max_norm, float)
+def _bounds(max_norm: MaxNorm, per_layer: bool, layers: int) -> Array:
+    bounds = jnp.asarray(max_norm, float)
     shapes = [(), (layers,)] if per_layer else [()]
     if bounds.shape not in shapes:
         expected = "one number" + (f", or one for each of {layers} layers" if per_layer else "")
         raise ValueError(f"max_norm: got shape {bounds.shape}, expected {expected}")
-    if not (bounds > 0).all():
+    if not np.all(_known(max_norm, 1) > 0):
         raise ValueError(f"max_norm: got {max_norm}, expected more than 0")
     return bounds
+
+
+def _known(value: MaxNorm, otherwise: float) -> np.ndarray:
+    """A value to check, which a traced one cannot be."""
+    try:
+        return np.asarray(value, float)
+    except jax.errors.TracerArrayConversionError:
+        return np.asarray(otherwise)

@@ -126,8 +126,10 @@ def diagnosis(
     for column, layer in enumerate(shown):
         name = "output layer" if layer == layers - 1 else f"layer {layer + 1}"
         grid[0, column].set_title(name, fontsize=10, color=_layer_color(layer, layers))
+        lost = np.isnan(seen.output[:, layer]).all()
         for axes, quantiles in zip(grid[:, column], seen, strict=True):
-            _bands(axes, np.asarray(quantiles)[:, layer], _layer_color(layer, layers))
+            nothing = "not finite" if lost else "all 0"
+            _bands(axes, np.asarray(quantiles)[:, layer], _layer_color(layer, layers), nothing)
         grid[1, column].set_xlabel("epoch")
     grid[1, 0].set_yscale("log" if np.nanmax(np.asarray(seen.delta), initial=0) > 0 else "linear")
     grid[0, 0].set_ylabel("output h")
@@ -137,14 +139,15 @@ def diagnosis(
     _flow_before_and_after(flow, start, health)
     for axes in (*grid.ravel(), shares, flow):
         _quiet(axes)
+        _counted(axes)
     figure.savefig(path, dpi=150)
 
 
-def _bands(axes: Axes, quantiles: np.ndarray, color: Any) -> None:
+def _bands(axes: Axes, quantiles: np.ndarray, color: Any, nothing: str) -> None:
     """Median, middle half and middle 90 % by epoch; quantiles (E + 1, 5)."""
     epochs = np.arange(len(quantiles))
     if np.isnan(quantiles).all():
-        axes.text(0.5, 0.5, "all 0", transform=axes.transAxes, ha="center", color=color)
+        axes.text(0.5, 0.5, nothing, transform=axes.transAxes, ha="center", color=color)
     lowest, low, median, high, highest = quantiles.T
     axes.fill_between(epochs, lowest, highest, color=color, alpha=0.2, lw=0)
     axes.fill_between(epochs, low, high, color=color, alpha=0.4, lw=0)
@@ -157,7 +160,8 @@ def _shares(axes: Axes, start: LayerReport, health: Health | None) -> None:
         color = _layer_color(layer, layers)
         for first, share, style in ((row.dead, "dead", "-"), (row.saturated, "saturated", "--")):
             later = [] if health is None else getattr(health, share)[:, layer]
-            axes.plot(100 * np.array([first, *later]), color=color, ls=style)
+            marker = "" if len(later) else "o"  # one point is no line
+            axes.plot(100 * np.array([first, *later]), color=color, ls=style, marker=marker)
     axes.plot([], [], color="black", ls="-", label="dead")
     axes.plot([], [], color="black", ls="--", label="saturated")
     axes.set(xlabel="epoch", ylabel="units, %", ylim=(-4, 104), title="dead and saturated units")
@@ -178,7 +182,6 @@ def _flow_before_and_after(axes: Axes, start: LayerReport, health: Health | None
         axes.plot(numbers[none], 0 * numbers[none] + 0.02, "v", color=color, transform=foot)
     axes.set(xlabel="layer", ylabel="‖δ‖ / ‖δ‖ of the last layer", title="gradient flow")
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -214,3 +217,8 @@ def _layer_color(layer: int, layers: int) -> Any:
 def _quiet(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _counted(axes: Axes) -> None:
+    """Whole numbers along the x axis: epochs, layers."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))

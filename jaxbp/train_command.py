@@ -28,7 +28,7 @@ from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.mlp import MLP, Params
 from jaxbp.plotting import learning_curve
 from jaxbp.tables import plain
-from jaxbp.train_options import GRADIENTS, Plan, Train, make_folder, make_plan
+from jaxbp.train_options import GRADIENTS, Plan, Train, make_folder, make_plan, restless
 from jaxbp.training import (
     Epoch,
     History,
@@ -80,11 +80,13 @@ def run(options: Train, console: Console) -> int:
     console.print(facts_table(summary), scores_table(summary), sep="\n")
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
-    if outcome.history.health:
-        health = jax.tree.map(lambda values: values[-1], outcome.history.health)
+    if outcome.history.health and outcome.kept_epoch:
+        kept = outcome.kept_epoch - 1
+        health = jax.tree.map(lambda values: values[kept], outcome.history.health)
         sample = jax.tree.map(lambda array: array[:512], plan.to_fit)
         unfelt = unfelt_errors(plan.model, outcome.params, sample)
-        console.print(str(judge(plan.model, health, unfelt=unfelt)), soft_wrap=True)
+        report = judge(plan.model, health, unfelt=unfelt, restless=restless(options))
+        console.print(str(report), soft_wrap=True)
     console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
 

@@ -18,6 +18,7 @@ from tyro.conf import arg
 from jaxbp import batch_methods
 from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
 from jaxbp.data import DataError, Dataset, Task, load
+from jaxbp.diagnostics import RESTLESS
 from jaxbp.gradient import Batch, autodiff, backprop
 from jaxbp.heads import smooth_labels
 from jaxbp.mlp import MLP
@@ -310,6 +311,11 @@ def check_output(path: Path | None) -> None:
     """Raise OptionError where something would be overwritten."""
     if path and path.exists():
         raise OptionError(f"--output: {path} exists, and nothing is overwritten")
+
+
+def restless(options: Any) -> float:
+    """How large an update is no cause for concern: any, of an optimiser that finds its own step."""
+    return math.inf if LEARNING_RATES[options.optimizer] is None else RESTLESS
 
 
 def _task(options: Train) -> Task | None:

@@ -354,7 +354,7 @@ def _is_random(gradient: Gradient) -> bool:
             "as fit gives it a key of its own at every step"
         )
     try:
-        return "key" in inspect.signature(gradient).parameters
+        return "key" in inspect.signature(gradient, follow_wrapped=False).parameters
     except (TypeError, ValueError):  # a callable without a signature
         return False
 
@@ -378,6 +378,8 @@ def _check_arguments(
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
         )
+    if batch_size is not None and getattr(optimizer.update, "full_batch", False):
+        raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
     if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
         raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
 

@@ -178,11 +178,17 @@ def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
     assert "layer 1: 100% of its units have zero slope on the whole batch" in printed
     assert "recommended: small positive biases" in printed
     assert (elsewhere / "diagnosis-1.png").stat().st_size > 10_000
-    assert run("diagnose", "diabetes", "--hidden", "--epochs", 3, "--learning-rate", 1e30) == 0
+    assert run("diagnose", "diabetes", "--hidden", "--epochs", 3, "--learning-rate", 1e30) == 1
     printed = capsys.readouterr().out
     assert "diverged in epoch 1" in printed
     assert (elsewhere / "diagnosis-2.png").exists()
-    assert "exists, and nothing is" in refused(capsys, "diagnose", "--output", "diagnosis-2.png")
+    for name, message in [
+        ("diagnosis-2.png", "exists, and nothing is overwritten"),
+        ("diagnosis-3", "expected a name in .png, .svg, .pdf"),
+        ("nowhere/diagnosis.png", "--output: nowhere is no folder"),
+    ]:
+        assert message in refused(capsys, "diagnose", "--output", name)
+    assert "--bias: got nan" in refused(capsys, "diagnose", "--bias", "nan")
 
 
 def test_diagnose_draws_the_lectures_figure(elsewhere, capsys, monkeypatch):

@@ -267,3 +267,19 @@ def test_a_missing_optimistix_is_named(monkeypatch):
         batch_methods.truncated_newton(0)
     with pytest.raises(ValueError, match="method: got 'newton', expected one of fletcher_reeves"):
         batch_methods.nonlinear_cg("newton")
+
+
+@pytest.mark.parametrize("start", [1e-30, 1e30])
+def test_trust_is_neither_lost_nor_blind_for_ever(start):
+    """However far the damping has gone, it comes back; and who has converged stays there."""
+    optimizer = batch_methods.truncated_newton(damping=start)
+    loss, record = full_batch(optimizer, 60)
+    assert loss < record[0]
+    model = jaxbp.MLP((1, 1), (), HEADS["linear_half_squared_error"])
+    there = (jaxbp.Layer(jnp.ones((1, 1)), jnp.zeros(1)),)
+    batch = jaxbp.Batch(jnp.ones((2, 1)), jnp.ones((2, 1)))
+    options = {"epochs": 90, "key": jax.random.key(0), "params": there}
+    params, _ = jaxbp.fit(model, batch, optimizer=optimizer, batch_size=None, **options)
+    assert jaxbp.compare(params, there).relative_error == 0
+    with pytest.raises(ValueError, match="batch_size: got 1, expected None: it is a full-batch"):
+        jaxbp.fit(model, batch, optimizer=optimizer, batch_size=1, **options)

@@ -152,8 +152,12 @@ def test_the_vital_signs_are_what_they_are_said_to_be(head, x64):
         expected = [np.linalg.norm(layer.weight) for layer in tree]
         np.testing.assert_allclose(ratio, np.divide(expected, sizes), rtol=1e-12)
     outputs = [residuals[1].input, residuals[2].input, logits]
-    np.testing.assert_allclose(health.mean, [np.mean(h) for h in outputs], rtol=1e-12)
-    np.testing.assert_allclose(health.spread, [np.std(h) for h in outputs], rtol=1e-12)
+    means = [share @ np.mean(h, axis=1) for h in outputs]
+    spreads = [
+        np.sqrt(share @ np.mean((h - m) ** 2, axis=1)) for h, m in zip(outputs, means, strict=True)
+    ]
+    np.testing.assert_allclose(health.mean, means, rtol=1e-12)
+    np.testing.assert_allclose(health.spread, spreads, rtol=1e-12)
     dead = [np.mean((np.asarray(h) == 0).all(axis=0)) for h in outputs[:2]]
     np.testing.assert_allclose(health.dead, [*dead, 0.0], rtol=1e-6)
     assert np.isnan(diagnostics.layer_health(model, params, batch).update_to_weight).all()
@@ -260,6 +264,49 @@ def test_what_does_not_fit_is_named():
     model, params = network(activations.relu)
     with pytest.raises(ValueError, match=r"x: got shape \(200, 3\), expected \(..., 20\)"):
         diagnostics.layer_report(model, params, batch_of()._replace(x=np.ones((200, 3))))
+    with pytest.raises(ValueError, match=r"updates: got \(Layer\(weight=\(64, 20\)"):
+        diagnostics.layer_report(model, params, batch_of(), params[:1])
+    every_epoch = jax.tree.map(lambda values: values[None], diagnostics.layer_health(*of(RELU)))
+    with pytest.raises(ValueError, match=r"health: got fields of shape \(1, 4\), expected \(4,\)"):
+        diagnostics.judge(model, every_epoch)
+
+
+def test_rows_of_weight_zero_are_not_seen():
+    model, params, (x, target, _) = plant("half of the ReLUs dead")
+    seen = diagnostics.layer_health(model, params, jaxbp.Batch(x[:100], target[:100]))
+    padded = jaxbp.Batch(x.at[100:].set(50.0), target, (jnp.arange(200) < 100).astype(jnp.float32))
+    for one, other in zip(seen, diagnostics.layer_health(model, params, padded), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_leaky_relus_that_are_off_for_most_are_not_saturated():
+    """As ReLUs that are off for most are not dead: three quarters of the rows on the flat side."""
+    model = jaxbp.MLP((1, 1, 1), activations.leaky_relu, heads.linear_squared_error)
+    params = (jaxbp.Layer(jnp.ones((1, 1)), jnp.zeros(1)),) * 2
+    for inputs, share in (([-1, -1, -1, 1], 0.0), ([-1, -1, -1, -1], 1.0)):
+        batch = jaxbp.Batch(jnp.array(inputs, jnp.float32)[:, None], jnp.ones((4, 1)))
+        assert diagnostics.layer_health(model, params, batch).saturated[0] == share
+
+
+def test_what_float32_holds_but_not_its_square():
+    """40 sigmoid layers, and weights of 1e25: small and large, but neither 0 nor infinite."""
+    model, params = network(activations.sigmoid, (64,) * 40)
+    health = diagnostics.layer_health(model, params, batch_of())
+    assert 0 < health.delta[0] < 1e-22
+    model, params = network(activations.tanh, (64,))
+    report = diagnostics.layer_report(model, in_layer(params, 1, scale=1e25), batch_of())
+    assert report.layers[0].verdict == "saturated"
+
+
+def test_a_gradient_that_is_not_finite_is_told_of():
+    """tanh hides an infinite input from everything but the gradient of its weights."""
+    model, params = network(activations.tanh)
+    infinite = jaxbp.Batch(X.at[0, 0].set(np.inf), T)
+    report = diagnostics.layer_report(model, params, infinite)
+    assert [f.layer for f in report.findings] == [1]
+    assert "its gradient is not finite" in report.findings[0].what
+    lost = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    assert not diagnostics.layer_report(model, params, batch_of(), lost)
 
 
 def test_distributions_are_quantiles():
