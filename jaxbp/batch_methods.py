@@ -70,7 +70,7 @@ def truncated_newton(
         step, _info = _conjugate_gradients(damped, downhill, maxiter=iterations)
         promised = optax.tree.vdot(downhill, step) / 2  # cg's step has dᵀ(G + μI)d = -∇Eᵀd
         fall = value - value_fn(optax.tree.add(params, step))
-        seen = promised > jnp.finfo(value.dtype).eps * jnp.abs(value)  # less is lost in rounding
+        seen = value + promised > value  # less is lost in rounding
         kept = jnp.where(seen, fall / jnp.where(seen, promised, 1), 1)
         factor = jnp.where(kept > 0.75, 1 / 3, jnp.where(kept > 0.25, 1.0, 4.0))
         step = jax.tree.map(lambda leaf: jnp.where(fall > 0, leaf, 0), step)
