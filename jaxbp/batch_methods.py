@@ -20,7 +20,7 @@ from jaxbp.mlp import Params
 
 _conjugate_gradients: Callable[..., tuple[Any, None]] = jax.scipy.sparse.linalg.cg
 
-
+_CARRIED_ON = ("fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "dai_yuan")
 _DAMPING = (1e-8, 1e8)  # from beyond, it would take long to come back, or for ever
 
 
@@ -99,9 +99,6 @@ def nonlinear_cg(
     search = optimistix.BacktrackingArmijo(decrease_factor=0.5, slope=1e-4)
     carried_on = getattr(optimistix, method)
     return _stepwise(optimistix.NonlinearCG(rtol, atol, method=carried_on, search=search))
-
-
-_CARRIED_ON = ("fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "dai_yuan")
 
 
 def bfgs(*, rtol: float = 1e-8, atol: float = 1e-8) -> optax.GradientTransformationExtraArgs:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, errors, shares, with_penalty
 from jaxbp.mlp import MLP, Layer, Params, Residual, backward, forward, gradients, units_of
@@ -34,7 +35,7 @@ def hessian_vector_product(model: MLP, params: Params, batch: Batch, vector: Par
     >>> print(f"{product.weight.item():.1f} {product.bias.item():.1f}")
     0.9 0.3
     """
-    _check_vector(params, vector)
+    check_like("vector", vector, params)
     logits, residuals = forward(model, params, batch.x)
     r_logits, r_residuals = r_forward(model, params, residuals, vector)
 
@@ -60,7 +61,7 @@ def gauss_newton_vector_product(model: MLP, params: Params, batch: Batch, vector
     classical 2 σ'² there.  A head of your own whose loss is not convex in its logits needs a
     ``gauss_newton`` as well.  Raises ValueError where vector, or another argument, does not fit.
     """
-    _check_vector(params, vector)
+    check_like("vector", vector, params)
     logits, residuals = forward(model, params, batch.x)
     tangent, _ = r_forward(model, params, residuals, vector)
     loss, _ = model.head.loss(logits, batch.target)
@@ -102,16 +103,16 @@ def r_forward(
 ) -> tuple[Array, tuple[Residual, ...]]:
     """R-forward: what ``forward`` returns, differentiated along vector: R{logits} and, a layer,
     R{z} (B, I) and R{h'(a)} = h''(a) R{a} (B, O)."""
-    r_z, through_input = jnp.zeros_like(residuals[0].input), False  # the network's input is given
-    r_residuals = []
+    r_z = jnp.zeros_like(residuals[0].input)  # the network's input does not depend on params
+    r_residuals: list[Residual] = []
     for unit, layer, v, residual in zip(units_of(model), params, vector, residuals, strict=True):
         z = residual.input
         a, r_a = z @ layer.weight.T + layer.bias, z @ v.weight.T + v.bias
-        if through_input:
+        if r_residuals:  # below the first layer there is nothing to pass on
             r_a = r_a + r_z @ layer.weight.T
         _, (_, r_slope) = jax.jvp(unit, (a,), (r_a,))
         r_residuals.append(Residual(input=r_z, slope=r_slope))
-        r_z, through_input = residual.slope * r_a, True
+        r_z = residual.slope * r_a
     return r_z, tuple(r_residuals)
 
 
@@ -151,8 +152,7 @@ def _with_one(outer: Array, mean: Array, total: Array) -> Array:
 def _mean_outer(share: Array | None, rows: Array) -> Array:
     """Σₙ shareₙ rₙ rₙᵀ, (I, I); where shares are equal no weighted copy of the rows is made."""
     weighted = rows if share is None else share[..., None] * rows
-    wide = rows.dtype if rows.dtype.itemsize > 2 else jnp.float32  # squares overflow half precision
-    outer = jnp.einsum("...i,...j->ij", weighted, rows, preferred_element_type=wide)
+    outer = jnp.einsum("...i,...j->ij", weighted, rows, preferred_element_type=wide_enough(rows))
     mean = outer / (rows.size // rows.shape[-1]) if share is None else outer
     return mean.astype(rows.dtype)
 
@@ -163,7 +163,16 @@ def _mean_row(share: Array | None, rows: Array) -> Array:
     return jnp.einsum("...,...i->i", share, rows)
 
 
-def _check_vector(params: Params, vector: Params) -> None:
-    got, expected = (jax.tree.map(jnp.shape, tree) for tree in (vector, params))
+# What others need as well
+
+
+def check_like(name: str, tree: Params, params: Params) -> None:
+    """Raise ValueError, naming the argument, where a tree has not the shapes of params."""
+    got, expected = (jax.tree.map(jnp.shape, each) for each in (tree, params))
     if got != expected:
-        raise ValueError(f"vector: got {got}, expected the shapes of params, {expected}")
+        raise ValueError(f"{name}: got {got}, expected the shapes of params, {expected}")
+
+
+def wide_enough(rows: Array) -> DTypeLike:
+    """A dtype to sum squares in: rows' own, or float32 where half precision would overflow."""
+    return rows.dtype if rows.dtype.itemsize > 2 else jnp.float32

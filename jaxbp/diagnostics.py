@@ -31,9 +31,11 @@ from jax import Array
 
 from jaxbp import activations as units
 from jaxbp.activations import Activation
+from jaxbp.curvature import check_like
 from jaxbp.gradient import Batch, errors, shares, with_penalty
 from jaxbp.heads import softmax_cross_entropy
-from jaxbp.mlp import MLP, Params, gradients, init, units_of
+from jaxbp.mlp import MLP, Params, Residual, init, units_of
+from jaxbp.per_example import weighted_gradients
 from jaxbp.tables import Table, align, html, number, plain
 
 Verdict = Literal["healthy", "vanishing", "exploding", "dead", "saturated", "not finite"]
@@ -43,6 +45,8 @@ FLAT, MOSTLY = 0.05, 0.75  # a flat slope, relative to the steepest; the share o
 VANISHING, EXPLODING = 1e-3, 1e3  # ‖δ‖ relative to the last layer's
 RESTLESS = 0.1  # an update relative to its weights; a healthy one is about 1e-3 (Karpathy, CS231n)
 WRONG, UNFELT, MANY = 0.25, 1e-2, 0.1  # an example's loss; ‖error‖ relative to its √; their share
+
+_UNITS_ARE_SICK = {"dead", "saturated"}
 
 ADVICE: dict[str, str] = {
     "vanishing": "hidden units of the ReLU family (relu, leaky_relu, elu), whose slope is 1 where "
@@ -84,13 +88,12 @@ def layer_health(model: MLP, params: Params, batch: Batch, updates: Params | Non
     where params or batch do not fit the model.
     """
     if updates is not None:
-        _check_updates(params, updates)
+        check_like("updates", updates, params)
     loss, residuals, deltas = errors(model, params, batch)
     share = shares(batch, loss)[..., None]
-    grads = gradients(residuals, tuple(share * delta for delta in deltas))
+    grads = weighted_gradients(share[..., 0], residuals, deltas)
     weight, delta = _norms(params), jnp.stack([_norm(delta, share) for delta in deltas])
-    logits = residuals[-1].input @ params[-1].weight.T + params[-1].bias
-    outputs = [*(residual.input for residual in residuals[1:]), logits]
+    outputs = _outputs(params, residuals)
     means = [_mean(h, share) for h in outputs]
     slopes = [residual.slope for residual in residuals]
     pairs = list(zip(units_of(model), slopes, strict=True))
@@ -111,6 +114,65 @@ def layer_health(model: MLP, params: Params, batch: Batch, updates: Params | Non
             [jnp.sqrt(_mean((h - m) ** 2, share)) for h, m in zip(outputs, means, strict=True)]
         ),
     )
+
+
+_jitted_health: Callable[..., Health] = jax.jit(layer_health, static_argnums=0)
+
+
+def _outputs(params: Params, residuals: tuple[Residual, ...]) -> list[Array]:
+    """h (B, O) of every layer: what the next one was given, and the logits."""
+    logits = residuals[-1].input @ params[-1].weight.T + params[-1].bias
+    return [*(residual.input for residual in residuals[1:]), logits]
+
+
+def _norms(layers: Params) -> Array:
+    """‖W‖ of every layer, (L,)."""
+    return jnp.stack([_norm(layer.weight, 1) for layer in layers])
+
+
+def _norm(values: Array, share: Array | int) -> Array:
+    """√ Σ share · value², where the squares alone would over- or underflow as well."""
+    largest = jnp.max(jnp.abs(values))
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return scale * jnp.sqrt(jnp.sum(share * (values / scale) ** 2))
+
+
+def _mean(values: Array, share: Array) -> Array:
+    """The mean over units and examples (..., O), each example as often as its weight says."""
+    return jnp.sum(share * values) / values.shape[-1]
+
+
+def _dead(slope: Array, share: Array) -> Array:
+    """Which units (O,) have zero slope on every example that counts."""
+    return _held(slope == 0, share, 1.0)
+
+
+def _saturated(unit: Activation, slope: Array, share: Array) -> Array:
+    """Which units (O,) are flat on most examples; of one that may be off, on all of them."""
+    steepest, two_sided = _shape(unit)
+    flat = jnp.abs(slope) < FLAT * steepest
+    if two_sided:
+        return _held(flat, share, MOSTLY)
+    return _held(flat, share, 1.0) & ~_dead(slope, share)
+
+
+def _held(condition: Array, share: Array, amount: float) -> Array:
+    """Whether a condition (..., O) holds on that part of the examples that have a share."""
+    axes, counted = range(condition.ndim - 1), share > 0
+    return jnp.sum(condition & counted, axis=axes) >= amount * jnp.sum(counted)
+
+
+@cache
+def _shape(unit: Activation) -> tuple[float, bool]:
+    """An activation's steepest slope, and whether it is flat on both sides, as sigmoid is."""
+    with jax.ensure_compile_time_eval():
+        _, near = unit(jnp.linspace(-3, 3, 601))  # where healthy units are
+        _, far = unit(jnp.array([-30.0, 30.0]))
+        steepest, flattest = float(np.max(np.abs(near))), float(np.max(np.abs(far)))
+    return steepest, flattest < FLAT * steepest
+
+
+# The report
 
 
 class LayerHealth(NamedTuple):
@@ -164,18 +226,8 @@ class LayerReport(NamedTuple):
 
     def table(self) -> Table:
         """A row a layer."""
-        columns = (
-            "layer",
-            "‖δ‖",
-            "ratio",
-            "∇W/W",
-            "ΔW/W",
-            "dead",
-            "saturated",
-            "output",
-            "verdict",
-        )
-        return Table(columns, [_cells(row) for row in self.layers])
+        signs = ("‖δ‖", "ratio", "∇W/W", "ΔW/W", "dead", "saturated", "output")
+        return Table(("layer", *signs, "verdict"), [_cells(row) for row in self.layers])
 
     def __str__(self) -> str:
         return "\n".join([align(self.table()), *self.lines()])
@@ -260,8 +312,7 @@ def _findings(rows: list[LayerHealth], unfelt: bool, restless: float) -> list[Fi
     if strange:
         return [strange]
     findings = []
-    sick = {"dead", "saturated"}
-    starved = [False, *(row.verdict in sick and row.spread == 0 for row in rows)]
+    starved = [False, *(row.verdict in _UNITS_ARE_SICK and row.spread == 0 for row in rows)]
     for row in [row for row in rows if not starved[row.layer - 1]]:  # by a layer found already
         if row.verdict == "dead":
             what = f"{row.dead:.0%} of its units have zero slope on the whole batch"
@@ -313,7 +364,7 @@ def _along_the_depth(rows: list[LayerHealth]) -> list[Finding]:
         steps = np.abs(np.log([row.delta_ratio for row in way]))
         slopes = np.abs(np.log([row.slope for row in way]))
     at = int(np.argmax(steps))
-    if way[at].verdict in {"dead", "saturated"}:  # which says it already
+    if way[at].verdict in _UNITS_ARE_SICK:  # which says it already
         return []
     if steps[at] < whole / 2:
         a_layer = (reached.delta / last) ** (1 / len(way))
@@ -364,11 +415,9 @@ class Distributions(NamedTuple):
 def distributions(model: MLP, params: Params, batch: Batch) -> Distributions:
     """How outputs h and errors |δ| are spread in every layer, at 5, 25, 50, 75 and 95 %."""
     _, residuals, deltas = errors(model, params, batch)
-    logits = residuals[-1].input @ params[-1].weight.T + params[-1].bias
-    outputs = [*(residual.input for residual in residuals[1:]), logits]
     levels = jnp.array(QUANTILES) / 100
     return Distributions(
-        output=jnp.stack([jnp.quantile(h, levels) for h in outputs]),
+        output=jnp.stack([jnp.quantile(h, levels) for h in _outputs(params, residuals)]),
         delta=jnp.stack(
             [jnp.nanquantile(jnp.where(d == 0, jnp.nan, jnp.abs(d)), levels) for d in deltas]
         ),
@@ -429,9 +478,7 @@ def gradient_flow(
     flows = []
     for scheme in schemes:
         deepest = _hidden(width, max(depths), units.identity)
-        params = init(
-            params_key, deepest, scheme=scheme
-        )  # shallower networks have its first layers
+        params = init(params_key, deepest, scheme=scheme)  # shallower ones take its first layers
         for (name, unit), depth in product(activations.items(), depths):
             model = _hidden(width, depth, unit)
             _, _, deltas = errors(model, (*params[:depth], params[-1]), batch)
@@ -443,62 +490,3 @@ def gradient_flow(
 
 def _hidden(width: int, depth: int, unit: Activation) -> MLP:
     return MLP((width, *(width,) * depth, 10), unit, softmax_cross_entropy)
-
-
-# Measuring one layer
-
-
-_jitted_health: Callable[..., Health] = jax.jit(layer_health, static_argnums=0)
-
-
-def _norms(layers: Params) -> Array:
-    """‖W‖ of every layer, (L,)."""
-    return jnp.stack([_norm(layer.weight, 1) for layer in layers])
-
-
-def _norm(values: Array, share: Array | int) -> Array:
-    """√ Σ share · value², where the squares alone would over- or underflow as well."""
-    largest = jnp.max(jnp.abs(values))
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return scale * jnp.sqrt(jnp.sum(share * (values / scale) ** 2))
-
-
-def _mean(values: Array, share: Array) -> Array:
-    """The mean over units and examples (..., O), each example as often as its weight says."""
-    return jnp.sum(share * values) / values.shape[-1]
-
-
-def _dead(slope: Array, share: Array) -> Array:
-    """Which units (O,) have zero slope on every example that counts."""
-    return _held(slope == 0, share, 1.0)
-
-
-def _saturated(unit: Activation, slope: Array, share: Array) -> Array:
-    """Which units (O,) are flat on most examples; of one that may be off, on all of them."""
-    steepest, two_sided = _shape(unit)
-    flat = jnp.abs(slope) < FLAT * steepest
-    if two_sided:
-        return _held(flat, share, MOSTLY)
-    return _held(flat, share, 1.0) & ~_dead(slope, share)
-
-
-def _held(condition: Array, share: Array, amount: float) -> Array:
-    """Whether a condition (..., O) holds on that part of the examples that have a share."""
-    axes, counted = range(condition.ndim - 1), share > 0
-    return jnp.sum(condition & counted, axis=axes) >= amount * jnp.sum(counted)
-
-
-def _check_updates(params: Params, updates: Params) -> None:
-    got, expected = (jax.tree.map(jnp.shape, tree) for tree in (updates, params))
-    if got != expected:
-        raise ValueError(f"updates: got {got}, expected the shapes of params, {expected}")
-
-
-@cache
-def _shape(unit: Activation) -> tuple[float, bool]:
-    """An activation's steepest slope, and whether it is flat on both sides, as sigmoid is."""
-    with jax.ensure_compile_time_eval():
-        _, near = unit(jnp.linspace(-3, 3, 601))  # where healthy units are
-        _, far = unit(jnp.array([-30.0, 30.0]))
-        steepest, flattest = float(np.max(np.abs(near))), float(np.max(np.abs(far)))
-    return steepest, flattest < FLAT * steepest

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.curvature import hessian_vector_product
+from jaxbp.curvature import hessian_vector_product, wide_enough
 from jaxbp.gradient import Batch, errors, penalty, shares, with_penalty
 from jaxbp.mlp import MLP, Layer, Params, Residual, gradients
 
@@ -160,7 +160,10 @@ def gradient_moments(model: MLP, params: Params, batch: Batch) -> Moments:
     mean², which in float32 is rounding where the mean is 1000 times the spread.
     """
     loss, residuals, deltas = errors(model, params, batch)
-    mean, second = _data_moments(shares(batch, loss), residuals, deltas)
+    share = shares(batch, loss)
+    mean = weighted_gradients(share, residuals, deltas)
+    squared = tuple(Residual(residual.input**2, residual.slope) for residual in residuals)
+    second = weighted_gradients(share, squared, tuple(delta**2 for delta in deltas))
     variance = jax.tree.map(lambda m, s: jnp.maximum(s - m**2, 0), mean, second)
     mean = with_penalty(model, params, mean)
     return Moments(mean, jax.tree.map(lambda m, v: m**2 + v, mean, variance), variance)
@@ -172,8 +175,12 @@ def signal_to_noise(model: MLP, params: Params, batch: Batch) -> Params:
     How clearly the examples agree on an entry: the mean over B of them is known to 1 / (√B · ratio)
     of itself.  Infinite where all examples agree exactly.
     """
+
+    def ratio(mean: Array, variance: Array) -> Array:
+        return jnp.where(mean == 0, 0, _over(jnp.abs(mean), jnp.sqrt(variance)))
+
     moments = gradient_moments(model, params, batch)
-    return cast(Params, jax.tree.map(_ratio, moments.mean, moments.variance))
+    return cast(Params, jax.tree.map(ratio, moments.mean, moments.variance))
 
 
 class NoiseScale(NamedTuple):
@@ -205,7 +212,7 @@ def gradient_noise_scale(
         raise ValueError("x: got one example, expected at least two, for their gradients to differ")
     share = shares(batch, loss)
     correction = 1 / (1 - jnp.sum(share**2))  # B / (B - 1) where weights are equal
-    data = gradients(residuals, tuple(share[..., None] * delta for delta in deltas))
+    data = weighted_gradients(share, residuals, deltas)
     square = jnp.sum(share * jnp.sum(_squared_norms(residuals, deltas), axis=-1))
     noise = correction * jnp.maximum(square - _dot(data, data), 0)
     grads = with_penalty(model, params, data)
@@ -220,7 +227,7 @@ def gradient_noise_scale(
     def probe(probe_key: Array) -> Array:
         signs = jnp.sqrt(share) * jax.random.rademacher(probe_key, share.shape, share.dtype)
         factors = signs - share * jnp.sum(signs)  # so that every gₙ is taken less their mean
-        along = gradients(residuals, tuple(factors[..., None] * delta for delta in deltas))
+        along = weighted_gradients(factors, residuals, deltas)
         return _dot(along, product(along))
 
     trace = correction * jnp.mean(jax.lax.map(probe, jax.random.split(key, probes)))
@@ -231,10 +238,17 @@ def gradient_noise_scale(
 # Contractions of (z, δ)
 
 
+def weighted_gradients(
+    factors: Array, residuals: tuple[Residual, ...], deltas: tuple[Array, ...]
+) -> Params:
+    """Σₙ cₙ δₙ zₙᵀ and Σₙ cₙ δₙ of every layer, for one factor (B,) an example."""
+    return gradients(residuals, tuple(factors[..., None] * delta for delta in deltas))
+
+
 def _squared_norms(residuals: tuple[Residual, ...], deltas: tuple[Array, ...]) -> Array:
     """‖δₙ‖² (‖zₙ‖² + 1) of every layer, (B, L): the squared norm of δₙ zₙᵀ and of δₙ; in float32
     or wider, for the squares of half precision soon are too large for it."""
-    wide = deltas[0].dtype if deltas[0].dtype.itemsize > 2 else jnp.float32
+    wide = wide_enough(deltas[0])
     squares = [
         jnp.sum(delta.astype(wide) ** 2, axis=-1)
         * (jnp.sum(residual.input.astype(wide) ** 2, axis=-1) + 1)
@@ -255,25 +269,9 @@ def _squares_of_penalty(
     return jnp.stack(added, axis=-1)
 
 
-def _data_moments(
-    share: Array, residuals: tuple[Residual, ...], deltas: tuple[Array, ...]
-) -> tuple[Params, Params]:
-    """Σₙ shareₙ δₙ zₙᵀ and Σₙ shareₙ (δₙ²)(zₙ²)ᵀ, with those of the biases."""
-    weighted = tuple(share[..., None] * delta for delta in deltas)
-    squared_inputs = tuple(Residual(r.input**2, r.slope) for r in residuals)
-    squared_deltas = tuple(share[..., None] * delta**2 for delta in deltas)
-    return gradients(residuals, weighted), gradients(squared_inputs, squared_deltas)
-
-
-def _ratio(mean: Array, variance: Array) -> Array:
-    spread = jnp.sqrt(variance)
-    some = jnp.abs(mean) / jnp.where(spread > 0, spread, 1)
-    return jnp.where((spread > 0) | (mean == 0), some, jnp.inf)
-
-
-def _over(noise: Array, signal: Array) -> Array:
-    """Their ratio; infinite where no signal is left of the noise."""
-    return jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
+def _over(a: Array, b: Array) -> Array:
+    """a / b, infinite where b is not positive."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), jnp.inf)
 
 
 def _dot(a: Params, b: Params) -> Array:
