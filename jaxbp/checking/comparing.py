@@ -8,10 +8,10 @@ A small leaf is never drowned by a large one, for each is measured by its own no
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.arguments import named_leaves
 from jaxbp.tables import Table, align, number, plain
 
 
@@ -98,13 +98,6 @@ def compare(claimed: Any, reference: Any) -> Comparison:
     if ours.keys() != theirs.keys():
         raise ValueError(f"claimed: got leaves {_names(ours)}, expected {_names(theirs)}")
     return Comparison(tuple(_compared(path, ours[path], theirs[path]) for path in ours))
-
-
-def named_leaves(tree: Any, root: str = "", none: bool = False) -> dict[str, Any]:
-    """The leaves of a tree by their paths, as in params[0].weight; None is one if asked."""
-    is_leaf = (lambda leaf: leaf is None) if none else None
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return {root + jax.tree_util.keystr(path): leaf for path, leaf in pairs}
 
 
 def _names(paths: Iterable[str]) -> str:

@@ -8,7 +8,6 @@ The leaves are the floating point arrays in the arguments that ``argnums`` names
 integers and random keys among it, is held as it is.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.checking.comparing import named_leaves
+from jaxbp.arguments import argument_names, named_leaves, positions_of
 from jaxbp.checking.tracing import Habits, habits
 
 Leaves = tuple[Any, ...]
@@ -95,8 +94,8 @@ def pose(
     """
     if not callable(f):
         raise TypeError(f"f: got {type(f).__name__}, expected a function")
-    positions = _positions(argnums, len(args))
-    names = _argument_names(f, len(args))
+    positions = positions_of(argnums, len(args))
+    names = argument_names(f, len(args))
     paths, leaves, arrays, constants = [], [], [], []
     fixed, roles = {}, ""
     for position, (name, arg) in enumerate(zip(names, args, strict=True)):
@@ -130,25 +129,6 @@ def pose(
     single = isinstance(argnums, int)
     problem = Problem(objective, tuple(leaves), tuple(paths), fixed, held, roots, single)
     return problem._replace(held=held._replace(cotangent=_cotangent(problem, cotangent, rng)))
-
-
-def _positions(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
-    if not count:
-        raise ValueError("args: got none, expected the arguments of f")
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if not positions or any(not isinstance(p, int) or not -count <= p < count for p in positions):
-        raise ValueError(f"argnums: got {argnums!r}, expected positions among {count} arguments")
-    return tuple(p % count for p in positions)
-
-
-def _argument_names(f: Callable[..., Any], count: int) -> list[str]:
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    names = [parameter.name for parameter in parameters if parameter.kind in positional]
-    return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
 
 
 def _is_float(path: str, leaf: Any) -> bool:

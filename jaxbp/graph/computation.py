@@ -1,0 +1,176 @@
+"""The computation graph of a function at a point: forward and backward, as on paper."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxbp.graph import drawing
+from jaxbp.graph.cost import Cost, cost_of
+from jaxbp.graph.explaining import check_domain, notes
+from jaxbp.graph.html import document
+from jaxbp.graph.nodes import Node, names_of, nodes_of
+from jaxbp.graph.page import backward_lines, forward_lines, page
+from jaxbp.graph.reverse import (
+    Received,
+    Traced,
+    adjoints,
+    check_rules,
+    gradient_trees,
+    trace_arguments,
+)
+from jaxbp.tables import Table, html
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A function's values at a point, and their adjoints; ``graph["a"]`` is the node named a.
+
+    ``print(graph)`` is the page: two tables, forward (name = operation = value) and backward
+    (adjoint = sum of adjoint × local derivative = value), what it costs, and notes where a
+    derivative is not what one might expect.
+    """
+
+    nodes: tuple[Node, ...]  # in the order of computation, arguments first
+    output: str  # the name of the node that the function returns
+    notes: tuple[str, ...]
+    traced: Traced = field(repr=False)
+    found: tuple[Array | None, ...] | None = field(repr=False)  # every step's adjoint
+
+    def __getitem__(self, name: str) -> Node:
+        """The node of that name; raises KeyError with the names there are."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(f"{name!r}: expected one of {', '.join(node.name for node in self.nodes)}")
+
+    def backward(self, cotangent: ArrayLike = 1) -> "Graph":
+        """The same graph with the adjoints for another adjoint of the output, of its shape.
+
+        A graph whose output is one number has those for 1 from the start.  Raises ValueError where
+        the shape is another.
+
+        >>> trace(lambda x, z: x * z, 2.0, 3.0).backward(10)["x"].adjoint.item()
+        30.0
+        """
+        y = self[self.output].value
+        if np.shape(cotangent) != y.shape:
+            got = np.shape(cotangent)
+            raise ValueError(f"cotangent: got shape {got}, expected {y.shape}, {self.output}'s")
+        return _graph(self.traced, jnp.asarray(cotangent, y.dtype))
+
+    @property
+    def gradients(self) -> tuple[Any, ...]:
+        """The adjoints of f's arguments, a tree an argument; None for a leaf of whole numbers."""
+        if self.found is None:
+            raise ValueError(_needs_cotangent(self[self.output]))
+        return gradient_trees(self.traced, self.found)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Operations forward and backward, counted."""
+        inputs = [
+            node for node in self.nodes if not node.operation and node.value.dtype.kind == "f"
+        ]
+        return cost_of(self.traced.recording, sum(node.value.size for node in inputs))
+
+    def __str__(self) -> str:
+        return page(self.nodes, self.remarks)
+
+    def _repr_html_(self) -> str:
+        parts = [("forward", forward_lines(self.nodes)), ("backward", backward_lines(self.nodes))]
+        tables = [Table((title, "=", "="), rows) for title, rows in parts if rows]
+        return "".join(map(html, tables))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What stands below the tables: the cost, and the notes."""
+        if self.found is None:
+            return (_needs_cotangent(self[self.output]), *self.notes)
+        return (str(self.cost), *self.notes)
+
+    def to_mermaid(self) -> str:
+        """A flowchart for Mermaid, with the local derivatives on its edges."""
+        return drawing.to_mermaid(self.nodes)
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str = "Computation graph",
+        overwrite: bool = False,
+    ) -> None:
+        """Write one self-contained page on which the reader steps forward and backward.
+
+        The arrow keys, Home and End work as its buttons do.  Raises FileExistsError rather than
+        overwrite a file, unless ``overwrite=True``.
+        """
+        with Path(path).open("w" if overwrite else "x", encoding="utf-8") as file:
+            file.write(document(self.nodes, self.remarks, title))
+
+    def to_dot(self) -> str:
+        """A digraph for Graphviz, with the local derivatives on its edges."""
+        return drawing.to_dot(self.nodes)
+
+
+def trace(f: Callable[..., Any], *args: Any) -> Graph:
+    """The computation graph of f at these arguments.
+
+    f is any JAX function of real numbers, vectors, matrices, or trees of them, that returns one
+    array; a Python int is taken as the real number it looks like, and integer arrays have no
+    adjoint.  Nested jit, custom rules, conditionals and loops are looked through; what is computed
+    twice is one node.  ``named`` names a node.
+
+    Raises TypeError for what has no derivative (no function, an output or an argument that is not
+    real), ``DomainError`` where the output is not finite, at the node where it happens, and
+    ``NoRuleError`` for a primitive outside the table of local derivatives, which ``define_rule``
+    extends.
+
+    >>> graph = trace(lambda x, z: jnp.exp(x * z) + x * z, 2.0, 0.5)
+    >>> [(node.name, node.operation, round(node.value.item(), 3)) for node in graph.nodes[2:]]
+    [('a', 'x·z', 1.0), ('b', 'exp(a)', 2.718), ('y', 'b + a', 3.718)]
+    >>> graph["a"].adjoint_name, graph["a"].formula, round(graph["a"].adjoint.item(), 3)
+    ('ga', 'gb·b + gy', 3.718)
+    """
+    traced = trace_arguments(f, args)
+    for name, step in zip(traced.names, traced.recording.steps, strict=False):
+        if isinstance(step.value, jax.core.Tracer):
+            raise TypeError(
+                f"{name}: got a traced value, expected numbers: a graph shows them, so it is made "
+                "outside of jit, vmap and grad (jaxbp.graph.grad works inside)"
+            )
+    y = traced.recording.steps[traced.recording.output].value
+    check_rules(traced.recording)
+    return _graph(traced, None if y.shape else jnp.ones_like(y))
+
+
+def _graph(traced: Traced, cotangent: Array | None) -> Graph:
+    recording = traced.recording
+    found: list[Array | None] = [None] * len(recording.steps)
+    received: list[list[Received]] = [[] for _ in recording.steps]
+    if cotangent is not None:
+        found, received = adjoints(recording, cotangent)
+    nodes = nodes_of(traced, found, received)
+    check_domain(recording, nodes)
+    return Graph(
+        nodes=tuple(node for node in nodes if node),
+        output=names_of(traced)[recording.output],
+        notes=notes(recording, nodes, found, received),
+        traced=traced,
+        found=None if cotangent is None else tuple(found),
+    )
+
+
+def _needs_cotangent(output: Node) -> str:
+    return (
+        f"{output.name} has shape {output.value.shape}: backward needs its adjoint, an array of "
+        "that shape, as in graph.backward(cotangent)"
+    )

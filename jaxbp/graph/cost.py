@@ -1,0 +1,106 @@
+"""What reverse mode costs: operations counted, forward and backward, by one and the same counter.
+
+An entry of a sum, a product or a function is one operation, an entry of a matrix product of I terms
+2I - 1, a sum of N entries N - 1; moving entries about is none, and whole numbers do not count.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp.graph.recording import Recording, Step
+from jaxbp.graph.reverse import adjoints
+
+#: what moves entries about, and costs nothing
+_MOVES = frozenset(
+    {"reshape", "squeeze", "broadcast_in_dim", "transpose", "rev", "slice", "index", "stack", "pad"}
+    | {"dynamic_slice", "gather", "concatenate", "convert_element_type", "copy", "stop_gradient"}
+)
+
+
+class Cost(NamedTuple):
+    """Operations of the function, of reverse mode after it, and the numbers it is a function of."""
+
+    forward: int
+    backward: int
+    inputs: int
+
+    @property
+    def ratio(self) -> float:
+        """Backward over forward: a small constant, however many inputs there are."""
+        return self.backward / max(self.forward, 1)
+
+    @property
+    def differences(self) -> int:
+        """Operations of two evaluations an input, for central differences."""
+        return 2 * self.inputs * self.forward
+
+    def __str__(self) -> str:
+        return (
+            f"{self.forward} operations forward, {self.backward} backward, {self.ratio:.1f} times "
+            f"as many; central differences: 2·{self.inputs}·{self.forward} = {self.differences}"
+        )
+
+
+def cost_of(recording: Recording, inputs: int) -> Cost:
+    """Count the operations of a recording, and of its reverse mode as JAX traces it."""
+    values = [step.value for step in recording.steps]
+    output = values[recording.output]
+
+    def backward(values: list[Any], cotangent: Any) -> Any:
+        steps = (s._replace(value=v) for s, v in zip(recording.steps, values, strict=True))
+        found, _ = adjoints(recording._replace(steps=tuple(steps)), cotangent)
+        return found
+
+    program = jax.make_jaxpr(backward)(values, output)
+    forward = sum(_of_step(step, values) for step in recording.steps)
+    return Cost(forward, _of_program(program.jaxpr), inputs)
+
+
+def _of_step(step: Step, values: list[Any]) -> int:
+    if not step.primitive:
+        return 0
+    operands = [values[operand] for operand in step.operands]
+    if step.primitive == "add":
+        return int(step.value.size) * (len(operands) - 1)
+    return _operations(step.primitive, operands, [step.value], step.params)
+
+
+def _of_program(jaxpr: Any) -> int:
+    """The operations of what its outputs are made of."""
+    needed, count = {id(variable) for variable in jaxpr.outvars}, 0
+    for equation in reversed(jaxpr.eqns):
+        if not needed & {id(variable) for variable in equation.outvars}:
+            continue
+        needed |= {id(variable) for variable in equation.invars}
+        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+        if inner is not None:
+            count += _of_program(getattr(inner, "jaxpr", inner))
+            continue
+        operands, outputs = (
+            [variable.aval for variable in variables]
+            for variables in (equation.invars, equation.outvars)
+        )
+        count += _operations(equation.primitive.name, operands, outputs, equation.params)
+    return count
+
+
+def _operations(name: str, operands: list[Any], outputs: list[Any], params: Any) -> int:
+    entries = sum(int(output.size) for output in outputs)
+    if name in _MOVES or not any(map(_is_real, (*operands, *outputs))):
+        return 0
+    if name == "dot_general":
+        (summed, _), _ = params["dimension_numbers"]
+        terms: int = math.prod(operands[0].shape[axis] for axis in summed)
+        return entries * (2 * terms - 1)
+    if name.startswith(("reduce_", "arg")) and name != "reduce_precision":
+        return int(operands[0].size) - entries
+    if name == "scatter-add":  # entries that meet in one place are added up
+        return max(0, int(operands[2].size - operands[0].size))
+    return entries
+
+
+def _is_real(value: Any) -> bool:
+    return bool(jnp.issubdtype(value.dtype, jnp.floating))

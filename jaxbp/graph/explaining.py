@@ -1,0 +1,96 @@
+"""What goes wrong, or is less than smooth, explained at the node where it happens."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from jaxbp.graph.nodes import Node
+from jaxbp.graph.recording import Recording, Step
+from jaxbp.graph.reverse import Received, differentiable
+from jaxbp.graph.rules import DOMAINS, KINKS, STEPS
+from jaxbp.graph.symbols import figures
+
+
+class DomainError(ValueError):
+    """A value that a function has not at its operands, such as the logarithm of a negative one."""
+
+
+def check_domain(recording: Recording, nodes: Sequence[Node | None]) -> None:
+    """Raise DomainError, at the first node to blame, where the output is not finite."""
+    steps, _, at = recording
+    if _finite(steps[at]):
+        return
+    while sources := [operand for operand in steps[at].operands if not _finite(steps[operand])]:
+        at = sources[0]
+    step, node = steps[at], nodes[at]
+    value = np.asarray(step.value)
+    index = tuple(map(int, np.argwhere(~np.isfinite(value))[0]))
+    where = f" at {list(index)}" if index else ""
+    if not step.primitive or node is None:
+        name = node.name if node else "a constant"
+        raise DomainError(f"{name}: got {value[index]}{where}, expected finite numbers")
+    operands = [np.asarray(steps[operand].value) for operand in step.operands]
+    entries = [values[index] if values.shape == value.shape else values for values in operands]
+    named = zip([nodes[operand] for operand in step.operands], entries, strict=True)
+    met = [f"{parent.name} = {figures(x)}" for parent, x in named if parent and not x.shape]
+    raise DomainError(
+        f"{node.name} = {node.operation} is {value[index]}{where}"
+        + f" for {', '.join(dict.fromkeys(met))}" * bool(met)
+        + f": {_reason(step.primitive, value[index], entries)}"
+    )
+
+
+def _finite(step: Step) -> bool:
+    return step.value.dtype.kind != "f" or bool(np.all(np.isfinite(step.value)))
+
+
+def _reason(primitive: str, result: Any, operands: Sequence[Any]) -> str:
+    may_overflow = primitive in {"div", "pow", "integer_pow"} or primitive not in DOMAINS
+    if np.isinf(result) and may_overflow and not any(np.any(x == 0) for x in operands):
+        return f"it is more than {result.dtype} holds"
+    return DOMAINS.get(primitive, "it is not defined there")
+
+
+def notes(
+    recording: Recording,
+    nodes: Sequence[Node | None],
+    found: Sequence[Array | None],
+    received: Sequence[Sequence[Received]],
+) -> tuple[str, ...]:
+    """A line a node at which the derivative is not what a reader might expect."""
+    steps, _, output = recording
+    lines = []
+    if not differentiable(recording)[output] and steps[output].primitive:
+        lines.append(
+            _opening(nodes[output]) + "is made of truth values or whole numbers alone: "
+            "nothing of gy gets through"
+        )
+    for position, (step, node, gy) in enumerate(zip(steps, nodes, found, strict=True)):
+        if node is None or gy is None:
+            continue
+        lines += [_opening(node) + line for line in _of_step(step, steps, np.asarray(gy))]
+        for part in received[position]:
+            consumer = nodes[part.consumer]
+            if consumer and not np.all(np.isfinite(part.value)) and _calm(found[part.consumer]):
+                lines.append(_opening(consumer) + f"has no finite slope at this {node.name}")
+    return tuple(dict.fromkeys(lines))
+
+
+def _of_step(step: Step, steps: Sequence[Step], gy: Any) -> Iterator[str]:
+    if step.primitive in STEPS and np.any(gy != 0):
+        yield "is made of steps: its slope is 0 wherever it has one"
+    if step.primitive in KINKS:
+        at_kink, line = KINKS[step.primitive]
+        kinked = np.asarray(at_kink(*(steps[operand].value for operand in step.operands)))
+        if np.any(kinked & (gy != 0)):
+            yield line
+
+
+def _calm(adjoint: Array | None) -> bool:
+    return adjoint is not None and bool(np.all(np.isfinite(adjoint)))
+
+
+def _opening(node: Node | None) -> str:
+    return f"{node.name} = {node.operation} " if node else ""

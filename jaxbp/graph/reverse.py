@@ -1,0 +1,176 @@
+"""Reverse mode by hand: from the output back, every step's adjoint is the sum of what it receives.
+
+    gu = dy/du = Σ_j  gu_j · ∂u_j/∂u      over the steps u_j that u is an operand of
+
+Values of the forward computation are reused, and so are adjoints: each is computed once (Linnainmaa
+1970; Griewank and Walther 2008, section 3.2).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbp.arguments import argument_names, named_leaves, positions_of
+from jaxbp.graph.recording import Recording, Step, record
+from jaxbp.graph.rules import RULES, Rule
+
+
+class NoRuleError(NotImplementedError):
+    """A primitive outside the table of local derivatives."""
+
+
+class Received(NamedTuple):
+    """What a step's adjoint receives from one step that it is an operand of."""
+
+    consumer: int  # that step's position
+    operand: int  # which of its operands
+    value: Array
+
+
+class Traced(NamedTuple):
+    """A recorded function, and which of its arguments' leaves have a derivative."""
+
+    recording: Recording
+    names: tuple[str, ...]  # of the leaves, one an argument of the recording
+    treedef: Any  # of the arguments
+
+
+def trace_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
+    """Record f at these arguments.  Raises TypeError for what is no function of real arrays."""
+    if not callable(f):
+        raise TypeError(f"f: got {type(f).__name__}, expected a function")
+    if not args:
+        raise ValueError("args: got none, expected the arguments of f")
+    leaves: dict[str, Any] = {}
+    for name, arg in zip(argument_names(f, len(args)), args, strict=True):
+        leaves |= named_leaves(arg, name)
+    treedef = jax.tree.structure(args)
+    values = [_as_array(name, leaf) for name, leaf in leaves.items()]
+
+    def flat(*values: Array) -> Array:
+        result = f(*jax.tree.unflatten(treedef, values))
+        if not isinstance(result, Array | np.ndarray | np.generic | float | int):
+            raise TypeError(f"f: returned {type(result).__name__}, expected one array")
+        return jnp.asarray(result)
+
+    return Traced(record(flat, values), tuple(leaves), treedef)
+
+
+def adjoints(
+    recording: Recording, cotangent: Array
+) -> tuple[list[Array | None], list[list[Received]]]:
+    """Every step's adjoint, None where it has none, and what it is the sum of.
+
+    Raises NoRuleError for a primitive outside the table.
+    """
+    steps, output = recording.steps, recording.output
+    varying = differentiable(recording)
+    received: list[list[Received]] = [[] for _ in steps]
+    found: list[Array | None] = [None] * len(steps)
+    for position in range(len(steps) - 1, -1, -1):
+        if not varying[position]:
+            continue
+        step = steps[position]
+        parts = [cotangent] * (position == output) + [part.value for part in received[position]]
+        gy = found[position] = reduce(add, parts) if parts else jnp.zeros_like(step.value)
+        if not step.primitive or not parts:
+            continue
+        rule = rule_of(step, steps)
+        operands = [steps[operand].value for operand in step.operands]
+        for i, operand in enumerate(step.operands):
+            if varying[operand]:
+                value = rule.pull(i, gy, step.value, *operands, **step.params)
+                value = jnp.asarray(value, operands[i].dtype)
+                received[operand].insert(0, Received(position, i, value))
+    return found, received
+
+
+def differentiable(recording: Recording) -> list[bool]:
+    """Which steps vary with the real arguments, by way of real numbers."""
+    varying: list[bool] = []
+    for position, step in enumerate(recording.steps):
+        moves = position < recording.arguments or any(varying[operand] for operand in step.operands)
+        varying.append(moves and bool(jnp.issubdtype(step.value.dtype, np.floating)))
+    return varying
+
+
+def check_rules(recording: Recording) -> None:
+    """Raise NoRuleError for the first step that varies and whose primitive has no rule."""
+    for step, varies in zip(recording.steps, differentiable(recording), strict=True):
+        if varies and step.primitive:
+            rule_of(step, recording.steps)
+
+
+def rule_of(step: Step, steps: Sequence[Step]) -> Rule:
+    """The rule of a step's primitive; raises NoRuleError, with how to add one."""
+    name = step.primitive
+    if name not in RULES:
+        shapes = ", ".join(_shape(steps[operand].value) for operand in step.operands)
+        letters = ", ".join("abcdefgh"[: len(step.operands)])
+        define = f"jaxbp.graph.define_rule({name!r}"
+        raise NoRuleError(
+            f"{name}: no derivative rule for this primitive ({shapes} -> {_shape(step.value)}); "
+            "one line adds it,\n"
+            f"  {define}, lambda y, {letters}: ...)  # ∂y/∂a, one function an operand\n"
+            "where it works entry by entry, and otherwise\n"
+            f"  {define}, pull=lambda i, gy, y, {letters}, **params: ...)  # what operand i gets"
+        )
+    return RULES[name]
+
+
+def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+    """A function of f's arguments that gives ∇f with respect to argnums, as ``jax.grad`` does.
+
+    f returns one real number.  Reverse mode on its graph, through ``graph.RULES``; it may be jitted
+    and taken again.  Raises TypeError where f's output is no real number or an argument has no
+    derivative, ``NoRuleError`` for a primitive outside the table.
+
+    >>> float(grad(lambda x, z: x**2 * z, argnums=1)(3.0, 2.0))
+    9.0
+    """
+
+    def gradient(*args: Any) -> Any:
+        positions = positions_of(argnums, len(args))
+        traced = trace_arguments(f, args)
+        recording = traced.recording
+        y = recording.steps[recording.output].value
+        if y.shape or not jnp.issubdtype(y.dtype, np.floating):
+            raise TypeError(f"f: returned {_shape(y)}, expected one real number")
+        grads = gradient_trees(traced, adjoints(recording, jnp.ones_like(y))[0])
+        for position in positions:
+            for path, leaf in named_leaves(grads[position], none=True).items():
+                if leaf is None:
+                    raise TypeError(f"args[{position}]{path}: expected real numbers to vary")
+        picked = tuple(grads[position] for position in positions)
+        return picked[0] if isinstance(argnums, int) else picked
+
+    return gradient
+
+
+def gradient_trees(traced: Traced, found: Sequence[Array | None]) -> tuple[Any, ...]:
+    """One tree an argument of f; None in place of a leaf of whole numbers."""
+    trees: tuple[Any, ...] = jax.tree.unflatten(traced.treedef, found[: traced.recording.arguments])
+    return trees
+
+
+def _as_array(name: str, leaf: Any) -> Array:
+    """A number or an array; a Python int is the real number that a reader takes it for."""
+    if isinstance(leaf, int) and not isinstance(leaf, bool):
+        return jnp.asarray(float(leaf))
+    try:
+        value = jnp.asarray(leaf)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: got {type(leaf).__name__}, expected numbers") from None
+    if jnp.issubdtype(value.dtype, np.complexfloating):
+        raise TypeError(f"{name}: got {value.dtype}, expected real numbers")
+    return value
+
+
+def _shape(value: Array) -> str:
+    return f"{value.dtype}{list(value.shape)}"

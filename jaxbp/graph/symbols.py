@@ -1,0 +1,138 @@
+"""Formulas: a rule written once gives its number when called with numbers, its notation when called
+with symbols, so that what the page says and what is computed cannot disagree.
+
+>>> slope = lambda a, b: -a / b**2
+>>> slope(3.0, 2.0), str(slope(Symbol("a"), Symbol("b")))
+(-0.75, '-a/b²')
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from jaxbp.tables import number
+
+_SUM, _QUOTIENT, _PRODUCT, _POWER, _ATOM = range(5)  # how tightly the outermost operation binds
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Symbol:
+    """A formula: its text, how tightly it binds, and the shape of what it stands for: products of
+    arrays are entry by entry (⊙)."""
+
+    __array_ufunc__ = None  # NumPy's numbers leave arithmetic with a formula to the formula
+
+    def __init__(self, text: str, *, binds: int = _ATOM, shape: Any = ()) -> None:
+        self.text, self.binds, self.shape, self.ndim = text, binds, shape, len(shape)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __add__(self, other: Any) -> "Symbol":
+        other = symbol(other)
+        sign, term = (" - ", -other) if other.text.startswith("-") else (" + ", other)
+        return self._with(other, within(self, _SUM) + sign + within(term, _SUM), _SUM)
+
+    def __radd__(self, other: Any) -> "Symbol":
+        return symbol(other) + self
+
+    def __sub__(self, other: Any) -> "Symbol":
+        other = symbol(other)
+        sign, term = (" + ", -other) if other.text.startswith("-") else (" - ", other)
+        return self._with(other, within(self, _SUM) + sign + within(term, _QUOTIENT), _SUM)
+
+    def __rsub__(self, other: Any) -> "Symbol":
+        return symbol(other) - self
+
+    def __mul__(self, other: Any) -> "Symbol":
+        other = symbol(other)
+        for factor, rest in ((self, other), (other, self)):
+            if factor.text in {"1", "-1", "0"}:
+                return {"1": rest, "-1": -rest, "0": factor}[factor.text]
+        sign = " ⊙ " if self.ndim and other.ndim else "·"
+        right = f"({other})" if other.text.startswith("-") else within(other, _PRODUCT)
+        return self._with(other, within(self, _PRODUCT) + sign + right, _PRODUCT)
+
+    def __rmul__(self, other: Any) -> "Symbol":
+        return symbol(other) * self
+
+    def __truediv__(self, other: Any) -> "Symbol":
+        other = symbol(other)
+        text = f"{within(self, _PRODUCT)}/{within(other, _POWER)}"
+        return self if other.text == "1" else self._with(other, text, _QUOTIENT)
+
+    def __rtruediv__(self, other: Any) -> "Symbol":
+        return symbol(other) / self
+
+    def __pow__(self, exponent: Any) -> "Symbol":
+        exponent = symbol(exponent)
+        if exponent.text in {"0", "1"}:
+            return self if exponent.text == "1" else symbol(1)
+        small = exponent.text.translate(_SUPERSCRIPTS)
+        whole = not set(small) & set(exponent.text)  # x², but x^0.5
+        above = small if whole else "^" + within(exponent, _ATOM)
+        return self._with(exponent, within(self, _ATOM) + above, _POWER)
+
+    def __rpow__(self, base: Any) -> "Symbol":
+        return symbol(base) ** self
+
+    def __neg__(self) -> "Symbol":
+        if self.text.startswith("-") and self.binds > _SUM:
+            return Symbol(self.text[1:], binds=self.binds, shape=self.shape)
+        binds = min(max(self.binds, _QUOTIENT), _PRODUCT)
+        return Symbol("-" + within(self, binds), binds=binds, shape=self.shape)
+
+    def _with(self, other: "Symbol", text: str, binds: int) -> "Symbol":
+        return Symbol(text, binds=binds, shape=_broadcast(self, other))
+
+
+class Function:
+    """A function of numbers with a notation, ``"exp({})"``, for when it is called with symbols."""
+
+    def __init__(self, notation: str, numeric: Callable[..., Any]) -> None:
+        self.notation, self.numeric = notation, numeric
+
+    def __call__(self, *operands: Any, **params: Any) -> Any:
+        """Its value, or its formula."""
+        if not any(isinstance(operand, Symbol) for operand in operands):
+            return self.numeric(*operands, **params)
+        symbols = [symbol(operand) for operand in operands]
+        return Symbol(self.notation.format(*symbols), shape=_broadcast(*symbols))
+
+
+def symbol(value: Any) -> Symbol:
+    """A formula as it is, and a number as its figures."""
+    if isinstance(value, Symbol):
+        return value
+    text = figures(value)
+    return Symbol(text, binds=_PRODUCT if text.startswith("-") else _ATOM)
+
+
+def figures(value: Any) -> str:
+    """A number in at most six significant figures, a truth value as a word."""
+    if np.asarray(value).dtype.kind == "b":
+        return str(bool(value))
+    return number(float(value), 6)
+
+
+def within(formula: Symbol, binds: int) -> str:
+    """The formula's text, in parentheses where it binds less tightly than what is around it."""
+    return formula.text if formula.binds >= binds else f"({formula})"
+
+
+def atom(formula: Symbol) -> str:
+    """The formula's text, in parentheses unless it is a name, a number or a call."""
+    return within(formula, _ATOM)
+
+
+def _broadcast(*symbols: Symbol) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(each.shape for each in symbols))
+
+
+def total(terms: Iterable[Any]) -> Any:
+    """Their sum: of formulas or of numbers."""
+    first, *others = terms
+    for term in others:
+        first = first + term
+    return first
