@@ -10,11 +10,18 @@ import tyro
 from rich.console import Console
 
 import jaxbp
-from jaxbp import check_command, diagnose_command, predict_command, train_command
+from jaxbp import (
+    check_command,
+    diagnose_command,
+    explain_command,
+    predict_command,
+    train_command,
+)
 from jaxbp.check_command import Check, CheckError
 from jaxbp.checkpoint import CheckpointError
 from jaxbp.data import DataError
 from jaxbp.diagnose_command import Diagnose
+from jaxbp.explain_command import Explain, ExplainError
 from jaxbp.predict_command import Predict
 from jaxbp.train_command import INTERRUPTED
 from jaxbp.train_options import OptionError, Train
@@ -24,6 +31,7 @@ Command = (
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[Explain, tyro.conf.subcommand("explain")]
 )
 
 
@@ -32,16 +40,19 @@ _RUN: dict[type, Callable[..., int]] = {
     Predict: predict_command.run,
     Check: check_command.run,
     Diagnose: diagnose_command.run,
+    Explain: explain_command.run,
 }
-_REQUEST_ERRORS = (OptionError, DataError, CheckpointError, CheckError, OSError)
+_REQUEST_ERRORS = (OptionError, DataError, CheckpointError, CheckError, ExplainError, OSError)
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status: 0, 1 for a run that failed, 2 for a wrong request, 130
     for an interrupted one."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments) == ["--version"]:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["explain"]:
+        arguments = explain_command.shielded(arguments)
+    if arguments == ["--version"]:
         print(f"jaxbp {jaxbp.__version__}, jax {jax.__version__}")
         return 0
     command = tyro.cli(

@@ -77,10 +77,7 @@ class Graph:
     @cached_property
     def cost(self) -> Cost:
         """Operations forward and backward, counted."""
-        inputs = [
-            node for node in self.nodes if not node.operation and node.value.dtype.kind == "f"
-        ]
-        return cost_of(self.traced.recording, sum(node.value.size for node in inputs))
+        return cost_of(self.traced.recording)
 
     def __str__(self) -> str:
         return page(self.nodes, self.remarks)

@@ -44,9 +44,10 @@ class Cost(NamedTuple):
         )
 
 
-def cost_of(recording: Recording, inputs: int) -> Cost:
+def cost_of(recording: Recording) -> Cost:
     """Count the operations of a recording, and of its reverse mode as JAX traces it."""
     values = [step.value for step in recording.steps]
+    inputs = sum(int(value.size) for value in values[: recording.arguments] if _is_real(value))
     output = values[recording.output]
 
     def backward(values: list[Any], cotangent: Any) -> Any:
@@ -65,6 +66,9 @@ def _of_step(step: Step, values: list[Any]) -> int:
     operands = [values[operand] for operand in step.operands]
     if step.primitive == "add":
         return int(step.value.size) * (len(operands) - 1)
+    if step.primitive == "affine":
+        product = _operations("dot_general", operands, [step.value], step.params)
+        return product + int(step.value.size) * (len(operands) - 2)
     return _operations(step.primitive, operands, [step.value], step.params)
 
 

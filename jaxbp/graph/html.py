@@ -83,12 +83,12 @@ def _said(node: Node, part: Contribution, consumer: Node, equals: str) -> list[s
         return [*lines, f"= {value}"]
     slope = shown(part.slope)
     derivative = slope if part.derivative == slope else f"{part.derivative} = {slope}"
-    lines.append(f"local derivative ∂{consumer.name}/∂{node.name} = {derivative}")
     factors = [_factor(shown(consumer.adjoint)), _factor(slope)]
     product = " × ".join(factor for factor in factors if factor != "1") or "1"
-    if np.shape(part.value) != np.shape(consumer.adjoint):
+    if part.value.shape != consumer.value.shape:
         product = f"sum({product})"
-    return [*lines, f"= {value}" if product == value else f"= {product} = {value}"]
+    lines.append(f"= {value}" if product == value else f"= {product} = {value}")
+    return [*lines, f"local derivative ∂{consumer.name}/∂{node.name} = {derivative}"]
 
 
 def _factor(text: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-_GAP, _LAYER = 18, 92  # between boxes, and from layer to layer
+_GAP, _LAYER = 20, 104  # between boxes, and from layer to layer
 _SWEEPS = 12
 
 
@@ -87,6 +87,10 @@ def _places(
         crossings = _crossings(layers, places, below)
         if crossings <= fewest:
             best, fewest = dict(places), crossings
+    for layer in layers * _SWEEPS:  # straighten
+        layer.sort(key=best.__getitem__)
+        wanted = {i: _mean(best, [*above[i], *below[i]], best[i]) for i in layer}
+        _settle(layer, wanted, sizes, best)
     return best
 
 

@@ -34,7 +34,7 @@ class Node(NamedTuple):
     """A value on the page, name = operation = value, and its adjoint, the sum of contributions."""
 
     name: str
-    operation: str  # "x·z"; "" of an argument
+    operation: str  # "x·z"; "" of an argument or a constant
     numbers: str  # the same with its operands' values, "2·3"; "" where they are arrays
     value: Array
     parents: tuple[str, ...]  # the names of the nodes it is made of
@@ -104,7 +104,8 @@ def names_of(traced: Traced) -> list[str]:
     taken = set(given)
     if not given[output]:
         given[output] = next(name for name in (*_OUTPUTS, "") if name not in taken)
-    letters = (name for name in _lettered() if name not in {*taken, given[output]})
+    used = {*taken, given[output]} | {step.name[0] for step in steps if step.name}
+    letters = (name for name in _lettered() if name not in used)
     seen: set[str] = set()
     for position, step in enumerate(steps):
         nameless = not given[position] and not (step.is_constant and step.value.size == 1)
@@ -130,7 +131,7 @@ def _unseen(name: str, seen: set[str]) -> str:
 
 def _operation(step: Step, operands: Sequence[Any]) -> str:
     if not step.primitive:
-        return "constant" if step.is_constant else ""
+        return ""
     rule = RULES.get(step.primitive)
     notation = rule.notation if rule else NOTATIONS.get(step.primitive, call(step.primitive))
     formulas = [symbol(o.item()) if isinstance(o, Array) else o for o in operands]
@@ -170,4 +171,4 @@ def shown(value: ArrayLike | None) -> str:
 
 
 def _short(entry: Any) -> str:
-    return figures(entry) if entry.dtype.kind == "b" else number(float(entry), 4)
+    return figures(entry) if entry.dtype.kind == "b" else number(float(entry) + 0.0, 4)

@@ -18,7 +18,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from jaxbp.graph.rules import INDEX
+from jaxbp.graph.rules import AFFINE, INDEX
 
 
 class Step(NamedTuple):
@@ -309,20 +309,32 @@ def _pruned(recording: Recording) -> Recording:
 
 
 def _with_long_sums(recording: Recording) -> Recording:
-    """(d + e) + f as one sum of three, where d + e is of no other use."""
+    """(d + e) + f as one sum of three, where d + e is of no other use; likewise W·z + b."""
     steps, arguments, output = list(recording.steps), *recording[1:]
     uses = Counter(operand for step in steps for operand in step.operands)
+
+    def within(operand: int, primitive: str) -> bool:
+        step = steps[operand]
+        return uses[operand] == 1 and step.primitive == primitive and not step.name
+
+    def is_product(operand: int, shape: tuple[int, ...]) -> bool:
+        return within(operand, "dot_general") and steps[operand].value.shape == shape
+
     for position, step in enumerate(steps):
-        if _is_sum(step):
-            terms = [
-                steps[operand].operands
-                if uses[operand] == 1 and _is_sum(steps[operand]) and not steps[operand].name
-                else (operand,)
+        if step.primitive != "add":
+            continue
+        terms = list(
+            chain.from_iterable(
+                steps[operand].operands if within(operand, "add") else (operand,)
                 for operand in step.operands
-            ]
-            steps[position] = step._replace(operands=tuple(chain.from_iterable(terms)))
+            )
+        )
+        product = next((term for term in terms if is_product(term, step.value.shape)), None)
+        if product is None:
+            steps[position] = step._replace(operands=tuple(terms))
+        else:
+            terms.remove(product)
+            params = {**steps[product].params, "primitive": AFFINE}
+            operands = (*steps[product].operands, *terms)
+            steps[position] = step._replace(params=params, operands=operands)
     return Recording(tuple(steps), arguments, output)
-
-
-def _is_sum(step: Step) -> bool:
-    return step.primitive == "add"

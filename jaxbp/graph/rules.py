@@ -294,6 +294,23 @@ def _pull_dot(
     return _product(*factors, params.get("precision"))
 
 
+class _Affine:
+    """W·z + b + ... as one primitive, so that gW = δ·zᵀ as the lectures have it."""
+
+    name = "affine"
+
+
+AFFINE = _Affine()
+
+
+def _affine(a: Any, b: Any, *terms: Any, **params: Any) -> Any:
+    return total([_dot(a, b, **params), *terms])
+
+
+def _pull_affine(i: int, gy: Any, y: Any, a: Any, b: Any, *terms: Any, **params: Any) -> Any:
+    return _pull_dot(i, gy, y, a, b, **params) if i < 2 else _summed(gy, terms[i - 2])
+
+
 # What moves entries about
 
 
@@ -402,6 +419,7 @@ RULES: dict[str, Rule] = {
     "reduce_prod": Rule(_reduction("prod"), _pull_product),
     "cumsum": Rule(call("cumsum"), _pull_cumsum),
     "dot_general": Rule(_dot, _pull_dot),
+    "affine": Rule(_affine, _pull_affine),
 }
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from jaxbp.tables import number
 
 _SUM, _QUOTIENT, _PRODUCT, _POWER, _ATOM = range(5)  # how tightly the outermost operation binds
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_RAISED = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾ᵀ"
+_SUPERSCRIPTS = str.maketrans("-0123456789", _RAISED[:11])
 
 
 class Symbol:
@@ -72,7 +73,9 @@ class Symbol:
         small = exponent.text.translate(_SUPERSCRIPTS)
         whole = not set(small) & set(exponent.text)  # x², but x^0.5
         above = small if whole else "^" + within(exponent, _ATOM)
-        return self._with(exponent, within(self, _ATOM) + above, _POWER)
+        raised = self.text[-1] in _RAISED  # as z⁽¹⁾ is, of which (z⁽¹⁾)² is the square
+        base = f"({self})" if raised else within(self, _ATOM)
+        return self._with(exponent, base + above, _POWER)
 
     def __rpow__(self, base: Any) -> "Symbol":
         return symbol(base) ** self
@@ -113,7 +116,7 @@ def figures(value: Any) -> str:
     """A number in at most six significant figures, a truth value as a word."""
     if np.asarray(value).dtype.kind == "b":
         return str(bool(value))
-    return number(float(value), 6)
+    return number(float(value) + 0.0, 6)  # + 0.0: no -0
 
 
 def within(formula: Symbol, binds: int) -> str:

@@ -1,0 +1,219 @@
+"""``jaxbp explain``: an expression, or a small network, forward and backward as on paper."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from jaxbp.activations import Activation
+from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
+from jaxbp.graph import DomainError, Graph, named, trace
+from jaxbp.graph.expressions import ExpressionError, numbers, parse
+from jaxbp.mlp import MLP, Layer, forward, init
+
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class ExplainError(ValueError):
+    """A request that cannot be carried out."""
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Show every value of an expression, and every derivative, as they are worked out on paper.
+
+    jaxbp explain "exp(x*z) + x*z/log(x)" x=2 z=3
+
+    jaxbp explain "a = x*z; b = log(x); exp(a) + a/b" x=2 z=3 --html page.html
+
+    jaxbp explain --network 2-3-1 --activation tanh
+    """
+
+    expression: Annotated[
+        Positional[str],
+        arg(
+            metavar="EXPRESSION",
+            help="of numbers, names, + - * / ** @ and functions such as exp, log, sin, tanh, sum; "
+            "a = x*z; exp(a) names a value",
+            help_behavior_hint="(needed, but for --network)",
+        ),
+    ] = ""
+    values: Annotated[
+        Positional[tuple[str, ...]],
+        arg(
+            metavar="NAME=VALUE ...",
+            help="a number, pi/2, a vector 1,2,3 or a matrix '1,2;3,4'; of a network, x and y",
+            help_behavior_hint="(one for each name)",
+        ),
+    ] = ()
+    html: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="write a page to step through in a browser, a new .html",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = None
+    form: Annotated[
+        Literal["text", "mermaid", "dot"],
+        arg(name="format", help="what to print: the page, or the graph for Mermaid or Graphviz"),
+    ] = "text"
+    network: Annotated[
+        str | None,
+        arg(
+            metavar="D-...-K",
+            help="one example through a network of these sizes, such as 2-3-1",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = None
+    activation: Annotated[ActivationName, arg(help="of the network's hidden units")] = "tanh"
+    head: Annotated[HeadName, arg(help="the network's output unit and loss")] = (
+        "linear_half_squared_error"
+    )
+    seed: Annotated[int, arg(metavar="N", help="of the network's weights and example")] = 0
+
+
+def run(options: Explain, console: Console) -> int:
+    """Carry out the command; the exit status."""
+    _check_page(options.html)
+    try:
+        with jax.enable_x64(True):
+            title, graph = _of_network(options) if options.network else _of_expression(options)
+            forms: dict[str, Callable[[], str]] = {
+                "text": graph.__str__,
+                "mermaid": graph.to_mermaid,
+                "dot": graph.to_dot,
+            }
+            console.print(forms[options.form](), soft_wrap=True)
+            if options.html:
+                graph.to_html(options.html, title=title)
+    except (ExpressionError, DomainError) as error:
+        raise ExplainError(str(error)) from None
+    if options.html:
+        console.print(f"\nwritten to {options.html}: open it in a browser", soft_wrap=True)
+    return 0
+
+
+def shielded(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a minus before an expression as −, which the parser of options leaves
+    alone and the parser of expressions reads."""
+    return [
+        "−" + text[1:] if text[:1] == "-" and text[1:2] not in {"-", "h", ""} else text
+        for text in arguments
+    ]
+
+
+def _of_expression(options: Explain) -> tuple[str, Graph]:
+    if not options.expression:
+        raise ExplainError('EXPRESSION: got none, expected one such as "exp(x*z)" x=2 z=3')
+    expression = parse(options.expression)
+    values = _values(options.values)
+    expression.check_values(values)
+    if not expression.names:
+        raise ExplainError("the expression has no names: there is nothing to differentiate by")
+    function = expression.function()
+    graph = trace(function, *(values[name] for name in expression.names))
+    shape = graph[graph.output].value.shape
+    if shape:
+        raise ExplainError(
+            f"the expression has shape {shape}, expected one number: sum(...) makes one"
+        )
+    return expression.text, graph
+
+
+def _values(assignments: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not name.isidentifier():
+            raise ExplainError(f"{assignment}: expected NAME=VALUE, such as x=2")
+        if name in values:
+            raise ExplainError(f"{name}: got two values")
+        try:
+            values[name] = numbers(text)
+        except ExpressionError as error:
+            raise ExplainError(f"{name}: {error}") from None
+    return values
+
+
+# A network
+
+
+def _of_network(options: Explain) -> tuple[str, Graph]:
+    """One example through a network: the package's own forward pass and loss, with names."""
+    sizes = _sizes(options.network or "")
+    unit, head = ACTIVATIONS[options.activation], HEADS[options.head]
+    units = tuple(partial(_named_unit, unit, layer + 1) for layer in range(len(sizes) - 2))
+    model = MLP(sizes, units, head)
+    given = _values([text for text in (options.expression, *options.values) if text])
+    rng = np.random.default_rng(options.seed)
+    x = _of_size("x", given.pop("x", rng.normal(size=sizes[0]).round(1)), sizes[0])
+    target = _of_size("y", given.pop("y", _example(options.head, sizes[-1])), sizes[-1])
+    if given:
+        raise ExplainError(f"{min(given)}: got a value for it, but a network has x and y")
+    params = init(jax.random.key(options.seed), MLP(sizes, unit, head), dtype=jnp.float64)
+    weights = [leaf.round(2) for layer in params for leaf in layer]
+
+    def loss(x: Array, *leaves: Array) -> Array:
+        pairs = zip(leaves[::2], leaves[1::2], strict=True)
+        named_params = tuple(
+            Layer(named(weight, _of_layer("w", layer)), named(bias, _of_layer("b", layer)))
+            for layer, (weight, bias) in enumerate(pairs, start=1)
+        )
+        logits, _ = forward(model, named_params, x)
+        logits = _pre_activation(logits, len(sizes) - 1)
+        losses, _ = head.loss(logits, named(jnp.asarray(target), "y"))
+        return named(losses, "L")
+
+    title = f"{options.network} {options.activation}, {options.head}"
+    return title, trace(loss, x, *weights)
+
+
+def _named_unit(unit: Activation, layer: int, a: Array) -> tuple[Array, Array]:
+    h, slope = unit(_pre_activation(a, layer))
+    return named(h, _of_layer("z", layer)), slope
+
+
+def _pre_activation(a: Array, layer: int) -> Array:
+    return named(a, _of_layer("a", layer), adjoint=_of_layer("δ", layer))
+
+
+def _of_layer(letter: str, layer: int) -> str:
+    return f"{letter}⁽{str(layer).translate(_RAISED)}⁾"
+
+
+def _example(head: str, outputs: int) -> np.ndarray:
+    """A target: the first class of several, or one for each output."""
+    first = head == "softmax_cross_entropy"
+    return np.eye(outputs)[0] if first else np.ones(outputs)
+
+
+def _of_size(name: str, values: Any, size: int) -> np.ndarray:
+    row = np.atleast_1d(np.asarray(values, float))
+    if row.shape != (size,):
+        raise ExplainError(f"{name}: got shape {row.shape}, expected {size} numbers, as in 1,2,3")
+    return row
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d{0,4}(-[1-9]\d{0,4})+", text):
+        raise ExplainError(f"--network: got {text!r}, expected sizes such as 2-3-1")
+    return tuple(map(int, text.split("-")))
+
+
+def _check_page(path: Path | None) -> None:
+    if path and path.suffix not in {".html", ".htm"}:
+        raise ExplainError(f"--html: got {path}, expected a name in .html")
+    if path and path.exists():
+        raise ExplainError(f"--html: {path} exists, and nothing is overwritten")
+    if path and not path.parent.is_dir():
+        raise ExplainError(f"--html: {path.parent} is no folder")
