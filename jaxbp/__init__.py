@@ -3,7 +3,16 @@
 Read ``activations``, ``heads``, ``mlp`` and ``gradient``, in this order.
 """
 
-from jaxbp import activations, batch_methods, curvature, data, diagnostics, heads, per_example
+from jaxbp import (
+    activations,
+    batch_methods,
+    curvature,
+    data,
+    diagnostics,
+    graph,
+    heads,
+    per_example,
+)
 from jaxbp.activations import with_slope
 from jaxbp.checking import (
     Comparison,
@@ -80,6 +89,7 @@ __all__ = [
     "gradient_moments",
     "gradient_noise_scale",
     "gradients",
+    "graph",
     "heads",
     "hessian_vector_product",
     "init",

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxbp.graph import drawing
 from jaxbp.graph.cost import Cost, cost_of
-from jaxbp.graph.explaining import check_domain, notes
+from jaxbp.graph.explaining import check_domain, check_real, notes
 from jaxbp.graph.html import document
 from jaxbp.graph.nodes import Node, names_of, nodes_of
 from jaxbp.graph.page import backward_lines, forward_lines, page
@@ -145,12 +145,13 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
                 "outside of jit, vmap and grad (jaxbp.graph.grad works inside)"
             )
     y = traced.recording.steps[traced.recording.output].value
-    check_rules(traced.recording)
     return _graph(traced, None if y.shape else jnp.ones_like(y))
 
 
 def _graph(traced: Traced, cotangent: Array | None) -> Graph:
     recording = traced.recording
+    check_real(recording, names_of(traced))
+    check_rules(recording)
     found: list[Array | None] = [None] * len(recording.steps)
     received: list[list[Received]] = [[] for _ in recording.steps]
     if cotangent is not None:

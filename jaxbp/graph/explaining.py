@@ -17,6 +17,19 @@ class DomainError(ValueError):
     """A value that a function has not at its operands, such as the logarithm of a negative one."""
 
 
+def check_real(recording: Recording, names: Sequence[str]) -> None:
+    """Raise TypeError where a value is complex, or the output of a kind without a derivative."""
+    for step, name in zip(recording.steps, names, strict=True):
+        if step.value.dtype.kind == "c":
+            what = f"{name} = {step.primitive}(...)" if step.primitive else name or "a constant"
+            raise TypeError(f"{what} is {step.value.dtype}, expected real numbers")
+    y, name = recording.steps[recording.output], names[recording.output]
+    if y.value.dtype.kind in "biu":
+        kind = "truth values" if y.value.dtype.kind == "b" else "whole numbers"
+        what = f"{name} = {y.primitive}(...)" if y.primitive else name
+        raise TypeError(f"{what} is {y.value.dtype}: {kind} have no derivative")
+
+
 def check_domain(recording: Recording, nodes: Sequence[Node | None]) -> None:
     """Raise DomainError, at the first node to blame, where the output is not finite."""
     steps, _, at = recording

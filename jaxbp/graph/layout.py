@@ -87,10 +87,6 @@ def _places(
         crossings = _crossings(layers, places, below)
         if crossings <= fewest:
             best, fewest = dict(places), crossings
-    for layer in layers * _SWEEPS:  # straighten
-        layer.sort(key=best.__getitem__)
-        wanted = {i: _mean(best, [*above[i], *below[i]], best[i]) for i in layer}
-        _settle(layer, wanted, sizes, best)
     return best
 
 

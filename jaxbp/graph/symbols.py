@@ -114,8 +114,9 @@ def symbol(value: Any) -> Symbol:
 
 def figures(value: Any) -> str:
     """A number in at most six significant figures, a truth value as a word."""
-    if np.asarray(value).dtype.kind == "b":
-        return str(bool(value))
+    kind = np.asarray(value).dtype.kind
+    if kind in "bc":
+        return str(bool(value)) if kind == "b" else f"{complex(value):g}"
     return number(float(value) + 0.0, 6)  # + 0.0: no -0
 
 
