@@ -526,3 +526,82 @@ def test_check_of_our_own_backward_fails_with_a_planted_bug(elsewhere, capsys, m
     monkeypatch.setattr(check_command, "backprop", wrong)
     assert run("check") == 1
     assert "0 of 8 pass" in capsys.readouterr().out
+
+
+# explain
+
+
+def test_explain_prints_the_page_of_the_lecture(capsys):
+    assert run("explain", "exp(x*z) + x*z/log(x) + sin(log(x))/(x*z)", "x=2", "z=3") == 0
+    out = capsys.readouterr().out
+    for line in (
+        "a = x·z       = 6",
+        "c = log(x)    = 0.693147",
+        "y = b + d + f = 412.191",
+        "gc = gd·(-a/c²) + ge·cos(c)       = -12.36",
+        "ga = gb·b + gd·(1/c) + gf·(-e/a²) = 404.854",
+        "gx = ga·z + gc·(1/x)              = 1208.38",
+        "8 operations forward, 23 backward, 2.9 times as many; central differences: 2·2·8 = 32",
+    ):
+        assert line in out
+
+
+def test_explain_writes_a_page_and_overwrites_none(elsewhere, capsys):
+    command = ("explain", "-x**2 + v@v", "x=pi/2", "v=1,2", "--html", "page.html")
+    assert run(*command) == 0
+    assert "written to page.html: open it in a browser" in capsys.readouterr().out
+    page = (elsewhere / "page.html").read_text(encoding="utf-8")
+    assert "<title>-x**2 + v@v</title>" in page
+    assert "--html: page.html exists, and nothing is overwritten" in refused(capsys, *command)
+    assert (elsewhere / "page.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize("head", ["linear_half_squared_error", "softmax_cross_entropy"])
+def test_explain_a_network_speaks_as_the_lectures_do(head, capsys):
+    assert run("explain", "--network", "2-3-2", "--activation", "sigmoid", "--head", head) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "a⁽¹⁾ = w⁽¹⁾·x + b⁽¹⁾",
+        "a⁽²⁾ = w⁽²⁾·z⁽¹⁾ + b⁽²⁾",
+        "gz⁽¹⁾ = w⁽²⁾ᵀ·δ⁽²⁾",
+        "δ⁽¹⁾  = gz⁽¹⁾ ⊙ z⁽¹⁾ ⊙ (1 - z⁽¹⁾)",
+        "gw⁽¹⁾ = δ⁽¹⁾·xᵀ",
+        "gb⁽²⁾ = δ⁽²⁾",
+    ):
+        assert line in out
+
+
+def test_explain_a_network_at_a_point_of_ones_own(capsys):
+    assert run("explain", "x=1,-2", "y=0.5", "--network", "2-1", "--format", "dot") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("digraph {")
+    assert 'label="x = [1 -2]' in out
+    assert 'label="y = [0.5]' in out
+    assert "x: got shape (3,), expected 2 numbers" in refused(
+        capsys, "explain", "x=1,2,3", "--network", "2-1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "EXPRESSION: got none, expected one such as"),
+        (("x*q", "x=1"), "q has no value: add q=2, say\n  x*q\n    ^"),
+        (("x", "x=1", "t=2"), "t: got a value for it, but the expression has x"),
+        (("x", "x=1", "x=2"), "x: got two values"),
+        (("x", "x"), "x: expected NAME=VALUE, such as x=2"),
+        (("x", "x=two"), "x: 'two' is no number"),
+        (("2*3",), "the expression has no names: there is nothing to differentiate by"),
+        (("x*2", "x=1,2"), "the expression has shape (2,), expected one number: sum(...)"),
+        (("x@y", "x=1,2", "y=1,2,3"), "x @ y cannot be computed: "),
+        (("1 + log(x)", "x=-2"), "a = log(x) is nan for x = -2: log needs a positive number"),
+        (("exq(x)", "x=1"), "exq is none of the functions; did you mean exp?\n  exq(x)\n  ^"),
+        (("--network", "2"), "--network: got '2', expected sizes such as 2-3-1"),
+        (("z=1", "--network", "2-1"), "z: got a value for it, but a network has x and y"),
+        (("x", "x=1", "--html", "a.txt"), "--html: got a.txt, expected a name in .html"),
+        (("x", "x=1", "--html", "no/a.html"), "--html: no is no folder"),
+    ],
+)
+def test_explain_refuses(arguments, message, capsys):
+    assert run("explain", *arguments) == 2
+    assert f"jaxbp: {message}" in capsys.readouterr().err

@@ -23,6 +23,13 @@ LEVELS = [
     ({"curvature"}, {"jax"}),
     ({"per_example"}, {"jax", "numpy"}),
     ({"tables", "arguments"}, {"jax", "numpy"}),
+    ({"checking.comparing", "checking.measuring", "checking.tracing"}, {"jax", "numpy"}),
+    ({"checking.problem"}, {"jax", "numpy"}),
+    ({"checking.verdicts", "checking.survey"}, {"jax", "numpy"}),
+    ({"checking.report", "checking.symptoms", "checking.taylor"}, {"jax", "numpy"}),
+    ({"checking.findings"}, {"jax", "numpy"}),
+    ({"checking.checker"}, {"jax", "numpy"}),
+    ({"checking", "data", "diagnostics"}, {"jax", "numpy"}),
     ({"graph.symbols"}, {"numpy"}),
     ({"graph.rules"}, {"jax", "numpy"}),
     ({"graph.recording"}, {"jax", "numpy"}),
@@ -32,13 +39,6 @@ LEVELS = [
     ({"graph.html"}, {"numpy"}),
     ({"graph.computation"}, {"jax", "numpy"}),
     ({"graph"}, set()),
-    ({"checking.comparing", "checking.measuring", "checking.tracing"}, {"jax", "numpy"}),
-    ({"checking.problem"}, {"jax", "numpy"}),
-    ({"checking.verdicts", "checking.survey"}, {"jax", "numpy"}),
-    ({"checking.report", "checking.symptoms", "checking.taylor"}, {"jax", "numpy"}),
-    ({"checking.findings"}, {"jax", "numpy"}),
-    ({"checking.checker"}, {"jax", "numpy"}),
-    ({"checking", "data", "diagnostics"}, {"jax", "numpy"}),
     ({"training", "checkpoint", "batch_methods"}, {"jax", "numpy", "optax"}),
     ({"plotting"}, {"numpy", "matplotlib"}),
     (
@@ -151,6 +151,20 @@ def test_ci_runs_the_readmes_own_test_command():
     assert "README.md" in ci
     commands = [line for block in blocks("sh") for line in block.splitlines() if "pytest" in line]
     assert len(commands) == 1
+
+
+def test_readme_page_is_what_explain_prints(monkeypatch):
+    pytest.importorskip("tyro")
+    from rich.console import Console
+
+    from jaxbp import explain_command
+
+    monkeypatch.setenv("COLUMNS", "100")
+    command = re.search(r'`jaxbp explain "(.*?)" x=2 z=3`', README)
+    console = Console(width=100)
+    with console.capture() as printed:
+        explain_command.run(explain_command.Explain(command[1], ("x=2", "z=3")), console)
+    assert f"```text\n{printed.get()}```" in README
 
 
 def test_readme_figures_are_the_committed_ones():

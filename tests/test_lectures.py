@@ -23,6 +23,7 @@ from tables import random_batch, random_params
 import jaxbp
 from jaxbp import Batch, Layer, activations, heads
 from jaxbp.checking import central_difference
+from jaxbp.graph.expressions import parse
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -732,29 +733,6 @@ def test_notes_chain_rule_over_several_paths():
     np.testing.assert_allclose(jnp.stack(rows), product, rtol=1e-13)
 
 
-def test_notes_backprop_example_1():
-    """y = exp(xz) + xz/log(x) + sin(log(x))/(xz) at x = 2, z = 3, forward values first, then the
-    adjoints from the output back, each computed once and reused."""
-
-    def function(x, z):
-        return jnp.exp(x * z) + x * z / jnp.log(x) + jnp.sin(jnp.log(x)) / (x * z)
-
-    x, z = 2.0, 3.0
-    a, b = x * z, np.log(x)
-    c, d, e = np.sin(b), np.exp(a), a / b
-    f = c / a
-    y = d + e + f
-    gd = ge = gf = 1.0
-    gc = gf / a
-    gb = ge * (-a / b**2) + gc * np.cos(b)
-    ga = ge / b + gd * np.exp(a) + gf * (-c / a**2)
-    gx, gz = ga * z + gb / x, ga * x
-    np.testing.assert_allclose(y, function(x, z), rtol=1e-15)
-    np.testing.assert_allclose((gx, gz), jax.grad(function, argnums=(0, 1))(x, z), rtol=1e-14)
-    measured = central_difference(lambda at: function(*at), (x, z), (1.0, 0.0), step=1e-5)
-    np.testing.assert_allclose(gx, measured, rtol=1e-8)
-
-
 def test_notes_backprop_example_2():
     """ŷ = σ(α⁽³⁾ᵀ σ(α⁽²⁾ᵀ σ(α⁽¹⁾ᵀ x))) with cross-entropy: sigmoids all the way, the last of them
     the head's; its α⁽ˡ⁾ are transposes of our weights."""
@@ -769,9 +747,10 @@ def test_notes_backprop_example_2():
             z = sigma(alpha.T @ z)
         return -jnp.sum(y * jnp.log(z) + (1 - y) * jnp.log(1 - z))
 
-    expected = jax.grad(loss)([layer.weight.T for layer in params])
+    alphas = [layer.weight.T for layer in params]
     _, grads = jaxbp.backprop(model, params, Batch(x, y))
-    assert jaxbp.compare([grad.weight.T for grad in grads], expected).relative_error < 1e-13
+    for expected in (jax.grad(loss)(alphas), jaxbp.graph.grad(loss)(alphas)):
+        assert jaxbp.compare([grad.weight.T for grad in grads], expected).relative_error < 1e-13
 
 
 def test_notes_sgd_steps_opposite_the_gradient_of_one_example():
@@ -797,3 +776,79 @@ def test_notes_backward_reuses_the_forward_computation():
     model = jaxbp.MLP((2, 3, 4, 1), counted, heads.linear_squared_error)
     jaxbp.backprop(model, random_params(model, 29), random_batch(model, 5, 30))
     assert calls == [(5, 3), (5, 4)]
+
+
+# Computation graphs
+
+
+def test_notes_backprop_example_1():
+    """y = exp(xz) + xz/log(x) + sin(log(x))/(xz) at x = 2, z = 3, line by line.
+
+    The notes write de for ge and dy/dc for dy/de in one line; the derivation is meant.
+    """
+    board = "a = x*z; b = log(x); c = sin(b); d = exp(a); e = a/b; f = c/a; d + e + f"
+    graph = jaxbp.graph.trace(parse(board).function(), 2, 3)
+    forward = [(node.name, node.operation) for node in graph.nodes[2:]]
+    assert [f"{name} = {operation}" for name, operation in forward] == [
+        *("a = x·z", "b = log(x)", "c = sin(b)", "d = exp(a)", "e = a/b", "f = c/a"),
+        "y = d + e + f",
+    ]
+    backward = {node.adjoint_name: node.formula for node in graph.nodes}
+    assert backward == {
+        "gy": "",
+        "gf": "gy",
+        "ge": "gy",
+        "gd": "gy",
+        "gc": "gf·(1/a)",
+        "gb": "gc·cos(b) + ge·(-a/b²)",
+        "ga": "gd·d + ge·(1/b) + gf·(-c/a²)",
+        "gx": "ga·z + gb·(1/x)",
+        "gz": "ga·x",
+    }
+    a, b = 6.0, np.log(2)
+    ga = np.exp(a) + 1 / b - np.sin(b) / a**2
+    gb = -a / b**2 + np.cos(b) / a
+    np.testing.assert_allclose(graph.gradients, (ga * 3 + gb / 2, ga * 2), rtol=1e-14)
+
+
+def test_notes_chain_rule():
+    """One path multiplies (definition 1), several are summed (2 and 3)."""
+    one = jaxbp.graph.trace(lambda x: jnp.sin(jnp.exp(x)), 0.5)
+    assert one["x"].formula == "ga·a"
+    assert one["a"].formula == "gy·cos(a)"
+    two = jaxbp.graph.trace(lambda x: jnp.sin(x) * jnp.exp(x), 0.5)
+    assert two["x"].formula == "ga·cos(x) + gb·b"
+    many = jaxbp.graph.trace(lambda v: sum(jnp.sum(v) ** k for k in range(2, 7)), np.ones(3))
+    assert len(many["a"].contributions) == 5
+
+
+def test_notes_reuse():
+    """Forward values and adjoints are each computed once: ten doublings cost 10, not 2¹⁰."""
+
+    def doubled(x):
+        for _ in range(10):
+            x = x + jnp.sin(x)
+        return x
+
+    cost = jaxbp.graph.trace(doubled, 0.1).cost
+    assert cost.forward == 20
+    assert cost.backward <= 3 * 20
+
+
+def test_dsc190_general_formulas():
+    """∂f/∂w of an early layer is easy once those of later layers are known: the graph's δ are the
+    recursion's."""
+    model = jaxbp.MLP((3, 4, 2), activations.tanh, heads.linear_half_squared_error)
+    params, x, y = random_params(model, 0), jnp.array([0.5, -1.0, 2.0]), jnp.array([1.0, 0.0])
+
+    def loss(params):
+        a = jaxbp.graph.named(params[0].weight @ x + params[0].bias, "a⁽¹⁾", adjoint="δ⁽¹⁾")
+        logits = params[1].weight @ jnp.tanh(a) + params[1].bias
+        logits = jaxbp.graph.named(logits, "a⁽²⁾", adjoint="δ⁽²⁾")
+        return jnp.sum((logits - y) ** 2) / 2
+
+    graph = jaxbp.graph.trace(loss, params)
+    _, deltas = deltas_of(model, params, x, y)
+    for name, delta in zip(("a⁽¹⁾", "a⁽²⁾"), deltas, strict=True):
+        np.testing.assert_allclose(graph[name].adjoint, delta, rtol=1e-13)
+    assert graph["params[1].bias"].formula == "δ⁽²⁾"

@@ -65,7 +65,8 @@ class Graph:
         if np.shape(cotangent) != y.shape:
             got = np.shape(cotangent)
             raise ValueError(f"cotangent: got shape {got}, expected {y.shape}, {self.output}'s")
-        return _graph(self.traced, jnp.asarray(cotangent, y.dtype))
+        with jax.enable_x64(self.traced.float64):
+            return _graph(self.traced, jnp.asarray(cotangent, y.dtype))
 
     @property
     def gradients(self) -> tuple[Any, ...]:
@@ -77,7 +78,8 @@ class Graph:
     @cached_property
     def cost(self) -> Cost:
         """Operations forward and backward, counted."""
-        return cost_of(self.traced.recording)
+        with jax.enable_x64(self.traced.float64):
+            return cost_of(self.traced.recording)
 
     def __str__(self) -> str:
         return page(self.nodes, self.remarks)

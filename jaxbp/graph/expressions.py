@@ -298,7 +298,7 @@ def _of_numbers(
 def _fail(text: str, at: int, message: str) -> NoReturn:
     """Raise with the text and a mark below the character; of a long text, what is around it."""
     start = max(0, at - 50)
-    shown = text[start : at + 25]
+    shown = text[start : start + 76]
     raise ExpressionError(f"{message}\n  {shown}\n  {' ' * (at - start)}^") from None
 
 

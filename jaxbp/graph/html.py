@@ -83,8 +83,8 @@ def _said(node: Node, part: Contribution, consumer: Node, equals: str) -> list[s
         return [*lines, f"= {value}"]
     slope = shown(part.slope)
     derivative = slope if part.derivative == slope else f"{part.derivative} = {slope}"
-    factors = [_factor(shown(consumer.adjoint)), _factor(slope)]
-    product = " × ".join(factor for factor in factors if factor != "1") or "1"
+    factors = [text for text in (shown(consumer.adjoint), slope) if text != "1"] or ["1"]
+    product = factors[0] if len(factors) == 1 else " × ".join(map(_factor, factors))
     if part.value.shape != consumer.value.shape:
         product = f"sum({product})"
     lines.append(f"= {value}" if product == value else f"= {product} = {value}")
@@ -135,7 +135,8 @@ def _drawing(
         )
     ]
     size = f'viewBox="0 0 {placed.width:.0f} {placed.height:.0f}" width="{placed.width:.0f}"'
-    return f'<svg {size} role="img" aria-label="the graph">{"".join(parts)}</svg>'
+    least = f'style="min-width: {0.6 * placed.width:.0f}px"'  # else a phone makes it too small
+    return f'<svg {size} {least} role="img" aria-label="the graph">{"".join(parts)}</svg>'
 
 
 def _box_lines(node: Node) -> list[str]:

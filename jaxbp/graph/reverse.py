@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from jaxbp.arguments import argument_names, named_leaves, positions_of
+from jaxbp.checking.tracing import float64_enabled
 from jaxbp.graph.recording import Recording, Step, record
 from jaxbp.graph.rules import RULES, Rule
 
@@ -39,6 +40,7 @@ class Traced(NamedTuple):
     recording: Recording
     names: tuple[str, ...]  # of the leaves, one an argument of the recording
     treedef: Any  # of the arguments
+    float64: bool  # whether JAX kept float64 numbers then; what is added later must, too
 
 
 def trace_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
@@ -59,7 +61,7 @@ def trace_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
             raise TypeError(f"f: returned {type(result).__name__}, expected one array")
         return jnp.asarray(result)
 
-    return Traced(record(flat, values), tuple(leaves), treedef)
+    return Traced(record(flat, values), tuple(leaves), treedef, float64_enabled())
 
 
 def adjoints(

@@ -1,0 +1,155 @@
+"""Expressions are read, never run as Python, and an error points at the character."""
+
+from contextlib import suppress
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxbp import graph
+from jaxbp.graph.expressions import CONSTANTS, FUNCTIONS, ExpressionError, numbers, parse
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def value(text, **values):
+    expression = parse(text)
+    return float(expression.function()(*(values[name] for name in expression.names)))
+
+
+def at_two(text):
+    """An expression's value where every name is 2."""
+    expression = parse(text)
+    return expression.function()(*[2.0] * len(expression.names))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1 + 2*3 - 4/8", 6.5),
+        ("-2**2", -4.0),
+        ("2**-1", 0.5),
+        ("2·3 − 1 × 4 ÷ 2", 4.0),
+        ("7.5 % 2", 1.5),
+        ("e**2 - exp(2) + sin(pi/2)", 1.0),
+        ("ln(e**3) + log10(100) + log2(8)", 8.0),
+        ("max(1, 2, 3) - min(4, 2)", 1.0),
+        ("a = 2; b = a*a; a + b", 6.0),
+        ("relu(-1) + softplus(0) - log(2) + sigmoid(0)", 0.5),
+        ("atan2(1, 1)*4 - pi", 0.0),
+    ],
+)
+def test_values(text, expected):
+    assert value(text) == pytest.approx(expected, abs=1e-15)
+
+
+def test_names_and_arrays():
+    assert parse("z*x + exp(w)*z").names == ("z", "x", "w")
+    assert value("pi*r", pi=3.0, r=2.0) == pytest.approx(2 * np.pi)
+    assert value("sum(v@A) + max(v) + mean(v)", v=V, A=np.eye(2)) == 3 + 2 + 1.5
+    assert value("e = x + 1; e*2", x=1.0) == 4.0
+    assert parse("x**(1 + 1)").function()(3.0) == 9.0
+    squared = graph.trace(parse("x**(1 + 1)").function(), 3.0)
+    assert squared["y"].operation == "x²"
+
+
+V = np.array([1.0, 2.0])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_has_a_derivative(name):
+    function, counts = FUNCTIONS[name]
+    names = ["x", "z"][: max(counts[0], 2 if len(counts) > 1 else 1)]
+    expression = parse(f"{name}({', '.join(names)})")
+    point = [0.3, 0.7][: len(names)] if name != "acosh" else [1.3]
+    traced = graph.trace(expression.function(), *point)
+    expected = jax.grad(lambda *args: jnp.asarray(function(*args)), range(len(point)))(*point)
+    np.testing.assert_allclose(traced.gradients, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "at"),
+    [
+        ("x + ", "expected an expression here", 3),
+        ("2x", "write the multiplication: 2*x", 0),
+        ("2(x + 1)", "write the multiplication: 2*(x + 1)", 0),
+        ("x^2", "a power is written **", 1),
+        ("héé + x^2", "a power is written **", 7),
+        ("1 + sin", "sin is a function: write sin(...)", 4),
+        ("x*foo(x)", "foo is none of the functions", 2),
+        ("x(2)", "x is none of the functions (a multiplication is written x*(...))", 0),
+        ("exp(x, z)", "exp got 2, expected 1 operand", 0),
+        ("exp(*x)", "exp takes plain operands", 0),
+        ("x + y.real", "expected numbers, names", 4),
+        ("().__class__", "expected numbers, names", 0),
+        ("__import__('os').system('true')", "expected numbers, names", 0),
+        ("[x for x in z]", "expected numbers, names", 0),
+        ("(lambda: x)()", "expected numbers, names", 0),
+        ("x if x else 1", "expected numbers, names", 0),
+        ("x > 1", "expected numbers, names", 0),
+        ("x + 'a'", "'a' is no real number", 4),
+        ("x*1j", "1j is no real number", 2),
+        ("True", "True is no real number", 0),
+        ("x + 1/0", "1 / 0 divides by 0", 4),
+        ("x + log(-1)", "log(-1) is no real number", 4),
+        ("(-8)**(1/3)*x", "(-8) ** (1 / 3) is no real number", 0),
+        ("x + 9**9**9**9", "9 ** 9 ** 9 is no finite number", 7),
+        ("x; z", "only the last part may be without a name", 0),
+        ("a = b = x", "expected one name before the =", 0),
+        ("sin = x", "sin is a function already", 0),
+        ("import os", "expected an expression", 0),
+        ("exp(x", "'(' was never closed", 3),
+    ],
+)
+def test_errors_point_at_the_character(text, message, at):
+    with pytest.raises(ExpressionError) as caught:
+        at_two(text)
+    said, shown, mark = str(caught.value).split("\n")
+    assert message in said
+    assert shown.strip() == text.strip()
+    assert mark == " " * (at + 2) + "^"
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "x" * 20_000, "(" * 5000, "-" * 5000 + "x", "x\0", "9" * 5000]
+)
+def test_what_is_too_much_is_refused(text):
+    with pytest.raises(ExpressionError):
+        at_two(text)
+
+
+def test_a_long_line_is_shown_where_it_is_wrong():
+    with pytest.raises(ExpressionError) as caught:
+        parse("x + " * 100 + "foo(x)")
+    _, shown, mark = str(caught.value).split("\n")
+    assert len(shown) < 80
+    assert shown[mark.index("^") :].startswith("foo(x)")
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_read_or_refused(text):
+    with suppress(ExpressionError):
+        at_two(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2", 2.0),
+        ("-1/3", -1 / 3),
+        ("pi", CONSTANTS["pi"]),
+        ("1,2", [1, 2]),
+        ("1,2;3,4", [[1, 2], [3, 4]]),
+    ],
+)
+def test_numbers(text, expected):
+    np.testing.assert_array_equal(numbers(text), expected)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,", "1,2;3", "1;;2"])
+def test_what_is_no_number(text):
+    with pytest.raises(ExpressionError):
+        numbers(text)
