@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbp
-from benchmarks.protocol import command, compiled, interleaved
+from benchmarks.protocol import command, compiled, entry, heading, interleaved, line, median
 from jaxbp import activations, heads
 
 SHAPES = {
@@ -64,22 +64,15 @@ def compare(name, sizes, rows):
     for contender in contenders.values():
         assert jaxbp.compare(contender.run()[1], reference).relative_error < 1e-4
     timings = interleaved(contenders)
-    return {
-        contender: {
-            "seconds": timings[contender]._asdict(),
-            "temporary_mib": contenders[contender].temporary_bytes / 2**20,
-            "compile_seconds": contenders[contender].compile_seconds,
-        }
-        for contender in contenders
-    }
+    return {name: entry(contenders[name], timing) for name, timing in timings.items()}
 
 
 def row(name, cell):
     """Ratios first, then what they are ratios of."""
     ours, same, nn = (cell[contender] for contender in ("backprop", "autodiff", "jax.nn"))
-    times = [entry["seconds"]["median"] for entry in (ours, same, nn)]
+    times = [median(each) for each in (ours, same, nn)]
     spread = (ours["seconds"]["upper"] - ours["seconds"]["lower"]) / times[0]
-    memory = [entry["temporary_mib"] for entry in (ours, same, nn)]
+    memory = [each["temporary_mib"] for each in (ours, same, nn)]
     return (
         f"{name:<11}{times[0] / times[1]:>6.2f}{times[0] / times[2]:>6.2f}"
         f"{memory[0] / memory[1]:>8.2f}{memory[0] / memory[2]:>6.2f}"
@@ -90,19 +83,17 @@ def row(name, cell):
 def markdown(result):
     """The README's table: backprop over the idiomatic network, time and memory, by shape."""
     shapes = list(result["cells"])
-    lines = [
-        f"| backprop over jax.nn | {' | '.join(f'{s}: time | memory' for s in shapes)} |",
-        "|---" * (1 + 2 * len(shapes)) + "|",
-    ]
+    columns = [column for shape in shapes for column in (f"{shape}: time", "memory")]
+    lines = [heading("backprop over jax.nn", *columns)]
     for name in IDIOMATIC:
         ratios = []
         for shape in shapes:
             ours, nn = (
                 result["cells"][shape][name][contender] for contender in ("backprop", "jax.nn")
             )
-            ratios.append(ours["seconds"]["median"] / nn["seconds"]["median"])
+            ratios.append(median(ours) / median(nn))
             ratios.append(ours["temporary_mib"] / nn["temporary_mib"])
-        lines.append(f"| {name} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+        lines.append(line(name, *(f"{ratio:.2f}" for ratio in ratios)))
     return "\n".join(lines)
 
 

@@ -123,20 +123,18 @@ def diagnose(options: Diagnose, path: Path, console: Console) -> int:
         sample = _sample(plan.to_fit)
         at_start = layer_report(plan.model, params, sample)
         seen = [_distributions(plan, params, sample)]
-        kept = [params]
 
         def watch(epoch: Epoch) -> bool:
             seen.append(_distributions(plan, epoch.params, sample))
-            kept[0] = epoch.params
             return interrupts.asked
 
-        history, ended = _trained(options, plan, params, watch)
+        params, history, ended = _trained(options, plan, params, watch)
         interrupts.ignore()
         console.print("before training", str(at_start), sep="\n", soft_wrap=True)
         report = at_start
         if history.health:
             health = jax.tree.map(lambda values: values[-1], history.health)
-            unfelt = unfelt_errors(plan.model, kept[0], sample)
+            unfelt = unfelt_errors(plan.model, params, sample)
             report = judge(plan.model, health, unfelt=unfelt, restless=restless(options))
             epochs = len(history.training_loss)
             heading = f"\nafter {epochs} epochs, training loss {history.training_loss[-1]:.4g}"
@@ -156,10 +154,12 @@ def diagnose(options: Diagnose, path: Path, console: Console) -> int:
     return 1 if ended else 0
 
 
-def _trained(options: Diagnose, plan: Plan, params: Params, watch: Any) -> tuple[History, str]:
-    """The record, and how training ended if it was before its time."""
+def _trained(
+    options: Diagnose, plan: Plan, params: Params, watch: Any
+) -> tuple[Params, History, str]:
+    """The last finite parameters, the record, and how training ended if before its time."""
     try:
-        _, history = fit(
+        params, history = fit(
             plan.model,
             plan.to_fit,
             optimizer=plan.optimizer,
@@ -172,8 +172,8 @@ def _trained(options: Diagnose, plan: Plan, params: Params, watch: Any) -> tuple
         )
     except NonFiniteLossError as error:
         why = f"diverged in epoch {error.epoch}: the loss or a parameter is no longer finite"
-        return error.history, f"{why}. Try a smaller --learning-rate"
-    return history, ""
+        return error.params, error.history, f"{why}. Try a smaller --learning-rate"
+    return params, history, ""
 
 
 def flow_table(flows: tuple[Flow, ...]) -> Table:

@@ -1,5 +1,6 @@
 """Pictures, by matplotlib and without a display."""
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def learning_curve(
 
 def _curve(axes: Axes, values: np.ndarray | None, label: str, color: str) -> None:
     if values is not None:
-        marker = "o" if len(values) == 1 else ""  # one epoch is a point, not an invisible line
-        axes.plot(range(1, len(values) + 1), values, marker=marker, label=label, color=color)
+        axes.plot(
+            range(1, len(values) + 1), values, marker=_marker(values), label=label, color=color
+        )
 
 
 def step_curves(path: str | Path, report: GradientReport) -> None:
@@ -151,7 +153,7 @@ def _bands(axes: Axes, quantiles: np.ndarray, color: Any, nothing: str) -> None:
     lowest, low, median, high, highest = quantiles.T
     axes.fill_between(epochs, lowest, highest, color=color, alpha=0.2, lw=0)
     axes.fill_between(epochs, low, high, color=color, alpha=0.4, lw=0)
-    axes.plot(epochs, median, color=color, marker="o" if len(epochs) == 1 else "")
+    axes.plot(epochs, median, color=color, marker=_marker(epochs))
 
 
 def _shares(axes: Axes, start: LayerReport, health: Health | None) -> None:
@@ -160,8 +162,8 @@ def _shares(axes: Axes, start: LayerReport, health: Health | None) -> None:
         color = _layer_color(layer, layers)
         for first, share, style in ((row.dead, "dead", "-"), (row.saturated, "saturated", "--")):
             later = [] if health is None else getattr(health, share)[:, layer]
-            marker = "" if len(later) else "o"  # one point is no line
-            axes.plot(100 * np.array([first, *later]), color=color, ls=style, marker=marker)
+            values = 100 * np.array([first, *later])
+            axes.plot(values, color=color, ls=style, marker=_marker(values))
     axes.plot([], [], color="black", ls="-", label="dead")
     axes.plot([], [], color="black", ls="--", label="saturated")
     axes.set(xlabel="epoch", ylabel="units, %", ylim=(-4, 104), title="dead and saturated units")
@@ -222,3 +224,8 @@ def _quiet(axes: Axes) -> None:
 def _counted(axes: Axes) -> None:
     """Whole numbers along the x axis: epochs, layers."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+
+
+def _marker(values: Sized) -> str:
+    """A point for a single value, which would be an invisible line."""
+    return "o" if len(values) == 1 else ""

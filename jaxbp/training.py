@@ -265,7 +265,7 @@ def _stepper(
 def _observed(model: MLP, before: Params, params: Params, batch: Batch) -> Health:
     """The layers' health on a sample of the rows, with the last step's update."""
     every = -(-batch.x.shape[0] // _SAMPLE)
-    sample = _taken(batch, jnp.arange(0, batch.x.shape[0], every, dtype=jnp.int32))
+    sample: Batch = jax.tree.map(lambda array: array[::every], batch)
     return layer_health(model, params, sample, jax.tree.map(jnp.subtract, params, before))
 
 

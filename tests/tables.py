@@ -1,5 +1,7 @@
 """Everything that can be combined, by name, and random batches for it."""
 
+from itertools import cycle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,9 @@ from jaxbp import checkpoint
 
 ACTIVATIONS = checkpoint.ACTIVATIONS | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
 HEADS = checkpoint.HEADS
+
+#: every head and every activation; how one is combined with the other is the backward pass's matter
+ONE_OF_EACH = list(zip(ACTIVATIONS, cycle(HEADS), strict=False))
 
 #: the same functions as JAX's own library writes them
 REFERENCES = {

@@ -2,7 +2,6 @@
 
 import importlib.util
 from functools import partial
-from itertools import cycle
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,11 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from tables import ACTIVATIONS, HEADS, random_batch, random_params
+from tables import ACTIVATIONS, HEADS, ONE_OF_EACH, random_batch, random_params
 
 import jaxbp
 from jaxbp import batch_methods, curvature
 
-ONE_OF_EACH = list(zip(ACTIVATIONS, cycle(HEADS), strict=False))
 CONVEX = [head for head in HEADS if head != "sigmoid_squared_error"]
 
 

@@ -1,7 +1,6 @@
 """Per example: what is contracted from (z, δ) is what vmap of jax.grad of one example gives."""
 
 from functools import partial
-from itertools import cycle
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from tables import ACTIVATIONS, HEADS, random_batch, random_params
+from tables import ACTIVATIONS, HEADS, ONE_OF_EACH, random_batch, random_params
 
 import jaxbp
 from jaxbp import per_example
@@ -17,8 +16,6 @@ from jaxbp.gradient import with_penalty
 
 pytestmark = pytest.mark.usefixtures("strict")
 ROWS = 6
-#: every head and every activation; how one is combined with the other is the backward pass's matter
-ONE_OF_EACH = list(zip(ACTIVATIONS, cycle(HEADS), strict=False))
 
 
 def problem(activation="tanh", head="softmax_cross_entropy", l2=0.3, **options):
