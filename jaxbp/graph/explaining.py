@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -20,12 +21,12 @@ class DomainError(ValueError):
 def check_real(recording: Recording, names: Sequence[str]) -> None:
     """Raise TypeError where a value is complex, or the output of a kind without a derivative."""
     for step, name in zip(recording.steps, names, strict=True):
-        if step.value.dtype.kind == "c":
+        if jnp.issubdtype(step.value.dtype, jnp.complexfloating):
             what = f"{name} = {step.primitive}(...)" if step.primitive else name or "a constant"
             raise TypeError(f"{what} is {step.value.dtype}, expected real numbers")
     y, name = recording.steps[recording.output], names[recording.output]
-    if y.value.dtype.kind in "biu":
-        kind = "truth values" if y.value.dtype.kind == "b" else "whole numbers"
+    if not jnp.issubdtype(y.value.dtype, jnp.floating):
+        kind = "truth values" if y.value.dtype == bool else "whole numbers"
         what = f"{name} = {y.primitive}(...)" if y.primitive else name
         raise TypeError(f"{what} is {y.value.dtype}: {kind} have no derivative")
 
@@ -56,7 +57,8 @@ def check_domain(recording: Recording, nodes: Sequence[Node | None]) -> None:
 
 
 def _finite(step: Step) -> bool:
-    return step.value.dtype.kind != "f" or bool(np.all(np.isfinite(step.value)))
+    real = jnp.issubdtype(step.value.dtype, jnp.floating)
+    return not real or bool(np.all(np.isfinite(step.value)))
 
 
 def _reason(primitive: str, result: Any, operands: Sequence[Any]) -> str:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from jaxbp.graph.recording import Step
+from jaxbp.graph.recording import Step, is_numeric
 from jaxbp.graph.reverse import Received, Traced
 from jaxbp.graph.rules import NOTATIONS, RULES, call
 from jaxbp.graph.symbols import Symbol, figures, symbol, total
@@ -58,10 +57,7 @@ def nodes_of(
     taken = set(names)
     mark = "g" if not any("g" + name in taken for name in names if name) else "∂"
     marks = [step.adjoint_name or mark + name for step, name in zip(steps, names, strict=True)]
-    signs = [
-        Symbol(name, shape=step.value.shape) if name else step.value.item()
-        for step, name in zip(steps, names, strict=True)
-    ]
+    signs = [_sign(name, step.value) for step, name in zip(steps, names, strict=True)]
 
     def contribution(position: int, part: Received) -> Contribution:
         step = steps[part.consumer]
@@ -84,7 +80,7 @@ def nodes_of(
         return Node(
             name=name,
             operation=_operation(step, [signs[operand] for operand in step.operands]),
-            numbers="" if any(x.shape for x in operands) else _operation(step, operands),
+            numbers=_operation(step, operands) if all(map(_is_number, operands)) else "",
             value=step.value,
             parents=tuple(parents),
             adjoint_name=marks[position],
@@ -93,6 +89,17 @@ def nodes_of(
         )
 
     return tuple(node(position) for position in range(len(steps)))
+
+
+def _sign(name: str, value: Array) -> Any:
+    """What stands for a value in formulas."""
+    if not name and not value.shape:
+        return value.item()
+    return Symbol(name or figures(value.item()), shape=value.shape)
+
+
+def _is_number(value: Array) -> bool:
+    return not value.shape and is_numeric(value)
 
 
 def names_of(traced: Traced) -> list[str]:
@@ -108,7 +115,8 @@ def names_of(traced: Traced) -> list[str]:
     letters = (name for name in _lettered() if name not in used)
     seen: set[str] = set()
     for position, step in enumerate(steps):
-        nameless = not given[position] and not (step.is_constant and step.value.size == 1)
+        a_number = step.is_constant and step.value.size == 1 and is_numeric(step.value)
+        nameless = not given[position] and not a_number
         name = next(letters) if nameless else given[position]
         given[position] = _unseen(name, seen)
         seen.add(given[position])
@@ -146,7 +154,7 @@ def _local(
     try:
         formula = rule.pull(i, gy, *symbols, **step.params)
         slope = rule.slope and rule.slope(i, *symbols, **step.params)
-    except TypeError:  # a rule of a user's that is for numbers alone
+    except (TypeError, AttributeError):  # a rule of a user's that is for numbers alone
         slope = Symbol(f"∂{symbols[0]}/∂{symbols[1 + i]}") if rule.slope else None
         formula = gy * slope if slope else Symbol(f"pull({gy})")
     if rule.slope is None:
@@ -157,12 +165,14 @@ def _local(
 # Values
 
 
-def shown(value: ArrayLike | None) -> str:
+def shown(value: Any) -> str:
     """A number, the entries of a small array, or the shape and the norm of a large one."""
+    if not is_numeric(value):
+        return "a key"
     entries = np.asarray(value)
     if not entries.shape:
         return figures(entries)
-    if entries.size <= 6 and entries.ndim <= 2:
+    if 0 < entries.size <= 6 and entries.ndim <= 2:
         rows = entries.reshape(-1, entries.shape[-1])
         return f"[{'; '.join(' '.join(_short(entry) for entry in row) for row in rows)}]"
     shape = "×".join(map(str, entries.shape))

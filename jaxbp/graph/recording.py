@@ -81,8 +81,9 @@ class _Recorder:
         return len(self.steps) - 1
 
     def constant(self, value: Any) -> int:
-        concrete = not isinstance(value, jax.core.Tracer) and np.size(value) == 1
-        key = (value.dtype, value.shape, np.asarray(value).tobytes()) if concrete else object()
+        key = object()
+        if value.size == 1 and is_numeric(value) and not isinstance(value, jax.core.Tracer):
+            key = (value.dtype, value.shape, np.asarray(value).tobytes())
         if key not in self.constants:
             self.constants[key] = self.add(Step(value, is_constant=True))
         return self.constants[key]
@@ -145,13 +146,20 @@ class _Recorder:
         return bool(self.steps[position].value.dtype == dtype)
 
 
+def is_numeric(value: Any) -> bool:
+    """Whether it is made of numbers or truth values; a key for random numbers is not."""
+    return not jnp.issubdtype(value.dtype, jax.dtypes.extended)
+
+
 def _key(primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> Any:
     """Equal for two equations that compute the same."""
     operands = sorted(operands) if primitive.name in {"add", "mul", "max", "min"} else operands
+    key = (primitive.name, tuple(operands), tuple(params.items()))
     try:
-        return hash(key := (primitive.name, tuple(operands), tuple(params.items()))) and key
+        hash(key)
     except TypeError:  # a parameter that cannot be told equal to another
         return object()
+    return key
 
 
 # Looked through: what is made of other equations
@@ -215,11 +223,14 @@ def _scan(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[i
         carry = outputs[:carries]
         for stack, output in zip(stacks, outputs[carries:], strict=True):
             stack.insert(0, output) if equation.params["reverse"] else stack.append(output)
-    return [*carry, *(recorder.run_function(_stack, stack)[0] for stack in stacks)]
+    avals = [variable.aval for variable in equation.outvars[carries:]]
+    return [*carry, *(_stacked(recorder, *pair) for pair in zip(stacks, avals, strict=True))]
 
 
-def _stack(*rows: Array) -> Array:
-    return jnp.stack(rows)
+def _stacked(recorder: _Recorder, rows: Sequence[int], aval: Any) -> int:
+    if not rows:
+        return recorder.constant(jnp.zeros(aval.shape, aval.dtype))
+    return recorder.run_function(lambda *values: jnp.stack(values), rows)[0]
 
 
 def _split(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
