@@ -456,6 +456,7 @@ def define_rule(
     unless ``overwrite=True``, and TypeError without exactly one of slopes and pull.
 
     >>> define_rule("bessel_i1e", lambda y, a: jax.scipy.special.i0e(a) - y * (jnp.sign(a) + 1 / a))
+    >>> del RULES["bessel_i1e"]
     """
     if not isinstance(primitive, str):
         raise TypeError(f"primitive: got {primitive!r}, expected its name, such as 'sin'")
