@@ -1,9 +1,11 @@
 """``jaxbp explain``: an expression, or a small network, forward and backward as on paper."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +22,7 @@ from jaxbp.graph import DomainError, Graph, named, trace
 from jaxbp.graph.expressions import ExpressionError, numbers, parse
 from jaxbp.mlp import MLP, Layer, forward, init
 
+_MOST_WEIGHTS = 1_000_000
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -85,6 +88,8 @@ class Explain:
 def run(options: Explain, console: Console) -> int:
     """Carry out the command; the exit status."""
     _check_page(options.html)
+    if not 0 <= options.seed < 2**63:
+        raise ExplainError(f"--seed: got {options.seed}, expected at least 0 and less than 2^63")
     try:
         with jax.enable_x64(True):
             title, graph = _of_network(options) if options.network else _of_expression(options)
@@ -98,7 +103,7 @@ def run(options: Explain, console: Console) -> int:
                 graph.to_html(options.html, title=title)
     except (ExpressionError, DomainError) as error:
         raise ExplainError(str(error)) from None
-    if options.html:
+    if options.html and options.form == "text":
         console.print(f"\nwritten to {options.html}: open it in a browser", soft_wrap=True)
     return 0
 
@@ -106,10 +111,8 @@ def run(options: Explain, console: Console) -> int:
 def shielded(arguments: Sequence[str]) -> list[str]:
     """The arguments with a minus before an expression as −, which the parser of options leaves
     alone and the parser of expressions reads."""
-    return [
-        "−" + text[1:] if text[:1] == "-" and text[1:2] not in {"-", "h", ""} else text
-        for text in arguments
-    ]
+    expression = re.compile(r"-(?!h$|-).*[^\d.-]")
+    return [f"−{text[1:]}" if expression.match(text) else text for text in arguments]
 
 
 def _of_expression(options: Explain) -> tuple[str, Graph]:
@@ -134,6 +137,7 @@ def _values(assignments: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = (part.strip() for part in assignment.partition("="))
+        name = unicodedata.normalize("NFKC", name)  # as Python does with names
         if not equals or not name.isidentifier():
             raise ExplainError(f"{assignment}: expected NAME=VALUE, such as x=2")
         if name in values:
@@ -160,22 +164,24 @@ def _of_network(options: Explain) -> tuple[str, Graph]:
     target = _of_size("y", given.pop("y", _example(options.head, sizes[-1])), sizes[-1])
     if given:
         raise ExplainError(f"{min(given)}: got a value for it, but a network has x and y")
+    weights = sum(i * o for i, o in pairwise(sizes))
+    if weights > _MOST_WEIGHTS:
+        raise ExplainError(
+            f"--network: got {weights:,} weights, expected at most {_MOST_WEIGHTS:,}"
+        )
     params = init(jax.random.key(options.seed), MLP(sizes, unit, head), dtype=jnp.float64)
-    weights = [leaf.round(2) for layer in params for leaf in layer]
+    leaves = [leaf.round(2) for layer in params for leaf in layer]
+    names = [_of_layer(letter, layer) for layer in range(1, len(sizes)) for letter in "wb"]
 
     def loss(x: Array, *leaves: Array) -> Array:
-        pairs = zip(leaves[::2], leaves[1::2], strict=True)
-        named_params = tuple(
-            Layer(named(weight, _of_layer("w", layer)), named(bias, _of_layer("b", layer)))
-            for layer, (weight, bias) in enumerate(pairs, start=1)
-        )
-        logits, _ = forward(model, named_params, x)
+        params = tuple(map(Layer, leaves[::2], leaves[1::2]))
+        logits, _ = forward(model, params, x)
         logits = _pre_activation(logits, len(sizes) - 1)
         losses, _ = head.loss(logits, named(jnp.asarray(target), "y"))
         return named(losses, "L")
 
     title = f"{options.network} {options.activation}, {options.head}"
-    return title, trace(loss, x, *weights)
+    return title, trace(loss, x, *leaves, names=["x", *names])
 
 
 def _named_unit(unit: Activation, layer: int, a: Array) -> tuple[Array, Array]:

@@ -556,6 +556,11 @@ def test_explain_writes_a_page_and_overwrites_none(elsewhere, capsys):
     assert (elsewhere / "page.html").read_text(encoding="utf-8") == page
 
 
+def test_explain_reads_what_a_keyboard_writes(capsys):
+    assert run("explain", "-h + 2·µ", "h=3", "µ=2") == 0
+    assert "ga = gy" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("head", ["linear_half_squared_error", "softmax_cross_entropy"])
 def test_explain_a_network_speaks_as_the_lectures_do(head, capsys):
     assert run("explain", "--network", "2-3-2", "--activation", "sigmoid", "--head", head) == 0
@@ -597,6 +602,11 @@ def test_explain_a_network_at_a_point_of_ones_own(capsys):
         (("1 + log(x)", "x=-2"), "a = log(x) is nan for x = -2: log needs a positive number"),
         (("exq(x)", "x=1"), "exq is none of the functions; did you mean exp?\n  exq(x)\n  ^"),
         (("--network", "2"), "--network: got '2', expected sizes such as 2-3-1"),
+        (("e*x", "e=5", "x=2"), "e is 2.71828 here: call yours otherwise"),
+        (("x/0", "x=1"), "y = x/0 is inf for x = 1: the denominator must not be 0"),
+        (("x", "x=1", "--seed", "-1"), "--seed: got -1, expected at least 0"),
+        (("--network", "-2-3"), "--network: got '-2-3', expected sizes such as 2-3-1"),
+        (("--network", "20000-20000-1"), "--network: got 400,020,000 weights, expected at most"),
         (("z=1", "--network", "2-1"), "z: got a value for it, but a network has x and y"),
         (("x", "x=1", "--html", "a.txt"), "--html: got a.txt, expected a name in .html"),
         (("x", "x=1", "--html", "no/a.html"), "--html: no is no folder"),

@@ -30,6 +30,7 @@ def at_two(text):
     ("text", "expected"),
     [
         ("1 + 2*3 - 4/8", 6.5),
+        ("99999999999999999999 - 1e20", 0.0),
         ("-2**2", -4.0),
         ("2**-1", 0.5),
         ("2·3 − 1 × 4 ÷ 2", 4.0),
@@ -102,6 +103,9 @@ def test_every_function_has_a_derivative(name):
         ("sin = x", "sin is a function already", 0),
         ("import os", "expected an expression", 0),
         ("exp(x", "'(' was never closed", 3),
+        ("x + 2@3", "2 @ 3 cannot be computed of numbers", 4),
+        ("x # the input", "expected an expression here", 2),
+        ("x + 1e999", "the number is too large", 4),
     ],
 )
 def test_errors_point_at_the_character(text, message, at):
@@ -149,7 +153,7 @@ def test_numbers(text, expected):
     np.testing.assert_array_equal(numbers(text), expected)
 
 
-@pytest.mark.parametrize("text", ["", "x", "1,", "1,2;3", "1;;2"])
+@pytest.mark.parametrize("text", ["", "x", "1,", "1,2;3", "1;;2", "#", "2#3", "1" + "0" * 400])
 def test_what_is_no_number(text):
     with pytest.raises(ExpressionError):
         numbers(text)

@@ -1,7 +1,7 @@
 """The computation graph of a function at a point: forward and backward, as on paper."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxbp.graph import drawing
 from jaxbp.graph.cost import Cost, cost_of
-from jaxbp.graph.explaining import check_domain, check_real, notes
+from jaxbp.graph.explaining import check_domain, check_output, notes
 from jaxbp.graph.html import document
 from jaxbp.graph.nodes import Node, names_of, nodes_of
 from jaxbp.graph.page import backward_lines, forward_lines, page
@@ -23,7 +23,7 @@ from jaxbp.graph.reverse import (
     Received,
     Traced,
     adjoints,
-    check_rules,
+    check_steps,
     gradient_trees,
     trace_arguments,
 )
@@ -112,21 +112,23 @@ class Graph:
         The arrow keys, Home and End work as its buttons do.  Raises FileExistsError rather than
         overwrite a file, unless ``overwrite=True``.
         """
-        with Path(path).open("w" if overwrite else "x", encoding="utf-8") as file:
-            file.write(document(self.nodes, self.remarks, title))
+        written = document(self.nodes, self.remarks, title).encode()
+        with Path(path).open("wb" if overwrite else "xb") as file:
+            file.write(written)
 
     def to_dot(self) -> str:
         """A digraph for Graphviz, with the local derivatives on its edges."""
         return drawing.to_dot(self.nodes)
 
 
-def trace(f: Callable[..., Any], *args: Any) -> Graph:
+def trace(f: Callable[..., Any], *args: Any, names: Sequence[str] | None = None) -> Graph:
     """The computation graph of f at these arguments.
 
     f is any JAX function of real numbers, vectors, matrices, or trees of them, that returns one
     array; a Python int is taken as the real number it looks like, and integer arrays have no
     adjoint.  Nested jit, custom rules, conditionals and loops are looked through; what is computed
-    twice is one node.  ``named`` names a node.
+    twice is one node.  ``named`` names a node, and ``names`` the arguments' leaves, which otherwise
+    are called as f calls them.
 
     Raises TypeError for what has no derivative (no function, an output or an argument that is not
     real), ``DomainError`` where the output is not finite, at the node where it happens, and
@@ -139,7 +141,7 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     >>> graph["a"].adjoint_name, graph["a"].formula, round(graph["a"].adjoint.item(), 3)
     ('ga', 'gb·b + gy', 3.718)
     """
-    traced = trace_arguments(f, args)
+    traced = trace_arguments(f, args, names)
     for name, step in zip(traced.names, traced.recording.steps, strict=False):
         if isinstance(step.value, jax.core.Tracer):
             raise TypeError(
@@ -152,8 +154,8 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
 
 def _graph(traced: Traced, cotangent: Array | None) -> Graph:
     recording = traced.recording
-    check_real(recording, names_of(traced))
-    check_rules(recording)
+    check_steps(recording)
+    check_output(recording, names_of(traced))
     found: list[Array | None] = [None] * len(recording.steps)
     received: list[list[Received]] = [[] for _ in recording.steps]
     if cotangent is not None:

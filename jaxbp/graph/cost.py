@@ -17,6 +17,7 @@ from jaxbp.graph.reverse import adjoints
 _MOVES = frozenset(
     {"reshape", "squeeze", "broadcast_in_dim", "transpose", "rev", "slice", "index", "stack", "pad"}
     | {"dynamic_slice", "gather", "concatenate", "convert_element_type", "copy", "stop_gradient"}
+    | {"identity"}
 )
 
 

@@ -18,12 +18,8 @@ class DomainError(ValueError):
     """A value that a function has not at its operands, such as the logarithm of a negative one."""
 
 
-def check_real(recording: Recording, names: Sequence[str]) -> None:
-    """Raise TypeError where a value is complex, or the output of a kind without a derivative."""
-    for step, name in zip(recording.steps, names, strict=True):
-        if jnp.issubdtype(step.value.dtype, jnp.complexfloating):
-            what = f"{name} = {step.primitive}(...)" if step.primitive else name or "a constant"
-            raise TypeError(f"{what} is {step.value.dtype}, expected real numbers")
+def check_output(recording: Recording, names: Sequence[str]) -> None:
+    """Raise TypeError where the output is of a kind without a derivative."""
     y, name = recording.steps[recording.output], names[recording.output]
     if not jnp.issubdtype(y.value.dtype, jnp.floating):
         kind = "truth values" if y.value.dtype == bool else "whole numbers"
@@ -33,10 +29,10 @@ def check_real(recording: Recording, names: Sequence[str]) -> None:
 
 def check_domain(recording: Recording, nodes: Sequence[Node | None]) -> None:
     """Raise DomainError, at the first node to blame, where the output is not finite."""
-    steps, _, at = recording
+    steps, at = recording.steps, recording.output
     if _finite(steps[at]):
         return
-    while sources := [operand for operand in steps[at].operands if not _finite(steps[operand])]:
+    while sources := _sources(steps[at], steps):
         at = sources[0]
     step, node = steps[at], nodes[at]
     value = np.asarray(step.value)
@@ -54,6 +50,20 @@ def check_domain(recording: Recording, nodes: Sequence[Node | None]) -> None:
         + f" for {', '.join(dict.fromkeys(met))}" * bool(met)
         + f": {_reason(step.primitive, value[index], entries)}"
     )
+
+
+def _sources(step: Step, steps: Sequence[Step]) -> list[int]:
+    """The operands to blame, those that were computed first: of a select, the one selected."""
+    operands = list(step.operands)
+    if step.primitive == "select_n":
+        which, *cases = operands
+        number = int(np.asarray(steps[which].value).ravel()[0])
+        if steps[which].value.shape:
+            index = np.argwhere(~np.isfinite(np.asarray(step.value)))[0]
+            number = int(np.asarray(steps[which].value)[tuple(index)])
+        operands = [cases[number]]
+    blamed = [operand for operand in operands if not _finite(steps[operand])]
+    return sorted(blamed, key=lambda operand: steps[operand].is_constant)
 
 
 def _finite(step: Step) -> bool:
@@ -75,8 +85,11 @@ def notes(
     received: Sequence[Sequence[Received]],
 ) -> tuple[str, ...]:
     """A line a node at which the derivative is not what a reader might expect."""
-    steps, _, output = recording
+    steps, output = recording.steps, recording.output
     lines = []
+    if recording.custom:
+        custom = ", ".join(recording.custom)
+        lines.append(f"the derivative rules of {custom} are looked through; jax.grad follows them")
     if not differentiable(recording)[output] and steps[output].primitive:
         lines.append(
             _opening(nodes[output]) + "is made of truth values or whole numbers alone: "
@@ -98,8 +111,8 @@ def _of_step(step: Step, steps: Sequence[Step], gy: Any) -> Iterator[str]:
         yield "is made of steps: its slope is 0 wherever it has one"
     if step.primitive in KINKS:
         at_kink, line = KINKS[step.primitive]
-        kinked = np.asarray(at_kink(*(steps[operand].value for operand in step.operands)))
-        if np.any(kinked & (gy != 0)):
+        kinked = at_kink(*(steps[operand].value for operand in step.operands), **step.params)
+        if np.any(np.asarray(kinked) & (gy != 0)):
             yield line
 
 

@@ -9,6 +9,8 @@ import ast
 import inspect
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import reduce
@@ -43,7 +45,7 @@ class Expression(NamedTuple):
                 _fail(self.text, self._first(name), f"{name} has no value: add {name}=2, say")
         for name in sorted(given - set(self.names)):
             if name in CONSTANTS:
-                continue
+                raise ExpressionError(f"{name} is {CONSTANTS[name]:.6g} here: call yours otherwise")
             known = ", ".join(self.names) or "no names"
             raise ExpressionError(f"{name}: got a value for it, but the expression has {known}")
 
@@ -55,7 +57,10 @@ class Expression(NamedTuple):
         """The function of the names that the expression is."""
 
         def evaluate(*values: Any) -> Any:
-            return _run(self, dict(zip(self.names, values, strict=True)))
+            try:
+                return _run(self, dict(zip(self.names, values, strict=True)))
+            except RecursionError:
+                raise ExpressionError(_TOO_DEEP) from None
 
         parameters = [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in self.names
@@ -93,6 +98,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], range]] = {
 }
 CONSTANTS = {"pi": math.pi, "e": math.e}
 
+_TOO_DEEP = "the expression is too long, or nested too deeply"
 _EXPECTED = "expected numbers, names, + - * / ** and functions"
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -118,8 +124,11 @@ def parse(text: str) -> Expression:
         raise ExpressionError("the expression is empty")
     if len(text) > _LONGEST:
         raise ExpressionError(f"the expression has {len(text)} characters, at most {_LONGEST}")
+    if "#" in text:
+        _fail(text, text.index("#"), "expected an expression here")
     try:
-        statements = ast.parse(text).body
+        with warnings.catch_warnings(action="ignore"):
+            statements = ast.parse(text).body
     except SyntaxError as error:
         _fail(text, (error.offset or 1) - 1, _hint(error.msg))
     except (RecursionError, MemoryError, ValueError) as error:
@@ -127,7 +136,7 @@ def parse(text: str) -> Expression:
     try:
         return Expression(text, tuple(_free_names(text, statements)), tuple(statements))
     except RecursionError:
-        raise ExpressionError("the expression is nested too deeply") from None
+        raise ExpressionError(_TOO_DEEP) from None
 
 
 def numbers(text: str) -> np.ndarray:
@@ -192,8 +201,10 @@ def _names(text: str, node: ast.expr) -> Iterator[str]:
     """The names in an expression, in reading order; fails for what is not allowed."""
     match node:
         case ast.Constant(value=value):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value == math.inf:
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 _fail(text, _at(text, node), f"{ast.unparse(node)} is no real number")
+            if abs(value) > sys.float_info.max:
+                _fail(text, _at(text, node), "the number is too large")
         case ast.Name(id=name) if name in FUNCTIONS:
             _fail(text, _at(text, node), f"{name} is a function: write {name}(...)")
         case ast.Name(id=name):
@@ -248,7 +259,8 @@ def _run(expression: Expression, values: dict[str, Any]) -> Any:
 def _compute(text: str, node: ast.expr, known: Mapping[str, Any]) -> Any:
     """The value of a part that has been found to be allowed."""
     if isinstance(node, ast.Constant):
-        return node.value
+        assert isinstance(node.value, int | float)
+        return node.value if abs(node.value) < 2**31 else float(node.value)
     if isinstance(node, ast.Name):
         return known[node.id]
     function, parts = _applied(node)
@@ -283,6 +295,8 @@ def _of_numbers(
             value = value if isinstance(value, complex) else float(value)
     except ZeroDivisionError:
         _fail(text, _at(text, node), f"{ast.unparse(node)} divides by 0")
+    except TypeError:
+        _fail(text, _at(text, node), f"{ast.unparse(node)} cannot be computed of numbers")
     except OverflowError:
         value = math.inf
     if isinstance(value, complex) or math.isnan(value):

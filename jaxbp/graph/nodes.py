@@ -56,7 +56,10 @@ def nodes_of(
     names = names_of(traced)
     taken = set(names)
     mark = "g" if not any("g" + name in taken for name in names if name) else "∂"
-    marks = [step.adjoint_name or mark + name for step, name in zip(steps, names, strict=True)]
+    marks = []
+    for step, name in zip(steps, names, strict=True):
+        marks.append(_unseen(step.adjoint_name or mark + name, taken))
+        taken.add(marks[-1])
     signs = [_sign(name, step.value) for step, name in zip(steps, names, strict=True)]
 
     def contribution(position: int, part: Received) -> Contribution:
@@ -104,10 +107,9 @@ def _is_number(value: Array) -> bool:
 
 def names_of(traced: Traced) -> list[str]:
     """A name a step, each its own; "" for a number."""
-    steps, _, output = traced.recording
+    steps, output = traced.recording.steps, traced.recording.output
     given = [step.name for step in steps]
-    for position, name in enumerate(traced.names):
-        given[position] = given[position] or name
+    given[: len(traced.names)] = traced.names
     taken = set(given)
     if not given[output]:
         given[output] = next(name for name in (*_OUTPUTS, "") if name not in taken)
@@ -138,7 +140,7 @@ def _unseen(name: str, seen: set[str]) -> str:
 
 
 def _operation(step: Step, operands: Sequence[Any]) -> str:
-    if not step.primitive:
+    if not step.primitive or step.is_constant:
         return ""
     rule = RULES.get(step.primitive)
     notation = rule.notation if rule else NOTATIONS.get(step.primitive, call(step.primitive))
@@ -154,12 +156,13 @@ def _local(
     try:
         formula = rule.pull(i, gy, *symbols, **step.params)
         slope = rule.slope and rule.slope(i, *symbols, **step.params)
-    except (TypeError, AttributeError):  # a rule of a user's that is for numbers alone
+    except (TypeError, AttributeError, ArithmeticError):  # a rule for numbers, or x/0
         slope = Symbol(f"∂{symbols[0]}/∂{symbols[1 + i]}") if rule.slope else None
         formula = gy * slope if slope else Symbol(f"pull({gy})")
     if rule.slope is None:
         return str(formula), "", None
-    return str(formula), str(symbol(slope)), jnp.asarray(rule.slope(i, *values, **step.params))
+    value = jnp.asarray(rule.slope(i, *values, **step.params), values[0].dtype)
+    return str(formula), str(symbol(slope)), value
 
 
 # Values

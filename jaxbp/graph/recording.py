@@ -18,7 +18,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from jaxbp.graph.rules import AFFINE, INDEX
+from jaxbp.graph.rules import AFFINE, IDENTITY, INDEX
 
 
 class Step(NamedTuple):
@@ -43,6 +43,7 @@ class Recording(NamedTuple):
     steps: tuple[Step, ...]
     arguments: int
     output: int
+    custom: tuple[str, ...] = ()  # functions whose own derivative rules were looked through
 
 
 def record(function: Callable[..., Any], values: Sequence[Array]) -> Recording:
@@ -50,7 +51,7 @@ def record(function: Callable[..., Any], values: Sequence[Array]) -> Recording:
     recorder = _Recorder()
     arguments = [recorder.add(Step(value)) for value in values]
     (output,) = recorder.run(jax.make_jaxpr(function)(*values), arguments)
-    whole = Recording(tuple(recorder.steps), len(arguments), output)
+    whole = Recording(tuple(recorder.steps), len(arguments), output, tuple(recorder.custom))
     return _pruned(_with_long_sums(_pruned(whole)))
 
 
@@ -62,8 +63,9 @@ def named(value: Array, name: str, *, adjoint: str = "") -> Array:
     >>> graph["s"].operation
     '3·x'
     """
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"name: got {name!r}, expected a text")
+    for title, text in (("name", name), ("adjoint", adjoint)):
+        if not isinstance(text, str) or "\n" in text or not (text or title == "adjoint"):
+            raise TypeError(f"{title}: got {text!r}, expected a line of text")
     same: Array = checkpoint_name(value, f"{name}\n{adjoint}")  # type: ignore[no-untyped-call]
     return same
 
@@ -75,6 +77,7 @@ class _Recorder:
         self.steps: list[Step] = []
         self.constants: dict[Any, int] = {}
         self.shared: dict[Any, list[int]] = {}
+        self.custom: dict[str, None] = {}  # rules that were looked through
 
     def add(self, step: Step) -> int:
         self.steps.append(step)
@@ -169,23 +172,30 @@ def _call(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[i
     """jit, checkpoint and custom rules: what is inside."""
     keys = ("call_jaxpr", "jaxpr", "fun_jaxpr")
     inner = next(equation.params[key] for key in keys if key in equation.params)
+    if equation.primitive.name.startswith("custom_"):
+        told = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
+        recorder.custom[getattr(told, "func_name", equation.primitive.name)] = None
     return recorder.run(inner, operands)
 
 
 def _name(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
+    """A value without a name gets one; of others, and of shared numbers, a copy does."""
     (position,) = operands
     name, _, adjoint = equation.params["name"].partition("\n")
     step = recorder.steps[position]
-    if not step.name:
-        recorder.steps[position] = step._replace(name=name, adjoint_name=adjoint)
-    return [position]
+    named = step._replace(name=name, adjoint_name=adjoint)
+    if step.primitive and not step.name:
+        recorder.steps[position] = named
+        return [position]
+    copy = named._replace(params={"primitive": IDENTITY}, operands=(position,))
+    return [recorder.add(copy)]
 
 
 def _cond(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
     """The branch that is taken."""
     which, *others = operands
     branches = equation.params["branches"]
-    taken = np.clip(int(recorder.steps[which].value), 0, len(branches) - 1)
+    taken = np.clip(int(_concrete(equation, recorder, which)), 0, len(branches) - 1)
     return recorder.run(branches[taken], others)
 
 
@@ -197,9 +207,19 @@ def _while(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[
     carry = list(operands[second:])
     while True:
         (goes_on,) = recorder.run(condition, [*operands[:first], *carry])
-        if not recorder.steps[goes_on].value:
+        if not _concrete(equation, recorder, goes_on):
             return carry
         carry = recorder.run(body, [*operands[first:second], *carry])
+
+
+def _concrete(equation: Any, recorder: _Recorder, position: int) -> Array:
+    value = recorder.steps[position].value
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{equation.primitive.name}: got a traced condition, expected a number: what is "
+            "computed depends on it, so call this outside of jit and vmap"
+        )
+    return value
 
 
 def _scan(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
@@ -218,13 +238,24 @@ def _scan(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[i
     stacks: list[list[int]] = [[] for _ in inner.outvars[carries:]]
     turns = range(length)
     for turn in reversed(turns) if equation.params["reverse"] else turns:
-        rows = [recorder.run_function(lambda xs, i=turn: xs[i], [xs])[0] for xs in over]
+        rows = [_row(recorder, xs, turn) for xs in over]
         outputs = recorder.run(body, [*constants, *carry, *rows])
         carry = outputs[:carries]
         for stack, output in zip(stacks, outputs[carries:], strict=True):
             stack.insert(0, output) if equation.params["reverse"] else stack.append(output)
     avals = [variable.aval for variable in equation.outvars[carries:]]
     return [*carry, *(_stacked(recorder, *pair) for pair in zip(stacks, avals, strict=True))]
+
+
+def _row(recorder: _Recorder, position: int, row: int) -> int:
+    shape = recorder.steps[position].value.shape
+    limits = {
+        "start_indices": (row, *(0 for _ in shape[1:])),
+        "limit_indices": (row + 1, *shape[1:]),
+        "strides": None,
+        "squeezed": (0,),
+    }
+    return recorder.compute(INDEX, limits, [position])[0]
 
 
 def _stacked(recorder: _Recorder, rows: Sequence[int], aval: Any) -> int:
@@ -305,7 +336,7 @@ _SIMPLER = {"squeeze": _indexed, "dot_general": _untransposed}
 
 def _pruned(recording: Recording) -> Recording:
     """Without the steps that the output is not made of; arguments stay."""
-    steps, arguments, output = recording
+    steps, arguments, output, _ = recording
     needed = {output}
     for position in range(len(steps) - 1, -1, -1):
         if position in needed:
@@ -316,12 +347,12 @@ def _pruned(recording: Recording) -> Recording:
         steps[p]._replace(operands=tuple(to[operand] for operand in steps[p].operands))
         for p in kept
     )
-    return Recording(tuple(moved), arguments, to[output])
+    return recording._replace(steps=tuple(moved), output=to[output])
 
 
 def _with_long_sums(recording: Recording) -> Recording:
     """(d + e) + f as one sum of three, where d + e is of no other use; likewise W·z + b."""
-    steps, arguments, output = list(recording.steps), *recording[1:]
+    steps = list(recording.steps)
     uses = Counter(operand for step in steps for operand in step.operands)
 
     def within(operand: int, primitive: str) -> bool:
@@ -348,4 +379,4 @@ def _with_long_sums(recording: Recording) -> Recording:
             params = {**steps[product].params, "primitive": AFFINE}
             operands = (*steps[product].operands, *terms)
             steps[position] = step._replace(params=params, operands=operands)
-    return Recording(tuple(steps), arguments, output)
+    return recording._replace(steps=tuple(steps))

@@ -43,7 +43,9 @@ class Traced(NamedTuple):
     float64: bool  # whether JAX kept float64 numbers then; what is added later must, too
 
 
-def trace_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
+def trace_arguments(
+    f: Callable[..., Any], args: tuple[Any, ...], names: Sequence[str] | None = None
+) -> Traced:
     """Record f at these arguments.  Raises TypeError for what is no function of real arrays."""
     if not callable(f):
         raise TypeError(f"f: got {type(f).__name__}, expected a function")
@@ -61,7 +63,9 @@ def trace_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
             raise TypeError(f"f: returned {type(result).__name__}, expected one array")
         return jnp.asarray(result)
 
-    return Traced(record(flat, values), tuple(leaves), treedef, float64_enabled())
+    if names is not None and len(names) != len(leaves):
+        raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one a leaf")
+    return Traced(record(flat, values), tuple(names or leaves), treedef, float64_enabled())
 
 
 def adjoints(
@@ -88,6 +92,10 @@ def adjoints(
         for i, operand in enumerate(step.operands):
             if varying[operand]:
                 value = rule.pull(i, gy, step.value, *operands, **step.params)
+                if value is None or value.shape != operands[i].shape:
+                    got = getattr(value, "shape", value)
+                    expected = f"{operands[i].shape}, the shape of operand {i}"
+                    raise ValueError(f"{step.primitive}: its rule gives {got}, expected {expected}")
                 value = jnp.asarray(value, operands[i].dtype)
                 received[operand].insert(0, Received(position, i, value))
     return found, received
@@ -102,9 +110,12 @@ def differentiable(recording: Recording) -> list[bool]:
     return varying
 
 
-def check_rules(recording: Recording) -> None:
-    """Raise NoRuleError for the first step that varies and whose primitive has no rule."""
+def check_steps(recording: Recording) -> None:
+    """Raise TypeError where a value is complex, NoRuleError where one that varies has no rule."""
     for step, varies in zip(recording.steps, differentiable(recording), strict=True):
+        if jnp.issubdtype(step.value.dtype, np.complexfloating):
+            what = f"{step.primitive}(...)" if step.primitive else "a constant"
+            raise TypeError(f"{what} is {step.value.dtype}, expected real numbers")
         if varies and step.primitive:
             rule_of(step, recording.steps)
 
@@ -130,8 +141,10 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
     """A function of f's arguments that gives ∇f with respect to argnums, as ``jax.grad`` does.
 
     f returns one real number.  Reverse mode on its graph, through ``graph.RULES``; it may be jitted
-    and taken again.  Raises TypeError where f's output is no real number or an argument has no
-    derivative, ``NoRuleError`` for a primitive outside the table.
+    and taken again.  Custom derivative rules are looked through: where one claims another slope
+    than that of what its function computes, ``jax.grad`` follows it and this does not.  Raises
+    TypeError where f's output is no real number or an argument has no derivative, ``NoRuleError``
+    for a primitive outside the table.
 
     >>> float(grad(lambda x, z: x**2 * z, argnums=1)(3.0, 2.0))
     9.0
@@ -144,11 +157,16 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
         y = recording.steps[recording.output].value
         if y.shape or not jnp.issubdtype(y.dtype, np.floating):
             raise TypeError(f"f: returned {_shape(y)}, expected one real number")
-        grads = gradient_trees(traced, adjoints(recording, jnp.ones_like(y))[0])
+        check_steps(recording)
+        found, _ = adjoints(recording, jnp.ones_like(y))
+        grads = gradient_trees(traced, found)
         for position in positions:
-            for path, leaf in named_leaves(grads[position], none=True).items():
-                if leaf is None:
-                    raise TypeError(f"args[{position}]{path}: expected real numbers to vary")
+            given, kept = (
+                len(jax.tree.leaves(args[position])),
+                len(jax.tree.leaves(grads[position])),
+            )
+            if kept < given:
+                raise TypeError(f"args[{position}]: expected real numbers alone, to vary")
         picked = tuple(grads[position] for position in positions)
         return picked[0] if isinstance(argnums, int) else picked
 
@@ -163,11 +181,10 @@ def gradient_trees(traced: Traced, found: Sequence[Array | None]) -> tuple[Any, 
 
 def _as_array(name: str, leaf: Any) -> Array:
     """A number or an array; a Python int is the real number that a reader takes it for."""
-    if isinstance(leaf, int) and not isinstance(leaf, bool):
-        return jnp.asarray(float(leaf))
     try:
-        value = jnp.asarray(leaf)
-    except (TypeError, ValueError):
+        whole = isinstance(leaf, int) and not isinstance(leaf, bool)
+        value = jnp.asarray(float(leaf) if whole else leaf)
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}: got {type(leaf).__name__}, expected numbers") from None
     if jnp.issubdtype(value.dtype, np.complexfloating):
         raise TypeError(f"{name}: got {value.dtype}, expected real numbers")

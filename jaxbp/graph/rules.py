@@ -13,6 +13,7 @@ max(a, 0) + log(1 + exp(-|a|)), which is how JAX writes softplus, has its slope 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from string import ascii_lowercase
 from typing import Any, NamedTuple
@@ -21,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core.primitives import slice_p
 from jax.scipy import special
 
 from jaxbp.graph.symbols import Function, Symbol, atom, symbol, total
@@ -49,16 +49,26 @@ def entry_by_entry(notation: Callable[..., Any], slope: Callable[..., Any]) -> R
 
 def of_slopes(notation: Callable[..., Any], *slopes: Callable[..., Any]) -> Rule:
     """The same from one function (y, *operands) -> ∂y/∂operand for each operand."""
-    return entry_by_entry(
-        lambda *operands, **_: notation(*operands),
-        lambda i, y, /, *operands, **_: slopes[i](y, *operands),
-    )
+
+    def slope(i: int, y: Any, /, *operands: Any, **params: Any) -> Any:
+        if len(slopes) != len(operands):
+            name, counts = params["primitive"].name, (len(slopes), len(operands))
+            raise ValueError(
+                f"{name}: got {counts[0]} slopes, expected {counts[1]}, one an operand"
+            )
+        return slopes[i](y, *operands)
+
+    return entry_by_entry(lambda *operands, **_: notation(*operands), slope)
 
 
 def _times(gy: Any, slope: Any) -> Any:
-    """gy · slope, where that takes a multiplication."""
-    if isinstance(slope, int) and abs(slope) == 1:
-        return gy if slope == 1 else -gy
+    """gy · slope; nothing comes of 0 times an infinite gy where the 0 means that nothing passes."""
+    if isinstance(gy, Symbol):
+        return gy * slope
+    if isinstance(slope, int):
+        return {1: gy, -1: -gy}[slope] if slope else jnp.zeros_like(gy)
+    if slope.dtype == bool:
+        return jnp.where(slope, gy, 0)
     return gy * slope
 
 
@@ -91,10 +101,10 @@ _trunc = Function("trunc({})", jnp.trunc)
 
 #: 1 where the first is larger, ½ where they are equal
 _wins = Function("[{} > {}]", lambda a, b: jnp.where(a == b, 0.5, jnp.where(a > b, 1.0, 0.0)))
-_below = Function("[{} < {}]", lambda a, b: jnp.where(a < b, 1.0, 0.0))
-_inside = Function("[{} < {} < {}]", lambda a, b, c: jnp.where((a < b) & (b < c), 1.0, 0.0))
+_below = Function("[{} < {}]", lambda a, b: a < b)
+_inside = Function("[{} < {} < {}]", lambda a, b, c: (a < b) & (b < c))
 
-# at 0 as in JAX: a⁰ has slope 0 in a, 0ᵇ slope 0 in b
+# at 0: a⁰ has slope 0 in a, and 0ᵇ slope 0 in b
 _less_one = Function("({} - 1)", lambda b: jnp.where(b == 0, 1, b - 1))
 _log_or_zero = Function("log({})", lambda a: jnp.log(jnp.where(a == 0, 1, a)))
 
@@ -149,7 +159,6 @@ _ENTRY_BY_ENTRY: dict[str, tuple[Callable[..., Any], ...]] = {
     "ceil":     (call("ceil"),           lambda y, a: 0),
     "round":    (call("round"),          lambda y, a: 0),
     "stop_gradient":    (call("stop"),   lambda y, a: 0),
-    "reduce_precision": (call("round"),  lambda y, a: 1),
     "clamp":    (call("clamp"),          lambda y, low, a, high: _below(a, low),
                  lambda y, low, a, high: _inside(low, a, high),
                  lambda y, low, a, high: _below(high, a)),
@@ -169,7 +178,7 @@ def _integer_pow(a: Any, /, *, y: int, **_: Any) -> Any:
 
 
 def _slope_of_integer_pow(i: int, power: Any, a: Any, /, *, y: int, **_: Any) -> Any:
-    return y * a ** (y - 1)
+    return y * a ** (y - 1) if y else 0
 
 
 def _polynomial(a: Any, *coefficients: Any, **_: Any) -> Any:
@@ -192,7 +201,12 @@ def _slope_of_select(i: int, y: Any, which: Any, *cases: Any, **_: Any) -> Any:
     if isinstance(which, Symbol):
         two = {1: f"[not {which}]", 2: f"[{which}]"}
         return Symbol(two[i] if len(cases) == 2 else f"[{which} = {i - 1}]", shape=which.shape)
-    return jnp.where(which == i - 1, 1.0, 0.0)
+    return jnp.asarray(which) == i - 1
+
+
+def _pull_reduced_precision(i: int, gy: Any, y: Any, a: Any, *, primitive: Any, **bits: Any) -> Any:
+    """gy as coarse as y: JAX rounds both."""
+    return Symbol(f"round({gy})") if isinstance(gy, Symbol) else primitive.bind(gy, **bits)
 
 
 def _convert(a: Any, *, new_dtype: Any, **_: Any) -> str:
@@ -272,12 +286,15 @@ def _product_text(left: Symbol, right: Symbol, a: str, b: str, y: str) -> str:
     """A·b, a·bᵀ, Aᵀ·B of two matrices or vectors; of arrays with more axes, their indices."""
     summed = set(a) & set(b) - set(y)
     free = [letter for letter in a + b if letter not in summed]
-    if max(len(a), len(b)) > 2 or len(summed) > 1 or sorted(free) != sorted(y):
+    if max(len(a), len(b), len(y)) > 2 or len(summed) > 1 or sorted(free) != sorted(y):
         return f"Σ {atom(left)}·{atom(right)} ({a},{b}→{y})"
+    if not (a and b):  # a number times something
+        turned = "ᵀ" if a + b != y else ""
+        return f"{atom(left)}{turned * bool(a)}·{atom(right)}{turned * bool(b)}"
     if "".join(free) != y or len(a) < len(b):
         left, right, a, b = right, left, b, a
     turned_left = "ᵀ" if len(a) == 2 and a[1] not in summed else ""
-    turned_right = "ᵀ" if b and (b[0] not in summed) else ""
+    turned_right = "ᵀ" if b[0] not in summed else ""
     return f"{atom(left)}{turned_left}·{atom(right)}{turned_right}"
 
 
@@ -292,6 +309,15 @@ def _pull_dot(
     of_a, of_b, of_y = _subscripts(a, b, dimension_numbers)
     factors = (gy, b, of_y, of_b, of_a) if i == 0 else (a, gy, of_a, of_y, of_b)
     return _product(*factors, params.get("precision"))
+
+
+class _Identity:
+    """A second name for a value that has one already."""
+
+    name = "identity"
+
+
+IDENTITY = _Identity()
 
 
 class _Affine:
@@ -322,7 +348,7 @@ def moving(count: int | None, notation: Callable[..., Any], back: Callable[..., 
 
     def pull(i: int, gy: Any, y: Any, /, *operands: Any, **params: Any) -> Any:
         if isinstance(gy, Symbol):
-            return Symbol(back(atom(gy), **params))
+            return Symbol(back(atom(gy), operands[i], **params))
         primitive = params.pop("primitive")
         if "fill_value" in params:
             params["fill_value"] = 0
@@ -357,8 +383,15 @@ class _Index:
     name = "index"
 
     @staticmethod
-    def bind(a: Array, *, squeezed: tuple[int, ...], **limits: Any) -> Array:
-        return jax.lax.squeeze(slice_p.bind(a, **limits), squeezed)
+    def bind(
+        a: Array, *, start_indices: Any, limit_indices: Any, strides: Any, squeezed: Any
+    ) -> Array:
+        if strides is None:  # in a program that serves every start
+            sizes = np.subtract(limit_indices, start_indices)
+            rows = jax.lax.dynamic_slice(a, np.asarray(start_indices, np.int32), sizes)
+        else:
+            rows = jax.lax.slice(a, start_indices, limit_indices, strides)
+        return jax.lax.squeeze(rows, squeezed)
 
 
 INDEX = _Index()
@@ -385,23 +418,31 @@ def _transposed(a: Any, *, permutation: tuple[int, ...], **_: Any) -> str:
 
 
 def _shaped(name: str, key: str) -> Callable[..., str]:
-    return lambda a, **params: f"{name}({a}, {'×'.join(map(str, params[key]))})"
+    return lambda a, **params: f"{name}({a}, {'×'.join(map(str, params[key])) or 'a number'})"
+
+
+def _broadcast_back(gy: str, a: Any, *, shape: Any, broadcast_dimensions: Any, **_: Any) -> str:
+    if math.prod(a.shape) == math.prod(shape):
+        return f"reshape({gy})"
+    kept = dict(zip(broadcast_dimensions, a.shape, strict=True))
+    axes = [str(axis) for axis, size in enumerate(shape) if kept.get(axis, 1) != size]
+    return f"sum({gy}, axis={', '.join(axes)})" if a.ndim else f"sum({gy})"
 
 
 _MOVES: dict[str, tuple[int | None, Callable[..., Any], Callable[..., str]]] = {
     # primitive: operands whose entries it moves (None: all), y, what the operand receives
-    "reshape": (1, _shaped("reshape", "new_sizes"), lambda gy, **_: f"reshape({gy})"),
-    "squeeze": (1, call("squeeze"), lambda gy, **_: f"reshape({gy})"),
-    "broadcast_in_dim": (1, _shaped("broadcast", "shape"), lambda gy, **_: f"sum({gy})"),
-    "transpose": (1, _transposed, lambda gy, **_: f"{gy}ᵀ"),
-    "rev": (1, call("reverse"), lambda gy, **_: f"reverse({gy})"),
-    "slice": (1, _sliced, lambda gy, **limits: f"{gy} at {_brackets(**limits)}"),
-    "index": (1, _sliced, lambda gy, **limits: f"{gy} at {_brackets(**limits)}"),
-    "dynamic_slice": (1, call("dynamic_slice"), lambda gy, **_: f"{gy} at its place"),
-    "gather": (1, lambda a, i, **_: f"{atom(a)}[{i}]", lambda gy, **_: f"{gy} at its place"),
-    "concatenate": (None, call("concatenate"), lambda gy, **_: f"part of {gy}"),
-    "stack": (None, call("stack"), lambda gy, **_: f"part of {gy}"),
-    "pad": (2, call("pad"), lambda gy, **_: f"part of {gy}"),
+    "reshape": (1, _shaped("reshape", "new_sizes"), lambda gy, a, **_: f"reshape({gy})"),
+    "squeeze": (1, call("squeeze"), lambda gy, a, **_: f"reshape({gy})"),
+    "broadcast_in_dim": (1, _shaped("broadcast", "shape"), _broadcast_back),
+    "transpose": (1, _transposed, lambda gy, a, **_: f"{gy}ᵀ"),
+    "rev": (1, call("reverse"), lambda gy, a, **_: f"reverse({gy})"),
+    "slice": (1, _sliced, lambda gy, a, **limits: f"{gy} at {_brackets(**limits)}"),
+    "index": (1, _sliced, lambda gy, a, **limits: f"{gy} at {_brackets(**limits)}"),
+    "dynamic_slice": (1, call("dynamic_slice"), lambda gy, a, **_: f"{gy} at its place"),
+    "gather": (1, lambda a, i, **_: f"{atom(a)}[{i}]", lambda gy, a, **_: f"{gy} at its place"),
+    "concatenate": (None, call("concatenate"), lambda gy, a, **_: f"part of {gy}"),
+    "stack": (None, call("stack"), lambda gy, a, **_: f"part of {gy}"),
+    "pad": (2, call("pad"), lambda gy, a, **_: f"part of {gy}"),
 }
 
 
@@ -409,10 +450,12 @@ RULES: dict[str, Rule] = {
     **{name: of_slopes(*line) for name, line in _ENTRY_BY_ENTRY.items()},
     **{name: moving(*line) for name, line in _MOVES.items()},
     "add": entry_by_entry(_add, lambda i, y, *terms, **_: 1),
+    "identity": entry_by_entry(lambda a, **_: a, lambda i, y, a, **_: 1),
     "integer_pow": entry_by_entry(_integer_pow, _slope_of_integer_pow),
     "polynomial": entry_by_entry(_polynomial, _slope_of_polynomial),
     "select_n": entry_by_entry(_select, _slope_of_select),
     "convert_element_type": entry_by_entry(_convert, lambda i, y, a, **_: 1),
+    "reduce_precision": Rule(call("round"), _pull_reduced_precision),
     "reduce_sum": Rule(_reduction("sum"), _pull_sum),
     "reduce_max": Rule(_reduction("max"), _pull_extreme),
     "reduce_min": Rule(_reduction("min"), _pull_extreme),
@@ -458,8 +501,10 @@ def define_rule(
     >>> define_rule("bessel_i1e", lambda y, a: jax.scipy.special.i0e(a) - y * (jnp.sign(a) + 1 / a))
     >>> del RULES["bessel_i1e"]
     """
-    if not isinstance(primitive, str):
+    if not isinstance(primitive, str) or not primitive:
         raise TypeError(f"primitive: got {primitive!r}, expected its name, such as 'sin'")
+    if notation is not None and not callable(notation):
+        raise TypeError(f"notation: got {notation!r}, expected a function (*operands, **params)")
     if bool(slopes) == bool(pull) or not all(map(callable, (*slopes, *filter(None, [pull])))):
         raise TypeError(
             f"{primitive}: expected a function (y, *operands) for each operand, or pull=, a "
@@ -492,11 +537,25 @@ DOMAINS: dict[str, str] = {
     "digamma": "digamma has poles at 0, -1, -2, ...",
 }
 
+_EQUALS = "has a kink where both are equal; they share the adjoint"
+
+
+def _ties(a: Array, *, axes: tuple[int, ...], largest: bool, **_: Any) -> Array:
+    extreme = (jnp.max if largest else jnp.min)(a, axis=axes, keepdims=True)
+    return jnp.sum(a == extreme, axis=axes) > 1
+
+
 #: where a primitive has no derivative, and what is taken in its place
 KINKS: dict[str, tuple[Callable[..., Any], str]] = {
-    "abs": (lambda a: a == 0, "has a kink at 0; its slope there is taken to be 0"),
-    "max": (lambda a, b: a == b, "has a kink where both are equal; they share the adjoint"),
-    "min": (lambda a, b: a == b, "has a kink where both are equal; they share the adjoint"),
+    "abs": (lambda a, **_: a == 0, "has a kink at 0; its slope there is taken to be 0"),
+    "max": (lambda a, b, **_: a == b, _EQUALS),
+    "min": (lambda a, b, **_: a == b, _EQUALS),
+    "reduce_max": (partial(_ties, largest=True), "has equal entries; they share the adjoint"),
+    "reduce_min": (partial(_ties, largest=False), "has equal entries; they share the adjoint"),
+    "clamp": (
+        lambda low, a, high, **_: (a == low) | (a == high),
+        "has a kink at its bounds; its slope there is taken to be 0",
+    ),
 }
 
 #: what is made of steps: its slope is 0 wherever it has one

@@ -6,6 +6,7 @@ with symbols, so that what the page says and what is computed cannot disagree.
 (-0.75, '-a/b²')
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -113,11 +114,15 @@ def symbol(value: Any) -> Symbol:
 
 
 def figures(value: Any) -> str:
-    """A number in at most six significant figures, a truth value as a word."""
+    """A number in at most six significant figures, more where it is nearly whole; a truth value as
+    a word."""
     kind = np.asarray(value).dtype.kind
     if kind in "bc":
         return str(bool(value)) if kind == "b" else f"{complex(value):g}"
-    return number(float(value) + 0.0, 6)  # + 0.0: no -0
+    value = float(value) + 0.0  # no -0
+    text = number(value, 6)
+    nearly_whole = math.isfinite(value) and value and float(text) == round(value)
+    return number(value, 12) if nearly_whole else text  # 1.0000001
 
 
 def within(formula: Symbol, binds: int) -> str:
