@@ -400,6 +400,12 @@ def test_the_page_holds_in_a_narrow_terminal(width, monkeypatch):
     assert "ga = gb·b + gd·(1/c) + gf·(-e/a²) = 404.854" in text
 
 
+def test_in_an_interpreter_and_a_notebook():
+    traced = graph.trace(lecture, 2.0, 3.0)
+    assert repr(traced) == "<Graph of y by x, z, 9 nodes>"
+    assert "<td>x·z</td><td>6</td>" in traced._repr_html_()
+
+
 def test_vectors_and_matrices_on_the_page(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     text = str(graph.trace(lambda w, x, b: jnp.sum(jnp.tanh(w @ x + b) ** 2), A, V, W))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from jaxbp.graph.reverse import (
 from jaxbp.tables import Table, html
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph:
     """A function's values at a point, and their adjoints; ``graph["a"]`` is the node named a.
 
@@ -42,8 +42,8 @@ class Graph:
     nodes: tuple[Node, ...]  # in the order of computation, arguments first
     output: str  # the name of the node that the function returns
     notes: tuple[str, ...]
-    traced: Traced = field(repr=False)
-    found: tuple[Array | None, ...] | None = field(repr=False)  # every step's adjoint
+    traced: Traced
+    found: tuple[Array | None, ...] | None  # every step's adjoint
 
     def __getitem__(self, name: str) -> Node:
         """The node of that name; raises KeyError with the names there are."""
@@ -83,6 +83,10 @@ class Graph:
 
     def __str__(self) -> str:
         return page(self.nodes, self.remarks)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(self.traced.names)
+        return f"<Graph of {self.output} by {arguments}, {len(self.nodes)} nodes>"
 
     def _repr_html_(self) -> str:
         parts = [("forward", forward_lines(self.nodes)), ("backward", backward_lines(self.nodes))]
