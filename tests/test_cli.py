@@ -574,6 +574,8 @@ def test_explain_a_network_speaks_as_the_lectures_do(head, capsys):
         "gb⁽²⁾ = δ⁽²⁾",
     ):
         assert line in out
+    targets = [line for line in out.splitlines() if line.endswith(("   = [1 1]", "   = [1 0]"))]
+    assert [line[0] for line in targets] == ["y"]  # a node once, by its name
 
 
 def test_explain_a_network_at_a_point_of_ones_own(capsys):

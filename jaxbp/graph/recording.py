@@ -187,8 +187,9 @@ def _name(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[i
     if step.primitive and not step.name:
         recorder.steps[position] = named
         return [position]
-    copy = named._replace(params={"primitive": IDENTITY}, operands=(position,))
-    return [recorder.add(copy)]
+    if step.is_constant:
+        return [recorder.add(named)]
+    return [recorder.add(named._replace(params={"primitive": IDENTITY}, operands=(position,)))]
 
 
 def _cond(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
