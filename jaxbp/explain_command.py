@@ -20,10 +20,10 @@ from jaxbp.activations import Activation
 from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
 from jaxbp.graph import DomainError, Graph, named, trace
 from jaxbp.graph.expressions import ExpressionError, numbers, parse
+from jaxbp.graph.symbols import SUPERSCRIPTS
 from jaxbp.mlp import MLP, Layer, forward, init
 
 _MOST_WEIGHTS = 1_000_000
-_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class ExplainError(ValueError):
@@ -194,7 +194,7 @@ def _pre_activation(a: Array, layer: int) -> Array:
 
 
 def _of_layer(letter: str, layer: int) -> str:
-    return f"{letter}⁽{str(layer).translate(_RAISED)}⁾"
+    return f"{letter}⁽{str(layer).translate(SUPERSCRIPTS)}⁾"
 
 
 def _example(head: str, outputs: int) -> np.ndarray:

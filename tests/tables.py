@@ -52,3 +52,8 @@ def random_batch(model, rows, seed, *, weighted=True, integer=False, dtype=np.fl
         target = jnp.asarray(rng.uniform(size=(rows, outputs)), dtype)
     weight = jnp.asarray(rng.uniform(0.1, 2, size=rows), dtype) if weighted else None
     return jaxbp.Batch(jnp.asarray(rng.normal(size=(rows, inputs)), dtype), target, weight)
+
+
+def lecture(x, z):
+    """The function that two of the lectures work out on a computation graph."""
+    return jnp.exp(x * z) + x * z / jnp.log(x) + jnp.sin(jnp.log(x)) / (x * z)

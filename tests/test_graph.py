@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from jax import lax
-from tables import HEADS, random_batch, random_params
+from tables import HEADS, lecture, random_batch, random_params
 
 import jaxbp
 from jaxbp import activations, graph
@@ -18,10 +18,6 @@ from jaxbp.graph import rules
 from jaxbp.graph.expressions import ExpressionError, parse
 
 pytestmark = pytest.mark.usefixtures("x64")
-
-
-def lecture(x, z):
-    return jnp.exp(x * z) + x * z / jnp.log(x) + jnp.sin(jnp.log(x)) / (x * z)
 
 
 @jax.custom_vjp

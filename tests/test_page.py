@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import lecture
 
 from jaxbp import graph
 from jaxbp.graph.nodes import shown
@@ -41,10 +42,6 @@ def browser(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
-
-
-def lecture(x, z):
-    return jnp.exp(x * z) + x * z / jnp.log(x) + jnp.sin(jnp.log(x)) / (x * z)
 
 
 @pytest.fixture(scope="module")

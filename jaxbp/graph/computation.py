@@ -104,6 +104,10 @@ class Graph:
         """A flowchart for Mermaid, with the local derivatives on its edges."""
         return drawing.to_mermaid(self.nodes)
 
+    def to_dot(self) -> str:
+        """A digraph for Graphviz, with the local derivatives on its edges."""
+        return drawing.to_dot(self.nodes)
+
     def to_html(
         self,
         path: str | os.PathLike[str],
@@ -119,10 +123,6 @@ class Graph:
         written = document(self.nodes, self.remarks, title).encode()
         with Path(path).open("wb" if overwrite else "xb") as file:
             file.write(written)
-
-    def to_dot(self) -> str:
-        """A digraph for Graphviz, with the local derivatives on its edges."""
-        return drawing.to_dot(self.nodes)
 
 
 def trace(f: Callable[..., Any], *args: Any, names: Sequence[str] | None = None) -> Graph:
@@ -159,16 +159,17 @@ def trace(f: Callable[..., Any], *args: Any, names: Sequence[str] | None = None)
 def _graph(traced: Traced, cotangent: Array | None) -> Graph:
     recording = traced.recording
     check_steps(recording)
-    check_output(recording, names_of(traced))
+    names = names_of(traced)
+    check_output(recording, names)
     found: list[Array | None] = [None] * len(recording.steps)
     received: list[list[Received]] = [[] for _ in recording.steps]
     if cotangent is not None:
         found, received = adjoints(recording, cotangent)
-    nodes = nodes_of(traced, found, received)
+    nodes = nodes_of(recording.steps, names, found, received)
     check_domain(recording, nodes)
     return Graph(
         nodes=tuple(node for node in nodes if node),
-        output=names_of(traced)[recording.output],
+        output=names[recording.output],
         notes=notes(recording, nodes, found, received),
         traced=traced,
         found=None if cotangent is None else tuple(found),

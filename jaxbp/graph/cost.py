@@ -8,9 +8,8 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jaxbp.graph.recording import Recording, Step
+from jaxbp.graph.recording import Recording, Step, is_real
 from jaxbp.graph.reverse import adjoints
 
 #: what moves entries about, and costs nothing
@@ -48,7 +47,7 @@ class Cost(NamedTuple):
 def cost_of(recording: Recording) -> Cost:
     """Count the operations of a recording, and of its reverse mode as JAX traces it."""
     values = [step.value for step in recording.steps]
-    inputs = sum(int(value.size) for value in values[: recording.arguments] if _is_real(value))
+    inputs = sum(int(value.size) for value in values[: recording.arguments] if is_real(value))
     output = values[recording.output]
 
     def backward(values: list[Any], cotangent: Any) -> Any:
@@ -94,7 +93,7 @@ def _of_program(jaxpr: Any) -> int:
 
 def _operations(name: str, operands: list[Any], outputs: list[Any], params: Any) -> int:
     entries = sum(int(output.size) for output in outputs)
-    if name in _MOVES or not any(map(_is_real, (*operands, *outputs))):
+    if name in _MOVES or not any(map(is_real, (*operands, *outputs))):
         return 0
     if name == "dot_general":
         (summed, _), _ = params["dimension_numbers"]
@@ -105,7 +104,3 @@ def _operations(name: str, operands: list[Any], outputs: list[Any], params: Any)
     if name == "scatter-add":  # entries that meet in one place are added up
         return max(0, int(operands[2].size - operands[0].size))
     return entries
-
-
-def _is_real(value: Any) -> bool:
-    return bool(jnp.issubdtype(value.dtype, jnp.floating))

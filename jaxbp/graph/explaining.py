@@ -1,6 +1,7 @@
 """What goes wrong, or is less than smooth, explained at the node where it happens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,10 +9,52 @@ import numpy as np
 from jax import Array
 
 from jaxbp.graph.nodes import Node
-from jaxbp.graph.recording import Recording, Step
+from jaxbp.graph.recording import Recording, Step, is_real
 from jaxbp.graph.reverse import Received, differentiable
-from jaxbp.graph.rules import DOMAINS, KINKS, STEPS
 from jaxbp.graph.symbols import figures
+
+#: what a primitive asks of its operands
+_DOMAINS: dict[str, str] = {
+    "log": "log needs a positive number",
+    "log1p": "log needs a positive number",
+    "sqrt": "√ needs a number that is not negative",
+    "rsqrt": "√ needs a number that is not negative, its inverse a positive one",
+    "div": "the denominator must not be 0",
+    "rem": "the divisor must not be 0",
+    "pow": "a negative base needs a whole exponent, and 0 a positive one",
+    "integer_pow": "0 needs a positive exponent",
+    "asin": "asin needs a number from -1 to 1",
+    "acos": "acos needs a number from -1 to 1",
+    "acosh": "acosh needs a number that is at least 1",
+    "atanh": "atanh needs a number between -1 and 1",
+    "erf_inv": "erf⁻¹ needs a number between -1 and 1",
+    "lgamma": "lgamma has poles at 0, -1, -2, ...",
+    "digamma": "digamma has poles at 0, -1, -2, ...",
+}
+
+_EQUALS = "has a kink where both are equal; they share the adjoint"
+
+
+def _ties(a: Array, *, axes: tuple[int, ...], largest: bool, **_: Any) -> Array:
+    extreme = (jnp.max if largest else jnp.min)(a, axis=axes, keepdims=True)
+    return jnp.sum(a == extreme, axis=axes) > 1
+
+
+#: where a primitive has no derivative, and what is taken in its place
+_KINKS: dict[str, tuple[Callable[..., Any], str]] = {
+    "abs": (lambda a, **_: a == 0, "has a kink at 0; its slope there is taken to be 0"),
+    "max": (lambda a, b, **_: a == b, _EQUALS),
+    "min": (lambda a, b, **_: a == b, _EQUALS),
+    "reduce_max": (partial(_ties, largest=True), "has equal entries; they share the adjoint"),
+    "reduce_min": (partial(_ties, largest=False), "has equal entries; they share the adjoint"),
+    "clamp": (
+        lambda low, a, high, **_: (a == low) | (a == high),
+        "has a kink at its bounds; its slope there is taken to be 0",
+    ),
+}
+
+#: what is made of steps: its slope is 0 wherever it has one
+_STEPS = frozenset(("sign", "floor", "ceil", "round"))
 
 
 class DomainError(ValueError):
@@ -21,7 +64,7 @@ class DomainError(ValueError):
 def check_output(recording: Recording, names: Sequence[str]) -> None:
     """Raise TypeError where the output is of a kind without a derivative."""
     y, name = recording.steps[recording.output], names[recording.output]
-    if not jnp.issubdtype(y.value.dtype, jnp.floating):
+    if not is_real(y.value):
         kind = "truth values" if y.value.dtype == bool else "whole numbers"
         what = f"{name} = {y.primitive}(...)" if y.primitive else name
         raise TypeError(f"{what} is {y.value.dtype}: {kind} have no derivative")
@@ -67,15 +110,14 @@ def _sources(step: Step, steps: Sequence[Step]) -> list[int]:
 
 
 def _finite(step: Step) -> bool:
-    real = jnp.issubdtype(step.value.dtype, jnp.floating)
-    return not real or bool(np.all(np.isfinite(step.value)))
+    return not is_real(step.value) or bool(np.all(np.isfinite(step.value)))
 
 
 def _reason(primitive: str, result: Any, operands: Sequence[Any]) -> str:
-    may_overflow = primitive in {"div", "pow", "integer_pow"} or primitive not in DOMAINS
+    may_overflow = primitive in {"div", "pow", "integer_pow"} or primitive not in _DOMAINS
     if np.isinf(result) and may_overflow and not any(np.any(x == 0) for x in operands):
         return f"it is more than {result.dtype} holds"
-    return DOMAINS.get(primitive, "it is not defined there")
+    return _DOMAINS.get(primitive, "it is not defined there")
 
 
 def notes(
@@ -107,10 +149,10 @@ def notes(
 
 
 def _of_step(step: Step, steps: Sequence[Step], gy: Any) -> Iterator[str]:
-    if step.primitive in STEPS and np.any(gy != 0):
+    if step.primitive in _STEPS and np.any(gy != 0):
         yield "is made of steps: its slope is 0 wherever it has one"
-    if step.primitive in KINKS:
-        at_kink, line = KINKS[step.primitive]
+    if step.primitive in _KINKS:
+        at_kink, line = _KINKS[step.primitive]
         kinked = at_kink(*(steps[operand].value for operand in step.operands), **step.params)
         if np.any(np.asarray(kinked) & (gy != 0)):
             yield line

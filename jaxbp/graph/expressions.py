@@ -69,12 +69,9 @@ class Expression(NamedTuple):
         return evaluate
 
 
-def _largest(*operands: Any) -> Any:
-    return reduce(jnp.maximum, operands) if len(operands) > 1 else jnp.max(operands[0])
-
-
-def _smallest(*operands: Any) -> Any:
-    return reduce(jnp.minimum, operands) if len(operands) > 1 else jnp.min(operands[0])
+def _of_several(two: Callable[..., Any], entries: Callable[..., Any]) -> Callable[..., Any]:
+    """max(a, b, ...) of several operands, and of the entries of a single one."""
+    return lambda *operands: reduce(two, operands) if len(operands) > 1 else entries(*operands)
 
 
 _ANY, _ONE, _TWO = range(1, 100), range(1, 2), range(2, 3)  # operands
@@ -93,8 +90,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], range]] = {
     "softplus": (lambda a: jnp.log1p(jnp.exp(a)), _ONE),
     "relu": (lambda a: jnp.maximum(a, 0), _ONE),
     "dot": (jnp.dot, _TWO),
-    "max": (_largest, _ANY),
-    "min": (_smallest, _ANY),
+    "max": (_of_several(jnp.maximum, jnp.max), _ANY),
+    "min": (_of_several(jnp.minimum, jnp.min), _ANY),
 }
 CONSTANTS = {"pi": math.pi, "e": math.e}
 
@@ -182,18 +179,18 @@ def _free_names(text: str, statements: list[ast.stmt]) -> Iterator[str]:
 
 def _value_of(text: str, statement: ast.stmt, *, last: bool) -> ast.expr:
     if not isinstance(statement, ast.Expr | ast.Assign):
-        _fail(text, _at(text, statement), "expected an expression")
+        _refuse(text, statement, "expected an expression")
     if isinstance(statement, ast.Expr) and not last:
-        _fail(text, _at(text, statement), "only the last part may be without a name, as in a = x*z")
+        _refuse(text, statement, "only the last part may be without a name, as in a = x*z")
     return statement.value
 
 
 def _target(text: str, statement: ast.Assign) -> str:
     (target, *others) = statement.targets
     if others or not isinstance(target, ast.Name):
-        _fail(text, _at(text, statement), "expected one name before the =")
+        _refuse(text, statement, "expected one name before the =")
     if target.id in FUNCTIONS:
-        _fail(text, _at(text, target), f"{target.id} is a function already")
+        _refuse(text, target, f"{target.id} is a function already")
     return target.id
 
 
@@ -202,11 +199,11 @@ def _names(text: str, node: ast.expr) -> Iterator[str]:
     match node:
         case ast.Constant(value=value):
             if isinstance(value, bool) or not isinstance(value, int | float):
-                _fail(text, _at(text, node), f"{ast.unparse(node)} is no real number")
+                _refuse(text, node, f"{ast.unparse(node)} is no real number")
             if abs(value) > sys.float_info.max:
-                _fail(text, _at(text, node), "the number is too large")
+                _refuse(text, node, "the number is too large")
         case ast.Name(id=name) if name in FUNCTIONS:
-            _fail(text, _at(text, node), f"{name} is a function: write {name}(...)")
+            _refuse(text, node, f"{name} is a function: write {name}(...)")
         case ast.Name(id=name):
             yield name
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
@@ -219,26 +216,26 @@ def _names(text: str, node: ast.expr) -> Iterator[str]:
         case ast.Call():
             yield from _names_of_call(text, node)
         case _:
-            _fail(text, _at(text, node), _EXPECTED)
+            _refuse(text, node, _EXPECTED)
 
 
 def _names_of_call(text: str, node: ast.Call) -> Iterator[str]:
     if isinstance(node.func, ast.Constant | ast.BinOp | ast.UnaryOp | ast.Call):
-        _fail(text, _at(text, node), "write the multiplication: 2*(x + 1)")
+        _refuse(text, node, "write the multiplication: 2*(x + 1)")
     if not isinstance(node.func, ast.Name):
-        _fail(text, _at(text, node), _EXPECTED)
+        _refuse(text, node, _EXPECTED)
     name = node.func.id
     if name not in FUNCTIONS:
         close = get_close_matches(name, FUNCTIONS, n=1)
         meant = f"; did you mean {close[0]}?" if close else f", which are {', '.join(FUNCTIONS)}"
         times = f" (a multiplication is written {name}*(...))" if len(name) == 1 else ""
-        _fail(text, _at(text, node), f"{name} is none of the functions{times}{meant}")
+        _refuse(text, node, f"{name} is none of the functions{times}{meant}")
     if node.keywords or any(isinstance(operand, ast.Starred) for operand in node.args):
-        _fail(text, _at(text, node), f"{name} takes plain operands")
+        _refuse(text, node, f"{name} takes plain operands")
     expected = FUNCTIONS[name][1]
     if len(node.args) not in expected:
         count = "at least one operand" if expected is _ANY else f"{expected[0]} operand(s)"
-        _fail(text, _at(text, node), f"{name} got {len(node.args)}, expected {count}")
+        _refuse(text, node, f"{name} got {len(node.args)}, expected {count}")
     for operand in node.args:
         yield from _names(text, operand)
 
@@ -271,7 +268,7 @@ def _compute(text: str, node: ast.expr, known: Mapping[str, Any]) -> Any:
         return function(*operands)
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        _fail(text, _at(text, node), f"{ast.unparse(node)} cannot be computed: {reason}")
+        _refuse(text, node, f"{ast.unparse(node)} cannot be computed: {reason}")
 
 
 def _applied(node: ast.expr) -> tuple[Callable[..., Any], list[ast.expr]]:
@@ -294,15 +291,15 @@ def _of_numbers(
             value = function(*map(float, operands))
             value = value if isinstance(value, complex) else float(value)
     except ZeroDivisionError:
-        _fail(text, _at(text, node), f"{ast.unparse(node)} divides by 0")
+        _refuse(text, node, f"{ast.unparse(node)} divides by 0")
     except TypeError:
-        _fail(text, _at(text, node), f"{ast.unparse(node)} cannot be computed of numbers")
+        _refuse(text, node, f"{ast.unparse(node)} cannot be computed of numbers")
     except OverflowError:
         value = math.inf
     if isinstance(value, complex) or math.isnan(value):
-        _fail(text, _at(text, node), f"{ast.unparse(node)} is no real number")
+        _refuse(text, node, f"{ast.unparse(node)} is no real number")
     if math.isinf(value):
-        _fail(text, _at(text, node), f"{ast.unparse(node)} is no finite number")
+        _refuse(text, node, f"{ast.unparse(node)} is no finite number")
     return int(value) if value == round(value) and abs(value) < 2**31 else value
 
 
@@ -314,6 +311,11 @@ def _fail(text: str, at: int, message: str) -> NoReturn:
     start = max(0, at - 50)
     shown = text[start : start + 76]
     raise ExpressionError(f"{message}\n  {shown}\n  {' ' * (at - start)}^") from None
+
+
+def _refuse(text: str, part: ast.expr | ast.stmt, message: str) -> NoReturn:
+    """Raise with a mark where a part begins."""
+    _fail(text, _at(text, part), message)
 
 
 def _at(text: str, node: ast.expr | ast.stmt) -> int:

@@ -49,11 +49,12 @@ class Node(NamedTuple):
 
 
 def nodes_of(
-    traced: Traced, found: Sequence[Array | None], received: Sequence[Sequence[Received]]
+    steps: Sequence[Step],
+    names: Sequence[str],
+    found: Sequence[Array | None],
+    received: Sequence[Sequence[Received]],
 ) -> tuple[Node | None, ...]:
-    """A node a step; None for a number, which stands in formulas as it is."""
-    steps = traced.recording.steps
-    names = names_of(traced)
+    """A node a step; None for a number, which has no name and stands in formulas as it is."""
     taken = set(names)
     mark = "g" if not any("g" + name in taken for name in names if name) else "∂"
     marks = []
@@ -62,7 +63,7 @@ def nodes_of(
         taken.add(marks[-1])
     signs = [_sign(name, step.value) for step, name in zip(steps, names, strict=True)]
 
-    def contribution(position: int, part: Received) -> Contribution:
+    def contribution(part: Received) -> Contribution:
         step = steps[part.consumer]
         formula, derivative, slope = _local(
             step,
@@ -78,7 +79,7 @@ def nodes_of(
         if not name:
             return None
         parents = dict.fromkeys(names[operand] for operand in step.operands if names[operand])
-        parts = tuple(contribution(position, part) for part in received[position])
+        parts = tuple(contribution(part) for part in received[position])
         operands = [steps[operand].value for operand in step.operands]
         return Node(
             name=name,

@@ -154,6 +154,11 @@ def is_numeric(value: Any) -> bool:
     return not jnp.issubdtype(value.dtype, jax.dtypes.extended)
 
 
+def is_real(value: Any) -> bool:
+    """Whether it is made of real numbers, which have derivatives."""
+    return bool(jnp.issubdtype(value.dtype, jnp.floating))
+
+
 def _key(primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> Any:
     """Equal for two equations that compute the same."""
     operands = sorted(operands) if primitive.name in {"add", "mul", "max", "min"} else operands

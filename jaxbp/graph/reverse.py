@@ -18,7 +18,7 @@ from jax import Array
 
 from jaxbp.arguments import argument_names, named_leaves, positions_of
 from jaxbp.checking.tracing import float64_enabled
-from jaxbp.graph.recording import Recording, Step, record
+from jaxbp.graph.recording import Recording, Step, is_real, record
 from jaxbp.graph.rules import RULES, Rule
 
 
@@ -35,7 +35,7 @@ class Received(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """A recorded function, and which of its arguments' leaves have a derivative."""
+    """A recorded function, and what its arguments were."""
 
     recording: Recording
     names: tuple[str, ...]  # of the leaves, one an argument of the recording
@@ -106,7 +106,7 @@ def differentiable(recording: Recording) -> list[bool]:
     varying: list[bool] = []
     for position, step in enumerate(recording.steps):
         moves = position < recording.arguments or any(varying[operand] for operand in step.operands)
-        varying.append(moves and bool(jnp.issubdtype(step.value.dtype, np.floating)))
+        varying.append(moves and is_real(step.value))
     return varying
 
 
@@ -155,16 +155,13 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
         traced = trace_arguments(f, args)
         recording = traced.recording
         y = recording.steps[recording.output].value
-        if y.shape or not jnp.issubdtype(y.dtype, np.floating):
+        if y.shape or not is_real(y):
             raise TypeError(f"f: returned {_shape(y)}, expected one real number")
         check_steps(recording)
         found, _ = adjoints(recording, jnp.ones_like(y))
         grads = gradient_trees(traced, found)
         for position in positions:
-            given, kept = (
-                len(jax.tree.leaves(args[position])),
-                len(jax.tree.leaves(grads[position])),
-            )
+            given, kept = (len(jax.tree.leaves(trees[position])) for trees in (args, grads))
             if kept < given:
                 raise TypeError(f"args[{position}]: expected real numbers alone, to vary")
         picked = tuple(grads[position] for position in positions)

@@ -13,7 +13,6 @@ max(a, 0) + log(1 + exp(-|a|)), which is how JAX writes softplus, has its slope 
 
 import math
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from string import ascii_lowercase
 from typing import Any, NamedTuple
@@ -52,10 +51,8 @@ def of_slopes(notation: Callable[..., Any], *slopes: Callable[..., Any]) -> Rule
 
     def slope(i: int, y: Any, /, *operands: Any, **params: Any) -> Any:
         if len(slopes) != len(operands):
-            name, counts = params["primitive"].name, (len(slopes), len(operands))
-            raise ValueError(
-                f"{name}: got {counts[0]} slopes, expected {counts[1]}, one an operand"
-            )
+            got = f"{params['primitive'].name}: got {len(slopes)} slopes"
+            raise ValueError(f"{got}, expected {len(operands)}, one an operand")
         return slopes[i](y, *operands)
 
     return entry_by_entry(lambda *operands, **_: notation(*operands), slope)
@@ -259,6 +256,16 @@ def _pull_cumsum(i: int, gy: Any, y: Any, a: Any, *, axis: int, reverse: bool, *
     return jax.lax.cumsum(gy, axis=axis, reverse=not reverse)
 
 
+class Own(NamedTuple):
+    """A primitive that only recordings have: what reads better as one operation."""
+
+    name: str
+
+
+IDENTITY = Own("identity")  # a second name for a value that has one
+AFFINE = Own("affine")  # W·z + b + ..., so that gW = δ·zᵀ as the lectures have it
+
+
 # Products of vectors and matrices
 
 
@@ -309,24 +316,6 @@ def _pull_dot(
     of_a, of_b, of_y = _subscripts(a, b, dimension_numbers)
     factors = (gy, b, of_y, of_b, of_a) if i == 0 else (a, gy, of_a, of_y, of_b)
     return _product(*factors, params.get("precision"))
-
-
-class _Identity:
-    """A second name for a value that has one already."""
-
-    name = "identity"
-
-
-IDENTITY = _Identity()
-
-
-class _Affine:
-    """W·z + b + ... as one primitive, so that gW = δ·zᵀ as the lectures have it."""
-
-    name = "affine"
-
-
-AFFINE = _Affine()
 
 
 def _affine(a: Any, b: Any, *terms: Any, **params: Any) -> Any:
@@ -514,49 +503,3 @@ def define_rule(
         raise ValueError(f"{primitive}: has a rule already; overwrite=True replaces it")
     notation = notation or call(primitive)
     RULES[primitive] = Rule(notation, pull) if pull else of_slopes(notation, *slopes)
-
-
-# Where a value, or a slope, is not to be had
-
-#: what a primitive asks of its operands
-DOMAINS: dict[str, str] = {
-    "log": "log needs a positive number",
-    "log1p": "log needs a positive number",
-    "sqrt": "√ needs a number that is not negative",
-    "rsqrt": "√ needs a number that is not negative, its inverse a positive one",
-    "div": "the denominator must not be 0",
-    "rem": "the divisor must not be 0",
-    "pow": "a negative base needs a whole exponent, and 0 a positive one",
-    "integer_pow": "0 needs a positive exponent",
-    "asin": "asin needs a number from -1 to 1",
-    "acos": "acos needs a number from -1 to 1",
-    "acosh": "acosh needs a number that is at least 1",
-    "atanh": "atanh needs a number between -1 and 1",
-    "erf_inv": "erf⁻¹ needs a number between -1 and 1",
-    "lgamma": "lgamma has poles at 0, -1, -2, ...",
-    "digamma": "digamma has poles at 0, -1, -2, ...",
-}
-
-_EQUALS = "has a kink where both are equal; they share the adjoint"
-
-
-def _ties(a: Array, *, axes: tuple[int, ...], largest: bool, **_: Any) -> Array:
-    extreme = (jnp.max if largest else jnp.min)(a, axis=axes, keepdims=True)
-    return jnp.sum(a == extreme, axis=axes) > 1
-
-
-#: where a primitive has no derivative, and what is taken in its place
-KINKS: dict[str, tuple[Callable[..., Any], str]] = {
-    "abs": (lambda a, **_: a == 0, "has a kink at 0; its slope there is taken to be 0"),
-    "max": (lambda a, b, **_: a == b, _EQUALS),
-    "min": (lambda a, b, **_: a == b, _EQUALS),
-    "reduce_max": (partial(_ties, largest=True), "has equal entries; they share the adjoint"),
-    "reduce_min": (partial(_ties, largest=False), "has equal entries; they share the adjoint"),
-    "clamp": (
-        lambda low, a, high, **_: (a == low) | (a == high),
-        "has a kink at its bounds; its slope there is taken to be 0",
-    ),
-}
-
-#: what is made of steps: its slope is 0 wherever it has one
-STEPS = frozenset(("sign", "floor", "ceil", "round"))

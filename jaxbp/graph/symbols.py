@@ -16,7 +16,7 @@ from jaxbp.tables import number
 
 _SUM, _QUOTIENT, _PRODUCT, _POWER, _ATOM = range(5)  # how tightly the outermost operation binds
 _RAISED = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾ᵀ"
-_SUPERSCRIPTS = str.maketrans("-0123456789", _RAISED[:11])
+SUPERSCRIPTS = str.maketrans("-0123456789", _RAISED[:11])
 
 
 class Symbol:
@@ -71,7 +71,7 @@ class Symbol:
         exponent = symbol(exponent)
         if exponent.text in {"0", "1"}:
             return self if exponent.text == "1" else symbol(1)
-        small = exponent.text.translate(_SUPERSCRIPTS)
+        small = exponent.text.translate(SUPERSCRIPTS)
         whole = not set(small) & set(exponent.text)  # x², but x^0.5
         above = small if whole else "^" + within(exponent, _ATOM)
         raised = self.text[-1] in _RAISED  # as z⁽¹⁾ is, of which (z⁽¹⁾)² is the square
@@ -97,10 +97,10 @@ class Function:
     def __init__(self, notation: str, numeric: Callable[..., Any]) -> None:
         self.notation, self.numeric = notation, numeric
 
-    def __call__(self, *operands: Any, **params: Any) -> Any:
+    def __call__(self, *operands: Any) -> Any:
         """Its value, or its formula."""
         if not any(isinstance(operand, Symbol) for operand in operands):
-            return self.numeric(*operands, **params)
+            return self.numeric(*operands)
         symbols = [symbol(operand) for operand in operands]
         return Symbol(self.notation.format(*symbols), shape=_broadcast(*symbols))
 
@@ -116,9 +116,8 @@ def symbol(value: Any) -> Symbol:
 def figures(value: Any) -> str:
     """A number in at most six significant figures, more where it is nearly whole; a truth value as
     a word."""
-    kind = np.asarray(value).dtype.kind
-    if kind in "bc":
-        return str(bool(value)) if kind == "b" else f"{complex(value):g}"
+    if np.asarray(value).dtype.kind == "b":
+        return str(bool(value))
     value = float(value) + 0.0  # no -0
     text = number(value, 6)
     nearly_whole = math.isfinite(value) and value and float(text) == round(value)
