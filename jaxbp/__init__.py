@@ -42,6 +42,8 @@ from jaxbp.per_example import (
     per_example_norms,
     signal_to_noise,
 )
+from jaxbp.precision import mixed_precision
+from jaxbp.sweeps import Best, best_of, fit_many
 from jaxbp.training import (
     Epoch,
     Evaluation,
@@ -57,6 +59,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "Batch",
+    "Best",
     "Checkpoint",
     "Comparison",
     "Epoch",
@@ -75,6 +78,7 @@ __all__ = [
     "backprop",
     "backward",
     "batch_methods",
+    "best_of",
     "clipped_gradient",
     "compare",
     "curvature",
@@ -82,6 +86,7 @@ __all__ = [
     "diagnostics",
     "evaluate",
     "fit",
+    "fit_many",
     "forward",
     "gauss_newton_vector_product",
     "gradcheck",
@@ -98,6 +103,7 @@ __all__ = [
     "layer_report",
     "load",
     "make_step",
+    "mixed_precision",
     "noisy_clipped_gradient",
     "objective",
     "per_example",

@@ -58,9 +58,10 @@ def elu(a: Array, *, k: float = 1.0) -> tuple[Array, Array]:
 
 
 def softplus(a: Array) -> tuple[Array, Array]:
-    """h = ln(1 + eᵃ), h' = σ(a) = 1 - e⁻ʰ: the soft ReLU (Dugas et al. 2001)."""
+    """h = ln(1 + eᵃ), h' = σ(a) = 1 - e⁻ʰ = 2t / (1 + t): the soft ReLU (Dugas et al. 2001)."""
     h = jnp.logaddexp(a, 0)  # of the larger and a negative exponent: no overflow
-    return h, -jnp.expm1(-h)
+    t = jnp.tanh(h / 2)  # in whose terms 1 - e⁻ʰ keeps its digits, in less time than by expm1
+    return h, 2 * t / (1 + t)
 
 
 def gelu(a: Array) -> tuple[Array, Array]:
@@ -81,8 +82,7 @@ def silu(a: Array) -> tuple[Array, Array]:
 def with_slope(fn: Callable[[Array], Array]) -> Activation:
     """Make an activation of any elementwise JAX function: a -> (fn(a), fn'(a)), by ``jax.jvp``.
 
-    The tangent is all ones, so fn must treat each entry of a on its own.  Raises ValueError where
-    fn changes the shape.
+    fn must treat each entry of a on its own.  Raises ValueError where it changes the shape.
 
     >>> h, slope = with_slope(jnp.sin)(jnp.zeros(2))
     >>> h.tolist(), slope.tolist()

@@ -16,7 +16,17 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, errors, shares, with_penalty
-from jaxbp.mlp import MLP, Layer, Params, Residual, backward, forward, gradients, units_of
+from jaxbp.mlp import (
+    MLP,
+    Layer,
+    Params,
+    Residual,
+    Residuals,
+    backward,
+    forward,
+    gradients,
+    units_of,
+)
 
 
 def hessian_vector_product(model: MLP, params: Params, batch: Batch, vector: Params) -> Params:
@@ -99,8 +109,8 @@ def kronecker_factors(model: MLP, params: Params, batch: Batch) -> tuple[Kroneck
 
 
 def r_forward(
-    model: MLP, params: Params, residuals: tuple[Residual, ...], vector: Params
-) -> tuple[Array, tuple[Residual, ...]]:
+    model: MLP, params: Params, residuals: Residuals, vector: Params
+) -> tuple[Array, Residuals]:
     """R-forward: what ``forward`` returns, differentiated along vector: R{logits} and, a layer,
     R{z} (B, I) and R{h'(a)} = h''(a) R{a} (B, O)."""
     r_z = jnp.zeros_like(residuals[0].input)  # the network's input does not depend on params
@@ -119,8 +129,8 @@ def r_forward(
 def r_backward(
     params: Params,
     vector: Params,
-    residuals: tuple[Residual, ...],
-    r_residuals: tuple[Residual, ...],
+    residuals: Residuals,
+    r_residuals: Residuals,
     error: Array,
     r_error: Array,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:

@@ -34,7 +34,7 @@ from jaxbp.activations import Activation
 from jaxbp.curvature import check_like
 from jaxbp.gradient import Batch, errors, shares, with_penalty
 from jaxbp.heads import softmax_cross_entropy
-from jaxbp.mlp import MLP, Params, Residual, init, units_of
+from jaxbp.mlp import MLP, Params, Residuals, init, units_of
 from jaxbp.per_example import weighted_gradients
 from jaxbp.tables import Table, align, html, number, plain
 
@@ -119,7 +119,7 @@ def layer_health(model: MLP, params: Params, batch: Batch, updates: Params | Non
 _jitted_health: Callable[..., Health] = jax.jit(layer_health, static_argnums=0)
 
 
-def _outputs(params: Params, residuals: tuple[Residual, ...]) -> list[Array]:
+def _outputs(params: Params, residuals: Residuals) -> list[Array]:
     """h (B, O) of every layer: what the next one was given, and the logits."""
     logits = residuals[-1].input @ params[-1].weight.T + params[-1].bias
     return [*(residual.input for residual in residuals[1:]), logits]

@@ -3,9 +3,8 @@
     E(W) = Σₙ wₙ Lₙ / Σₙ wₙ + ½·l2·Σ‖W‖²
 
 ``backprop`` is the lecture's learning algorithm, ``autodiff`` what JAX makes of the same objective.
-They share one signature, ``(model, params, batch) -> (loss, grads)``, so that either goes wherever
-a gradient is wanted; the tests hold them equal.  Each raises ValueError or TypeError, naming the
-argument, where params, x, target or weight do not fit the model or one another.
+They share one signature, ``(model, params, batch) -> (loss, grads)``; either goes wherever a
+gradient is wanted.  Each raises ValueError or TypeError, naming the argument that does not fit.
 """
 
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbp.mlp import MLP, Layer, Params, Residual, backward, forward, gradients
+from jaxbp.mlp import MLP, Deltas, Layer, Params, Residuals, backward, forward, gradients
 
 
 class Batch(NamedTuple):
@@ -38,13 +37,11 @@ def backprop(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
     loss, error = model.head.loss(logits, batch.target)  # 2. δₖ = ∂Lₙ/∂aₖ
     share = shares(batch, loss)
     deltas = backward(params, residuals, share[..., None] * error)  # 3. δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ
-    grads = gradients(residuals, deltas)  # 4. δ × input
+    grads = gradients(residuals, deltas, loss.dtype)  # 4. δ × input
     return jnp.sum(share * loss) + penalty(model, params), with_penalty(model, params, grads)
 
 
-def errors(
-    model: MLP, params: Params, batch: Batch
-) -> tuple[Array, tuple[Residual, ...], tuple[Array, ...]]:
+def errors(model: MLP, params: Params, batch: Batch) -> tuple[Array, Residuals, Deltas]:
     """Steps 1 to 3, each example by itself: Lₙ (B,), residuals, and δₙ = ∂Lₙ/∂a of every layer."""
     logits, residuals = forward(model, params, batch.x)
     loss, error = model.head.loss(logits, batch.target)
@@ -56,7 +53,7 @@ def autodiff(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
     return jax.value_and_grad(objective, argnums=1)(model, params, batch)
 
 
-def input_gradient(params: Params, deltas: tuple[Array, ...]) -> Array:
+def input_gradient(params: Params, deltas: Deltas) -> Array:
     """∂L/∂x = W⁽¹⁾ᵀ δ⁽¹⁾, (B, D): the recursion taken one layer further, to where h' is 1."""
     return deltas[0] @ params[0].weight
 
@@ -74,12 +71,16 @@ def shares(batch: Batch, loss: Array) -> Array:
 
 def penalty(model: MLP, params: Params) -> Array | float:
     """½·l2·Σ‖W‖²."""
-    return model.l2 and model.l2 / 2 * sum(jnp.sum(layer.weight**2) for layer in params)
+    return model.l2 / 2 * sum(jnp.sum(w.weight**2) for w in params) if _penalised(model) else 0.0
 
 
 def with_penalty(model: MLP, params: Params, grads: Params) -> Params:
     """The gradient with l2·W, the penalty's; also where grads have leading axes."""
-    if not model.l2:
+    if not _penalised(model):
         return grads
     pairs = zip(grads, params, strict=True)
     return tuple(Layer(grad.weight + model.l2 * w.weight, grad.bias) for grad, w in pairs)
+
+
+def _penalised(model: MLP) -> bool:
+    return isinstance(model.l2, Array) or model.l2 != 0  # an array may be under trace

@@ -31,8 +31,7 @@ class Head(NamedTuple):
     predict: Callable[[Array], Array]  # logits (B, K) -> prediction (B, K)
     loss: Callable[[Array, ArrayLike], tuple[Array, Array]]  # logits, target -> (B,), error (B, K)
     decide: Callable[[Array], Array] | None = None  # prediction or soft labels -> class labels
-    gauss_newton: Callable[[Array, Array], Array] | None = None  # logits, tangent -> the part ≥ 0
-    # of the loss's Hessian, times tangent: for a loss that is not convex in its logits
+    gauss_newton: Callable[[Array, Array], Array] | None = None  # the Hessian's part ≥ 0 · tangent
 
 
 def squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
@@ -49,9 +48,7 @@ def half_squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 def huber(logits: Array, target: ArrayLike, *, threshold: float = 1.0) -> tuple[Array, Array]:
     """Σ ½r² where |r| ≤ c, else c|r| - ½c²; error clip(r, -c, c) (Huber 1964); target (B, K).
-
-    Another c > 0: ``linear_huber._replace(loss=functools.partial(huber, threshold=2.0))``.
-    """
+    Another c > 0: ``linear_huber._replace(loss=functools.partial(huber, threshold=2.0))``."""
     residual = logits - _values(logits, target)
     error = jnp.clip(residual, -threshold, threshold)
     return jnp.sum(error * (residual - error / 2), axis=-1), error
@@ -82,7 +79,6 @@ def sigmoid_squared(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 def cross_entropy(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     """-Σ yₖ ln softmax(a)ₖ; error ŷ Σy - y, that is ŷ - y for labels that sum to 1.
-
     The target: (soft) label rows (B, K), or integer classes (B,); a class outside [0, K) makes
     loss and error NaN (Bishop 2006, eq. 5.24)."""
     y = _labels(logits, target)
@@ -93,7 +89,6 @@ def cross_entropy(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 def poisson(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     """Σ (eᵃ - y a) for counts y ≥ 0 (B, K), the constant ln y! left out.
-
     Infinite where the rate eᵃ is: above a = 88 in float32, 709 in float64."""
     rate, y = jnp.exp(logits), _values(logits, target)
     return jnp.sum(rate - y * logits, axis=-1), rate - y
@@ -121,9 +116,8 @@ exp_poisson = Head(jnp.exp, poisson)
 def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = None) -> Array:
     """(1 - amount) y + amount / C: labels a network can reach (Szegedy et al. 2016, section 7).
 
-    Without num_classes: 0/1 labels of independent sigmoid units, C = 2.  With it: integer classes
-    or label rows for softmax, C = num_classes.  Raises ValueError for an amount outside [0, 1] and
-    for rows of another width.
+    Without num_classes: 0/1 labels of sigmoid units, C = 2.  With it: integer classes or label rows
+    for softmax, C = num_classes.  Raises ValueError for another amount and rows of another width.
 
     >>> print(smooth_labels([0, 1], 0.1), smooth_labels([1], 0.15, num_classes=3).round(2))
     [0.05 0.95] [[0.05 0.9  0.05]]

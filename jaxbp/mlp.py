@@ -4,11 +4,12 @@
     δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾)                 backward, from the head's error
     W̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾ zₙ⁽ˡ⁻¹⁾ᵀ,  b̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾          gradient ∂L/∂W, ∂L/∂b = δ × input
 
-In the code an example is a row, so that Wz reads ``z @ W.T`` and Wᵀδ ``delta @ W``.  After
-Rumelhart, Hinton and Williams (1986) and Bishop (2006), section 5.3.  The letters of every shape in
-this package: B batch, D inputs, I and O a layer's inputs and outputs, K outputs of the network.
-Wherever B stands, no axis or several may stand as well: the forward pass broadcasts the parameters
-over them, so the gradients sum over them.
+In the code an example is a row: Wz reads ``z @ W.T`` and Wᵀδ ``delta @ W``.  After Rumelhart,
+Hinton and Williams (1986) and Bishop (2006), section 5.3.  The letters of every shape: B batch, D
+inputs, I and O a layer's inputs and outputs, K outputs of the network.  For B, no axis or several
+may stand as well: forward broadcasts the parameters over them, so the gradients sum over them.
+What is multiplied (W, z, h', δ) has the weights' dtype, what is summed (Wz + b, Wᵀδ, W̄, b̄) the
+biases': they differ in mixed precision alone.
 """
 
 from itertools import pairwise
@@ -48,6 +49,8 @@ class Residual(NamedTuple):
 
 
 Params = tuple[Layer, ...]
+Residuals = tuple[Residual, ...]
+Deltas = tuple[Array, ...]  # (B, O) of every layer
 
 _SCHEMES = {
     "he": jax.nn.initializers.he_normal(in_axis=1, out_axis=0),
@@ -70,8 +73,8 @@ def init(
 
     Without a scheme each layer takes its activation's: He for the ReLU family, Glorot for tanh and
     sigmoid, LeCun otherwise and for the last layer (He et al. 2015, eq. 10; Glorot and Bengio 2010,
-    eq. 12; LeCun et al. 1998, section 4.6).  ``bias=0.1`` keeps ReLUs from being born dead.  Raises
-    TypeError or ValueError for what is no model, and ValueError for an unknown scheme.
+    eq. 12; LeCun et al. 1998, section 4.6).  ``bias=0.1`` keeps ReLUs from being born dead.
+    Raises TypeError or ValueError for what is no model, ValueError for an unknown scheme.
     """
     if scheme not in {None, *_SCHEMES}:
         raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(_SCHEMES)}, or None")
@@ -84,7 +87,7 @@ def init(
     return tuple(layers)
 
 
-def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, tuple[Residual, ...]]:
+def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, Residuals]:
     """Step 1, forward propagate *and store*: x (B, D) -> logits (B, K) and a residual a layer.
 
     Raises TypeError for what is no model, ValueError where params or x do not fit its sizes.
@@ -92,35 +95,37 @@ def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, tuple[Resi
     units, z = units_of(model), _checked_input(model, params, x)
     residuals = []
     for layer, unit in zip(params, units, strict=True):
-        pair = unit(z @ layer.weight.T + layer.bias)
+        z = z.astype(layer.weight.dtype)
+        a = jnp.matmul(z, layer.weight.T, preferred_element_type=layer.bias.dtype) + layer.bias
+        pair = unit(a.astype(z.dtype))
         if not isinstance(pair, tuple):
             raise TypeError(f"activation: {unit} gives no (h, slope); jaxbp.with_slope makes one")
         h, slope = pair
         residuals.append(Residual(input=z, slope=slope))
         z = h
-    return z, tuple(residuals)
+    return a, tuple(residuals)
 
 
-def backward(params: Params, residuals: tuple[Residual, ...], error: Array) -> tuple[Array, ...]:
+def backward(params: Params, residuals: Residuals, error: Array) -> Deltas:
     """Step 3, backpropagate: error (B, K) = ∂L/∂logits -> δ (B, O) = ∂L/∂a of every layer.
 
     δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾), that is δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ (Bishop 2006, eq. 5.56).
     """
-    deltas = [error * residuals[-1].slope]
+    deltas = [error.astype(residuals[-1].slope.dtype) * residuals[-1].slope]
     for above, residual in zip(params[:0:-1], residuals[-2::-1], strict=True):
-        deltas.append((deltas[-1] @ above.weight) * residual.slope)
+        back = jnp.matmul(deltas[-1], above.weight, preferred_element_type=error.dtype)
+        deltas.append(back.astype(residual.slope.dtype) * residual.slope)
     return tuple(reversed(deltas))
 
 
-def gradients(residuals: tuple[Residual, ...], deltas: tuple[Array, ...]) -> Params:
-    """Step 4, gradient = δ × input: W̄ = Σₙ δₙ zₙᵀ and b̄ = Σₙ δₙ (Bishop 2006, eq. 5.53)."""
-    return tuple(
-        Layer(
-            weight=jnp.einsum("...o,...i->oi", delta, residual.input),
-            bias=jnp.sum(delta, axis=range(delta.ndim - 1)),
-        )
-        for residual, delta in zip(residuals, deltas, strict=True)
-    )
+def gradients(residuals: Residuals, deltas: Deltas, dtype: DTypeLike | None = None) -> Params:
+    """Step 4, gradient = δ × input: W̄ = Σₙ δₙ zₙᵀ, b̄ = Σₙ δₙ (Bishop 2006, eq. 5.53), in dtype."""
+    layers = []
+    for residual, delta in zip(residuals, deltas, strict=True):
+        z, axes = residual.input, range(delta.ndim - 1)
+        weight = jnp.einsum("...o,...i->oi", delta, z, preferred_element_type=dtype)
+        layers.append(Layer(weight, bias=jnp.sum(delta, axes, dtype)))
+    return tuple(layers)
 
 
 def predict(model: MLP, params: Params, x: ArrayLike) -> Array:

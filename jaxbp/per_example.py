@@ -18,7 +18,7 @@ from jax import Array
 
 from jaxbp.curvature import hessian_vector_product, wide_enough
 from jaxbp.gradient import Batch, errors, penalty, shares, with_penalty
-from jaxbp.mlp import MLP, Layer, Params, Residual, gradients
+from jaxbp.mlp import MLP, Deltas, Layer, Params, Residual, Residuals, gradients
 
 Reduction = Literal["mean", "sum"]
 MaxNorm = float | Sequence[float] | Array  # of the whole gradient, or of every layer's
@@ -238,14 +238,12 @@ def gradient_noise_scale(
 # Contractions of (z, δ)
 
 
-def weighted_gradients(
-    factors: Array, residuals: tuple[Residual, ...], deltas: tuple[Array, ...]
-) -> Params:
+def weighted_gradients(factors: Array, residuals: Residuals, deltas: Deltas) -> Params:
     """Σₙ cₙ δₙ zₙᵀ and Σₙ cₙ δₙ of every layer, for one factor (B,) an example."""
     return gradients(residuals, tuple(factors[..., None] * delta for delta in deltas))
 
 
-def _squared_norms(residuals: tuple[Residual, ...], deltas: tuple[Array, ...]) -> Array:
+def _squared_norms(residuals: Residuals, deltas: Deltas) -> Array:
     """‖δₙ‖² (‖zₙ‖² + 1) of every layer, (B, L): the squared norm of δₙ zₙᵀ and of δₙ; in float32
     or wider, for the squares of half precision soon are too large for it."""
     wide = wide_enough(deltas[0])
@@ -257,9 +255,7 @@ def _squared_norms(residuals: tuple[Residual, ...], deltas: tuple[Array, ...]) -
     return jnp.stack(squares, axis=-1)
 
 
-def _squares_of_penalty(
-    l2: float, params: Params, residuals: tuple[Residual, ...], deltas: tuple[Array, ...]
-) -> Array:
+def _squares_of_penalty(l2: float, params: Params, residuals: Residuals, deltas: Deltas) -> Array:
     """2 l2 ⟨δₙ zₙᵀ, W⟩ + l2² ‖W‖² of every layer, (B, L): what l2·W adds to a squared norm."""
     added = [
         2 * l2 * jnp.sum(delta * (residual.input @ layer.weight.T), axis=-1)

@@ -200,6 +200,7 @@ def train(
                 params=params,
                 validation=plan.parts["validation"],
                 gradient=GRADIENTS[options.gradient],
+                compute_dtype=None if options.compute_dtype == "float32" else options.compute_dtype,
                 diagnostics=options.diagnostics,
                 on_epoch=watch,
             )

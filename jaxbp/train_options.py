@@ -22,7 +22,7 @@ from jaxbp.diagnostics import RESTLESS
 from jaxbp.gradient import Batch, autodiff, backprop
 from jaxbp.heads import smooth_labels
 from jaxbp.mlp import MLP
-from jaxbp.training import Gradient
+from jaxbp.precision import Gradient
 
 OptimizerName = Literal[
     "sgd",
@@ -201,6 +201,10 @@ class Train:
     ] = "auto"
     seed: Seed = 0
     gradient: Annotated[GradientName, arg(help="by hand, or by jax.grad")] = "backprop"
+    compute_dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        arg(help="of matrix products; weights, sums and updates are float32"),
+    ] = "float32"
     diagnostics: Annotated[
         bool, arg(help="record the health of every layer after each epoch, and tell of sickness")
     ] = False

@@ -8,7 +8,6 @@ and online learning (``batch_size=1``) are the same function.
 import inspect
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +20,10 @@ from jax.typing import DTypeLike
 from jaxbp.diagnostics import Health, layer_health
 from jaxbp.gradient import Batch, backprop, objective, shares
 from jaxbp.heads import Head
-from jaxbp.mlp import MLP, Layer, Params, forward, init
+from jaxbp.inputs import check_arguments, floating, on_device
+from jaxbp.mlp import MLP, Params, forward, init
+from jaxbp.precision import Gradient, mixed_precision
 
-Gradient = Callable[..., tuple[Array, Params]]  # of model, params and batch; and a key, if random
 Carry = tuple[Params, optax.OptState]
 
 
@@ -107,6 +107,7 @@ def fit(
     params: Params | None = None,
     validation: Batch | None = None,
     gradient: Gradient = backprop,
+    compute_dtype: DTypeLike | None = None,
     diagnostics: bool = False,
     on_epoch: Callable[[Epoch], Any] | None = None,
 ) -> tuple[Params, History]:
@@ -117,7 +118,8 @@ def fit(
     rows at once.  Training starts from params, which are left as they are, or from ``init(key,
     model)`` in x's floating dtype.  Example weights count relative to their mean over the batch.
     ``gradient`` is ``backprop``, ``autodiff`` or your own with their signature; one that draws at
-    random also takes a ``key``, and is given another one at every step.  With diagnostics the
+    random also takes a ``key``, and is given another one at every step.  With
+    ``compute_dtype=jnp.bfloat16`` it runs in ``mixed_precision``.  With diagnostics the
     compiled epoch ends with the health of every layer, on up to 256 rows spread over the batch and
     with the last step's update.  After each epoch ``on_epoch`` is called with an ``Epoch``;
     if it returns True, training ends there.
@@ -133,22 +135,22 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
-    _check_arguments(model, optimizer, epochs, batch_size, key)
-    random = _is_random(gradient)
+    check_arguments(model, optimizer, epochs, batch_size, key)
+    random = is_random(gradient)
+    if compute_dtype is not None:
+        gradient = mixed_precision(gradient, compute_dtype)
     if params is None:
-        params = jitted_init(key, model, dtype=_floating(batch))
-    batch = _on_device(model, params, batch, "batch")
+        params = jitted_init(key, model, dtype=floating(batch))
+    batch = relative_weights(on_device(model, params, batch, "batch"))
     if validation is not None:
-        validation = _on_device(model, params, validation, "validation")
-    if batch.weight is not None:
-        batch = batch._replace(weight=batch.weight / jnp.mean(batch.weight))
-    if batch_size is not None:
-        batch_size = min(batch_size, len(batch.x))
+        validation = on_device(model, params, validation, "validation")
+    batch_size = batch_size and min(batch_size, len(batch.x))
     state = _initial_state(optimizer, params)
     seed = np.asarray(jax.random.key_data(key)).tolist()
+    order_of = orders(seed, len(batch.x), batch_size)
     record: list[Epoch] = []
+    order = order_of(1)
     for number in range(1, epochs + 1):
-        order = None if batch_size is None else _order(seed, number, batch.x.shape[0])
         epoch_key = jax.random.fold_in(key, number) if random else None
         trained, state, loss, health = _run_epoch(
             model,
@@ -162,8 +164,9 @@ def fit(
             order,
             epoch_key,
         )
+        order = order_of(number + 1)  # while the device is at work
         if not np.isfinite(loss):
-            raise NonFiniteLossError(number, params, _history(record))
+            raise NonFiniteLossError(number, params, history_of(record))
         params, evaluation = trained, None
         if validation is not None:
             evaluation = Evaluation(*map(float, _evaluate(model, params, validation)))
@@ -172,7 +175,7 @@ def fit(
         record.append(epoch._replace(params=()))  # parameters are the caller's to keep
         if on_epoch and on_epoch(epoch):
             break
-    return params, _history(record)
+    return params, history_of(record)
 
 
 def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
@@ -183,7 +186,7 @@ def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
     outputs; an output whose target never varies counts 1 if it is met exactly and 0 if not.  Both
     are weighted like the loss.  Raises ValueError where the batch does not fit the model.
     """
-    batch = _on_device(model, params, batch, "batch")
+    batch = on_device(model, params, batch, "batch")
     return Evaluation(*map(float, _evaluate(model, params, batch)))
 
 
@@ -202,8 +205,7 @@ def _initial_state(optimizer: optax.GradientTransformation, params: Params) -> o
     return jax.tree.map(jnp.copy, optimizer.init(params))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnames="state")
-def _run_epoch(
+def one_epoch(
     model: MLP,
     optimizer: optax.GradientTransformation,
     gradient: Gradient,
@@ -235,6 +237,9 @@ def _run_epoch(
     health = _observed(model, before, params, batch) if diagnostics else None
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
     return params, state, jnp.where(jnp.all(jnp.array(finite)), loss, jnp.nan), health
+
+
+_run_epoch = jax.jit(one_epoch, static_argnums=(0, 1, 2, 3, 4), donate_argnames="state")
 
 
 class _Rows(NamedTuple):
@@ -269,17 +274,27 @@ def _observed(model: MLP, before: Params, params: Params, batch: Batch) -> Healt
     return layer_health(model, params, sample, jax.tree.map(jnp.subtract, params, before))
 
 
+def relative_weights(batch: Batch) -> Batch:
+    """Example weights relative to their mean."""
+    if batch.weight is None:
+        return batch
+    return batch._replace(weight=batch.weight / jnp.mean(batch.weight))
+
+
 def _taken(batch: Batch, rows: Array | None) -> Batch:
     return batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
 
 
-@partial(jax.jit, static_argnums=0)
-def _evaluate(model: MLP, params: Params, batch: Batch) -> tuple[Array, Array]:
+def loss_and_metric(model: MLP, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """What ``evaluate`` measures, before it is compiled."""
     logits, _ = forward(model, params, batch.x)
     loss, _ = model.head.loss(logits, batch.target)
     score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
     metric = score(model.head.predict(logits), jnp.asarray(batch.target), shares(batch, loss))
     return objective(model, params, batch), metric
+
+
+_evaluate = jax.jit(loss_and_metric, static_argnums=0)
 
 
 def _accuracy(
@@ -329,24 +344,33 @@ def _differentiable(
     return value
 
 
-def _order(seed: list[int], epoch: int, rows: int) -> np.ndarray:
-    """A permutation, drawn on the host: on a CPU ``jax.random``'s costs as much as many steps."""
-    return np.random.default_rng([*seed, epoch]).permutation(rows).astype(np.int32)
+def orders(
+    seed: list[int], rows: int, batch_size: int | None
+) -> Callable[[int], np.ndarray | None]:
+    """Every epoch's permutation of the rows, None for full batches; drawn on the host, for on a CPU
+    ``jax.random``'s costs as much as many steps."""
+
+    def order(epoch: int) -> np.ndarray | None:
+        if batch_size is None:
+            return None
+        return np.random.default_rng([*seed, epoch]).permutation(rows).astype(np.int32)
+
+    return order
 
 
-def _history(record: list[Epoch]) -> History:
+def history_of(record: list[Epoch]) -> History:
+    """The record of a run, or of many at once: epochs are the last axis."""
     evaluations = [epoch.validation for epoch in record if epoch.validation]
-    losses, metrics = np.array(evaluations).T if evaluations else (None, None)
     health = [epoch.health for epoch in record if epoch.health]
     return History(
-        training_loss=np.array([epoch.training_loss for epoch in record]),
-        validation_loss=losses,
-        metric=metrics,
+        training_loss=np.array([epoch.training_loss for epoch in record]).T,
+        validation_loss=np.array([each.loss for each in evaluations]).T if evaluations else None,
+        metric=np.array([each.metric for each in evaluations]).T if evaluations else None,
         health=jax.tree.map(lambda *epochs: np.stack(epochs), *health) if health else None,
     )
 
 
-def _is_random(gradient: Gradient) -> bool:
+def is_random(gradient: Gradient) -> bool:
     """Whether a gradient takes a key, which it must be given anew at every step."""
     if isinstance(gradient, partial) and "key" in gradient.keywords:
         raise ValueError(
@@ -357,94 +381,3 @@ def _is_random(gradient: Gradient) -> bool:
         return "key" in inspect.signature(gradient, follow_wrapped=False).parameters
     except (TypeError, ValueError):  # a callable without a signature
         return False
-
-
-def _check_arguments(
-    model: MLP,
-    optimizer: optax.GradientTransformation,
-    epochs: int,
-    batch_size: int | None,
-    key: Array,
-) -> None:
-    if not isinstance(model, MLP):
-        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
-    if not 0 <= model.l2 < np.inf:
-        raise ValueError(f"l2: got {model.l2}, expected a finite number of at least 0")
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer: got {optimizer!r}, expected optax's, such as optax.sgd(0.1)")
-    if not isinstance(epochs, Integral) or epochs < 1:
-        raise ValueError(f"epochs: got {epochs!r}, expected a positive int")
-    if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
-        raise ValueError(
-            f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
-        )
-    if batch_size is not None and getattr(optimizer.update, "full_batch", False):
-        raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
-        raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
-
-
-def _floating(batch: Batch) -> DTypeLike:
-    """The dtype of the batch's x as JAX would hold it, where that is a float; else float32."""
-    held = getattr(getattr(batch, "x", None), "dtype", np.float32)
-    dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
-    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
-
-
-def _on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
-    """The batch on the device in the parameters' dtype, checked on the host before."""
-    if not isinstance(batch, Batch):
-        raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
-    prefix = "" if name == "batch" else f"{name}."
-    if not all(isinstance(layer, Layer) for layer in params):
-        raise TypeError("params: expected a tuple of jaxbp.Layer(weight, bias), as init makes")
-    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
-    if len(dtypes) > 1 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
-        raise TypeError(f"params: got {', '.join(map(str, dtypes))}, expected one floating dtype")
-    host = Batch(*(_as_numbers(prefix + field, array) for field, array in batch._asdict().items()))
-    if host.x.ndim != 2 or not host.x.size:
-        raise ValueError(f"{prefix}x: got shape {host.x.shape}, expected at least one row, (B, D)")
-    try:
-        jax.eval_shape(partial(objective, model), params, host)
-    except (TypeError, ValueError) as error:
-        if type(error) not in {TypeError, ValueError}:  # JAX's own, of what the user's code does
-            raise
-        raise type(error)(f"{prefix}{error}") from None
-    (dtype,) = dtypes
-    classes = host.target.ndim < host.x.ndim and host.target.dtype.kind in "iu"
-    with np.errstate(over="ignore"):  # what overflows is infinite now, and told of below
-        held = Batch(
-            x=host.x.astype(dtype),
-            target=host.target if classes else host.target.astype(dtype),
-            weight=None if host.weight is None else host.weight.astype(dtype),
-        )
-    _check_values(model, held, prefix)
-    return Batch(*jax.tree.map(jnp.asarray, tuple(held)))
-
-
-def _as_numbers(name: str, values: Any) -> Any:
-    if values is None and name.endswith("weight"):
-        return None
-    array = np.asarray(values)
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
-        raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
-    return array
-
-
-def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
-    for field, array in batch._asdict().items():
-        if array is not None and not np.isfinite(array).all():
-            where = np.argwhere(~np.isfinite(array))[0].tolist()
-            value, dtype = array[tuple(where)], array.dtype
-            raise ValueError(
-                f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
-            )
-    if batch.target.ndim < batch.x.ndim and batch.target.dtype.kind in "iu":
-        strange = (batch.target < 0) | (batch.target >= model.sizes[-1])
-        if strange.any():
-            raise ValueError(
-                f"{prefix}target: class {batch.target[strange][0]} in row {strange.argmax()}, "
-                f"expected classes 0 to {model.sizes[-1] - 1}"
-            )
-    if batch.weight is not None and (batch.weight.min() < 0 or not batch.weight.any()):
-        raise ValueError(f"{prefix}weight: expected weights ≥ 0, not all zero")

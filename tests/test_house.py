@@ -20,7 +20,7 @@ LEVELS = [
     ({"activations", "heads"}, {"jax"}),
     ({"mlp"}, {"jax"}),
     ({"gradient"}, {"jax"}),
-    ({"curvature"}, {"jax"}),
+    ({"curvature", "precision"}, {"jax"}),
     ({"per_example"}, {"jax", "numpy"}),
     ({"tables", "arguments"}, {"jax", "numpy"}),
     ({"checking.comparing", "checking.measuring", "checking.tracing"}, {"jax", "numpy"}),
@@ -39,7 +39,9 @@ LEVELS = [
     ({"graph.html"}, {"numpy"}),
     ({"graph.computation"}, {"jax", "numpy"}),
     ({"graph"}, set()),
+    ({"inputs"}, {"jax", "numpy", "optax"}),
     ({"training", "checkpoint", "batch_methods"}, {"jax", "numpy", "optax"}),
+    ({"sweeps"}, {"jax", "numpy", "optax"}),
     ({"plotting"}, {"numpy", "matplotlib"}),
     (
         {"train_options", "predict_command", "check_command"},

@@ -1,0 +1,108 @@
+"""What training is given, checked on the host before any device work, and put on the device."""
+
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxbp.gradient import Batch, objective
+from jaxbp.mlp import MLP, Layer, Params
+
+_objective = jax.jit(objective, static_argnums=0)  # traced once for its shapes, never run
+
+
+def check_arguments(
+    model: MLP,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int | None,
+    key: Array,
+) -> None:
+    """Raise ValueError or TypeError for the argument that does not fit."""
+    if not isinstance(model, MLP):
+        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
+    if not 0 <= model.l2 < np.inf:
+        raise ValueError(f"l2: got {model.l2}, expected a finite number of at least 0")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer: got {optimizer!r}, expected optax's, such as optax.sgd(0.1)")
+    if not isinstance(epochs, Integral) or epochs < 1:
+        raise ValueError(f"epochs: got {epochs!r}, expected a positive int")
+    if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
+        raise ValueError(
+            f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
+        )
+    if batch_size is not None and getattr(optimizer.update, "full_batch", False):
+        raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
+        raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
+
+
+def floating(batch: Batch) -> DTypeLike:
+    """The dtype of the batch's x as JAX would hold it, where that is a float; else float32."""
+    held = getattr(getattr(batch, "x", None), "dtype", np.float32)
+    dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+
+
+def on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
+    """The batch on the device in the parameters' dtype, checked on the host before."""
+    if not isinstance(batch, Batch):
+        raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
+    prefix = "" if name == "batch" else f"{name}."
+    if not all(isinstance(layer, Layer) for layer in params):
+        raise TypeError("params: expected a tuple of jaxbp.Layer(weight, bias), as init makes")
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
+    if len(dtypes) > 1 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        raise TypeError(f"params: got {', '.join(map(str, dtypes))}, expected one floating dtype")
+    host = Batch(*(_as_numbers(prefix + field, array) for field, array in batch._asdict().items()))
+    if host.x.ndim != 2 or not host.x.size:
+        raise ValueError(f"{prefix}x: got shape {host.x.shape}, expected at least one row, (B, D)")
+    try:
+        _objective.eval_shape(model, params, host)  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError) as error:
+        if type(error) not in {TypeError, ValueError}:  # JAX's own, of what the user's code does
+            raise
+        raise type(error)(f"{prefix}{error}") from None
+    (dtype,) = dtypes
+    classes = host.target.ndim < host.x.ndim and host.target.dtype.kind in "iu"
+    with np.errstate(over="ignore"):  # what overflows is infinite now, and told of below
+        held = Batch(
+            x=host.x.astype(dtype),
+            target=host.target if classes else host.target.astype(dtype),
+            weight=None if host.weight is None else host.weight.astype(dtype),
+        )
+    _check_values(model, held, prefix)
+    return Batch(*jax.tree.map(jnp.asarray, tuple(held)))
+
+
+def _as_numbers(name: str, values: Any) -> Any:
+    if values is None and name.endswith("weight"):
+        return None
+    array = np.asarray(values)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
+        raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
+    return array
+
+
+def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
+    for field, array in batch._asdict().items():
+        if array is not None and not np.isfinite(array).all():
+            where = np.argwhere(~np.isfinite(array))[0].tolist()
+            value, dtype = array[tuple(where)], array.dtype
+            raise ValueError(
+                f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
+            )
+    if batch.target.ndim < batch.x.ndim and batch.target.dtype.kind in "iu":
+        strange = (batch.target < 0) | (batch.target >= model.sizes[-1])
+        if strange.any():
+            raise ValueError(
+                f"{prefix}target: class {batch.target[strange][0]} in row {strange.argmax()}, "
+                f"expected classes 0 to {model.sizes[-1] - 1}"
+            )
+    if batch.weight is not None and (batch.weight.min() < 0 or not batch.weight.any()):
+        raise ValueError(f"{prefix}weight: expected weights ≥ 0, not all zero")

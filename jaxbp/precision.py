@@ -1,0 +1,69 @@
+"""Mixed precision: products in bfloat16, sums, weights and their updates in float32.
+
+    W, z, h'(a), δ              bfloat16: what is multiplied, and what is kept for the backward pass
+    Wz + b, Wᵀδ, W̄, b̄           bfloat16 operands, summed in float32
+    a, logits, loss, error      float32; a is rounded for the activation, δ for the next product
+    master weights, l2, update  float32
+
+``jaxbp.mlp`` decides it: what is multiplied has the weights' dtype, what is summed the biases'.  So
+all that is done here is to round the weights and leave the biases as they are.  bfloat16 has
+float32's range, so that no δ underflows and no loss needs scaling; its 8 bits of precision make an
+error of about 1 % in the gradient.  After Micikevicius et al. (2018), section 3.
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxbp.gradient import Batch, penalty, with_penalty
+from jaxbp.mlp import MLP, Layer, Params
+
+Gradient = Callable[..., tuple[Array, Params]]  # of model, params and batch; and a key, if random
+
+
+def mixed_precision(gradient: Gradient, compute_dtype: DTypeLike = jnp.bfloat16) -> Gradient:
+    """A gradient like ``backprop`` or ``autodiff``, whose products run in compute_dtype.
+
+    (model, params, batch) -> (loss, grads), both in params' dtype; the penalty ½·l2·Σ‖W‖² is of
+    the weights as they are, not as rounded.  Raises ValueError for a compute_dtype other than
+    bfloat16 and float32 (in float16 small δ would become zero), or wider than params'.
+
+    >>> from jaxbp import activations, backprop, compare, heads
+    >>> model = MLP((1, 1), activations.tanh, heads.linear_half_squared_error)
+    >>> params, batch = (Layer(jnp.array([[1 / 3]]), jnp.zeros(1)),), Batch(jnp.ones((1, 1)), [[0]])
+    >>> _, exact = backprop(model, params, batch)
+    >>> _, rounded = mixed_precision(backprop)(model, params, batch)  # δ = ŷ, of 8 binary digits
+    >>> print(f"{exact[0].bias.item():.6f} {rounded[0].bias.item():.6f}")
+    0.333333 0.333984
+    """
+    try:
+        dtype = jnp.dtype(compute_dtype)
+    except TypeError:
+        dtype = None
+    if dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)):
+        raise ValueError(f"compute_dtype: got {compute_dtype!r}, expected bfloat16 or float32")
+    return _in_dtype(gradient, dtype)
+
+
+@cache  # the same gradient gives the same function, so jit does not compile a model twice
+def _in_dtype(gradient: Gradient, dtype: Any) -> Gradient:
+    def rounding(model: MLP, params: Params, batch: Batch, **key: Array) -> tuple[Array, Params]:
+        held = params[0].weight.dtype
+        if dtype.itemsize > held.itemsize:
+            raise ValueError(f"compute_dtype: got {dtype}, expected none wider than params' {held}")
+        rounded = tuple(Layer(weight.astype(dtype), bias) for weight, bias in params)
+        loss, grads = gradient(model._replace(l2=0.0), rounded, batch, **key)
+        grads = jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params)
+        return loss + penalty(model, params), with_penalty(model, params, grads)
+
+    with suppress(TypeError, ValueError):  # a callable without a signature
+        # it tells fit whether the gradient takes a key
+        rounding.__signature__ = inspect.signature(gradient)  # type: ignore[attr-defined]
+    return rounding

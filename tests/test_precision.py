@@ -1,0 +1,142 @@
+"""Mixed precision: what is rounded, what is summed in float32, and what it costs in accuracy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tables import ACTIVATIONS, random_batch, random_params
+
+import jaxbp
+from jaxbp import Batch, activations, heads, mixed_precision
+
+MODEL = jaxbp.MLP((6, 16, 16, 3), activations.relu, heads.softmax_cross_entropy)
+
+
+def problem(model=MODEL, rows=24):
+    params = random_params(model, 0, np.float32)
+    return params, random_batch(model, rows, 0, dtype=np.float32)
+
+
+def rounded(array):
+    return np.asarray(array, jnp.bfloat16).astype(np.float32)
+
+
+def by_numpy(params, batch):
+    """The same pass in NumPy's float32, every operand of a product rounded by hand."""
+    zs, slopes, z = [], [], rounded(batch.x)
+    for weight, bias in params:
+        a = z @ rounded(weight).T + np.asarray(bias)
+        zs.append(z)
+        slopes.append(rounded(a) > 0)
+        z = rounded(np.maximum(rounded(a), 0))
+    prediction = np.exp(a) / np.exp(a).sum(1, keepdims=True)
+    target, share = np.asarray(batch.target), np.asarray(batch.weight / np.sum(batch.weight))
+    error = share[:, None] * (prediction * target.sum(1, keepdims=True) - target)
+    delta, grads = rounded(error), []
+    for layer in (2, 1, 0):
+        grads.append(jaxbp.Layer(delta.T @ zs[layer], delta.sum(0)))
+        if layer:
+            delta = rounded(rounded(delta @ rounded(params[layer].weight)) * slopes[layer - 1])
+    return tuple(reversed(grads))
+
+
+def test_it_rounds_the_operands_and_nothing_else(strict):
+    """Op by op, for a compiler may leave a rounding out; summed in another order than NumPy's."""
+    params, batch = problem()
+    _, grads = mixed_precision(jaxbp.backprop)(MODEL, params, batch)
+    by_hand = jaxbp.compare(grads, by_numpy(params, batch)).relative_error
+    _, exact = jaxbp.backprop(MODEL, params, batch)
+    assert by_hand < 2e-3 < jaxbp.compare(grads, exact).relative_error < 3e-2
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_what_is_kept_is_small_and_what_is_returned_is_not(name, strict):
+    model = MODEL._replace(activation=ACTIVATIONS[name])
+    params, batch = problem(model)
+    low = tuple(jaxbp.Layer(layer.weight.astype(jnp.bfloat16), layer.bias) for layer in params)
+
+    def passes(params, x):
+        logits, residuals = jaxbp.forward(model, params, x)
+        deltas = jaxbp.backward(params, residuals, logits)
+        return (residuals, deltas), (logits, jaxbp.gradients(residuals, deltas, logits.dtype))
+
+    kept, returned = jax.eval_shape(passes, low, batch.x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(returned)} == {jnp.dtype(jnp.float32)}
+
+
+def test_sums_over_the_batch_are_in_float32():
+    """In bfloat16 a sum of equal numbers ends at 256 of them."""
+    model = jaxbp.MLP((1, 1), (), heads.linear_half_squared_error)
+    params = (jaxbp.Layer(jnp.zeros((1, 1)), jnp.zeros(1)),)
+    batch = Batch(jnp.ones((4096, 1)), -jnp.ones((4096, 1)))
+    _, grads = jax.jit(mixed_precision(jaxbp.backprop), static_argnums=0)(model, params, batch)
+    assert grads[0].weight.item() == grads[0].bias.item() == 1
+
+
+@pytest.mark.parametrize("gradient", [jaxbp.backprop, jaxbp.autodiff])
+def test_the_penalty_is_of_the_weights_as_they_are(gradient):
+    params, batch = problem()
+    low = mixed_precision(gradient)
+    _, plain = low(MODEL, params, batch)
+    loss, grads = low(MODEL._replace(l2=10.0), params, batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves((loss, grads))} == {jnp.dtype(jnp.float32)}
+    for with_penalty, without, layer in zip(grads, plain, params, strict=True):
+        np.testing.assert_allclose(with_penalty.weight, without.weight + 10 * layer.weight, 1e-6)
+
+
+def test_both_gradients_agree():
+    params, batch = problem()
+    _, by_hand = mixed_precision(jaxbp.backprop)(MODEL, params, batch)
+    _, by_jax = mixed_precision(jaxbp.autodiff)(MODEL, params, batch)
+    assert jaxbp.compare(by_hand, by_jax).relative_error < 1e-2
+
+
+def test_digits_are_learned_as_well():
+    digits = jaxbp.data.load("digits")
+    model = jaxbp.MLP((64, 128, 10), activations.relu, heads.softmax_cross_entropy)
+    keys, how = jax.random.split(jax.random.key(0), 4), {"epochs": 20, "batch_size": 32}
+    accuracies = []
+    for dtype in (None, jnp.bfloat16):
+        _, history = jaxbp.fit_many(
+            model,
+            digits.train,
+            keys=keys,
+            learning_rate=0.2,
+            validation=digits.test,
+            compute_dtype=dtype,
+            **how,
+        )
+        accuracies.append(history.metric[:, -1].mean())
+    assert accuracies[0] > 0.95
+    assert abs(accuracies[1] - accuracies[0]) < 0.005
+    params = jaxbp.init(keys[0], model)
+    _, exact = jaxbp.backprop(model, params, digits.train)
+    _, low = mixed_precision(jaxbp.backprop)(model, params, digits.train)
+    assert 1e-3 < jaxbp.compare(low, exact).relative_error < 2e-2
+
+
+def test_fit_trains_by_it_and_compiles_once():
+    assert mixed_precision(jaxbp.backprop) is mixed_precision(jaxbp.backprop, "bfloat16")
+    _, batch = problem()
+    options = {"optimizer": optax.sgd(0.1), "epochs": 2, "batch_size": 8, "key": jax.random.key(0)}
+    low, _ = jaxbp.fit(MODEL, batch, compute_dtype="bfloat16", **options)
+    same, _ = jaxbp.fit(MODEL, batch, gradient=mixed_precision(jaxbp.backprop), **options)
+    exact, _ = jaxbp.fit(MODEL, batch, **options)
+    assert jaxbp.compare(low, same).ulps == 0
+    assert 1e-5 < jaxbp.compare(low, exact).relative_error < 1e-2
+    assert low[0].weight.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, "float64", "half a byte"])
+def test_another_dtype_is_refused(dtype):
+    with pytest.raises(ValueError, match=r"compute_dtype: got .*, expected bfloat16 or float32"):
+        mixed_precision(jaxbp.backprop, dtype)
+
+
+def test_a_wider_dtype_than_the_parameters_is_refused():
+    params, batch = problem()
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    with pytest.raises(ValueError, match="compute_dtype: got float32, expected none wider than"):
+        mixed_precision(jaxbp.backprop, "float32")(MODEL, half, batch)

@@ -1,0 +1,203 @@
+"""Many networks at once: each the one that fit trains, however they are spread."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxbp
+from jaxbp import Batch, activations, heads, sweeps
+
+MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error, l2=0.01)
+KEYS = jax.random.split(jax.random.key(0), 3)
+RATES = [0.01, 0.1, 0.05]
+MOMENTUM = partial(optax.sgd, momentum=0.9)
+
+
+def table(rows, seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    x, target = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 2))
+    return Batch(x.astype(dtype), target.astype(dtype), rng.uniform(0.5, 2, rows).astype(dtype))
+
+
+def fit_many(batch=None, **options):
+    defaults = {"keys": KEYS, "learning_rate": RATES, "epochs": 3, "batch_size": 4}
+    return jaxbp.fit_many(MODEL, table(10) if batch is None else batch, **defaults | options)
+
+
+def differences(trained, *, batch=None, l2=None, optimizer=optax.sgd, keys=KEYS, **options):
+    """How far each network and its record are from fit's."""
+    params, history = trained
+    for n, key in enumerate(keys):
+        model = MODEL if l2 is None else MODEL._replace(l2=l2[n])
+        alone, record = jaxbp.fit(
+            model,
+            table(10) if batch is None else batch,
+            key=key,
+            optimizer=optimizer(RATES[n]),
+            **{"epochs": 3, "batch_size": 4} | options,
+        )
+        of_many, recorded = jax.tree.map(lambda leaf, n=n: leaf[n], (params, history))
+        yield jaxbp.compare(of_many, alone).relative_error
+        for ours, theirs in zip(recorded[:3], record[:3], strict=True):
+            assert (ours is None) == (theirs is None)
+            if theirs is not None:
+                yield np.max(np.abs(ours - theirs) / np.abs(theirs))
+
+
+def noisy(model, params, batch, *, key):
+    loss, grads = jaxbp.backprop(model, params, batch)
+    return loss, jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape), grads)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"l2": [0.0, 0.1, 1.0], "optimizer": MOMENTUM, "validation": table(7, 1)},
+        {"batch_size": None, "optimizer": optax.adam},
+        {"gradient": noisy, "batch_size": 5},
+        {"compute_dtype": jnp.bfloat16, "gradient": jaxbp.autodiff},
+    ],
+    ids=["l2 and validation", "full batch", "random gradient", "mixed precision"],
+)
+def test_each_network_is_the_one_that_fit_trains(options):
+    assert max(differences(fit_many(**options), **options)) < 1e-5
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_however_they_are_dealt(workers, monkeypatch, x64):
+    """In float64, also in the threads that the groups are trained in; 3 networks on 2 workers
+    leave one place to fill."""
+    monkeypatch.setattr(sweeps, "_workers", lambda: jax.local_devices()[:1] * workers)
+    batch = table(10, dtype=np.float64)
+    trained = fit_many(batch)
+    assert trained[0][0].weight.dtype == np.float64
+    assert max(differences(trained, batch=batch)) < 1e-12
+
+
+def test_together_as_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert max(differences(fit_many(batch_size=3), batch_size=3)) < 1e-5
+
+
+TWO_DEVICES = """
+import jax, json
+jax.config.update("jax_num_cpu_devices", 2)
+import numpy as np
+import jaxbp
+from jaxbp import Batch, activations, heads
+model = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error)
+rng = np.random.default_rng(0)
+batch = Batch(rng.normal(size=(10, 3)).astype("f"), rng.normal(size=(10, 2)).astype("f"))
+keys = jax.random.split(jax.random.key(0), 3)
+params, history = jaxbp.fit_many(
+    model, batch, keys=keys, learning_rate=0.1, epochs=3, batch_size=4, validation=batch
+)
+print(json.dumps([len(jax.devices()), params[1].bias.tolist(), history.metric.tolist()]))
+"""
+
+
+def test_on_two_devices():
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", TWO_DEVICES],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=None,
+    )
+    devices, bias, metric = json.loads(run.stdout.splitlines()[-1])
+    assert devices == 2
+    rng = np.random.default_rng(0)
+    batch = Batch(rng.normal(size=(10, 3)).astype("f"), rng.normal(size=(10, 2)).astype("f"))
+    params, history = jaxbp.fit_many(
+        MODEL._replace(l2=0.0),
+        batch,
+        keys=KEYS,
+        learning_rate=0.1,
+        epochs=3,
+        batch_size=4,
+        validation=batch,
+    )
+    np.testing.assert_allclose(bias, params[1].bias, rtol=1e-5)
+    np.testing.assert_allclose(metric, history.metric, rtol=1e-5)
+
+
+def test_a_network_that_diverges_leaves_the_others_alone():
+    alone, _ = fit_many()
+    params, history = fit_many(learning_rate=[RATES[0], 1e30, RATES[2]])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert np.isnan(history.training_loss[1]).all()
+    assert np.isfinite(history.training_loss[[0, 2]]).all()
+    first, start = (jax.tree.map(lambda leaf: leaf[1], each) for each in (params, alone))
+    assert jaxbp.compare(first, jaxbp.init(KEYS[1], MODEL)).ulps == 0
+    assert jaxbp.compare(first, start).relative_error > 0
+    assert jaxbp.best_of(params, history).n in {0, 2}
+    with pytest.raises(ValueError, match="history: each of the 3 networks diverged"):
+        jaxbp.best_of(*fit_many(learning_rate=1e30))
+
+
+def test_the_best_is_picked_by_what_is_asked_for():
+    params, history = fit_many(validation=table(7, 1))
+    for by, of in [
+        ("training_loss", np.argmin),
+        ("validation_loss", np.argmin),
+        ("metric", np.argmax),
+    ]:
+        best = jaxbp.best_of(params, history, by=by)
+        assert best.n == of(getattr(history, by)[:, -1])
+        assert jaxbp.compare(best.params[0].weight, params[0].weight[best.n]).ulps == 0
+        assert best.history.metric.tolist() == history.metric[best.n].tolist()
+    assert (
+        jaxbp.best_of(params, history).n == jaxbp.best_of(params, history, by="validation_loss").n
+    )
+    with pytest.raises(ValueError, match="by: got 'accuracy', expected one of training_loss"):
+        jaxbp.best_of(params, history, by="accuracy")
+    with pytest.raises(ValueError, match="by: got 'metric', expected one of training_loss, which"):
+        jaxbp.best_of(*fit_many(), by="metric")
+    with pytest.raises(ValueError, match=r"history: got training_loss of shape \(3,\)"):
+        jaxbp.best_of(best.params, best.history, by="training_loss")
+
+
+def test_on_epoch_is_told_of_all_and_can_stop():
+    seen = []
+    params, history = fit_many(
+        validation=table(7, 1), on_epoch=lambda epoch: seen.append(epoch) or epoch.number == 2
+    )
+    assert [epoch.number for epoch in seen] == [1, 2]
+    assert history.training_loss.shape == history.metric.shape == (3, 2)
+    assert seen[1].training_loss.tolist() == history.training_loss[:, 1].tolist()
+    assert seen[1].validation.loss.shape == (3,)
+    assert jaxbp.compare(seen[1].params, params).ulps == 0
+    assert jaxbp.compare(seen[0].params, params).relative_error > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"keys": jax.random.key(0)}, TypeError, r"(?s)keys: got .*, expected \(N,\) of them"),
+        ({"keys": 7}, TypeError, "keys: got 7"),
+        ({"keys": KEYS[:0]}, ValueError, "keys: got none, expected one a network"),
+        (
+            {"learning_rate": [0.1, 0.2]},
+            ValueError,
+            r"learning_rate: got shape \(2,\), expected a number or \(3,\)",
+        ),
+        ({"learning_rate": -1.0}, ValueError, "learning_rate: got -1.0, expected finite"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate: got .*, expected real numbers"),
+        ({"l2": [0.1, np.nan, 0.1]}, ValueError, "l2: got .*, expected finite numbers"),
+        ({"optimizer": optax.sgd(0.1)}, TypeError, "optimizer: got .*, expected a function of the"),
+        ({"epochs": 0}, ValueError, "epochs: got 0"),
+        ({"batch": table(10)._replace(target=np.ones(10))}, ValueError, "target: got shape"),
+        ({"validation": "none"}, TypeError, "validation: got str"),
+        ({"compute_dtype": "float16"}, ValueError, "compute_dtype: got 'float16'"),
+    ],
+)
+def test_what_does_not_fit_is_named(wrong, error, message):
+    with pytest.raises(error, match=message):
+        fit_many(**wrong)
