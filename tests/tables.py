@@ -30,6 +30,11 @@ REFERENCES = {
 }
 
 
+def chosen(which, functions):
+    """One of some functions, by a number that is known only when the program runs."""
+    return lambda *args: jax.lax.switch(which, functions, *args)
+
+
 def random_params(model, seed, dtype=np.float64):
     """Weights and biases of order one, so that no unit is dead and none is saturated."""
     rng = np.random.default_rng(seed)

@@ -9,11 +9,16 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from tables import ACTIVATIONS, HEADS, ONE_OF_EACH, random_batch, random_params
+from tables import ACTIVATIONS, HEADS, ONE_OF_EACH, chosen, random_batch, random_params
 
 import jaxbp
 from jaxbp import batch_methods, curvature
 
+compiled = partial(jax.jit, static_argnums=0)  # outside jit each operation is compiled by itself
+by_hand = compiled(jaxbp.backprop)
+hessian_vector_product = compiled(curvature.hessian_vector_product)
+gauss_newton_vector_product = compiled(curvature.gauss_newton_vector_product)
+kronecker_factors = compiled(curvature.kronecker_factors)
 CONVEX = [head for head in HEADS if head != "sigmoid_squared_error"]
 
 
@@ -30,7 +35,6 @@ def dot(a, b):
     return float(optax.tree.vdot(a, b))
 
 
-@partial(jax.jit, static_argnums=0)
 def hessian_products(model, params, batch, u, v):
     gradient = lambda p: jax.grad(jaxbp.objective, argnums=1)(model, p, batch)  # noqa: E731
     return (
@@ -40,12 +44,22 @@ def hessian_products(model, params, batch, u, v):
     )
 
 
+@jax.jit
+def any_hessian_products(activation, head, *args):
+    """One program for all combinations."""
+    unit = chosen(activation, list(ACTIVATIONS.values()))
+    loss = chosen(head, [each.loss for each in HEADS.values()])
+    model = jaxbp.MLP((3, 5, 4, 2), unit, jaxbp.Head(lambda logits: logits, loss), l2=0.3)
+    return hessian_products(model, *args)
+
+
 @pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
 def test_the_r_operator_is_the_derivative_of_the_gradient(activation, head, x64):
     with jax.numpy_dtype_promotion("strict"):
         model, params, batch = problem(activation, head)
         u, v = vectors(model)
-        of_u, of_v, reference = hessian_products(model, params, batch, u, v)
+        numbers = list(ACTIVATIONS).index(activation), list(HEADS).index(head)
+        of_u, of_v, reference = any_hessian_products(*numbers, params, batch, u, v)
     assert jaxbp.compare(of_u, reference).relative_error < 1e-12
     np.testing.assert_allclose(dot(v, of_u), dot(u, of_v), rtol=1e-10)
 
@@ -56,11 +70,10 @@ def test_the_r_operator_is_the_slope_of_backprop(x64):
     v, _ = vectors(model)
     step = 1e-5
     ahead, behind = (
-        jaxbp.backprop(model, optax.tree.add_scale(params, sign * step, v), batch)[1]
-        for sign in (1, -1)
+        by_hand(model, optax.tree.add_scale(params, sign * step, v), batch)[1] for sign in (1, -1)
     )
     measured = optax.tree.scale(0.5 / step, optax.tree.sub(ahead, behind))
-    claimed = curvature.hessian_vector_product(model, params, batch, v)
+    claimed = hessian_vector_product(model, params, batch, v)
     assert jaxbp.compare(claimed, measured).relative_error < 1e-7
 
 
@@ -111,10 +124,15 @@ def test_gauss_newton_of_a_squared_sigmoid_is_that_of_least_squares(x64):
     model, params, batch = problem("tanh", "sigmoid_squared_error", l2=0.0)
     v, _ = vectors(model)
     predicted = lambda p: jaxbp.predict(model, p, batch.x)  # noqa: E731
-    _, tangent = jax.jvp(predicted, (params,), (v,))
     share = batch.weight / jnp.sum(batch.weight)
-    (expected,) = jax.vjp(predicted, params)[1](2 * share[:, None] * tangent)
-    claimed = curvature.gauss_newton_vector_product(model, params, batch, v)
+
+    @jax.jit
+    def least_squares(params, v):
+        _, tangent = jax.jvp(predicted, (params,), (v,))
+        return jax.vjp(predicted, params)[1](2 * share[:, None] * tangent)
+
+    (expected,) = least_squares(params, v)
+    claimed = gauss_newton_vector_product(model, params, batch, v)
     assert jaxbp.compare(claimed, expected).relative_error < 1e-13
 
 
@@ -132,11 +150,10 @@ def test_kronecker_factors_are_the_means_they_are_said_to_be(x64):
         return model.head.loss(z, target)[0], inputs
 
     taps = tuple(jnp.zeros(size) for size in model.sizes[1:])
-    deltas, inputs = jax.vmap(jax.grad(loss, has_aux=True), (None, 0, 0))(
-        taps, batch.x, batch.target
-    )
+    of_rows = jax.jit(jax.vmap(jax.grad(loss, has_aux=True), (None, 0, 0)))
+    deltas, inputs = jax.tree.map(np.asarray, of_rows(taps, batch.x, batch.target))
     share = np.asarray(batch.weight / jnp.sum(batch.weight))
-    factors = curvature.kronecker_factors(model, params, batch)
+    factors = kronecker_factors(model, params, batch)
     for factor, z, delta in zip(factors, inputs, deltas, strict=True):
         np.testing.assert_allclose(factor.input, (z.T * share) @ z, rtol=1e-12)
         np.testing.assert_allclose(factor.delta, (delta.T * share) @ delta, rtol=1e-10, atol=1e-16)
@@ -146,10 +163,10 @@ def test_of_one_example_the_factors_are_its_gradients_outer_product(x64):
     """The approximation of Martens and Grosse is exact there: F = ggᵀ = input ⊗ delta."""
     model, params, batch = problem("tanh", l2=0.0)
     one = jax.tree.map(lambda leaf: leaf[:1], batch)
-    _, grads = jaxbp.backprop(model, params, one)
-    factors = curvature.kronecker_factors(model, params, one)
+    _, grads = by_hand(model, params, one)
+    factors = kronecker_factors(model, params, one)
     for layer, factor in zip(grads, factors, strict=True):
-        columns = jnp.column_stack([layer.weight, layer.bias]).T.reshape(-1)  # vec, by column
+        columns = np.column_stack([layer.weight, layer.bias]).T.reshape(-1)  # vec, by column
         fisher = np.kron(factor.input, factor.delta)
         np.testing.assert_allclose(np.outer(columns, columns), fisher, rtol=1e-10, atol=1e-16)
 
@@ -159,7 +176,7 @@ def test_float32_as_users_run_it():
     params, v = (random_params(model, seed, np.float32) for seed in (3, 4))
     batch = random_batch(model, 64, 5, dtype=np.float32)
     with jax.default_matmul_precision("highest"):
-        claimed, _, reference = hessian_products(model, params, batch, v, v)
+        claimed, _, reference = compiled(hessian_products)(model, params, batch, v, v)
     assert jaxbp.compare(claimed, reference).relative_error < 1e-5
 
 
@@ -240,16 +257,16 @@ def test_batch_methods_beat_gradient_descent(name, gradient_descent):
     if name in {"nonlinear_cg", "bfgs"} and not importlib.util.find_spec("optimistix"):
         pytest.skip("optimistix is not installed")
     make, cost = METHODS[name]
-    counted = Counted()
+    optimizer, counted = make(), Counted()
     epochs = EVALUATIONS // cost
-    loss, record = full_batch(make(), epochs, counted)
+    loss, record = full_batch(optimizer, epochs, counted)
     jax.effects_barrier()
     products = 5 * epochs if name == "truncated_newton" else 0
     evaluations = counted.number + products
     if evaluations > EVALUATIONS:  # line searches cost what they cost: so many fewer steps
         counted.number = 0
         epochs = epochs * EVALUATIONS // evaluations
-        loss, record = full_batch(make(), epochs, counted)
+        loss, record = full_batch(optimizer, epochs, counted)
         jax.effects_barrier()
         evaluations = counted.number + products
     assert evaluations <= EVALUATIONS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import ACTIVATIONS, HEADS, random_batch, random_params
+from tables import ACTIVATIONS, HEADS, chosen, random_batch, random_params
 
 import jaxbp
 from jaxbp import activations, heads
@@ -23,11 +23,6 @@ by_jax = jax.jit(jaxbp.autodiff, static_argnums=0)
 ONE_OF_EACH = [(activation, "softmax_cross_entropy") for activation in ACTIVATIONS] + [
     ("tanh", head) for head in HEADS
 ]
-
-
-def chosen(which, functions):
-    """One of some functions, by a number that is known only when the program runs."""
-    return lambda *args: jax.lax.switch(which, functions, *args)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -19,14 +19,19 @@ def test_there_are_enough_of_them():
     assert sum(bool(expected) for _, expected in MUTANTS.values()) >= len(MUTANTS) / 2
 
 
-@pytest.mark.parametrize("part", range(8))  # neighbours share a network, compiled once a process
+@pytest.mark.parametrize("part", range(4))  # neighbours share a network, compiled once a process
 def test_every_planted_bug_is_caught_and_named_as_expected(part):
-    share = -(-len(MUTANTS) // 8)
-    missed = {}
+    """A network's first bug is claimed as a function and the others as values: to compile a claim
+    takes longer than to check it."""
+    share = -(-len(MUTANTS) // 4)
+    missed, networks = {}, set()
     for name in list(MUTANTS)[part * share : (part + 1) * share]:
         make, expected = MUTANTS[name]
         with jax.enable_x64(True):
             case = make()
+            if case.f in networks and name != "non-deterministic":
+                case = case._replace(grads=case.grads(*case.args))
+            networks.add(case.f)
         with jax.enable_x64("float32" not in name):
             report = gradcheck(case.f, *case.args, grads=case.grads, **case.options)
         said = [report.diagnosis, *(leaf.diagnosis for leaf in report.leaves)]

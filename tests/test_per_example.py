@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from tables import ACTIVATIONS, HEADS, ONE_OF_EACH, random_batch, random_params
+from tables import ACTIVATIONS, HEADS, ONE_OF_EACH, chosen, random_batch, random_params
 
 import jaxbp
 from jaxbp import per_example
@@ -17,12 +17,20 @@ from jaxbp.gradient import with_penalty
 pytestmark = pytest.mark.usefixtures("strict")
 ROWS = 6
 
+compiled = partial(jax.jit, static_argnums=0)  # outside jit each operation is compiled by itself
+objective = compiled(jaxbp.objective)
+norms_of = compiled(per_example.per_example_norms)
+CHOICES = ("per_layer", "reduction")
+clipped_gradient = compiled(per_example.clipped_gradient, static_argnames=CHOICES)
+noisy_gradient = compiled(per_example.noisy_clipped_gradient, static_argnames=CHOICES)
+
 
 def problem(activation="tanh", head="softmax_cross_entropy", l2=0.3, **options):
     model = jaxbp.MLP((3, 5, 4, 2), ACTIVATIONS[activation], HEADS[head], l2)
     return model, random_params(model, 1), random_batch(model, ROWS, 2, **options)
 
 
+@compiled
 def by_autodiff(model, params, batch):
     """jax.grad of the objective of each example as a batch of its own."""
 
@@ -44,7 +52,7 @@ def layers_of(tree):
 
 
 def flat(tree):
-    return np.asarray(ravel_pytree(tree)[0])
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def share_of(batch):
@@ -52,9 +60,12 @@ def share_of(batch):
     return weight / weight.sum()
 
 
-@partial(jax.jit, static_argnums=0)
-def all_of_it(model, params, batch):
-    """Everything of this module, and the reference."""
+@jax.jit
+def all_of_it(activation, head, params, batch):
+    """Everything of this module, and the reference: one program for all combinations."""
+    unit = chosen(activation, list(ACTIVATIONS.values()))
+    loss = chosen(head, [each.loss for each in HEADS.values()])
+    model = jaxbp.MLP((3, 5, 4, 2), unit, jaxbp.Head(lambda logits: logits, loss), l2=0.3)
     return (
         per_example.per_example_gradients(model, params, batch),
         per_example.per_example_norms(model, params, batch),
@@ -62,14 +73,17 @@ def all_of_it(model, params, batch):
         per_example.gradient_moments(model, params, batch),
         per_example.signal_to_noise(model, params, batch),
         by_autodiff(model, params, batch),
+        jaxbp.backprop(model, params, batch)[1],
     )
 
 
 @pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
 def test_all_are_those_of_autodiff(activation, head, x64):
     """Every head and activation, with example weights, soft labels and a penalty."""
-    model, params, batch = problem(activation, head)
-    grads, norms, layer_norms, moments, ratio, reference = all_of_it(model, params, batch)
+    _, params, batch = problem(activation, head)
+    grads, norms, layer_norms, moments, ratio, reference, gradient = all_of_it(
+        list(ACTIVATIONS).index(activation), list(HEADS).index(head), params, batch
+    )
     assert jaxbp.compare(grads, reference).relative_error < 1e-14
     expected, share = rows_of(reference), share_of(batch)
     np.testing.assert_allclose(norms, np.linalg.norm(expected, axis=1), rtol=1e-13)
@@ -82,7 +96,6 @@ def test_all_are_those_of_autodiff(activation, head, x64):
     noisy = variance > 1e-9
     known = abs(mean[noisy]) / np.sqrt(variance[noisy])
     np.testing.assert_allclose(flat(ratio)[noisy], known, rtol=1e-6)
-    _, gradient = jaxbp.backprop(model, params, batch)
     assert jaxbp.compare(moments.mean, gradient).relative_error < 1e-14
 
 
@@ -99,19 +112,17 @@ def test_clipping_is_clipping_every_gradient(head, per_layer, x64):
     clipped = [rows / np.maximum(norm / bound, 1) for rows, norm in zip(groups, norms, strict=True)]
     expected = np.concatenate([share_of(batch) @ rows for rows in clipped])
     expected = expected + flat(with_penalty(model, params, jax.tree.map(jnp.zeros_like, params)))
-    loss, grads = per_example.clipped_gradient(model, params, batch, bound, per_layer)
+    loss, grads = clipped_gradient(model, params, batch, bound, per_layer=per_layer)
     np.testing.assert_allclose(flat(grads), expected, rtol=1e-12)
-    np.testing.assert_allclose(loss, jaxbp.objective(model, params, batch), rtol=1e-14)
-    _, summed = per_example.clipped_gradient(
-        model, params, batch, bound, per_layer, reduction="sum"
-    )
+    np.testing.assert_allclose(loss, objective(model, params, batch), rtol=1e-14)
+    _, summed = clipped_gradient(model, params, batch, bound, per_layer=per_layer, reduction="sum")
     np.testing.assert_allclose(flat(summed), ROWS * expected, rtol=1e-12)
 
 
 def test_every_layer_can_have_its_bound(x64):
     model, params, batch = problem(l2=0.0)
     bounds = (0.01, 1e9, 0.02)
-    _, grads = per_example.clipped_gradient(model, params, batch, bounds, per_layer=True)
+    _, grads = clipped_gradient(model, params, batch, bounds, per_layer=True)
     for bound, layer, data in zip(bounds, grads, by_autodiff(model, params, batch), strict=True):
         norms = np.linalg.norm(rows_of(data), axis=1, keepdims=True)
         expected = share_of(batch) @ (rows_of(data) / np.maximum(norms / bound, 1))
@@ -123,8 +134,8 @@ def test_a_row_of_weight_two_is_two_rows(x64):
     twice = jaxbp.Batch(jnp.vstack([x, x[:1]]), jnp.vstack([target, target[:1]]))
     weighted = jaxbp.Batch(x, target, jnp.ones(ROWS).at[0].set(2))
     for of in (
-        partial(per_example.clipped_gradient, max_norm=0.5),
-        per_example.gradient_moments,
+        partial(clipped_gradient, max_norm=0.5),
+        compiled(per_example.gradient_moments),
     ):
         claimed, reference = of(model, params, weighted), of(model, params, twice)
         assert jaxbp.compare(claimed, reference).relative_error < 1e-13
@@ -133,7 +144,7 @@ def test_a_row_of_weight_two_is_two_rows(x64):
 def test_rows_of_weight_zero_do_not_count(x64):
     model, params, (x, target, _) = problem()
     padded = jaxbp.Batch(x, target, jnp.arange(ROWS) < 4)
-    of = partial(per_example.clipped_gradient, max_norm=0.5)
+    of = partial(clipped_gradient, max_norm=0.5)
     claimed, reference = (
         of(model, params, padded),
         of(model, params, jaxbp.Batch(x[:4], target[:4])),
@@ -143,19 +154,17 @@ def test_rows_of_weight_zero_do_not_count(x64):
 
 def test_integer_classes_single_examples_and_more_axes(x64):
     model, params, batch = problem(weighted=False, integer=True)
-    norms = per_example.per_example_norms(model, params, batch)
+    norms = norms_of(model, params, batch)
     np.testing.assert_allclose(
         norms, np.linalg.norm(rows_of(by_autodiff(model, params, batch)), axis=1), rtol=1e-13
     )
     one = jaxbp.Batch(batch.x[0], batch.target[0])
-    np.testing.assert_allclose(per_example.per_example_norms(model, params, one), norms[0])
+    np.testing.assert_allclose(norms_of(model, params, one), norms[0])
     folded = jaxbp.Batch(batch.x.reshape(2, 3, -1), batch.target.reshape(2, 3))
-    grads = per_example.per_example_gradients(model, params, folded)
+    grads = compiled(per_example.per_example_gradients)(model, params, folded)
     assert grads[0].weight.shape == (2, 3, 5, 3)
-    np.testing.assert_allclose(
-        per_example.per_example_norms(model, params, folded), norms.reshape(2, 3)
-    )
-    clipped = [per_example.clipped_gradient(model, params, b, 0.1)[1] for b in (batch, folded)]
+    np.testing.assert_allclose(norms_of(model, params, folded), norms.reshape(2, 3))
+    clipped = [clipped_gradient(model, params, b, 0.1)[1] for b in (batch, folded)]
     assert jaxbp.compare(*clipped).relative_error < 1e-13
 
 
@@ -190,23 +199,25 @@ def test_bounds_and_noise_may_be_traced_and_rows_fitted_exactly(x64):
     """So that a bound can follow the norms; and no derivative is NaN where a gradient is 0."""
     model, params, batch = problem("tanh", "linear_squared_error")
     clip = lambda bound: per_example.clipped_gradient(model, params, batch, bound)[1]  # noqa: E731
-    assert jaxbp.compare(jax.jit(clip)(0.3), clip(0.3)).relative_error < 1e-14
+    assert jaxbp.compare(jax.jit(clip)(0.3), jax.jit(partial(clip, 0.3))()).relative_error < 1e-14
     noisy = partial(per_example.noisy_clipped_gradient, model, params, batch, 0.3)
     noise = lambda size: noisy(noise_multiplier=size, key=jax.random.key(0))[1]  # noqa: E731
-    assert jaxbp.compare(jax.jit(noise)(0.7), noise(0.7)).relative_error < 1e-14
+    assert jaxbp.compare(jax.jit(noise)(0.7), jax.jit(partial(noise, 0.7))()).relative_error < 1e-14
     fitted = batch._replace(target=jaxbp.predict(model, params, batch.x))
     model = model._replace(l2=0.0)
     total = lambda p: per_example.per_example_norms(model, p, fitted).sum()  # noqa: E731
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(total)(params)))
+    assert all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params))
+    )
 
 
 def test_half_precision_does_not_overflow_in_squares():
     model = jaxbp.MLP((64, 10), (), HEADS["softmax_cross_entropy"])
-    params = jaxbp.init(jax.random.key(0), model, dtype=jnp.float16)
+    params = random_params(model, 0, np.float16)
     rng = np.random.default_rng(0)
     x = jnp.asarray(40 * rng.normal(size=(32, 64)), jnp.float16)
     batch = jaxbp.Batch(x, jnp.asarray(rng.integers(10, size=32), jnp.int32))
-    _, grads = per_example.clipped_gradient(model, params, batch, 1.0)
+    _, grads = clipped_gradient(model, params, batch, 1.0)
     assert grads[0].weight.dtype == jnp.float16
     assert 0 < np.linalg.norm(flat(grads).astype(float)) < 1.01
 
@@ -216,7 +227,7 @@ def test_noise_is_normal_of_the_size_said(x64):
     model = jaxbp.MLP((40, 50), (), HEADS["linear_squared_error"])
     params = jax.tree.map(jnp.zeros_like, random_params(model, 0))
     batch = jaxbp.Batch(jnp.ones((4, 40)), jnp.zeros((4, 50)))
-    noisy = partial(per_example.noisy_clipped_gradient, noise_multiplier=3.0, key=jax.random.key(1))
+    noisy = partial(noisy_gradient, noise_multiplier=3.0, key=jax.random.key(1))
     _, grads = noisy(model, params, batch, 2.0)
     assert np.std(flat(grads)) == pytest.approx(3.0 * 2.0 / 4, rel=0.05)
     assert abs(np.mean(flat(grads))) < 0.15
@@ -230,7 +241,7 @@ def test_noise_is_normal_of_the_size_said(x64):
 
 def test_layers_clipped_apart_are_more_sensitive_together(x64):
     model, params, batch = problem(l2=0.0)
-    noisy = partial(per_example.noisy_clipped_gradient, key=jax.random.key(1))
+    noisy = partial(noisy_gradient, key=jax.random.key(1))
     added = []
     for bounds in (1.0, (1.0, 1.0, 1.0), (2.0, 0.0001, 0.0001)):
         quiet, loud = (
@@ -240,9 +251,12 @@ def test_layers_clipped_apart_are_more_sensitive_together(x64):
         added.append(flat(loud) - flat(quiet))
     np.testing.assert_allclose(added[0], added[1])
     np.testing.assert_allclose(added[2] / added[0], 2 / np.sqrt(3), rtol=1e-6)
-    _, exact = per_example.clipped_gradient(model, params, batch, 1.0, per_layer=True)
+    _, exact = clipped_gradient(model, params, batch, 1.0, per_layer=True)
     _, quiet = noisy(model, params, batch, 1.0, per_layer=True, noise_multiplier=0.0)
     np.testing.assert_array_equal(flat(quiet), flat(exact))
+
+
+SGD = optax.sgd(0.1)
 
 
 def trained(gradient, epochs=3, seed=0, **options):
@@ -252,7 +266,7 @@ def trained(gradient, epochs=3, seed=0, **options):
         return jaxbp.fit(
             model,
             wine.train,
-            optimizer=optax.sgd(0.1),
+            optimizer=SGD,
             epochs=epochs,
             batch_size=32,
             key=jax.random.key(seed),
