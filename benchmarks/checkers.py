@@ -1,6 +1,6 @@
 """Which gradient checker catches what: planted bugs, false alarms, and time.
 
-    python -m benchmarks.checkers [--output results.json] [--only scipy torch]
+    python -m benchmarks.checkers [--output results.json] [--short | --quick] [--only scipy torch]
     python -m benchmarks.checkers --table results.json
 
 The mutants and the right gradients are those of tests/mutants.py.  Every checker is used as its
@@ -23,7 +23,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.protocol import command
+from benchmarks.protocol import command, extent
 from jaxbp import gradcheck
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -212,11 +212,11 @@ def right() -> dict[str, list[Question]]:
     return questions
 
 
-def measure(checkers: dict[str, Callable[[Question], str]]) -> dict[str, Any]:
-    """Every checker on every question, in turn."""
+def ask(checkers: dict[str, Callable[[Question], str]], every: int) -> dict[str, Any]:
+    """Each checker on each question, or on every so many."""
     result: dict[str, Any] = {"mutants": {}, "right": {}}
     seconds: dict[str, list[float]] = {name: [] for name in checkers}
-    for name, question in mutants().items():
+    for name, question in list(mutants().items())[::every]:
         answers = {}
         for checker, check in checkers.items():
             with jax.enable_x64("float32" not in name):
@@ -224,7 +224,7 @@ def measure(checkers: dict[str, Callable[[Question], str]]) -> dict[str, Any]:
             seconds[checker].append(taken)
         result["mutants"][name] = answers
         print(f"{name:<50}", *(answers[checker][:6] for checker in checkers), sep="  ", flush=True)
-    for name, questions in right().items():
+    for name, questions in list(right().items())[::every]:
         counts = {}
         for checker, check in checkers.items():
             counts[checker] = dict(Counter(asked(check, question)[0] for question in questions))
@@ -271,13 +271,13 @@ def _first(row: dict[str, Any]) -> dict[str, int]:
     return next(iter(row.values()))
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Ask the checkers that are asked for, and print the table."""
     checkers = installed()
     if options.only:
         checkers = {n: check for n, check in checkers.items() if n.startswith(tuple(options.only))}
     print(*checkers, sep="\n", end="\n\n")
-    result = measure(checkers)
+    result = ask(checkers, every=extent(options, 1, 10, 60))
     if options.only and options.output and options.output.exists():
         result = merged(json.loads(options.output.read_text()), result)
     print("\n" + markdown(result))
@@ -289,4 +289,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    command(__doc__, run, markdown, add_arguments)
+    command(__doc__, measure, markdown, add_arguments)

@@ -1,6 +1,6 @@
 """Hessian and Gauss-Newton products and Kronecker factors against jvp, grad and vmap of JAX.
 
-    python -m benchmarks.curvature [--output results.json] [--quick]
+    python -m benchmarks.curvature [--output results.json] [--short | --quick]
     python -m benchmarks.curvature --table results.json
 
 Time and temporary memory of one call, in float32, of networks with softmax cross-entropy: the
@@ -9,7 +9,6 @@ objective and of an idiomatic ``jax.nn`` network, and Kronecker factors beside t
 are gradients with respect to zeros, added to every pre-activation.
 """
 
-import argparse
 from functools import partial
 
 import jax
@@ -24,6 +23,7 @@ from benchmarks.protocol import (
     command,
     compiled,
     entry,
+    extent,
     heading,
     interleaved,
     line,
@@ -37,6 +37,7 @@ ACTIVATIONS = {
 }
 SHAPES = [(width, rows) for width in (64, 256, 512) for rows in (32, 512, 4096)]
 GRID = [(name, *shape) for name in ACTIVATIONS for shape in [*SHAPES, (2048, 32), (2048, 512)]]
+SHORT = [(name, 512, 512) for name in ACTIVATIONS]
 QUICK = [("tanh", 16, 32)]
 SECONDS = 1.0  # of the rounds of contenders that are interleaved
 
@@ -227,17 +228,13 @@ def markdown(result):
 def measure(options):
     """Every cell, printed as it is measured."""
     print(heading(*COLUMNS))
-    grid, seconds = (QUICK, 0.0) if options.quick else (GRID, SECONDS)
+    seconds = 0.0 if options.quick else SECONDS
     cells = []
-    for cell in grid:
+    for cell in extent(options, GRID, SHORT, QUICK):
         cells.append(compare(*cell, seconds))
         print(row(cells[-1]), flush=True)
     return {"cells": cells}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="one small cell")
-
-
 if __name__ == "__main__":
-    command(__doc__, measure, markdown, add_arguments)
+    command(__doc__, measure, markdown)

@@ -1,6 +1,6 @@
 """Norms, clipping and moments of single examples' gradients against vmap of jax.grad.
 
-    python -m benchmarks.per_example [--output results.json] [--quick]
+    python -m benchmarks.per_example [--output results.json] [--short | --quick]
     python -m benchmarks.per_example --table results.json
 
 Time and temporary memory of one call, in float32, of relu networks with softmax cross-entropy: the
@@ -8,7 +8,6 @@ functions of ``jaxbp.per_example`` beside what one writes with ``jax.vmap``, ``j
 and, at the headline shapes and where they are installed, beside Opacus and BackPACK.
 """
 
-import argparse
 import importlib.metadata
 import os
 import time
@@ -30,6 +29,7 @@ from benchmarks.protocol import (
     compiled,
     compiled_in_turn,
     entry,
+    extent,
     heading,
     interleaved,
     line,
@@ -41,6 +41,7 @@ CLASSES = 10
 WIDTHS, ROWS = (64, 256, 512, 1024, 2048), (32, 128, 512, 1024, 4096)
 HEADLINES = [((784, 512, 512, CLASSES), rows) for rows in (128, 1024)]
 GRID = HEADLINES + [((width,) * 3 + (CLASSES,), rows) for width in WIDTHS for rows in ROWS]
+SHORT = [((784, 512, 512, CLASSES), 128), ((256, 256, 256, CLASSES), 1024)]
 QUICK = [((16, 16, 16, CLASSES), 32)]
 
 MEMORY_LIMIT = 4 * 2**30  # bytes that a contender may take
@@ -536,19 +537,15 @@ def markdown(result):
 def measure(options):
     """Every cell, printed as it is measured."""
     print(heading(*COLUMNS))
-    grid, seconds = (QUICK, 0.0) if options.quick else (GRID, SECONDS)
+    seconds = 0.0 if options.quick else SECONDS
     cells = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook")  # torch's, of a given input
-        for sizes, rows in grid:
+        for sizes, rows in extent(options, GRID, SHORT, QUICK):
             cells.append(compare(sizes, rows, seconds))
             print(row(cells[-1]), flush=True)
     return {"others": installed(), "cells": cells}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="two small cells")
-
-
 if __name__ == "__main__":
-    command(__doc__, measure, markdown, add_arguments)
+    command(__doc__, measure, markdown)

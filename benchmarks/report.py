@@ -8,16 +8,29 @@ import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MODULES = ("first_look", "checkers", "per_example", "curvature")
+MODULES = (
+    "manual_vs_auto",
+    "training",
+    "limit",
+    "scaling",
+    "checkers",
+    "per_example",
+    "curvature",
+)
 INTRODUCTION = """\
 # Benchmarks
 
-Each file is a command that measures, prints and, with `--output`, keeps a result; the committed
-ones are in [results](results). Contenders are timed in one process, in turn, warmed up, with
-compilation apart ([protocol.py](protocol.py)), and their answers are compared before. Machines are
-noisy: the figures to quote are ratios of medians of the same run.
+`python -m pip install -e '.[benchmark]' && python -m benchmarks` runs all of them, shortened, in
+under ten minutes on two cores; PyTorch is measured too where it is installed. Each file is also a
+command of its own, named beside its table, that measures in full (`--short` for less), prints and,
+with `--output`, keeps a result; the committed ones are in [results](results).
+`python -m benchmarks.accelerator` runs those that a device decides on whatever device JAX finds,
+and names their results after it.
 
-`python -m benchmarks.report` writes this page from those files.
+Contenders are timed in one process, in turn, warmed up, with compilation apart
+([protocol.py](protocol.py)), and their answers are compared before. Machines are noisy: the figures
+to quote are ratios of the same run. `python -m benchmarks.report` writes this page from the
+results, `python -m benchmarks.pictures` the README's pictures.
 """
 
 

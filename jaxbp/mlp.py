@@ -114,7 +114,7 @@ def backward(params: Params, residuals: Residuals, error: Array) -> Deltas:
     deltas = [error.astype(residuals[-1].slope.dtype) * residuals[-1].slope]
     for above, residual in zip(params[:0:-1], residuals[-2::-1], strict=True):
         back = jnp.matmul(deltas[-1], above.weight, preferred_element_type=error.dtype)
-        deltas.append(back.astype(residual.slope.dtype) * residual.slope)
+        deltas.append((back * residual.slope.astype(back.dtype)).astype(residual.slope.dtype))
     return tuple(reversed(deltas))
 
 

@@ -2,8 +2,8 @@
 
 Steps of small networks leave most of a machine idle.  So the networks are dealt into groups, one a
 device (on a CPU that is a single device: one a core), which train side by side.  Within a group a
-CPU takes one network after another (``jax.lax.map``), for batched products of small matrices gain
-nothing there; an accelerator takes them together (``jax.vmap``), for it needs the width.
+CPU takes one network after another (``jax.lax.map``), for batched products gain nothing there,
+but where they are tiny; an accelerator takes them together (``jax.vmap``), as it needs the width.
 ``python -m benchmarks.scaling`` measures these ways against one another.
 """
 
@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -222,10 +223,21 @@ def _one_epoch_each(
         record = jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), record)
         return network._replace(params=params, state=state, finite=finite), record
 
-    if jax.default_backend() != "cpu":
+    if _together(plan, batch):
         return jax.vmap(train)(networks, order)
     after: tuple[_Networks, Any] = jax.lax.map(lambda each: train(*each), (networks, order))
     return after
+
+
+def _together(plan: _Plan, batch: Batch) -> bool:
+    """Whether a group's networks are worth a batched product: on an accelerator, and on a CPU where
+    a step is so small that starting its products takes longer than computing them."""
+    rows = plan.batch_size or batch.x.shape[0]
+    weights = sum(i * o for i, o in pairwise(plan.model.sizes))
+    return jax.default_backend() != "cpu" or rows * weights < _SMALL
+
+
+_SMALL = 2**17  # multiplications: 32-64-10 at batch 32 is below, 64-128-10 above
 
 
 def _finished(

@@ -317,6 +317,7 @@ def summarize(
         "seed": options.seed,
         "patience": plan.patience,
         "gradient": options.gradient,
+        "compute_dtype": options.compute_dtype,
         "gradient_check": errors,
         "epochs": len(outcome.history.training_loss),
         "kept_epoch": outcome.kept_epoch,
@@ -333,13 +334,14 @@ def facts_table(summary: dict[str, Any]) -> Table:
     """What was trained on what, and how long it took."""
     rows, classes = summary["rows"], summary["classes"]
     what = f"{len(classes)} classes" if classes else "regression"
+    mixed = "" if summary["compute_dtype"] == "float32" else f", in {summary['compute_dtype']}"
     table = Table.grid(padding=(0, 2))
     for name, fact in {
         "data": f"{summary['data']}, {sum(rows.values())} rows "
         f"({rows['train']} train, {rows['validation']} validation, {rows['test']} test), {what}",
         "network": f"{describe_network(summary)}, {summary['head']}",
         "parameters": f"{summary['parameters']:,}",
-        "epochs": f"{summary['epochs']} by {summary['optimizer']} and {summary['gradient']}",
+        "epochs": f"{summary['epochs']} by {summary['optimizer']} and {summary['gradient']}{mixed}",
         "time": f"{summary['seconds']:.2f} s, {summary['samples_per_second']:,.0f} samples/s",
     }.items():
         table.add_row(name, fact)

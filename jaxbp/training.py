@@ -149,7 +149,7 @@ def fit(
     seed = np.asarray(jax.random.key_data(key)).tolist()
     order_of = orders(seed, len(batch.x), batch_size)
     record: list[Epoch] = []
-    order = order_of(1)
+    order = jax.device_put(order_of(1))
     for number in range(1, epochs + 1):
         epoch_key = jax.random.fold_in(key, number) if random else None
         trained, state, loss, health = _run_epoch(
@@ -164,7 +164,7 @@ def fit(
             order,
             epoch_key,
         )
-        order = order_of(number + 1)  # while the device is at work
+        order = jax.device_put(order_of(number + 1))  # while the device is at work
         if not np.isfinite(loss):
             raise NonFiniteLossError(number, params, history_of(record))
         params, evaluation = trained, None

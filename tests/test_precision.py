@@ -37,7 +37,7 @@ def by_numpy(params, batch):
     for layer in (2, 1, 0):
         grads.append(jaxbp.Layer(delta.T @ zs[layer], delta.sum(0)))
         if layer:
-            delta = rounded(rounded(delta @ rounded(params[layer].weight)) * slopes[layer - 1])
+            delta = rounded(delta @ rounded(params[layer].weight)) * slopes[layer - 1]
     return tuple(reversed(grads))
 
 

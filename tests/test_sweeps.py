@@ -81,9 +81,10 @@ def test_however_they_are_dealt(workers, monkeypatch, x64):
     assert max(differences(trained, batch=batch)) < 1e-12
 
 
-def test_together_as_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert max(differences(fit_many(batch_size=3), batch_size=3)) < 1e-5
+@pytest.mark.parametrize(("multiplications", "batch_size"), [(0, 3), (10**9, 6)])
+def test_together_and_one_after_another(multiplications, batch_size, monkeypatch):
+    monkeypatch.setattr(sweeps, "_SMALL", multiplications)
+    assert max(differences(fit_many(batch_size=batch_size), batch_size=batch_size)) < 1e-5
 
 
 TWO_DEVICES = """

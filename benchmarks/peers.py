@@ -1,0 +1,383 @@
+"""How each library trains the same network: plain SGD on minibatches, softmax cross-entropy.
+
+    python -m benchmarks.peers NAME CASE
+
+trains a case that was kept as a file by one of them, alone, and prints its peak memory as JSON;
+``benchmarks.training`` is what compares them.  Each is as its own documentation has it, and where
+that offers a choice, as it is fastest.  A library is imported where it is first used, so that a
+process holds the memory of no other.
+"""
+# ruff: noqa: PLC0415
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Case(NamedTuple):
+    """What is to be trained on what, and how."""
+
+    x: np.ndarray  # (N, D) float32
+    target: np.ndarray  # (N,) int32, classes
+    weights: list[tuple[np.ndarray, np.ndarray]]  # (O, I) and (O,) of every layer, to start from
+    batch_size: int
+    epochs: int
+    learning_rate: float
+
+    @property
+    def sizes(self):
+        """(D, hidden..., classes)."""
+        return (self.x.shape[1], *(len(bias) for _, bias in self.weights))
+
+
+def minibatches(case, seed):
+    """Every epoch's rows in a fresh order; the last minibatch holds those that are left."""
+    rng = np.random.default_rng(seed)
+    for _ in range(case.epochs):
+        order = rng.permutation(len(case.x)).astype(np.int32)
+        for start in range(0, len(order), case.batch_size):
+            yield order[start : start + case.batch_size]
+
+
+# Each of these gives a function of a seed, of the shuffles, that trains from the initial weights
+# and returns the final ones, as NumPy arrays: so that it has finished.  What a program would do
+# once, of the network's shape alone, is done outside of it.
+
+
+def by_jaxbp(case):
+    """``jaxbp.fit``."""
+    import jax
+    import optax
+
+    import jaxbp
+    from jaxbp import activations, heads
+
+    model = jaxbp.MLP(case.sizes, activations.relu, heads.softmax_cross_entropy)
+    optimizer = optax.sgd(case.learning_rate)
+
+    def run(seed=0):
+        params, _ = jaxbp.fit(
+            model,
+            jaxbp.Batch(case.x, case.target),
+            optimizer=optimizer,
+            epochs=case.epochs,
+            batch_size=case.batch_size,
+            key=jax.random.key(seed),
+            params=tuple(jaxbp.Layer(*layer) for layer in case.weights),
+        )
+        return [(np.asarray(layer.weight), np.asarray(layer.bias)) for layer in params]
+
+    return run
+
+
+def by_jax(case):
+    """A compiled step of ``jax.value_and_grad`` and optax, called for every minibatch."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    optimizer = optax.sgd(case.learning_rate)
+
+    def loss(params, x, target):
+        *hidden, output = params
+        for layer in hidden:
+            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+        logits = x @ output["kernel"] + output["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, x, target, rows):
+        value, grads = jax.value_and_grad(loss)(params, x[rows], target[rows])
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    def run(seed=0):
+        x, target = jnp.asarray(case.x), jnp.asarray(case.target)
+        params = [
+            {"kernel": jnp.asarray(weight.T), "bias": jnp.asarray(bias)}
+            for weight, bias in case.weights
+        ]
+        state = optimizer.init(params)
+        for rows in minibatches(case, seed):
+            params, state, _ = step(params, state, x, target, rows)
+        return [(np.asarray(layer["kernel"]).T, np.asarray(layer["bias"])) for layer in params]
+
+    return run
+
+
+def by_flax(case):
+    """Flax NNX, by ``nnx.jit_partial``, which goes through the objects once; ``nnx.jit`` does at
+    every call, which takes longer than a small step (see its guide to performance)."""
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    class Network(nnx.Module):
+        def __init__(self, sizes, rngs):
+            self.layers = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in pairwise(sizes)])
+
+        def __call__(self, x):
+            *hidden, output = self.layers
+            for layer in hidden:
+                x = nnx.relu(layer(x))
+            return output(x)
+
+    def loss(network, x, target):
+        return optax.softmax_cross_entropy_with_integer_labels(network(x), target).mean()
+
+    def train_step(network, optimizer, x, target, rows):
+        value, grads = nnx.value_and_grad(loss)(network, x[rows], target[rows])
+        optimizer.update(network, grads)
+        return value
+
+    network = Network(case.sizes, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(network, optax.sgd(case.learning_rate), wrt=nnx.Param)
+    step = nnx.jit_partial(train_step, network, optimizer, graph=False)
+
+    def run(seed=0):
+        x, target = jnp.asarray(case.x), jnp.asarray(case.target)
+        for layer, (weight, bias) in zip(network.layers, case.weights, strict=True):
+            layer.kernel[...], layer.bias[...] = jnp.asarray(weight.T), jnp.asarray(bias)
+        for rows in minibatches(case, seed):
+            step(x, target, rows)
+        return [
+            (np.asarray(layer.kernel[...]).T, np.asarray(layer.bias[...]))
+            for layer in network.layers
+        ]
+
+    return run
+
+
+def by_equinox(case):
+    """``eqx.filter_jit`` of a step of ``eqx.filter_value_and_grad`` and optax."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    class Network(eqx.Module):
+        layers: list
+
+        def __call__(self, x):
+            *hidden, output = self.layers
+            for layer in hidden:
+                x = jax.nn.relu(layer(x))
+            return output(x)
+
+    def loss(network, x, target):
+        logits = jax.vmap(network)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+
+    optimizer = optax.sgd(case.learning_rate)
+
+    @eqx.filter_jit
+    def step(network, state, x, target, rows):
+        value, grads = eqx.filter_value_and_grad(loss)(network, x[rows], target[rows])
+        updates, state = optimizer.update(grads, state, eqx.filter(network, eqx.is_array))
+        return eqx.apply_updates(network, updates), state, value
+
+    key = jax.random.key(0)  # of weights that every run replaces
+    untrained = Network([eqx.nn.Linear(i, o, key=key) for i, o in pairwise(case.sizes)])
+
+    def arrays(network):
+        return [array for layer in network.layers for array in (layer.weight, layer.bias)]
+
+    def run(seed=0):
+        x, target = jnp.asarray(case.x), jnp.asarray(case.target)
+        initial = [jnp.asarray(array) for layer in case.weights for array in layer]
+        network = eqx.tree_at(arrays, untrained, initial)
+        state = optimizer.init(eqx.filter(network, eqx.is_array))
+        for rows in minibatches(case, seed):
+            network, state, _ = step(network, state, x, target, rows)
+        return [(np.asarray(layer.weight), np.asarray(layer.bias)) for layer in network.layers]
+
+    return run
+
+
+def by_pytorch(case, *, compiled=False):
+    """PyTorch, eager or with its loss compiled, on as many threads as it takes by itself.
+
+    Rows are put in order once an epoch, and minibatches are views: no DataLoader, which would take
+    many times longer than a small step.
+    """
+    import torch
+
+    layers = []
+    for weight, _ in case.weights:
+        layers += [torch.nn.Linear(*weight.shape[::-1]), torch.nn.ReLU()]
+    network = torch.nn.Sequential(*layers[:-1])
+    optimizer = torch.optim.SGD(network.parameters(), lr=case.learning_rate)
+
+    def loss(x, target):
+        return torch.nn.functional.cross_entropy(network(x), target)
+
+    loss = torch.compile(loss) if compiled else loss
+
+    def initialise():
+        arrays = [array for layer in case.weights for array in layer]
+        with torch.no_grad():
+            for parameter, array in zip(network.parameters(), arrays, strict=True):
+                parameter.copy_(torch.from_numpy(array))
+
+    def run(seed=0):
+        initialise()
+        x, target = torch.from_numpy(case.x), torch.from_numpy(case.target).long()
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(case.epochs):
+            order = torch.randperm(len(x), generator=generator)
+            parts = (data[order].split(case.batch_size) for data in (x, target))
+            for batch in zip(*parts, strict=True):
+                optimizer.zero_grad(set_to_none=True)
+                loss(*batch).backward()
+                optimizer.step()
+        arrays = [parameter.detach().numpy().copy() for parameter in network.parameters()]
+        return list(zip(arrays[::2], arrays[1::2], strict=True))
+
+    return run
+
+
+def by_sklearn(case):
+    """``MLPClassifier.fit``, warm-started at the initial weights; it stops after its epochs only.
+
+    What a warm start needs to be there comes of an epoch on one row of every class.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    network = MLPClassifier(
+        hidden_layer_sizes=case.sizes[1:-1],
+        activation="relu",
+        solver="sgd",
+        alpha=0.0,
+        learning_rate="constant",
+        learning_rate_init=case.learning_rate,
+        momentum=0.0,
+        nesterovs_momentum=False,
+        max_iter=1,
+        n_iter_no_change=10 * case.epochs,
+        tol=0.0,
+        warm_start=True,
+    )
+
+    def fit(rows, **settings):
+        network.set_params(**settings)
+        with warnings.catch_warnings():  # of having stopped before it converged
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            network.fit(case.x[rows], case.target[rows])
+
+    _, one_of_each = np.unique(case.target, return_index=True)
+    fit(one_of_each, batch_size=1)
+
+    def run(seed=0):
+        network.coefs_ = [np.array(weight.T, order="C") for weight, _ in case.weights]
+        network.intercepts_ = [bias.copy() for _, bias in case.weights]
+        fit(slice(None), batch_size=case.batch_size, max_iter=case.epochs, random_state=seed)
+        return [
+            (weight.T, bias)
+            for weight, bias in zip(network.coefs_, network.intercepts_, strict=True)
+        ]
+
+    return run
+
+
+def can_compile():
+    """Whether torch.compile finds what it needs: a C++ compiler, and Python's headers."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
+
+
+class Peer(NamedTuple):
+    """A contender, and what it needs to be there."""
+
+    build: Callable[[Case], Callable[..., Any]]
+    package: str
+    module: str
+    available: Callable[[], bool] = lambda: True
+
+
+OURS, LOOP, EAGER, SKLEARN = "jaxbp.fit", "JAX + optax", "PyTorch", "scikit-learn"
+COMPILED = "torch.compile"
+PEERS = {
+    OURS: Peer(by_jaxbp, "jaxbp", "jaxbp"),
+    LOOP: Peer(by_jax, "optax", "optax"),
+    "Flax": Peer(by_flax, "flax", "flax"),
+    "Equinox": Peer(by_equinox, "equinox", "equinox"),
+    EAGER: Peer(by_pytorch, "torch", "torch"),
+    COMPILED: Peer(partial(by_pytorch, compiled=True), "torch", "torch", can_compile),
+    SKLEARN: Peer(by_sklearn, "scikit-learn", "sklearn"),
+}
+
+
+def installed():
+    """The names of those that can run here."""
+    return [
+        name
+        for name, peer in PEERS.items()
+        if importlib.util.find_spec(peer.module) is not None and peer.available()
+    ]
+
+
+# Alone
+
+
+def keep(path, case):
+    """A case as a file."""
+    arrays = {
+        f"{kind}{number}": array
+        for number, layer in enumerate(case.weights)
+        for kind, array in zip(("weight", "bias"), layer, strict=True)
+    }
+    how = {name: getattr(case, name) for name in ("batch_size", "epochs", "learning_rate")}
+    np.savez(path, x=case.x, target=case.target, **arrays, **how)
+
+
+def kept(path):
+    """The case of such a file."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    layers = sum(name.startswith("weight") for name in arrays)
+    return Case(
+        arrays["x"],
+        arrays["target"],
+        [(arrays[f"weight{number}"], arrays[f"bias{number}"]) for number in range(layers)],
+        int(arrays["batch_size"]),
+        int(arrays["epochs"]),
+        float(arrays["learning_rate"]),
+    )
+
+
+def peak_mib():
+    """This process's peak memory.
+
+    Linux' ru_maxrss starts from that of the process that started this one, which has every library
+    in it; VmHWM is of this program alone.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
+    import resource  # which Windows has not
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def main():
+    name, path = sys.argv[1:]
+    PEERS[name].build(kept(path))()
+    print(json.dumps({"peak_mib": peak_mib()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""How cost grows: with batch, width and depth, against finite differences, with many networks.
+
+    python -m benchmarks.scaling [--output results.json] [--short | --quick]
+    python -m benchmarks.scaling --table results.json
+
+The exponent of ``backprop``'s time in batch, width and depth; numerical differentiation's O(W²)
+beside backpropagation's O(W), W the number of weights, as the lectures claim it; and how many small
+networks a second are trained by ``fit`` in a loop, ``fit_many``, ``jax.vmap`` and ``jax.lax.map``,
+on one device and over several.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, PartitionSpec
+
+import jaxbp
+from benchmarks.per_example import CLASSES, problem
+from benchmarks.protocol import (
+    Contender,
+    agreeing,
+    command,
+    compiled,
+    entry,
+    extent,
+    heading,
+    interleaved,
+    line,
+    median,
+)
+from jaxbp import activations
+from jaxbp.checking import central_difference
+from jaxbp.training import one_epoch, orders
+
+ROOT = Path(__file__).parent.parent
+BASE = {"batch": 256, "width": 256, "depth": 4}
+AXES = {
+    "batch": (32, 64, 128, 256, 512, 1024, 2048, 4096),
+    "width": (32, 64, 128, 256, 512, 1024, 2048),
+    "depth": (1, 2, 4, 8, 16, 32),
+}
+SHORT_AXES = {axis: values[1:-1:2] for axis, values in AXES.items()}
+QUICK_AXES = {"width": (16, 32)}
+WIDTHS, SHORT_WIDTHS, QUICK_WIDTHS = (8, 16, 32, 64, 96, 192, 384, 768), (16, 32, 64, 256), (2, 4)
+WIDEST = 96  # network that is differentiated numerically: it takes seconds
+EXAMPLES = 128
+
+
+class Many(NamedTuple):
+    """A number of networks to train, and for how long."""
+
+    sizes: tuple[int, ...]
+    batch_size: int
+    rows: int
+    count: int
+    epochs: int
+
+
+MANY = [
+    Many((8, 16, 3), 16, 512, 64, 20),
+    Many((64, 128, 10), 32, 1797, 16, 10),
+    Many((784, 128, 10), 128, 2560, 8, 4),
+    Many((784, 512, 512, 10), 128, 2560, 4, 3),
+]
+SHORT_MANY, QUICK_MANY = MANY[1:2], [Many((4, 8, 3), 16, 64, 3, 2)]
+LOOP, FIT_MANY, MAP, VMAP, SHARDED = "fit in a loop", "fit_many", "lax.map", "vmap", "shard_map"
+SECONDS = 4.0  # of the rounds of contenders that are interleaved
+
+
+# By batch, width and depth
+
+
+def along(axis, values, seconds):
+    """Seconds of a gradient at each value of one axis, the other two at their base."""
+    candidates = {}
+    for value in values:
+        at = BASE | {axis: value}
+        sizes = (at["width"],) * (at["depth"] + 1) + (CLASSES,)
+        model, *given = problem(sizes, at["batch"])
+        candidates[str(value)] = compiled(partial(jaxbp.backprop, model), *given)
+    timings = interleaved(candidates, at_most_seconds=seconds)
+    return {
+        "values": values,
+        "cells": [entry(candidates[name], timings[name]) for name in candidates],
+    }
+
+
+def exponent(sizes, seconds):
+    """Of the power law through the larger half of the sizes, where starting up no longer counts."""
+    half = min(len(sizes) // 2, len(sizes) - 2)
+    slope, _ = np.polyfit(np.log(sizes[half:]), np.log(seconds[half:]), 1)
+    return float(slope)
+
+
+# Against numerical differentiation
+
+
+def numerically(model, params, batch):
+    """Every entry of the gradient by a central difference: 2W forward passes of O(W) each."""
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+    def f(flat):
+        return jaxbp.objective(model, unravel(flat), batch)
+
+    def slope(entry):
+        direction = jnp.arange(flat.size) == entry
+        return central_difference(f, flat, direction.astype(flat.dtype), step=1e-2)
+
+    return unravel(jax.lax.map(slope, jnp.arange(flat.size)))
+
+
+def against_differences(width, seconds):
+    """Backpropagation and, up to some width, finite differences; both gradients agree."""
+    model, params, batch = problem((width,) * 3 + (CLASSES,), EXAMPLES, activations.tanh)
+
+    def build():
+        both = {"backprop": compiled(lambda p, b: jaxbp.backprop(model, p, b)[1], params, batch)}
+        if width <= WIDEST:
+            both["differences"] = compiled(partial(numerically, model), params, batch)
+        return both
+
+    candidates = agreeing(build, tolerance=1e-2)
+    timings = interleaved(candidates, at_most_seconds=seconds)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return {"weights": weights} | {
+        name: entry(candidates[name], timings[name]) for name in candidates
+    }
+
+
+# Many networks
+
+
+def ways(many):
+    """The ways to train many networks -> each one's parameters, stacked."""
+    model, _, batch = problem(many.sizes, many.rows)
+    host = jax.tree.map(np.asarray, batch)
+    keys = jax.random.split(jax.random.key(0), many.count)
+    rates = np.geomspace(1e-3, 1e-2, many.count).astype(np.float32)
+    optimizers = [optax.sgd(rate) for rate in rates]
+    settings = {"epochs": many.epochs, "batch_size": many.batch_size}
+    start = jax.vmap(lambda key: jaxbp.init(key, model))(keys)
+    seeds = np.asarray(jax.random.key_data(keys)).tolist()
+    order_of = [orders(seed, many.rows, many.batch_size) for seed in seeds]
+
+    def loop():
+        trained = [
+            jaxbp.fit(model, host, key=key, optimizer=optimizer, **settings)[0]
+            for key, optimizer in zip(keys, optimizers, strict=True)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
+
+    def fit_many():
+        return jaxbp.fit_many(model, host, keys=keys, learning_rate=rates, **settings)[0]
+
+    def epoch(params, rate, order):
+        optimizer = optax.sgd(rate)
+        state = optimizer.init(params)
+        return one_epoch(
+            model,
+            optimizer,
+            jaxbp.backprop,
+            many.batch_size,
+            False,
+            params,
+            state,
+            batch,
+            order,
+            None,
+        )[0]
+
+    def mapped(*each):
+        return jax.lax.map(lambda one: epoch(*one), each)
+
+    def by(program):
+        program = jax.jit(program)
+
+        def train():
+            params = start
+            for number in range(1, many.epochs + 1):
+                params = program(params, rates, np.stack([of(number) for of in order_of]))
+            return params
+
+        return train
+
+    found = {LOOP: loop, FIT_MANY: fit_many, MAP: by(mapped), VMAP: by(jax.vmap(epoch))}
+    devices = len(jax.devices())
+    if devices > 1 and many.count % devices == 0:
+        mesh = jax.make_mesh((devices,), ("networks",), axis_types=(AxisType.Auto,))
+        spread = PartitionSpec("networks")
+        found[SHARDED] = by(
+            jax.shard_map(mapped, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
+        )
+    return found
+
+
+def many_networks(many, seconds):
+    """Networks a second, by way, on the devices of this process; all ways agree."""
+    contenders = {name: Contender(way) for name, way in ways(many).items()}
+    trained = {name: each.run() for name, each in contenders.items()}
+    for params in trained.values():
+        comparison = jaxbp.compare(params, trained[LOOP])
+        assert comparison.relative_error < 1e-3, comparison
+    timings = interleaved(contenders, at_most_seconds=seconds)
+    return many._asdict() | {
+        "devices": len(jax.devices()),
+        "ways": {
+            name: {"seconds": timing._asdict(), "networks_per_second": many.count / timing.median}
+            for name, timing in timings.items()
+        },
+    }
+
+
+def on_devices(many, devices, seconds):
+    """The same in a process that sees so many CPU devices."""
+    code = (
+        f"import jax, json; jax.config.update('jax_num_cpu_devices', {devices}); "
+        "from benchmarks.scaling import Many, many_networks; "
+        f"print(json.dumps(many_networks({many!r}, {seconds})))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def trained(many, seconds):
+    """On the device or, where it is a CPU, on one and on as many as it has cores."""
+    if jax.default_backend() != "cpu" or many in QUICK_MANY:
+        return [many_networks(many, seconds)]
+    return [on_devices(many, devices, seconds) for devices in sorted({1, os.cpu_count() or 1})]
+
+
+# Reading the result
+
+
+EXPLANATION = """\
+The exponent p of time ∝ sizeᵖ, through the larger half of the sizes: of `backprop` by batch, width
+and depth, about a base of batch 256, width 256 and depth 4."""
+DIFFERENCES = """\
+A gradient of W weights by central differences, 2W forward passes of O(W), and by `backprop`, whose
+cost is that of two or three: both compiled, batch 128, answers compared before."""
+NETWORKS = """\
+Networks trained a second, shuffling and everything else included, and how many times that is what
+`fit` in a loop trains on the same devices. `lax.map` and `vmap` are compiled epochs of all networks
+on one device, `shard_map` spreads the former over the devices; of these three only the epochs are
+timed, of the first two everything. `fit_many` takes tiny networks together, larger ones one after
+another, in as many threads as there are devices or cores. All networks come out equal."""
+
+
+def growth(result):
+    rows = []
+    for axis, part in result["growth"].items():
+        seconds = [median(cell) for cell in part["cells"]]
+        values = ", ".join(
+            f"{value}: {took * 1e3:.3g}"
+            for value, took in zip(part["values"], seconds, strict=True)
+        )
+        rows.append(line(axis, f"{exponent(part['values'], seconds):.2f}", values))
+    return [heading("axis", "exponent", "ms by size"), *rows, "", EXPLANATION.replace("\n", " ")]
+
+
+def differences(result):
+    rows = []
+    for cell in result["differences"]:
+        ours, theirs = cell["backprop"], cell.get("differences")
+        rows.append(
+            line(
+                f"{cell['weights']:,}",
+                f"{median(theirs) / median(ours):,.0f}×" if theirs else "–",
+                f"{median(ours) * 1e3:.3g} ms",
+                f"{median(theirs) * 1e3:.3g} ms" if theirs else "–",
+            )
+        )
+    fitted = [exponent(*of_weights(result, name)) for name in ("differences", "backprop")]
+    found = (
+        "Exponents, through the larger half: {:.2f} and {:.2f}, below the 2 and 1 of counted "
+        "operations, as larger products run nearer to the machine's peak."
+    ).format(*fitted)
+    return [
+        heading("weights", "differences over backprop", "backprop", "differences"),
+        *rows,
+        "",
+        f"{DIFFERENCES} {found}".replace("\n", " "),
+    ]
+
+
+def of_weights(result, name):
+    """Numbers of weights, and the seconds of a gradient, as far as it was taken."""
+    cells = [cell for cell in result["differences"] if name in cell]
+    return [cell["weights"] for cell in cells], [median(cell[name]) for cell in cells]
+
+
+def networks(result):
+    names = (LOOP, FIT_MANY, MAP, VMAP, SHARDED)
+    rows = []
+    for cell in result["networks"]:
+        base = cell["ways"][LOOP]["networks_per_second"]
+        cells = []
+        for name in names:
+            way = cell["ways"].get(name)
+            rate = way and way["networks_per_second"]
+            cells.append(f"{rate:.3g} ({rate / base:.2f}×)" if rate else "–")
+        what = f"{cell['count']} of {'-'.join(map(str, cell['sizes']))}, batch {cell['batch_size']}"
+        rows.append(line(what, str(cell["devices"]), *cells))
+    columns = ("networks", "devices", *names)
+    return [heading(*columns), *rows, "", NETWORKS.replace("\n", " ")]
+
+
+def markdown(result):
+    """Three tables, and what they say."""
+    return "\n".join([*growth(result), "", *differences(result), "", *networks(result)])
+
+
+def measure(options):
+    """All three, printed at the end."""
+    seconds = 0.0 if options.quick else 2.0 if options.short else SECONDS
+    axes = extent(options, AXES, SHORT_AXES, QUICK_AXES)
+    result = {
+        "growth": {axis: along(axis, values, 2 * seconds) for axis, values in axes.items()},
+        "differences": [
+            against_differences(width, seconds)
+            for width in extent(options, WIDTHS, SHORT_WIDTHS, QUICK_WIDTHS)
+        ],
+        "networks": [
+            cell
+            for many in extent(options, MANY, SHORT_MANY, QUICK_MANY)
+            for cell in trained(many, 2 * seconds)
+        ],
+    }
+    print(markdown(result))
+    return result
+
+
+if __name__ == "__main__":
+    command(__doc__, measure, markdown)
