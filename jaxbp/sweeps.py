@@ -104,36 +104,20 @@ def fit_many(
     batch_size = batch_size and min(batch_size, len(batch.x))
 
     plan = _Plan(model, optimizer, gradient, batch_size, random)
-    rates, penalties = jax.tree.map(lambda each: each.astype(dtype), (rates, penalties))
     drawn = [jitted_init(key, model, dtype=dtype) for key in keys]
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
-    groups = [
+    rates, penalties = jax.tree.map(lambda each: each.astype(dtype), (rates, penalties))
+    start = [
         _Group(*jax.device_put((_started(optimizer, *dealt), batch, validation), device))
         for device, dealt in _dealt(params, rates, penalties, keys)
     ]
-    order_of = _shuffles(keys, len(batch.x), batch_size, len(groups))
-    order = order_of(1)
-    programs = [
-        _one_epoch_each.lower(plan, *group, rows, np.int32(1)).compile()
-        for group, rows in zip(groups, order, strict=True)
-    ]
+    order_of = _shuffles(keys, len(batch.x), batch_size, len(start))
     record: list[Epoch] = []
-    with ThreadPoolExecutor(len(groups)) as pool:
-        for number in range(1, epochs + 1):
-            running = [
-                pool.submit(_finished, program, group, rows, number)
-                for program, group, rows in zip(programs, groups, order, strict=True)
-            ]
-            order = order_of(number + 1)  # while the devices are at work
-            networks, records = zip(*(each.result() for each in running), strict=True)
-            groups = [
-                group._replace(networks=trained)
-                for group, trained in zip(groups, networks, strict=True)
-            ]
-            loss, validated = _gathered(records, count)
-            record.append(Epoch(number, (), loss, validated and Evaluation(*validated)))
-            if on_epoch and on_epoch(record[-1]._replace(params=_parameters(groups, count))):
-                break
+    for groups, outcomes in _epochs(plan, start, order_of, epochs):
+        loss, validated = _gathered(outcomes, count)
+        record.append(Epoch(len(record) + 1, (), loss, validated and Evaluation(*validated)))
+        if on_epoch and on_epoch(record[-1]._replace(params=_parameters(groups, count))):
+            break
     return _parameters(groups, count), history_of(record)
 
 
@@ -240,12 +224,40 @@ def _together(plan: _Plan, batch: Batch) -> bool:
 _SMALL = 2**17  # multiplications: 32-64-10 at batch 32 is below, 64-128-10 above
 
 
+def _epochs(
+    plan: _Plan,
+    groups: list[_Group],
+    order_of: Callable[[int], list[np.ndarray | None]],
+    epochs: int,
+) -> Iterator[tuple[list[_Group], list[Any]]]:
+    """Train the groups side by side -> after each epoch, the groups and their records.
+
+    Compiled here and called in threads: what a thread would compile, it would compile without the
+    caller's ``jax.enable_x64`` and its like, which hold for one thread.
+    """
+    order = order_of(1)
+    programs = [
+        _one_epoch_each.lower(plan, *group, rows, np.int32(1)).compile()
+        for group, rows in zip(groups, order, strict=True)
+    ]
+    with ThreadPoolExecutor(len(groups)) as pool:
+        for number in range(1, epochs + 1):
+            running = [
+                pool.submit(_finished, program, group, rows, number)
+                for program, group, rows in zip(programs, groups, order, strict=True)
+            ]
+            order = order_of(number + 1)  # while the devices are at work
+            results = [each.result() for each in running]
+            groups = [group for group, _ in results]
+            yield groups, [record for _, record in results]
+
+
 def _finished(
     program: Callable[..., Any], group: _Group, order: np.ndarray | None, number: int
-) -> tuple[_Networks, Any]:
-    """A group's networks after an epoch, and its record; in a thread of its own."""
+) -> tuple[_Group, Any]:
+    """The group after an epoch, and its record."""
     networks, record = program(*group, order, np.int32(number))
-    return networks, jax.device_get(record)  # waits
+    return group._replace(networks=networks), jax.device_get(record)  # waits
 
 
 def _dealt(

@@ -30,6 +30,16 @@ def test_contenders_agree_and_the_table_can_be_written(name, capsys):
     assert table.splitlines()[2] in capsys.readouterr().out
 
 
+def test_the_pictures_are_drawn_from_the_committed_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import pictures
+
+    pictures.draw("cpu", tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {f"{name}.png" for name in pictures.PICTURES}
+    assert all((report.HERE.parent / "docs" / name).exists() for name in drawn)
+
+
 def test_a_contender_that_disagrees_is_not_timed():
     def build():
         return {
