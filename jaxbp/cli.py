@@ -19,6 +19,7 @@ from jaxbp import (
 )
 from jaxbp.check_command import Check, CheckError
 from jaxbp.checkpoint import CheckpointError
+from jaxbp.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
 from jaxbp.data import DataError
 from jaxbp.diagnose_command import Diagnose
 from jaxbp.explain_command import Explain, ExplainError
@@ -58,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = tyro.cli(
         Command,
         prog="jaxbp",
-        description="Backpropagation for multilayer perceptrons, by hand, in JAX.",
+        description=_description(),
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
+    keep_compiled_programs()
     stderr = isinstance(command, Predict)  # whose standard output is a table
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     try:
@@ -76,6 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, message = _explain(error)
         print(f"jaxbp: {message}", file=sys.stderr)
         return status
+
+
+def _description() -> str:
+    """What the command is, and what it leaves in the user's cache."""
+    paragraphs, folder = (
+        ["Backpropagation for multilayer perceptrons, by hand, in JAX."],
+        cache_folder(),
+    )
+    if folder is not None:
+        paragraphs += [
+            f"Compiled programs, at most {LIMIT // 2**20} MB, are kept in {folder}",
+            "JAX_COMPILATION_CACHE_DIR moves them, JAX_ENABLE_COMPILATION_CACHE=0 keeps none.",
+        ]
+    return "\n\n".join(paragraphs)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

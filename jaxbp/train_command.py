@@ -94,7 +94,9 @@ def run(options: Train, console: Console) -> int:
 class Interrupts:
     """Ctrl-C as a request: the first ends the run after the epoch, a second one at once.
 
-    An exception in the midst of a compilation could bring down the interpreter, or be lost.
+    An exception in the midst of a compilation could bring down the interpreter, or be lost.  Where
+    SIGINT is ignored from the start, as under nohup or in the background of a script, it stays so:
+    whoever started the command there did not want the terminal's Ctrl-C to reach it.
     """
 
     def __init__(self, console: Console) -> None:

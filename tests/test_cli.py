@@ -2,20 +2,18 @@
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
-import time
 from functools import cache, partial
+from pathlib import Path
 from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 
-for module in ("tyro", "rich", "matplotlib", "safetensors", "sklearn"):
+for module in ("tyro", "rich", "matplotlib", "safetensors", "sklearn", "platformdirs"):
     pytest.importorskip(module)
 
 import tyro
@@ -26,6 +24,7 @@ from jaxbp import (
     check_command,
     checkpoint,
     cli,
+    compilation_cache,
     diagnose_command,
     diagnostics,
     train_command,
@@ -33,6 +32,12 @@ from jaxbp import (
 )
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
+slow = pytest.mark.slow
+
+
+def each(names, *quick):
+    """All names on offer, of which the slow tests take those that are not quick."""
+    return [pytest.param(name, marks=() if name in quick else slow) for name in names]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,7 +75,7 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=slow) for n in range(1, 5))])
 def test_digits_by_default(seed, elsewhere):
     """The main job: at least 0.97 on digits nobody trained on, whatever the seed."""
     assert run("train", "--seed", seed) == 0
@@ -116,9 +121,14 @@ def test_a_run_never_overwrites_another(elsewhere, capsys):
 PLAIN = ["--optimizer", "sgd", "--batch-size", "full"]  # what compiles fastest
 
 
+def planned(*arguments):
+    """The plan that a command line comes to."""
+    return train_options.make_plan(tyro.cli(train_options.Train, args=list(map(str, arguments))))
+
+
 def fitted(*arguments):
-    """A plan made of a command line, and the history of training by it."""
-    plan = train_options.make_plan(tyro.cli(train_options.Train, args=list(map(str, arguments))))
+    """The plan that a command line comes to, and the history of training by it."""
+    plan = planned(*arguments)
     return plan, jaxbp.fit(
         plan.model,
         plan.to_fit,
@@ -131,14 +141,14 @@ def fitted(*arguments):
     )[1]
 
 
-@pytest.mark.parametrize("optimizer", get_args(train_options.OptimizerName))
+@pytest.mark.parametrize("optimizer", each(get_args(train_options.OptimizerName), "lbfgs"))
 def test_every_optimizer_learns(optimizer):
     """Better than always saying the commonest class, which is right in 0.4 of the rows."""
     _, history = fitted("wine", "--hidden", 32, "--epochs", 30, "--optimizer", optimizer)
     assert history.metric[-1] > 0.7
 
 
-@pytest.mark.parametrize("head", get_args(checkpoint.HeadName))
+@pytest.mark.parametrize("head", each(get_args(checkpoint.HeadName), "exp_poisson"))
 def test_every_head_learns(head):
     data = "diabetes" if head.startswith(("linear", "exp")) else "breast_cancer"
     plan, history = fitted(data, *PLAIN, "--learning-rate", 1e-3, "--hidden", 8, "--head", head)
@@ -146,7 +156,7 @@ def test_every_head_learns(head):
     assert history.validation_loss[-1] < history.validation_loss[0]
 
 
-@pytest.mark.parametrize("activation", get_args(checkpoint.ActivationName))
+@pytest.mark.parametrize("activation", each(get_args(checkpoint.ActivationName), "softplus"))
 def test_every_activation_learns(activation):
     plan, history = fitted("iris", *PLAIN, "--hidden", 8, "--activation", activation)
     assert plan.model.activation is checkpoint.ACTIVATIONS[activation]
@@ -160,15 +170,14 @@ def test_independent_sigmoids_for_several_classes():
     assert history.metric[-1] > 0.7
 
 
-def test_several_activations_no_hidden_layers_and_the_other_options(elsewhere, capsys):
+def test_several_activations_and_the_other_options(elsewhere, capsys):
     options = ["--activation", "tanh", "elu", "--hidden", 8, 4, "--schedule", "linear"]
-    assert run("train", "iris", *options, *PLAIN, "--epochs", 2, "--gradient", "autodiff") == 0
-    mixed = ["--hidden", "--epochs", 2, "--compute-dtype", "bfloat16"]
-    assert run("train", "iris", *PLAIN, *mixed) == 0
-    assert "2 by sgd and backprop, in bfloat16" in capsys.readouterr().out
-    summary = summary_of(elsewhere / "runs" / "iris-2")
-    assert summary["network"] == [4, 3]
-    assert summary["batch_size"] is None
+    options += ["--epochs", 2, "--gradient", "autodiff", "--compute-dtype", "bfloat16"]
+    assert run("train", "iris", *PLAIN, *options) == 0
+    out = capsys.readouterr().out
+    assert "4-8-4-3 tanh elu" in out
+    assert "2 by sgd and autodiff, in bfloat16" in out
+    assert summary_of(elsewhere / "runs" / "iris-1")["batch_size"] is None
 
 
 def test_the_names_on_offer_are_the_tables_names():
@@ -218,9 +227,10 @@ def test_diagnose_draws_the_lectures_figure(elsewhere, capsys, monkeypatch):
     assert (elsewhere / "flow.png").stat().st_size > 10_000
 
 
-def test_early_stopping_keeps_the_best(elsewhere, capsys):
+def test_early_stopping_keeps_the_best_and_no_hidden_layer_will_do(elsewhere, capsys):
     assert run("train", "diabetes", "--hidden", "--epochs", 200, "--patience", 3) == 0
     summary = summary_of(elsewhere / "runs" / "diabetes-1")
+    assert summary["network"] == [10, 1]
     lines = (elsewhere / "runs" / "diabetes-1" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["validation_loss"] for line in lines]
     assert summary["kept_epoch"] == int(np.argmin(losses)) + 1 == summary["epochs"] - 3
@@ -249,28 +259,13 @@ def test_a_wrong_gradient_is_not_trained_with(elsewhere, capsys, monkeypatch):
     assert not (elsewhere / "runs").exists()
 
 
-def start(*arguments):
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jaxbp", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def test_control_c_ends_the_epoch_and_saves(elsewhere):
-    process = start("train", "iris", *PLAIN, "--epochs", 1000000, "--hidden", "--output", "run")
+def test_control_c_ends_the_epoch_and_saves(elsewhere, python, sigint):
+    options = [*PLAIN, "--epochs", 5000, "--hidden", "--output", "run"]  # an end if it is not heard
+    training = python("-m", "jaxbp", "train", "iris", *options)
     metrics = elsewhere / "run" / "metrics.jsonl"
-    patience = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        assert process.poll() is None
-        assert time.monotonic() < patience
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    training.until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    training.process.send_signal(sigint)
+    out, _ = training.ended()
     assert "ending after this epoch" in out
     assert "interrupted: training ended with epoch" in out
     summary = summary_of(elsewhere / "run")
@@ -278,32 +273,49 @@ def test_control_c_ends_the_epoch_and_saves(elsewhere):
     assert jaxbp.load(elsewhere / "run" / "model.safetensors").preparation is not None
 
 
-def test_control_c_before_training_leaves_nothing(elsewhere, monkeypatch, capsys):
-    check = train_command.cross_check
+@pytest.fixture
+def press_before(monkeypatch):
+    """Press Ctrl-C each time that ``jaxbp train`` comes to one of its functions."""
+    monkeypatch.setattr(train_command.os, "_exit", lambda status: pytest.fail("ended at once"))
 
-    def interrupted(*arguments):
-        signal.raise_signal(signal.SIGINT)
-        return check(*arguments)
+    def press(name):
+        function = getattr(train_command, name)
 
-    usual = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(train_command, "cross_check", interrupted)
+        def interrupted(*arguments, **options):
+            signal.raise_signal(signal.SIGINT)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(train_command, name, interrupted)
+
+    return press
+
+
+def test_control_c_before_training_leaves_nothing(elsewhere, press_before, capsys, sigint):
+    usual = signal.getsignal(sigint)
+    press_before("cross_check")
     assert run("train", "iris", *QUICK) == 130
     assert "interrupted; nothing was saved" in capsys.readouterr().err
     assert not list(elsewhere.iterdir())
-    assert signal.getsignal(signal.SIGINT) is usual
+    assert signal.getsignal(sigint) is usual
 
 
-def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, monkeypatch):
-    write = train_command.write_run
-
-    def interrupted(*arguments):
-        signal.raise_signal(signal.SIGINT)
-        write(*arguments)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train_command, "write_run", interrupted)
+def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_before, sigint):
+    for name in ("write_run", "save", "learning_curve"):
+        press_before(name)
     assert run("train", "iris", *QUICK) == 0
     assert len(list((elsewhere / "runs" / "iris-1").iterdir())) == 4
+    assert signal.getsignal(sigint) is not signal.SIG_IGN
+
+
+def test_where_control_c_is_ignored_training_goes_on(elsewhere, press_before, capsys, sigint):
+    """Who starts a command under nohup or in a script's background means it to be left alone."""
+    signal.signal(sigint, signal.SIG_IGN)
+    for name in ("cross_check", "train", "write_run"):
+        press_before(name)
+    assert run("train", "iris", *QUICK) == 0
+    assert summary_of(elsewhere / "runs" / "iris-1")["epochs"] == 2
+    assert "interrupted" not in capsys.readouterr().out
+    assert signal.getsignal(sigint) is signal.SIG_IGN
 
 
 def test_names_are_not_taken_for_markup(elsewhere, capsys):
@@ -311,9 +323,12 @@ def test_names_are_not_taken_for_markup(elsewhere, capsys):
     assert "saved in [bold]x[/red]" in capsys.readouterr().out
 
 
-def test_small_relu_networks_on_two_classes(elsewhere):
+def test_small_relu_networks_on_two_classes():
     """All ReLUs of a row are dead at first, its logit is 0, and jax.grad must be right there."""
-    assert run("train", "breast_cancer", *PLAIN, "--hidden", 2, "--epochs", 1) == 0
+    plan = planned("breast_cancer", *PLAIN, "--hidden", 2)
+    params = train_command.jitted_init(jax.random.key(0), plan.model)
+    errors = train_command.cross_check(plan.model, params, plan.to_fit)
+    assert max(errors.values()) < 1e-5
 
 
 def test_version(capsys):
@@ -418,6 +433,83 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     assert (elsewhere / "out.csv").read_text() == "mine"
 
 
+CACHE_SETTINGS = {
+    "jax_compilation_cache_dir": None,
+    "jax_compilation_cache_max_size": -1,
+    "jax_persistent_cache_min_compile_time_secs": 1.0,
+}
+
+
+def cache_settings():
+    return {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
+
+
+@pytest.fixture
+def user_cache(elsewhere, monkeypatch):
+    """The cache folder of a user who has set none of JAX's variables; JAX finds all as it was."""
+    usual = cache_settings()
+    for name, default in CACHE_SETTINGS.items():
+        monkeypatch.delenv(name.upper(), raising=False)
+        jax.config.update(name, default)
+    monkeypatch.setattr(compilation_cache.platformdirs, "user_cache_path", lambda *_, **__: folder)
+    folder = elsewhere / "cache"
+    yield folder
+    for name, value in usual.items():
+        jax.config.update(name, value)
+
+
+def test_compiled_programs_go_to_the_users_cache(user_cache, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        run("--help")
+    assert str(user_cache) in capsys.readouterr().out.replace("\n", "")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+    compilation_cache.keep_compiled_programs()
+    folder, limit, least = cache_settings().values()
+    assert user_cache in Path(folder).parents
+    assert Path(folder).is_dir()
+    assert (limit, least) == (-1, 0.1)
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE")
+    compilation_cache.keep_compiled_programs()
+    assert cache_settings()["jax_compilation_cache_max_size"] == compilation_cache.LIMIT
+
+
+def test_no_programs_are_kept_where_that_cannot_or_must_not_be(user_cache, capsys):
+    user_cache.write_text("a file where a folder belongs")
+    compilation_cache.keep_compiled_programs()
+    assert cache_settings() == CACHE_SETTINGS
+    user_cache.unlink()
+    for name, value, usual in [
+        ("jax_enable_compilation_cache", False, True),
+        ("jax_compilation_cache_dir", "mine", None),
+    ]:
+        jax.config.update(name, value)
+        before = cache_settings()
+        compilation_cache.keep_compiled_programs()
+        assert cache_settings() == before
+        jax.config.update(name, usual)
+    assert not user_cache.exists()
+
+
+@slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the user's cache has this variable on Linux")
+def test_a_second_run_finds_the_first_ones_programs_or_does_without(python, monkeypatch, elsewhere):
+    for name in CACHE_SETTINGS:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(elsewhere))
+    command = ("-m", "jaxbp", "explain", "x*y", "x=2", "y=3")
+    first = python(*command).ended()
+    (folder,) = (elsewhere / "jaxbp").iterdir()
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*-cache")}
+    assert kept
+    assert python(*command).ended() == first
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*-cache")} == kept
+    for path in kept:
+        path.write_bytes(b"not a program")
+    assert python(*command).ended() == first
+
+
 def test_a_wrong_option_is_answered_with_the_right_ones(capsys):
     with pytest.raises(SystemExit) as exit:
         run("train", "--optimizer", "adm")
@@ -436,10 +528,8 @@ def test_help(command, capsys):
     assert "usage: jaxbp" in capsys.readouterr().out
 
 
-def test_python_dash_m():
-    process = start("--help")
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+def test_python_dash_m(python):
+    out, _ = python("-m", "jaxbp", "--help").ended()
     assert "train" in out
 
 

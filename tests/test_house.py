@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -43,6 +42,7 @@ LEVELS = [
     ({"training", "checkpoint", "batch_methods"}, {"jax", "numpy", "optax"}),
     ({"sweeps"}, {"jax", "numpy", "optax"}),
     ({"plotting"}, {"numpy", "matplotlib"}),
+    ({"compilation_cache"}, {"jax", "platformdirs"}),
     (
         {"train_options", "predict_command", "check_command"},
         {"jax", "numpy", "optax", "tyro", "rich"},
@@ -54,12 +54,12 @@ LEVELS = [
 ]
 MODULES = [module for level, _ in LEVELS for module in sorted(level)]
 #: what a caller of ``import jaxbp`` must not have to install
-EXTRAS = {"sklearn", "safetensors", "matplotlib", "rich", "tyro"}
+EXTRAS = {"sklearn", "safetensors", "matplotlib", "rich", "tyro", "platformdirs", "filelock"}
 
 
 def imports(path):
     """The modules a file imports anywhere in it, as (package, submodule or None)."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name.split(".")[0], None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -95,9 +95,9 @@ def test_imports_run_one_way(number):
                 assert package in libraries, (module, package)
 
 
-def test_importing_jaxbp_needs_jax_and_optax_alone():
+def test_importing_jaxbp_needs_jax_and_optax_alone(python):
     code = f"import sys; sys.modules |= dict.fromkeys({EXTRAS}); import jaxbp; jaxbp.data.load"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    python("-c", code).ended()
 
 
 def test_no_module_bears_the_name_of_an_exported_function():
@@ -111,14 +111,24 @@ def test_the_core_four_stay_under_500_lines():
     assert sum(lines.values()) < 500, lines
 
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+#: in the blocks that train for seconds; the others show training as well
+LONG = ("dp_accounting", "fit_many", "epochs=30")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=pytest.mark.slow if any(map(block.count, LONG)) else ())
+        for block in blocks("python")
+    ],
+)
 def test_readme_blocks_run_and_print_what_they_say(block, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
