@@ -6,7 +6,7 @@ the damage it says nothing.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -47,10 +47,10 @@ class Parts(NamedTuple):
     grads: Callable = lambda grads: grads
 
 
-def backward_with(parts):
+def backward_with(parts, model):
     """The gradient of the objective of a batch, put together from its parts."""
 
-    def gradient(model, batch, params):
+    def gradient(params, batch, l2):
         batch, above = parts.batch(batch), parts.params(params)
         logits, residuals = jaxbp.forward(model, params, batch.x)
         inputs = [residual.input for residual in residuals]
@@ -59,13 +59,13 @@ def backward_with(parts):
             a = residual.input @ layer.weight.T + layer.bias
             slopes.append(parts.slope(unit, a, z, residual.slope))
         slopes, inputs = parts.slopes(slopes), parts.inputs(inputs)
-        weight = jnp.ones(len(batch.x)) if batch.weight is None else batch.weight
-        deltas = [parts.share(weight)[:, None] * parts.error(model, logits, batch.target)]
+        share = parts.share(batch.weight)[:, None]
+        deltas = [share * parts.error(model, logits, batch.target)]
         for layer, slope in zip(above[:0:-1], slopes[::-1], strict=True):
             deltas.insert(0, parts.step(deltas[0], layer.weight, slope))
         grads = []
         for layer, delta, z in zip(params, parts.deltas(deltas), inputs, strict=True):
-            penalties = parts.penalty(model.l2, layer)
+            penalties = parts.penalty(l2, layer)
             grads.append(
                 jaxbp.Layer(parts.weight(delta, z) + penalties[0], parts.bias(delta) + penalties[1])
             )
@@ -74,22 +74,10 @@ def backward_with(parts):
     return gradient
 
 
-@cache  # one objective for all mutants of it, and under jit: it is compiled once
-def problem(sizes, activation, head, l2, rows, weighted, smooth, dtype, scale):
-    model = jaxbp.MLP(sizes, activation, head, l2)
-    params = jax.tree.map(lambda leaf: leaf * scale, random_params(model, 1, dtype))
-    batch = random_batch(model, rows, 2, weighted=weighted, dtype=dtype)
-    if smooth:
-        batch = batch._replace(target=jnp.arange(rows, dtype=jnp.int32) % sizes[-1])
-
-    @jax.jit
-    def f(params):
-        target = batch.target
-        if smooth:
-            target = jaxbp.smooth_labels(target, 0.1, num_classes=sizes[-1])
-        return jaxbp.objective(model, params, batch._replace(target=target))
-
-    return model, params, batch, f
+@cache  # and under jit: one for all mutants of a network, compiled once
+def objective_of(model):
+    """A network's objective as a function of parameters, batch and l2."""
+    return jax.jit(lambda params, batch, l2: jaxbp.objective(model._replace(l2=l2), params, batch))
 
 
 def network(
@@ -106,10 +94,16 @@ def network(
     **parts,
 ):
     """A network's objective, and its gradient with some of its parts replaced."""
-    model, params, batch, f = problem(
-        sizes, activation, head, l2, rows, weighted, smooth, dtype, scale
-    )
-    return Case(f, (params,), partial(backward_with(Parts(**parts)), model, batch))
+    model = jaxbp.MLP(sizes, activation, head)
+    params = jax.tree.map(lambda leaf: leaf * scale, random_params(model, 1, dtype))
+    batch = random_batch(model, rows, 2, weighted=weighted, dtype=dtype)
+    if not weighted:
+        batch = batch._replace(weight=jnp.asarray(np.ones(rows), dtype))
+    if smooth:
+        labels = jaxbp.smooth_labels(np.arange(rows) % sizes[-1], 0.1, num_classes=sizes[-1])
+        batch = batch._replace(target=labels)
+    args = params, batch, jnp.asarray(l2, dtype)
+    return Case(objective_of(model), args, backward_with(Parts(**parts), model))
 
 
 def edit(number, name, change):
@@ -159,9 +153,9 @@ def counting(grads):
     """Another result at every call."""
     calls = []
 
-    def varying(params):
+    def varying(*args):
         calls.append(1)
-        return jax.tree.map(lambda leaf: leaf * (1 + 1e-3 * len(calls)), grads(params))
+        return jax.tree.map(lambda leaf: leaf * (1 + 1e-3 * len(calls)), grads(*args))
 
     return varying
 
@@ -213,6 +207,11 @@ def diagonal_only(model, logits, target):
 
 def round_to(digits):
     return lambda grads: jax.tree.map(lambda leaf: jnp.round(leaf, digits), grads)
+
+
+def unsmoothed(batch):
+    likeliest = jnp.argmax(batch.target, axis=1)
+    return batch._replace(target=jax.nn.one_hot(likeliest, batch.target.shape[1]))
 
 
 def bf16(delta, z):
@@ -373,7 +372,10 @@ MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
         lambda: network(**small, head=heads.exp_poisson, error=lambda m, a, t: jnp.exp(a)),
         AT_THE_OUTPUT,
     ),
-    "label smoothing forgotten": (lambda: network(**small, smooth=True), AT_THE_OUTPUT),
+    "label smoothing forgotten": (
+        lambda: network(**small, smooth=True, batch=unsmoothed),
+        AT_THE_OUTPUT,
+    ),
     "example weight squared": (
         lambda: network(**small, weighted=True, share=lambda w: w**2 / (w**2).sum()),
         AT_THE_OUTPUT,

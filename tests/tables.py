@@ -1,16 +1,24 @@
 """Everything that can be combined, by name, and random batches for it."""
 
+from functools import cache, partial
 from itertools import cycle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
 import jaxbp
 from jaxbp import checkpoint
 
 ACTIVATIONS = checkpoint.ACTIVATIONS | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
 HEADS = checkpoint.HEADS
+
+#: what is claimed of XLA's compiler for CPUs alone, such as results equal to the last bit
+cpu_compiler = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="a claim about XLA's compiler for CPUs"
+)
 
 #: every head and every activation; how one is combined with the other is the backward pass's matter
 ONE_OF_EACH = list(zip(ACTIVATIONS, cycle(HEADS), strict=False))
@@ -29,10 +37,40 @@ REFERENCES = {
     "with_slope(sin)": jnp.sin,
 }
 
+#: init as one program: outside jit each operation is compiled by itself
+initial = jax.jit(jaxbp.init, static_argnums=1, static_argnames=("scheme", "dtype"))
+
+
+@cache
+def made(make, rate):
+    """An optimiser of a learning rate, the same at every call: for another one, even an equal one,
+    fit compiles another epoch."""
+    return make(rate)
+
+
+adam, sgd = partial(made, optax.adam), partial(made, optax.sgd)
+
 
 def chosen(which, functions):
     """One of some functions, by a number that is known only when the program runs."""
     return lambda *args: jax.lax.switch(which, functions, *args)
+
+
+def any_model(sizes, activation, head, l2=0.0):
+    """A network whose loss and activation, or one a hidden layer, are chosen by number: one program
+    for all combinations.  An activation itself will do as well."""
+
+    def unit(which):
+        return which if callable(which) else chosen(which, list(ACTIVATIONS.values()))
+
+    units = tuple(map(unit, activation)) if isinstance(activation, tuple) else unit(activation)
+    loss = chosen(head, [each.loss for each in HEADS.values()])
+    return jaxbp.MLP(sizes, units, jaxbp.Head(lambda logits: logits, loss), l2)
+
+
+def numbers(activation, head):
+    """Of an activation and a head, for any_model."""
+    return list(ACTIVATIONS).index(activation), list(HEADS).index(head)
 
 
 def random_params(model, seed, dtype=np.float64):

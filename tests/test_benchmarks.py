@@ -1,8 +1,12 @@
-"""The benchmarks run, and their page is that of the committed results; no test is of a time."""
+"""The benchmarks run, and their page is that of the committed results; no test is of a time.
+
+By default the quickest of them runs, whole; the others are slow.
+"""
 
 import argparse
 import importlib
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +19,8 @@ from jaxbp import activations
 
 QUICK = argparse.Namespace(quick=True, short=False)
 
-
-MEASURED = ["manual_vs_auto", "training", "limit", "scaling", "per_example", "curvature"]
+SLOW = ["manual_vs_auto", "limit", "scaling", "per_example", "curvature"]
+MEASURED = ["training", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 def test_the_page_is_that_of_the_committed_results():
@@ -52,7 +56,22 @@ def test_a_contender_that_disagrees_is_not_timed():
     assert set(protocol.agreeing(build, tolerance=0.01)) == {"right", "wrong"}
 
 
-def test_what_is_too_large_is_left_out_and_said_so(monkeypatch):
+def test_what_is_too_large_is_left_out_and_said_so():
+    """It is never run; nor is what is known to be slow."""
+    ours, separate, fused = per_example.OURS, per_example.SEPARATE, per_example.FUSED
+    runs = protocol.Contender(lambda: np.ones(3), temporary_bytes=per_example.MEMORY_LIMIT)
+    must_not = runs._replace(run=lambda: pytest.fail("was run"))
+    large = must_not._replace(temporary_bytes=2 * per_example.MEMORY_LIMIT)
+    part = per_example.comparison(
+        lambda: {ours: runs, "backprop": runs, separate: large, fused: must_not}, 0, skipped=[fused]
+    )
+    assert per_example.times_better(part, separate) == "– (8.0 GiB)"
+    assert per_example.times_better(part, fused) == "– (too slow)"
+    assert per_example.times_better(part, "backprop").endswith("×, 1.0×")
+
+
+@pytest.mark.slow
+def test_the_row_of_what_is_too_large_says_so(monkeypatch):
     monkeypatch.setattr(per_example, "MEMORY_LIMIT", 40_000)
     monkeypatch.setattr(per_example, "FUSED_LIMIT", 10_000)
     row = per_example.markdown(per_example.measure(QUICK)).splitlines()[2]
@@ -99,8 +118,8 @@ def test_the_exponent_is_that_of_the_larger_sizes():
 
 def test_numerical_differentiation_is_the_gradient():
     model, params, batch = per_example.problem((3, 4, 2), 5, activations.tanh)
-    _, grads = jaxbp.backprop(model, params, batch)
-    measured = scaling.numerically(model, params, batch)
+    _, grads = jax.jit(partial(jaxbp.backprop, model))(params, batch)
+    measured = jax.jit(partial(scaling.numerically, model))(params, batch)
     assert jaxbp.compare(measured, grads).relative_error < 1e-3
 
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("safetensors")
 
 import safetensors.numpy
+from tables import random_params
 
 import jaxbp
 from jaxbp import activations, heads
@@ -28,10 +29,17 @@ PREPARATION = Preparation(
 )
 
 
+predict = jax.jit(jaxbp.predict, static_argnums=0)
+
+
+def some_params(model=MODEL, dtype=np.float32):
+    return random_params(model, 0, dtype)
+
+
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "model.safetensors"
-    params = jaxbp.init(jax.random.key(0), MODEL)
+    params = some_params()
     jaxbp.save(path, MODEL, params, PREPARATION)
     return path, params
 
@@ -46,23 +54,33 @@ def test_what_is_saved_comes_back(saved):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+MODELS = [
+    MODEL._replace(activation=(activations.elu,), head=heads.linear_huber),
+    MODEL._replace(activation=partial(activations.leaky_relu, alpha=0.2)),
+    MODEL._replace(sizes=(3, 2)),
+]
+
+
 @pytest.mark.parametrize(
-    "model",
+    ("model", "dtype"),
     [
-        MODEL._replace(activation=(activations.elu,), head=heads.linear_huber),
-        MODEL._replace(activation=partial(activations.leaky_relu, alpha=0.2)),
-        MODEL._replace(sizes=(3, 2)),
+        *((model, jnp.float32) for model in MODELS),
+        *((MODELS[2], dtype) for dtype in (jnp.bfloat16, jnp.float16)),
+        *(
+            pytest.param(model, dtype, marks=pytest.mark.slow)
+            for model in MODELS[:2]
+            for dtype in (jnp.bfloat16, jnp.float16)
+        ),
     ],
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_every_description(tmp_path, model, dtype):
-    params = jaxbp.init(jax.random.key(0), model, dtype=dtype)
+    params = some_params(model, dtype)
     jaxbp.save(tmp_path / "model", model, params)
     loaded = jaxbp.load(tmp_path / "model")
-    x = jnp.ones((2, 3), dtype)
+    x = np.ones((2, 3), dtype)
     np.testing.assert_array_equal(
-        np.float32(jaxbp.predict(loaded.model, loaded.params, x)),
-        np.float32(jaxbp.predict(model, params, x)),
+        np.float32(predict(loaded.model, loaded.params, x)),
+        np.float32(predict(model, params, x)),
     )
     assert loaded.params[0].weight.dtype == dtype
     assert loaded.preparation is None
@@ -70,7 +88,7 @@ def test_every_description(tmp_path, model, dtype):
 
 def test_an_activation_of_your_own_needs_the_model(tmp_path):
     model = MODEL._replace(activation=jaxbp.with_slope(jnp.sin))
-    params = jaxbp.init(jax.random.key(0), model)
+    params = some_params(model)
     jaxbp.save(tmp_path / "model", model, params)
     with pytest.raises(CheckpointError, match="of your own; pass the model"):
         jaxbp.load(tmp_path / "model")
@@ -106,7 +124,7 @@ def test_every_flipped_byte_and_every_cut_is_noticed(saved):
 
 
 def test_parameters_that_do_not_fit_are_not_saved(tmp_path):
-    params = jaxbp.init(jax.random.key(0), MODEL)
+    params = some_params()
     for wrong in (params[:1], (*params, params[0]), params[::-1]):
         with pytest.raises(ValueError, match="params: got weights and biases"):
             jaxbp.save(tmp_path / "model", MODEL, wrong)
@@ -116,7 +134,7 @@ def test_parameters_that_do_not_fit_are_not_saved(tmp_path):
 
 
 def test_any_memory_layout_is_saved(tmp_path):
-    params = jax.tree.map(np.asfortranarray, jaxbp.init(jax.random.key(0), MODEL))
+    params = jax.tree.map(np.asfortranarray, some_params())
     jaxbp.save(tmp_path / "model", MODEL, params)
     assert jaxbp.compare(jaxbp.load(tmp_path / "model").params, params).relative_error == 0
 

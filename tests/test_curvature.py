@@ -9,72 +9,92 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from tables import ACTIVATIONS, HEADS, ONE_OF_EACH, chosen, random_batch, random_params
+from tables import (
+    ACTIVATIONS,
+    HEADS,
+    ONE_OF_EACH,
+    any_model,
+    made,
+    numbers,
+    random_batch,
+    random_params,
+    sgd,
+)
 
 import jaxbp
 from jaxbp import batch_methods, curvature
 
+slow = pytest.mark.slow
+SIZES = (3, 5, 4, 2)
 compiled = partial(jax.jit, static_argnums=0)  # outside jit each operation is compiled by itself
 by_hand = compiled(jaxbp.backprop)
-hessian_vector_product = compiled(curvature.hessian_vector_product)
+objective = compiled(jaxbp.objective)
 gauss_newton_vector_product = compiled(curvature.gauss_newton_vector_product)
 kronecker_factors = compiled(curvature.kronecker_factors)
 CONVEX = [head for head in HEADS if head != "sigmoid_squared_error"]
 
 
 def problem(activation="tanh", head="softmax_cross_entropy", l2=0.3):
-    model = jaxbp.MLP((3, 5, 4, 2), ACTIVATIONS[activation], HEADS[head], l2)
+    model = jaxbp.MLP(SIZES, ACTIVATIONS[activation], HEADS[head], l2)
     return model, random_params(model, 1), random_batch(model, 6, 2)
 
 
-def vectors(model):
-    return random_params(model, 7), random_params(model, 8)
+def two_vectors(model, dtype=np.float64):
+    """Two trees like params in one: each leaf with an axis in front."""
+    return jax.tree.map(lambda *v: np.stack(v), *(random_params(model, n, dtype) for n in (7, 8)))
 
 
-def dot(a, b):
-    return float(optax.tree.vdot(a, b))
+def rows_of(tree):
+    """Leaves with an axis in front, as one matrix."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
-def hessian_products(model, params, batch, u, v):
+def hessian_products(model, params, batch, vectors):
+    """Of every vector, by hand and by jax.jvp of jax.grad."""
     gradient = lambda p: jax.grad(jaxbp.objective, argnums=1)(model, p, batch)  # noqa: E731
-    return (
-        curvature.hessian_vector_product(model, params, batch, u),
-        curvature.hessian_vector_product(model, params, batch, v),
-        jax.jvp(gradient, (params,), (u,))[1],
-    )
+    by_r_operator = lambda v: curvature.hessian_vector_product(model, params, batch, v)  # noqa: E731
+    by_autodiff = lambda v: jax.jvp(gradient, (params,), (v,))[1]  # noqa: E731
+    return jax.vmap(by_r_operator)(vectors), jax.vmap(by_autodiff)(vectors)
 
 
-@jax.jit
-def any_hessian_products(activation, head, *args):
-    """One program for all combinations."""
-    unit = chosen(activation, list(ACTIVATIONS.values()))
-    loss = chosen(head, [each.loss for each in HEADS.values()])
-    model = jaxbp.MLP((3, 5, 4, 2), unit, jaxbp.Head(lambda logits: logits, loss), l2=0.3)
+@partial(jax.jit, static_argnums=0)
+def any_hessian_products(above, activation, head, *args):
+    """One program for all combinations; with another activation above, or the same."""
+    model = any_model(SIZES, (activation, above or activation), head, l2=0.3)
     return hessian_products(model, *args)
 
 
+@pytest.mark.parametrize("above", [ACTIVATIONS["tanh"], pytest.param(None, marks=slow)])
 @pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
-def test_the_r_operator_is_the_derivative_of_the_gradient(activation, head, x64):
+def test_the_r_operator_is_the_derivative_of_the_gradient(activation, head, above, x64):
+    model, params, batch = problem(activation, head)
+    vectors = two_vectors(model)
     with jax.numpy_dtype_promotion("strict"):
-        model, params, batch = problem(activation, head)
-        u, v = vectors(model)
-        numbers = list(ACTIVATIONS).index(activation), list(HEADS).index(head)
-        of_u, of_v, reference = any_hessian_products(*numbers, params, batch, u, v)
-    assert jaxbp.compare(of_u, reference).relative_error < 1e-12
-    np.testing.assert_allclose(dot(v, of_u), dot(u, of_v), rtol=1e-10)
+        claimed, reference = any_hessian_products(
+            above, *numbers(activation, head), params, batch, vectors
+        )
+    assert jaxbp.compare(claimed, reference).relative_error < 1e-12
+    (of_u, of_v), (u, v) = map(rows_of, (claimed, vectors))
+    np.testing.assert_allclose(v @ of_u, u @ of_v, rtol=1e-10)  # the matrix is symmetric
 
 
 def test_the_r_operator_is_the_slope_of_backprop(x64):
     """Against differences of the hand-written gradient, which know nothing of jax.jvp."""
     model, params, batch = problem("gelu", "exp_poisson")
-    v, _ = vectors(model)
-    step = 1e-5
-    ahead, behind = (
-        by_hand(model, optax.tree.add_scale(params, sign * step, v), batch)[1] for sign in (1, -1)
+    model = model._replace(activation=(ACTIVATIONS["gelu"], ACTIVATIONS["tanh"]))
+    vectors = two_vectors(model)
+
+    def gradient_at(by):
+        moved = jax.tree.map(lambda leaf, v: np.asarray(leaf) + by * v[0], params, vectors)
+        _, grads = by_hand(model, moved, batch)
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
+
+    measured = (gradient_at(1e-5) - gradient_at(-1e-5)) / 2e-5
+    claimed, _ = any_hessian_products(
+        ACTIVATIONS["tanh"], *numbers("gelu", "exp_poisson"), params, batch, vectors
     )
-    measured = optax.tree.scale(0.5 / step, optax.tree.sub(ahead, behind))
-    claimed = hessian_vector_product(model, params, batch, v)
-    assert jaxbp.compare(claimed, measured).relative_error < 1e-7
+    assert jaxbp.compare(rows_of(claimed)[0], measured).relative_error < 1e-7
 
 
 def logits_curvature(model, params, batch, vector):
@@ -88,41 +108,50 @@ def logits_curvature(model, params, batch, vector):
     return jaxbp.gradient.with_penalty(model, vector, product)
 
 
-@partial(jax.jit, static_argnums=0)
-def gauss_newton_products(model, params, batch, u, v):
-    return (
-        curvature.gauss_newton_vector_product(model, params, batch, u),
-        curvature.gauss_newton_vector_product(model, params, batch, v),
-        logits_curvature(model, params, batch, u),
+def gauss_newton_products(model, params, batch, vectors):
+    """Of every row of a matrix, by hand and by autodiff."""
+    _, unravel = ravel_pytree(params)
+    return tuple(
+        jax.vmap(lambda row: ravel_pytree(product(model, params, batch, unravel(row)))[0])(vectors)  # noqa: B023
+        for product in (curvature.gauss_newton_vector_product, logits_curvature)
     )
+
+
+@jax.jit
+def any_gauss_newton_products(head, *args):
+    """One program for all heads that have no product of their own."""
+    return gauss_newton_products(any_model(SIZES, ACTIVATIONS["silu"], head, l2=0.3), *args)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_gauss_newton_is_symmetric_positive_semidefinite_and_right(head, x64):
     model, params, batch = problem("silu", head)
-    u, v = vectors(model)
-    of_u, of_v, reference = gauss_newton_products(model, params, batch, u, v)
-    np.testing.assert_allclose(dot(v, of_u), dot(u, of_v), rtol=1e-10)
+    decays = np.concatenate([np.ravel(leaf) for layer in params for leaf in penalty_of(layer)])
+    u, v = vectors = np.random.default_rng(0).normal(size=(2, decays.size))
+    arguments = params, batch, np.vstack([vectors, np.eye(decays.size)])
+    claimed, reference = (
+        any_gauss_newton_products(list(HEADS).index(head), *arguments)
+        if HEADS[head].gauss_newton is None
+        else compiled(gauss_newton_products)(model, *arguments)
+    )
+    of_u, of_v, *matrix = np.asarray(claimed)
+    np.testing.assert_allclose(v @ of_u, u @ of_v, rtol=1e-10)
     if head in CONVEX:
-        assert jaxbp.compare(of_u, reference).relative_error < 1e-12
-    no_penalty = model._replace(l2=0.0)
-    start, unravel = ravel_pytree(params)
-    matrix = jax.jit(
-        jax.vmap(
-            lambda e: ravel_pytree(
-                curvature.gauss_newton_vector_product(no_penalty, params, batch, unravel(e))
-            )[0]
-        )
-    )(jnp.eye(start.size))
-    eigenvalues = np.linalg.eigvalsh(matrix)
+        assert jaxbp.compare(claimed, reference).relative_error < 1e-12
+    eigenvalues = np.linalg.eigvalsh(matrix - np.diag(decays))
     assert eigenvalues.min() > -1e-10 * max(eigenvalues.max(), 1)
     assert head == "linear_absolute_error" or eigenvalues.max() > 1e-3
+
+
+def penalty_of(layer):
+    """What the penalty adds to the diagonal."""
+    return np.full(np.shape(layer.weight), 0.3), np.zeros(np.shape(layer.bias))
 
 
 def test_gauss_newton_of_a_squared_sigmoid_is_that_of_least_squares(x64):
     """Not convex in its logits, it is linearised at the prediction: Σ 2 JᵀJ, J of ŷ."""
     model, params, batch = problem("tanh", "sigmoid_squared_error", l2=0.0)
-    v, _ = vectors(model)
+    v = random_params(model, 7)
     predicted = lambda p: jaxbp.predict(model, p, batch.x)  # noqa: E731
     share = batch.weight / jnp.sum(batch.weight)
 
@@ -149,10 +178,10 @@ def test_kronecker_factors_are_the_means_they_are_said_to_be(x64):
             z, _ = ACTIVATIONS["elu"](a) if number < 2 else (a, None)
         return model.head.loss(z, target)[0], inputs
 
-    taps = tuple(jnp.zeros(size) for size in model.sizes[1:])
+    taps = tuple(np.zeros(size) for size in model.sizes[1:])
     of_rows = jax.jit(jax.vmap(jax.grad(loss, has_aux=True), (None, 0, 0)))
     deltas, inputs = jax.tree.map(np.asarray, of_rows(taps, batch.x, batch.target))
-    share = np.asarray(batch.weight / jnp.sum(batch.weight))
+    share = np.asarray(batch.weight) / np.sum(batch.weight)
     factors = kronecker_factors(model, params, batch)
     for factor, z, delta in zip(factors, inputs, deltas, strict=True):
         np.testing.assert_allclose(factor.input, (z.T * share) @ z, rtol=1e-12)
@@ -173,10 +202,11 @@ def test_of_one_example_the_factors_are_its_gradients_outer_product(x64):
 
 def test_float32_as_users_run_it():
     model = jaxbp.MLP((20, 30, 30, 5), ACTIVATIONS["tanh"], HEADS["softmax_cross_entropy"], 1e-3)
-    params, v = (random_params(model, seed, np.float32) for seed in (3, 4))
+    params = random_params(model, 3, np.float32)
+    vectors = two_vectors(model, np.float32)
     batch = random_batch(model, 64, 5, dtype=np.float32)
     with jax.default_matmul_precision("highest"):
-        claimed, _, reference = compiled(hessian_products)(model, params, batch, v, v)
+        claimed, reference = compiled(hessian_products)(model, params, batch, vectors)
     assert jaxbp.compare(claimed, reference).relative_error < 1e-5
 
 
@@ -186,10 +216,10 @@ def test_float32_as_users_run_it():
 def test_a_vector_that_does_not_fit_is_named(product, x64):
     model, params, batch = problem()
     with pytest.raises(ValueError, match=r"vector: got .*, expected the shapes of params, "):
-        product(model, params, batch, params[:2])
-    turned = tuple(jaxbp.Layer(layer.weight.T, layer.bias) for layer in params)
+        jax.eval_shape(partial(product, model), params, batch, params[:2])
+    turned = tuple(jaxbp.Layer(np.transpose(layer.weight), layer.bias) for layer in params)
     with pytest.raises(ValueError, match=r"vector: got \(Layer\(weight=\(3, 5\), bias=\(5,\)\)"):
-        product(model, params, batch, turned)
+        jax.eval_shape(partial(product, model), params, batch, turned)
 
 
 # The lectures' batch methods, by counting what they cost
@@ -231,7 +261,7 @@ def full_batch(optimizer, epochs, gradient=jaxbp.backprop):
         key=jax.random.key(0),
         gradient=gradient,
     )
-    return float(jaxbp.objective(model, params, diabetes)), history.training_loss
+    return float(objective(model, params, diabetes)), history.training_loss
 
 
 @pytest.fixture(scope="module")
@@ -241,13 +271,14 @@ def gradient_descent():
     results = []
     for rate in (0.1, 0.3, 0.5):
         try:
-            results.append(full_batch(optax.sgd(rate), EVALUATIONS)[0])
+            results.append(full_batch(sgd(rate), EVALUATIONS)[0])
         except jaxbp.NonFiniteLossError:
             continue
     assert len(results) >= 2
     return min(results)
 
 
+@slow
 @pytest.mark.parametrize("name", METHODS)
 def test_batch_methods_beat_gradient_descent(name, gradient_descent):
     """ "Batch methods: conjugate gradient descent and quasi-Newton methods are more robust and
@@ -284,6 +315,7 @@ def test_a_missing_optimistix_is_named(monkeypatch):
         batch_methods.nonlinear_cg("newton")
 
 
+@slow
 @pytest.mark.parametrize("start", [1e-30, 1e30])
 def test_trust_is_neither_lost_nor_blind_for_ever(start):
     """However far the damping has gone, it comes back; and who has converged stays there."""
@@ -296,5 +328,65 @@ def test_trust_is_neither_lost_nor_blind_for_ever(start):
     options = {"epochs": 90, "key": jax.random.key(0), "params": there}
     params, _ = jaxbp.fit(model, batch, optimizer=optimizer, batch_size=None, **options)
     assert jaxbp.compare(params, there).relative_error == 0
+
+
+NEWTON = partial(batch_methods.truncated_newton, 5)
+
+
+@compiled
+def newton_step(model, damping, params, batch):
+    step = jaxbp.make_step(model, made(NEWTON, 1.0))
+    (moved, state), _ = step((params, batch_methods.TruncatedNewtonState(damping)), batch)
+    return moved, state.damping
+
+
+@pytest.mark.parametrize(
+    ("surprise", "damping", "factor"),
+    [
+        (0.5, 1e-3, 1 / 3),  # 0.81 of the promise is kept
+        (1.0, 1e-3, 1),  # 0.56
+        (1.5, 1e-3, 4),  # 0.24
+        (1e3, 1e-3, 4),  # the objective overflows there
+        (0.5, 1.0, 1 / 3),  # a shorter step
+        (0.0, 1e-3, 1 / 3),  # converged
+        (0.5, 1e30, 1e-22),  # damping from beyond what comes back in time
+        (0.5, 1e-30, 1e22),
+    ],
+)
+def test_truncated_newton_steps_as_far_as_it_trusts_the_quadratic(surprise, damping, factor, x64):
+    """For E = eᵃ - y a, a = w + b at 0, the gradient is 1 - y in both and G is of ones: the step is
+    (y - 1) / (2 + μ) in both; it is not made where E does not fall."""
+    model = jaxbp.MLP((1, 1), (), HEADS["exp_poisson"])
+    params = (jaxbp.Layer(np.zeros((1, 1)), np.zeros(1)),)
+    batch = jaxbp.Batch(np.ones((1, 1)), np.array([[1 + surprise]]))
+    (moved,), after = newton_step(model, damping, params, batch)
+    expected = surprise / (2 + damping) if surprise < 2 else 0
+    np.testing.assert_allclose([moved.weight.item(), moved.bias.item()], expected, 1e-12, 1e-20)
+    np.testing.assert_allclose(after, damping * factor, rtol=1e-12)
+
+
+def test_bfgs_meets_the_minimum_of_a_quadratic(x64):
+    pytest.importorskip("optimistix")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 2))
+    batch = jaxbp.Batch(x, x @ [[2.0], [-1.0]] + 0.5)
+    model = jaxbp.MLP((2, 1), (), HEADS["linear_half_squared_error"])
+    (fitted,), history = jaxbp.fit(
+        model,
+        batch,
+        optimizer=batch_methods.bfgs(),
+        epochs=30,
+        batch_size=None,
+        key=jax.random.key(0),
+        params=random_params(model, 3),
+    )
+    np.testing.assert_allclose([*np.ravel(fitted.weight), *fitted.bias], [2, -1, 0.5], rtol=1e-6)
+    assert np.all(np.diff(history.training_loss) <= 1e-15)
+
+
+def test_a_batch_method_takes_the_whole_batch():
+    model = jaxbp.MLP((1, 1), (), HEADS["linear_half_squared_error"])
+    batch = jaxbp.Batch(np.ones((2, 1)), np.ones((2, 1)))
+    options = {"optimizer": made(NEWTON, 1.0), "epochs": 1, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match="batch_size: got 1, expected None: it is a full-batch"):
-        jaxbp.fit(model, batch, optimizer=optimizer, batch_size=1, **options)
+        jaxbp.fit(model, batch, batch_size=1, **options)

@@ -1,9 +1,9 @@
 """Expressions are read, never run as Python, and an error points at the character."""
 
+import string
 from contextlib import suppress
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,15 +60,24 @@ def test_names_and_arrays():
 V = np.array([1.0, 2.0])
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_function_has_a_derivative(name):
-    function, counts = FUNCTIONS[name]
-    names = ["x", "z"][: max(counts[0], 2 if len(counts) > 1 else 1)]
-    expression = parse(f"{name}({', '.join(names)})")
-    point = [0.3, 0.7][: len(names)] if name != "acosh" else [1.3]
-    traced = graph.trace(expression.function(), *point)
-    expected = jax.grad(lambda *args: jnp.asarray(function(*args)), range(len(point)))(*point)
-    np.testing.assert_allclose(traced.gradients, expected, rtol=1e-12)
+def test_every_function_has_a_derivative():
+    """All in one program, as each would take a compilation or two by itself."""
+
+    @jax.jit
+    def derivatives(points):
+        found = {}
+        for name, point in points.items():
+            numbers = range(len(point))
+            read = parse(f"{name}({', '.join('xz'[: len(point)])})").function()
+            of = (graph.grad(read, numbers), jax.grad(FUNCTIONS[name][0], numbers))
+            found[name] = [gradient(*point) for gradient in of]
+        return found
+
+    points = {
+        name: [0.3, 0.7] if max(counts) > 1 else [0.3] for name, (_, counts) in FUNCTIONS.items()
+    }
+    for name, (got, expected) in derivatives(points | {"acosh": [1.3]}).items():
+        np.testing.assert_allclose(got, expected, rtol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -133,10 +142,24 @@ def test_a_long_line_is_shown_where_it_is_wrong():
     assert shown[mark.index("^") :].startswith("foo(x)")
 
 
-@given(st.text(max_size=30))
-def test_any_text_is_read_or_refused(text):
+def check_that_it_is_read_or_refused(text):
     with suppress(ExpressionError):
         at_two(text)
+
+
+#: what expressions are made of, and a little of what they are not
+CHARACTERS = string.printable + "·−×÷√²éßΣ字🙂\0\x7f\u00a0\u200b\u2028\ufeff\ud800"
+
+
+@given(st.text(st.sampled_from(CHARACTERS), max_size=30))
+def test_text_much_like_an_expression_is_read_or_refused(text):
+    check_that_it_is_read_or_refused(text)
+
+
+@pytest.mark.slow  # Hypothesis makes a table of all Unicode first
+@given(st.text(max_size=30))
+def test_any_text_is_read_or_refused(text):
+    check_that_it_is_read_or_refused(text)
 
 
 @pytest.mark.parametrize(

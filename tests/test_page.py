@@ -16,23 +16,22 @@ from tables import lecture
 from jaxbp import graph
 from jaxbp.graph.nodes import shown
 
+pytestmark = pytest.mark.slow
+
 NEEDED = bool(os.environ.get("JAXBP_NEEDS_BROWSER"))
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER) and not NEEDED:
-    pytest.skip("no chromium with its chromedriver", allow_module_level=True)
-if not NEEDED:
-    pytest.importorskip("selenium")
-
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-
 OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
 PLAIN = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic")
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    if not NEEDED:
+        pytest.importorskip("selenium")
+        if not (CHROMIUM and DRIVER):
+            pytest.skip("no chromium with its chromedriver")
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -62,7 +61,7 @@ def opened(browser, written):
 
 
 def find(browser, selector):
-    return browser.find_elements(By.CSS_SELECTOR, selector)
+    return browser.find_elements("css selector", selector)
 
 
 def said(browser):
@@ -70,8 +69,10 @@ def said(browser):
 
 
 def press(browser, key, times=1):
+    from selenium.webdriver.common.keys import Keys
+
     for _ in range(times):
-        find(browser, "body")[0].send_keys(key)
+        find(browser, "body")[0].send_keys(getattr(Keys, key))
 
 
 def test_it_steps_through_the_computation(opened):
@@ -80,11 +81,11 @@ def test_it_steps_through_the_computation(opened):
     assert find(browser, "h1")[0].text == "y = <the lecture's>"
     assert find(browser, ".count")[0].text == "1 of 22, forward"
     assert said(browser) == ["x = 2"]
-    press(browser, Keys.ARROW_RIGHT, 2)
+    press(browser, "ARROW_RIGHT", 2)
     assert said(browser) == ["a = x·z", "= 2·3", "= 6"]
     assert len(find(browser, ".edge.now")) == 2
     assert find(browser, ".node.now .value")[0].text == "6"
-    press(browser, Keys.ARROW_RIGHT, 14)
+    press(browser, "ARROW_RIGHT", 14)
     assert said(browser) == [
         "ga = gb·b",
         "= 403.429",
@@ -93,13 +94,13 @@ def test_it_steps_through_the_computation(opened):
     ]
     assert find(browser, "#backward tr.now .term")[0].text == "gb·b"
     assert [edge.text for edge in find(browser, ".edge.now text")] == ["b"]
-    press(browser, Keys.ARROW_RIGHT, 2)
+    press(browser, "ARROW_RIGHT", 2)
     assert said(browser)[0] == "ga += gf·(-e/a²)"
     assert said(browser)[1] == "= -0.0177489"
     assert said(browser)[-1] == f"ga = {shown(traced['a'].adjoint)}"
     assert find(browser, ".node.now .adjoint")[0].text == "ga = 404.854"
     assert find(browser, ".count")[0].text == "19 of 22, backward"
-    press(browser, Keys.ARROW_LEFT)
+    press(browser, "ARROW_LEFT")
     assert said(browser)[-1] == "ga = 404.871, so far"
     assert find(browser, ".node.now .adjoint")[0].text == "ga = 404.871"
 
@@ -109,8 +110,8 @@ def test_every_value_appears_at_its_step(opened):
     for node in traced.nodes:
         box = next(b for b in find(browser, ".node.now") if b.text.startswith(node.name))
         assert shown(node.value) in box.text
-        press(browser, Keys.ARROW_RIGHT)
-    press(browser, Keys.END)
+        press(browser, "ARROW_RIGHT")
+    press(browser, "END")
     boxes = {box.text.split(" ")[0].split("\n")[0]: box.text for box in find(browser, ".node")}
     for node in traced.nodes:
         assert f"{node.adjoint_name} = {shown(node.adjoint)}" in boxes[node.name]
@@ -129,9 +130,9 @@ def test_buttons_keys_and_the_address_do_the_same(opened):
     assert not onward.is_enabled()
     back.click()
     assert browser.current_url.endswith("#21")
-    press(browser, Keys.HOME)
+    press(browser, "HOME")
     assert find(browser, ".count")[0].text.startswith("1 of")
-    press(browser, Keys.ARROW_LEFT)
+    press(browser, "ARROW_LEFT")
     assert find(browser, ".count")[0].text.startswith("1 of")
     browser.get(browser.current_url.split("#")[0] + "#7")
     browser.refresh()
@@ -140,7 +141,7 @@ def test_buttons_keys_and_the_address_do_the_same(opened):
 
 def test_it_needs_no_network_and_makes_no_error(opened):
     browser, _ = opened
-    press(browser, Keys.END)
+    press(browser, "END")
     assert browser.get_log("browser") == []
     requests = [entry["message"] for entry in browser.get_log("performance")]
     asked = [entry for entry in requests if '"Network.requestWillBeSent"' in entry]
@@ -204,7 +205,7 @@ def test_names_are_text_and_nothing_else(browser, tmp_path):
     traced = graph.trace(lambda x: graph.named(x * x, name) + 1, 2.0)
     traced.to_html(tmp_path / "odd.html", title=name)
     browser.get((tmp_path / "odd.html").as_uri())
-    press(browser, Keys.END)
+    press(browser, "END")
     assert browser.title == name
     assert find(browser, "h1")[0].text == name
     assert browser.get_log("browser") == []
@@ -214,18 +215,7 @@ def test_a_large_graph_is_drawn(browser, tmp_path):
     traced = graph.trace(lambda x: sum(jnp.sin(k * x) ** 2 for k in range(1, 30)), 0.3)
     traced.to_html(tmp_path / "large.html")
     browser.get((tmp_path / "large.html").as_uri())
-    press(browser, Keys.END)
+    press(browser, "END")
     assert len(find(browser, ".node")) == len(traced.nodes)
     assert find(browser, ".node.now")[0].text.startswith("x")
     assert browser.get_log("browser") == []
-
-
-def test_nothing_is_overwritten(tmp_path, written):
-    traced, _ = written
-    path = tmp_path / "page.html"
-    path.write_text("mine")
-    with pytest.raises(FileExistsError):
-        traced.to_html(path)
-    assert path.read_text() == "mine"
-    traced.to_html(path, overwrite=True)
-    assert path.read_text().startswith("<!DOCTYPE html>")

@@ -1,11 +1,12 @@
 """Mixed precision: what is rounded, what is summed in float32, and what it costs in accuracy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from tables import ACTIVATIONS, random_batch, random_params
+from tables import ACTIVATIONS, initial, random_batch, random_params, sgd
 
 import jaxbp
 from jaxbp import Batch, activations, heads, mixed_precision
@@ -16,6 +17,11 @@ MODEL = jaxbp.MLP((6, 16, 16, 3), activations.relu, heads.softmax_cross_entropy)
 def problem(model=MODEL, rows=24):
     params = random_params(model, 0, np.float32)
     return params, random_batch(model, rows, 0, dtype=np.float32)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def compiled(gradient, model, params, batch):
+    return gradient(model, params, batch)
 
 
 def rounded(array):
@@ -46,7 +52,7 @@ def test_it_rounds_the_operands_and_nothing_else(strict):
     params, batch = problem()
     _, grads = mixed_precision(jaxbp.backprop)(MODEL, params, batch)
     by_hand = jaxbp.compare(grads, by_numpy(params, batch)).relative_error
-    _, exact = jaxbp.backprop(MODEL, params, batch)
+    _, exact = compiled(jaxbp.backprop, MODEL, params, batch)
     assert by_hand < 2e-3 < jaxbp.compare(grads, exact).relative_error < 3e-2
 
 
@@ -69,9 +75,9 @@ def test_what_is_kept_is_small_and_what_is_returned_is_not(name, strict):
 def test_sums_over_the_batch_are_in_float32():
     """In bfloat16 a sum of equal numbers ends at 256 of them."""
     model = jaxbp.MLP((1, 1), (), heads.linear_half_squared_error)
-    params = (jaxbp.Layer(jnp.zeros((1, 1)), jnp.zeros(1)),)
-    batch = Batch(jnp.ones((4096, 1)), -jnp.ones((4096, 1)))
-    _, grads = jax.jit(mixed_precision(jaxbp.backprop), static_argnums=0)(model, params, batch)
+    params = (jaxbp.Layer(np.zeros((1, 1), "f4"), np.zeros(1, "f4")),)
+    batch = Batch(np.ones((4096, 1), "f4"), -np.ones((4096, 1), "f4"))
+    _, grads = compiled(mixed_precision(jaxbp.backprop), model, params, batch)
     assert grads[0].weight.item() == grads[0].bias.item() == 1
 
 
@@ -79,20 +85,24 @@ def test_sums_over_the_batch_are_in_float32():
 def test_the_penalty_is_of_the_weights_as_they_are(gradient):
     params, batch = problem()
     low = mixed_precision(gradient)
-    _, plain = low(MODEL, params, batch)
-    loss, grads = low(MODEL._replace(l2=10.0), params, batch)
+    plain_loss, plain = compiled(low, MODEL, params, batch)
+    loss, grads = compiled(low, MODEL._replace(l2=10.0), params, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves((loss, grads))} == {jnp.dtype(jnp.float32)}
+    squares = sum(np.sum(np.square(layer.weight)) for layer in params)
+    np.testing.assert_allclose(loss, plain_loss + 5 * squares, 1e-6)
     for with_penalty, without, layer in zip(grads, plain, params, strict=True):
-        np.testing.assert_allclose(with_penalty.weight, without.weight + 10 * layer.weight, 1e-6)
+        expected = without.weight + 10 * np.asarray(layer.weight)
+        np.testing.assert_allclose(with_penalty.weight, expected, 1e-6)
 
 
 def test_both_gradients_agree():
     params, batch = problem()
-    _, by_hand = mixed_precision(jaxbp.backprop)(MODEL, params, batch)
-    _, by_jax = mixed_precision(jaxbp.autodiff)(MODEL, params, batch)
+    _, by_hand = compiled(mixed_precision(jaxbp.backprop), MODEL, params, batch)
+    _, by_jax = compiled(mixed_precision(jaxbp.autodiff), MODEL, params, batch)
     assert jaxbp.compare(by_hand, by_jax).relative_error < 1e-2
 
 
+@pytest.mark.slow
 def test_digits_are_learned_as_well():
     digits = jaxbp.data.load("digits")
     model = jaxbp.MLP((64, 128, 10), activations.relu, heads.softmax_cross_entropy)
@@ -111,16 +121,16 @@ def test_digits_are_learned_as_well():
         accuracies.append(history.metric[:, -1].mean())
     assert accuracies[0] > 0.95
     assert abs(accuracies[1] - accuracies[0]) < 0.005
-    params = jaxbp.init(keys[0], model)
-    _, exact = jaxbp.backprop(model, params, digits.train)
-    _, low = mixed_precision(jaxbp.backprop)(model, params, digits.train)
+    params = initial(keys[0], model)
+    _, exact = compiled(jaxbp.backprop, model, params, digits.train)
+    _, low = compiled(mixed_precision(jaxbp.backprop), model, params, digits.train)
     assert 1e-3 < jaxbp.compare(low, exact).relative_error < 2e-2
 
 
 def test_fit_trains_by_it_and_compiles_once():
     assert mixed_precision(jaxbp.backprop) is mixed_precision(jaxbp.backprop, "bfloat16")
     _, batch = problem()
-    options = {"optimizer": optax.sgd(0.1), "epochs": 2, "batch_size": 8, "key": jax.random.key(0)}
+    options = {"optimizer": sgd(0.1), "epochs": 2, "batch_size": 8, "key": jax.random.key(0)}
     low, _ = jaxbp.fit(MODEL, batch, compute_dtype="bfloat16", **options)
     same, _ = jaxbp.fit(MODEL, batch, gradient=mixed_precision(jaxbp.backprop), **options)
     exact, _ = jaxbp.fit(MODEL, batch, **options)
@@ -137,6 +147,6 @@ def test_another_dtype_is_refused(dtype):
 
 def test_a_wider_dtype_than_the_parameters_is_refused():
     params, batch = problem()
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    half = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.bfloat16), params)
     with pytest.raises(ValueError, match="compute_dtype: got float32, expected none wider than"):
-        mixed_precision(jaxbp.backprop, "float32")(MODEL, half, batch)
+        compiled(mixed_precision(jaxbp.backprop, "float32"), MODEL, half, batch)

@@ -1,23 +1,27 @@
 """Many networks at once: each the one that fit trains, however they are spread."""
 
 import json
-import subprocess
-import sys
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tables import cpu_compiler, initial, made
 
 import jaxbp
 from jaxbp import Batch, activations, heads, sweeps
 
+slow = pytest.mark.slow
 MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error, l2=0.01)
-KEYS = jax.random.split(jax.random.key(0), 3)
 RATES = [0.01, 0.1, 0.05]
 MOMENTUM = partial(optax.sgd, momentum=0.9)
+
+
+def three_keys():
+    return jax.random.split(jax.random.key(0), 3)
 
 
 def table(rows, seed=0, dtype=np.float32):
@@ -27,23 +31,24 @@ def table(rows, seed=0, dtype=np.float32):
 
 
 def fit_many(batch=None, **options):
-    defaults = {"keys": KEYS, "learning_rate": RATES, "epochs": 3, "batch_size": 4}
+    defaults = {"keys": three_keys(), "learning_rate": RATES, "epochs": 3, "batch_size": 4}
     return jaxbp.fit_many(MODEL, table(10) if batch is None else batch, **defaults | options)
 
 
-def differences(trained, *, batch=None, l2=None, optimizer=optax.sgd, keys=KEYS, **options):
-    """How far each network and its record are from fit's."""
-    params, history = trained
-    for n, key in enumerate(keys):
+def differences(trained, networks, *, batch=None, l2=None, optimizer=optax.sgd, **options):
+    """How far networks of these numbers, and their records, are from fit's."""
+    params, history = jax.tree.map(np.asarray, trained)
+    keys = three_keys()
+    for n in networks:
         model = MODEL if l2 is None else MODEL._replace(l2=l2[n])
         alone, record = jaxbp.fit(
             model,
             table(10) if batch is None else batch,
-            key=key,
-            optimizer=optimizer(RATES[n]),
+            key=keys[n],
+            optimizer=made(optimizer, RATES[n]),
             **{"epochs": 3, "batch_size": 4} | options,
         )
-        of_many, recorded = jax.tree.map(lambda leaf, n=n: leaf[n], (params, history))
+        of_many, recorded = jax.tree.map(itemgetter(n), (params, history))
         yield jaxbp.compare(of_many, alone).relative_error
         for ours, theirs in zip(recorded[:3], record[:3], strict=True):
             assert (ours is None) == (theirs is None)
@@ -53,38 +58,68 @@ def differences(trained, *, batch=None, l2=None, optimizer=optax.sgd, keys=KEYS,
 
 def noisy(model, params, batch, *, key):
     loss, grads = jaxbp.backprop(model, params, batch)
-    return loss, jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape), grads)
+    noise = jax.random.normal(key)
+    return loss, jax.tree.map(lambda leaf: leaf + noise, grads)
+
+
+#: one network costs fit a program of its own, for its rate: by default the last is compared
+ONE, ALL = [2], [0, 1, 2]
+L2 = [0.0, 0.1, 1.0]
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "networks"),
     [
-        {"l2": [0.0, 0.1, 1.0], "optimizer": MOMENTUM, "validation": table(7, 1)},
-        {"batch_size": None, "optimizer": optax.adam},
-        {"gradient": noisy, "batch_size": 5},
-        {"compute_dtype": jnp.bfloat16, "gradient": jaxbp.autodiff},
+        ({"l2": L2, "optimizer": optax.adam, "validation": table(7, 1), "batch_size": None}, ONE),
+        ({"gradient": noisy, "batch_size": 5, "compute_dtype": jnp.bfloat16}, ONE),
+        *(
+            pytest.param(options, ALL, marks=slow)
+            for options in (
+                {"l2": L2, "optimizer": MOMENTUM, "validation": table(7, 1)},
+                {"batch_size": None, "optimizer": optax.adam},
+                {"gradient": noisy, "batch_size": 5},
+                {"compute_dtype": jnp.bfloat16, "gradient": jaxbp.autodiff},
+            )
+        ),
     ],
-    ids=["l2 and validation", "full batch", "random gradient", "mixed precision"],
+    ids=[
+        "l2, validation, full batch",
+        "random gradient, mixed precision",
+        "l2 and validation",
+        "full batch",
+        "random gradient",
+        "mixed precision",
+    ],
 )
-def test_each_network_is_the_one_that_fit_trains(options):
-    assert max(differences(fit_many(**options), **options)) < 1e-5
+def test_each_network_is_the_one_that_fit_trains(options, networks):
+    with jax.default_matmul_precision("highest"):  # GPUs round float32's products otherwise
+        assert max(differences(fit_many(**options), networks, **options)) < 1e-5
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_however_they_are_dealt(workers, monkeypatch, x64):
+@pytest.mark.parametrize(
+    ("workers", "networks"),
+    [(2, ONE), *(pytest.param(workers, ALL, marks=slow) for workers in (1, 2, 5))],
+)
+def test_however_they_are_dealt(workers, networks, monkeypatch, x64):
     """In float64, also in the threads that the groups are trained in; 3 networks on 2 workers
     leave one place to fill."""
     monkeypatch.setattr(sweeps, "_workers", lambda: jax.local_devices()[:1] * workers)
     batch = table(10, dtype=np.float64)
     trained = fit_many(batch)
     assert trained[0][0].weight.dtype == np.float64
-    assert max(differences(trained, batch=batch)) < 1e-12
+    assert max(differences(trained, networks, batch=batch)) < 1e-12
 
 
-@pytest.mark.parametrize(("multiplications", "batch_size"), [(0, 3), (10**9, 6)])
-def test_together_and_one_after_another(multiplications, batch_size, monkeypatch):
+@pytest.mark.parametrize(
+    ("multiplications", "batch_size", "networks"),
+    [(0, 3, ONE), pytest.param(0, 3, ALL, marks=slow), pytest.param(10**9, 6, ALL, marks=slow)],
+    ids=["one after another", "one after another, all", "together, all"],
+)
+def test_together_and_one_after_another(multiplications, batch_size, networks, monkeypatch):
     monkeypatch.setattr(sweeps, "_SMALL", multiplications)
-    assert max(differences(fit_many(batch_size=batch_size), batch_size=batch_size)) < 1e-5
+    with jax.default_matmul_precision("highest"):
+        trained = fit_many(batch_size=batch_size)
+        assert max(differences(trained, networks, batch_size=batch_size)) < 1e-5
 
 
 TWO_DEVICES = """
@@ -104,22 +139,17 @@ print(json.dumps([len(jax.devices()), params[1].bias.tolist(), history.metric.to
 """
 
 
-def test_on_two_devices():
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", TWO_DEVICES],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=None,
-    )
-    devices, bias, metric = json.loads(run.stdout.splitlines()[-1])
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone two devices can be made")
+def test_on_two_devices(python):
+    out, _ = python("-W", "error", "-c", TWO_DEVICES).ended()
+    devices, bias, metric = json.loads(out.splitlines()[-1])
     assert devices == 2
     rng = np.random.default_rng(0)
     batch = Batch(rng.normal(size=(10, 3)).astype("f"), rng.normal(size=(10, 2)).astype("f"))
     params, history = jaxbp.fit_many(
         MODEL._replace(l2=0.0),
         batch,
-        keys=KEYS,
+        keys=three_keys(),
         learning_rate=0.1,
         epochs=3,
         batch_size=4,
@@ -129,6 +159,7 @@ def test_on_two_devices():
     np.testing.assert_allclose(metric, history.metric, rtol=1e-5)
 
 
+@cpu_compiler  # fit's and fit_many's first parameters, equal to the last bit
 def test_a_network_that_diverges_leaves_the_others_alone():
     alone, _ = fit_many()
     params, history = fit_many(learning_rate=[RATES[0], 1e30, RATES[2]])
@@ -136,7 +167,7 @@ def test_a_network_that_diverges_leaves_the_others_alone():
     assert np.isnan(history.training_loss[1]).all()
     assert np.isfinite(history.training_loss[[0, 2]]).all()
     first, start = (jax.tree.map(lambda leaf: leaf[1], each) for each in (params, alone))
-    assert jaxbp.compare(first, jaxbp.init(KEYS[1], MODEL)).ulps == 0
+    assert jaxbp.compare(first, initial(three_keys()[1], MODEL)).ulps == 0
     assert jaxbp.compare(first, start).relative_error > 0
     assert jaxbp.best_of(params, history).n in {0, 2}
     with pytest.raises(ValueError, match="history: each of the 3 networks diverged"):
@@ -181,9 +212,7 @@ def test_on_epoch_is_told_of_all_and_can_stop():
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"keys": jax.random.key(0)}, TypeError, r"(?s)keys: got .*, expected \(N,\) of them"),
         ({"keys": 7}, TypeError, "keys: got 7"),
-        ({"keys": KEYS[:0]}, ValueError, "keys: got none, expected one a network"),
         (
             {"learning_rate": [0.1, 0.2]},
             ValueError,
@@ -202,3 +231,10 @@ def test_on_epoch_is_told_of_all_and_can_stop():
 def test_what_does_not_fit_is_named(wrong, error, message):
     with pytest.raises(error, match=message):
         fit_many(**wrong)
+
+
+def test_keys_are_one_a_network():
+    with pytest.raises(TypeError, match=r"(?s)keys: got .*, expected \(N,\) of them"):
+        fit_many(keys=jax.random.key(0))
+    with pytest.raises(ValueError, match="keys: got none, expected one a network"):
+        fit_many(keys=three_keys()[:0])
