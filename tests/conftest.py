@@ -17,7 +17,8 @@ try:
 except ImportError:  # on Windows
     resource = None
 
-os.environ["JAX_ENABLE_X64"] = "0"  # the tests that need float64 say so
+# What a test needs otherwise it says: float64, or another terminal.
+os.environ |= {"JAX_ENABLE_X64": "0", "COLUMNS": "100"}
 
 import hypothesis
 import jax
