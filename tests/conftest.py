@@ -44,6 +44,7 @@ LARGEST = 2**29  # bytes of compiled programs; one run leaves some 2**25
 def pytest_configure(config):
     """How JAX compiles, here, in the workers and in programs that tests start: most of the tests'
     time is compiling.  What the environment says comes first."""
+    config.pluginmanager.register(Forgetful())
     if hasattr(config, "workerinput"):  # a worker: it has the environment of who started it
         return
     settings = {
@@ -62,6 +63,15 @@ def pytest_configure(config):
             os.environ[name.upper()] = str(value)
             if name.startswith("jax_"):  # read when jax was imported
                 jax.config.update(name, value)
+
+
+class Forgetful:
+    """A plugin, for the package's doctests as well: what a file has compiled leaves the memory with
+    it.  The cache on disk still has it."""
+
+    def pytest_runtest_teardown(self, item, nextitem):
+        if nextitem is None or nextitem.path != item.path:
+            jax.clear_caches()
 
 
 def cache_folder():
@@ -85,13 +95,6 @@ def pytest_terminal_summary(terminalreporter):
     seconds = sum(each.ru_utime + each.ru_stime for each in used)
     kilobytes = max(each.ru_maxrss for each in used) / (1024 if sys.platform == "darwin" else 1)
     terminalreporter.write_line(f"{seconds:.0f} CPU-seconds, {kilobytes / 1e6:.1f} GB at most")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def forgetful():
-    """What a module compiled leaves the memory with it; the cache on disk still has it."""
-    yield
-    jax.clear_caches()
 
 
 @pytest.fixture
@@ -124,10 +127,11 @@ class Child:
 
     def __init__(self, arguments, folder):
         self.files = folder / "out", folder / "err"
+        paths = [str(Path(jaxbp.__file__).parents[1]), os.environ.get("PYTHONPATH")]
         with self.files[0].open("w") as out, self.files[1].open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, arguments)],
-                env=os.environ | {"PYTHONPATH": str(Path(jaxbp.__file__).parents[1])},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
