@@ -82,16 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _description() -> str:
     """What the command is, and what it leaves in the user's cache."""
-    paragraphs, folder = (
-        ["Backpropagation for multilayer perceptrons, by hand, in JAX."],
-        cache_folder(),
+    what = "Backpropagation for multilayer perceptrons, by hand, in JAX."
+    folder = cache_folder()
+    if folder is None:
+        return what
+    return (
+        f"{what}\n\n"
+        f"Compiled programs, at most {LIMIT // 2**20} MB, are kept in {folder}\n\n"
+        "JAX_COMPILATION_CACHE_DIR moves them, JAX_ENABLE_COMPILATION_CACHE=0 keeps none."
     )
-    if folder is not None:
-        paragraphs += [
-            f"Compiled programs, at most {LIMIT // 2**20} MB, are kept in {folder}",
-            "JAX_COMPILATION_CACHE_DIR moves them, JAX_ENABLE_COMPILATION_CACHE=0 keeps none.",
-        ]
-    return "\n\n".join(paragraphs)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

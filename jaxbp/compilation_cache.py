@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import platformdirs
 
 LIMIT = 100 * 2**20  # bytes; a run of ``jaxbp train`` keeps a third of a megabyte
 _WORTH_KEEPING = 0.1  # seconds of compiling: the rest is as quickly compiled as found
+_FEATURES = ("model name", "flags", "CPU part", "Features")  # the lines of x86, and those of ARM
 _config: Any = jax.config  # each version of JAX types it in its own way
 
 
@@ -48,12 +50,13 @@ def keep_compiled_programs() -> None:
             _config.update(name, value)
 
 
+@cache
 def _processor() -> str:
     """A name for this kind of processor: XLA compiles for the one at hand, and a home folder may
     serve several."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        features = sorted({line for line in lines if line.startswith(("model name", "flags"))})
+        features = sorted({line for line in lines if line.startswith(_FEATURES)})
     except OSError:
         features = []
     told = "\n".join([platform.machine(), platform.processor(), *features])

@@ -387,7 +387,7 @@ def test_what_does_not_fit_is_named(x64):
     for bound, message in [
         (0.0, "max_norm: got 0.0, expected more than 0"),
         (np.nan, "max_norm: got nan, expected more than 0"),
-        ((1.0, 2.0), r"max_norm: got shape \(2,\), expected one number(?!,)"),
+        ((1.0, 2.0), r"(?m)max_norm: got shape \(2,\), expected one number$"),
     ]:
         with pytest.raises(ValueError, match=message):
             clip(bound)
