@@ -31,7 +31,7 @@ from benchmarks.protocol import (
     ratio,
 )
 from jaxbp.mlp import Layer
-from jaxbp.training import one_epoch
+from jaxbp.training.epoch import one_epoch
 
 TARGET, FROM_WIDTH = 0.85, 512  # of the floor, at this width and above
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)

@@ -40,7 +40,7 @@ from benchmarks.protocol import (
 )
 from jaxbp import activations
 from jaxbp.checking import central_difference
-from jaxbp.training import one_epoch, orders
+from jaxbp.training.epoch import one_epoch, orders
 
 ROOT = Path(__file__).parent.parent
 BASE = {"batch": 256, "width": 256, "depth": 4}

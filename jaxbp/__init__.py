@@ -1,18 +1,12 @@
 """Backpropagation for multilayer perceptrons, written out by hand and equal to ``jax.grad``.
 
-Read ``activations``, ``heads``, ``mlp`` and ``gradient``, in this order.
+Read ``activations``, ``heads``, ``mlp`` and ``gradient``, in this order.  ``__all__`` below is the
+map of the rest: what to read, what proves a gradient, and what trains with one.
 """
 
-from jaxbp import (
-    activations,
-    batch_methods,
-    curvature,
-    data,
-    diagnostics,
-    graph,
-    heads,
-    per_example,
-)
+import sys
+
+from jaxbp import activations, curvature, data, diagnostics, graph, heads, per_example
 from jaxbp.activations import with_slope
 from jaxbp.checking import (
     Comparison,
@@ -32,7 +26,8 @@ from jaxbp.curvature import (
 from jaxbp.diagnostics import LayerReport, gradient_flow, layer_report
 from jaxbp.gradient import Batch, autodiff, backprop, input_gradient, objective
 from jaxbp.heads import Head, smooth_labels
-from jaxbp.mlp import MLP, Layer, Residual, backward, forward, gradients, init, predict
+from jaxbp.initialisation import init
+from jaxbp.mlp import MLP, Layer, Residual, backward, forward, gradients, predict
 from jaxbp.per_example import (
     clipped_gradient,
     gradient_moments,
@@ -43,76 +38,85 @@ from jaxbp.per_example import (
     signal_to_noise,
 )
 from jaxbp.precision import mixed_precision
-from jaxbp.sweeps import Best, best_of, fit_many
 from jaxbp.training import (
+    Best,
     Epoch,
     Evaluation,
     History,
     NonFiniteLossError,
+    batch_methods,
+    best_of,
     evaluate,
     fit,
+    fit_many,
     make_step,
 )
 
 __version__ = "0.1.0"
 
-__all__ = [
+sys.modules["jaxbp.batch_methods"] = batch_methods  # so that it can be imported by this name too
+
+__all__ = [  # noqa: RUF022 (by door)
+    # read: the lecture's algorithm
     "MLP",
-    "Batch",
-    "Best",
-    "Checkpoint",
-    "Comparison",
-    "Epoch",
-    "Evaluation",
-    "GradientReport",
-    "Head",
-    "History",
     "Layer",
-    "LayerReport",
-    "NonFiniteLossError",
     "Residual",
-    "TaylorReport",
+    "Head",
+    "Batch",
     "activations",
-    "assert_gradients",
-    "autodiff",
-    "backprop",
-    "backward",
-    "batch_methods",
-    "best_of",
-    "clipped_gradient",
-    "compare",
-    "curvature",
-    "data",
-    "diagnostics",
-    "evaluate",
-    "fit",
-    "fit_many",
-    "forward",
-    "gauss_newton_vector_product",
-    "gradcheck",
-    "gradient_flow",
-    "gradient_moments",
-    "gradient_noise_scale",
-    "gradients",
-    "graph",
     "heads",
-    "hessian_vector_product",
+    "with_slope",
+    "smooth_labels",
     "init",
-    "input_gradient",
-    "kronecker_factors",
-    "layer_report",
-    "load",
-    "make_step",
-    "mixed_precision",
-    "noisy_clipped_gradient",
+    "forward",
+    "backward",
+    "gradients",
+    "predict",
     "objective",
+    "backprop",
+    "autodiff",
+    "input_gradient",
+    # read: other contractions of (z, δ)
     "per_example",
     "per_example_gradients",
     "per_example_norms",
-    "predict",
-    "save",
+    "clipped_gradient",
+    "noisy_clipped_gradient",
+    "gradient_moments",
+    "gradient_noise_scale",
     "signal_to_noise",
-    "smooth_labels",
+    "curvature",
+    "hessian_vector_product",
+    "gauss_newton_vector_product",
+    "kronecker_factors",
+    "mixed_precision",
+    # prove: is it the gradient?
+    "gradcheck",
+    "assert_gradients",
+    "GradientReport",
     "taylor_test",
-    "with_slope",
+    "TaylorReport",
+    "compare",
+    "Comparison",
+    "graph",
+    # use: train, and look after it
+    "data",
+    "fit",
+    "fit_many",
+    "best_of",
+    "Best",
+    "make_step",
+    "batch_methods",
+    "Epoch",
+    "History",
+    "NonFiniteLossError",
+    "evaluate",
+    "Evaluation",
+    "diagnostics",
+    "layer_report",
+    "LayerReport",
+    "gradient_flow",
+    "save",
+    "load",
+    "Checkpoint",
 ]

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
-from jaxbp.data import Preparation
+from jaxbp.data.preparation import Preparation
 from jaxbp.mlp import MLP, Layer, Params, predict
 
 #: what a file, or a command line, can name

@@ -12,8 +12,8 @@ from tables import random_params
 
 import jaxbp
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
-from jaxbp.checking.measuring import Ladder, Slopes, climb, rungs, slopes
-from jaxbp.checking.survey import Survey
+from jaxbp.checking.finite_differences import Ladder, Slopes, climb, rungs, slopes
+from jaxbp.checking.measurement import Survey
 from jaxbp.checking.verdicts import judge, worst
 
 X = np.linspace(0.3, 2.0, 6).astype(np.float32)

@@ -16,7 +16,7 @@ from tables import random_params
 import jaxbp
 from jaxbp import activations, heads
 from jaxbp.checkpoint import CheckpointError
-from jaxbp.data import Preparation
+from jaxbp.data.preparation import Preparation
 
 MODEL = jaxbp.MLP((3, 4, 2), activations.relu, heads.softmax_cross_entropy, l2=0.01)
 PREPARATION = Preparation(

@@ -20,16 +20,8 @@ import tyro
 from tables import random_params
 
 import jaxbp
-from jaxbp import (
-    check_command,
-    checkpoint,
-    cli,
-    compilation_cache,
-    diagnose_command,
-    diagnostics,
-    train_command,
-    train_options,
-)
+from jaxbp import checkpoint, cli, diagnostics
+from jaxbp.cli import check, compilation_cache, diagnose, options, train
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 slow = pytest.mark.slow
@@ -45,8 +37,8 @@ def shared_programs():
     """The same options make the same optimiser here, so that equal runs compile one epoch."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("OPTIMIZERS", "SCHEDULES"):
-            makers = getattr(train_options, name)
-            patch.setattr(train_options, name, {each: cache(makers[each]) for each in makers})
+            makers = getattr(options, name)
+            patch.setattr(options, name, {each: cache(makers[each]) for each in makers})
         yield
 
 
@@ -123,7 +115,7 @@ PLAIN = ["--optimizer", "sgd", "--batch-size", "full"]  # what compiles fastest
 
 def planned(*arguments):
     """The plan that a command line comes to."""
-    return train_options.make_plan(tyro.cli(train_options.Train, args=list(map(str, arguments))))
+    return options.make_plan(tyro.cli(options.Train, args=list(map(str, arguments))))
 
 
 def fitted(*arguments):
@@ -141,7 +133,7 @@ def fitted(*arguments):
     )[1]
 
 
-@pytest.mark.parametrize("optimizer", each(get_args(train_options.OptimizerName), "lbfgs"))
+@pytest.mark.parametrize("optimizer", each(get_args(options.OptimizerName), "lbfgs"))
 def test_every_optimizer_learns(optimizer):
     """Better than always saying the commonest class, which is right in 0.4 of the rows."""
     _, history = fitted("wine", "--hidden", 32, "--epochs", 30, "--optimizer", optimizer)
@@ -181,10 +173,10 @@ def test_several_activations_and_the_other_options(elsewhere, capsys):
 
 
 def test_the_names_on_offer_are_the_tables_names():
-    assert get_args(train_options.OptimizerName) == tuple(train_options.OPTIMIZERS)
-    assert get_args(train_options.ScheduleName) == tuple(train_options.SCHEDULES)
-    assert get_args(train_options.GradientName) == tuple(train_options.GRADIENTS)
-    assert set(train_options.LEARNING_RATES) == set(train_options.OPTIMIZERS)
+    assert get_args(options.OptimizerName) == tuple(options.OPTIMIZERS)
+    assert get_args(options.ScheduleName) == tuple(options.SCHEDULES)
+    assert get_args(options.GradientName) == tuple(options.GRADIENTS)
+    assert set(options.LEARNING_RATES) == set(options.OPTIMIZERS)
 
 
 def test_diagnostics_are_kept_with_the_metrics(elsewhere, capsys):
@@ -219,7 +211,7 @@ def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
 
 def test_diagnose_draws_the_lectures_figure(elsewhere, capsys, monkeypatch):
     few = partial(diagnostics.gradient_flow, (1, 2), width=8, rows=8)
-    monkeypatch.setattr(diagnose_command, "gradient_flow", few)
+    monkeypatch.setattr(diagnose, "gradient_flow", few)
     assert run("diagnose", "--lecture", "--output", "flow.png") == 0
     printed = capsys.readouterr().out
     assert "slopes of ¼ alone" in printed
@@ -253,7 +245,7 @@ def test_a_wrong_gradient_is_not_trained_with(elsewhere, capsys, monkeypatch):
         loss, (first, *rest) = jaxbp.backprop(model, params, batch)
         return loss, (first._replace(weight=first.weight * 1.01), *rest)
 
-    monkeypatch.setattr(train_command, "backprop", planted)
+    monkeypatch.setattr(train, "backprop", planted)
     assert run("train", "wine", "--hidden") == 1  # no other run has, or will have, its programs
     assert "the hand-written gradient is not the gradient" in capsys.readouterr().out
     assert not (elsewhere / "runs").exists()
@@ -276,16 +268,16 @@ def test_control_c_ends_the_epoch_and_saves(elsewhere, python, sigint):
 @pytest.fixture
 def press_before(monkeypatch):
     """Press Ctrl-C each time that ``jaxbp train`` comes to one of its functions."""
-    monkeypatch.setattr(train_command.os, "_exit", lambda status: pytest.fail("ended at once"))
+    monkeypatch.setattr(train.os, "_exit", lambda status: pytest.fail("ended at once"))
 
     def press(name):
-        function = getattr(train_command, name)
+        function = getattr(train, name)
 
         def interrupted(*arguments, **options):
             signal.raise_signal(signal.SIGINT)
             return function(*arguments, **options)
 
-        monkeypatch.setattr(train_command, name, interrupted)
+        monkeypatch.setattr(train, name, interrupted)
 
     return press
 
@@ -326,8 +318,8 @@ def test_names_are_not_taken_for_markup(elsewhere, capsys):
 def test_small_relu_networks_on_two_classes():
     """All ReLUs of a row are dead at first, its logit is 0, and jax.grad must be right there."""
     plan = planned("breast_cancer", *PLAIN, "--hidden", 2)
-    params = train_command.jitted_init(jax.random.key(0), plan.model)
-    errors = train_command.cross_check(plan.model, params, plan.to_fit)
+    params = train.jitted_init(jax.random.key(0), plan.model)
+    errors = train.cross_check(plan.model, params, plan.to_fit)
     assert max(errors.values()) < 1e-5
 
 
@@ -537,7 +529,8 @@ def test_without_the_commands_extra_it_says_how_to_get_it(monkeypatch, capsys):
     from jaxbp.__main__ import main
 
     monkeypatch.setitem(sys.modules, "tyro", None)
-    monkeypatch.delitem(sys.modules, "jaxbp.cli")
+    for name in [name for name in sys.modules if name.startswith("jaxbp.cli")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(jaxbp, "cli")
     assert main() == 2
     assert "pip install 'jaxbp[cli]'" in capsys.readouterr().err
@@ -612,7 +605,7 @@ def test_check_refuses_what_it_cannot_do(request_, message, homework, capsys):
 
 def test_check_of_our_own_backward(elsewhere, capsys, monkeypatch):
     """Every activation × head, with one hidden layer; the command also does more depths."""
-    monkeypatch.setattr(check_command, "DEPTHS", (1,))
+    monkeypatch.setattr(check, "DEPTHS", (1,))
     assert run("check", "--output", "own.json") == 0
     out = capsys.readouterr().out
     assert "relative error at most" in out
@@ -627,8 +620,8 @@ def test_check_of_our_own_backward_fails_with_a_planted_bug(elsewhere, capsys, m
         loss, grads = jaxbp.backprop(model, params, batch)
         return loss, jax.tree.map(lambda grad: 1.001 * grad, grads)
 
-    monkeypatch.setattr(check_command, "DEPTHS", (0,))
-    monkeypatch.setattr(check_command, "backprop", wrong)
+    monkeypatch.setattr(check, "DEPTHS", (0,))
+    monkeypatch.setattr(check, "backprop", wrong)
     assert run("check") == 1
     assert "0 of 8 pass" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxbp import graph
-from jaxbp.graph.expressions import CONSTANTS, FUNCTIONS, ExpressionError, numbers, parse
+from jaxbp.cli.expressions import CONSTANTS, FUNCTIONS, ExpressionError, numbers, parse
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -15,9 +15,10 @@ from tables import HEADS, lecture, random_batch, random_params
 
 import jaxbp
 from jaxbp import activations, graph
-from jaxbp.graph import drawing, html, rules
+from jaxbp.cli.expressions import ExpressionError, parse
+from jaxbp.graph import rules
 from jaxbp.graph.cost import cost_of
-from jaxbp.graph.expressions import ExpressionError, parse
+from jaxbp.graph.render import mermaid_dot, web
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -512,9 +513,9 @@ def test_mermaid_and_dot():
 def test_the_page_for_a_browser_says_each_step():
     """What test_page sees in a real browser."""
     nodes = graph.trace(lecture, 2.0, 3.0).nodes
-    between = {arrow[:2]: number for number, arrow in enumerate(drawing.edges(nodes))}
-    forward = [step.says for step in html.forward_steps(nodes, between)]
-    backward = [step.says for step in html.backward_steps(nodes, between)]
+    between = {arrow[:2]: number for number, arrow in enumerate(mermaid_dot.edges(nodes))}
+    forward = [step.says for step in web.forward_steps(nodes, between)]
+    backward = [step.says for step in web.backward_steps(nodes, between)]
     assert forward[:3] == [("x = 2",), ("z = 3",), ("a = x·z", "= 2·3", "= 6")]
     assert len(forward) + len(backward) == 22
     (first, *_, last) = [says for says in backward if says[0].startswith("ga")]

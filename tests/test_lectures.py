@@ -25,8 +25,8 @@ from tables import random_batch
 import jaxbp
 from jaxbp import Batch, Layer, activations, heads
 from jaxbp.checking import central_difference
-from jaxbp.diagnostics import LECTURE_ACTIVATIONS
-from jaxbp.graph.expressions import parse
+from jaxbp.cli.expressions import parse
+from jaxbp.diagnostics.flow import LECTURE_ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -409,7 +409,7 @@ def test_muzaffar_batch_methods_decrease_the_error_at_each_iteration(method, opt
     params, history = jaxbp.fit(
         model,
         batch,
-        optimizer=getattr(jaxbp.batch_methods, method)(**options),
+        optimizer=getattr(jaxbp.training.batch_methods, method)(**options),
         epochs=400,
         batch_size=None,
         key=jax.random.key(0),

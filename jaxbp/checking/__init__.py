@@ -2,7 +2,7 @@
 
 from jaxbp.checking.checker import assert_gradients, gradcheck
 from jaxbp.checking.comparing import Comparison, compare
-from jaxbp.checking.measuring import central_difference
+from jaxbp.checking.finite_differences import central_difference
 from jaxbp.checking.report import GradientReport, LeafReport
 from jaxbp.checking.taylor import TaylorReport, taylor_test
 

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.checking import symptoms
+from jaxbp.checking import diagnosis
 from jaxbp.checking.comparing import norm
-from jaxbp.checking.findings import (
+from jaxbp.checking.finite_differences import Slopes, rounding_bar
+from jaxbp.checking.jaxprs import eps_of, first_axes
+from jaxbp.checking.leaf_verdicts import (
     BESIDE,
     Check,
     Finding,
@@ -20,7 +22,7 @@ from jaxbp.checking.findings import (
     formula_of,
     values_at,
 )
-from jaxbp.checking.measuring import Slopes, rounding_bar
+from jaxbp.checking.measurement import Survey, arena_of, survey
 from jaxbp.checking.problem import (
     Claim,
     Held,
@@ -34,8 +36,6 @@ from jaxbp.checking.problem import (
     under_vmap,
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
-from jaxbp.checking.survey import Survey, arena_of, survey
-from jaxbp.checking.tracing import eps_of, first_axes
 from jaxbp.checking.verdicts import taylor_order, taylor_verdict, worst
 
 
@@ -75,7 +75,7 @@ def gradcheck(
 
     An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  Where
     f closes over NumPy arrays JAX's caches are cleared before and after (why:
-    ``jaxbp.checking.tracing.arithmetic``); jax.numpy arrays, or arguments, spare you that.
+    ``jaxbp.checking.jaxprs.arithmetic``); jax.numpy arrays, or arguments, spare you that.
 
     Raises TypeError or ValueError, naming argument and leaf, where f's result or the point is not
     finite, an argument has no floating point leaf, f returns something other than floating point
@@ -183,7 +183,7 @@ def _report(check: Check, coordinates: int) -> GradientReport:
         value=check.survey.value,
         precision=check.survey.arena.precision,
         threshold=check.threshold,
-        diagnosis=symptoms.summary([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
+        diagnosis=diagnosis.summary([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
         notes=(*_notes(check), *notes),
         verdict=overall(leaves, joint),
     )
@@ -269,14 +269,14 @@ def _explained(check: Check, findings: list[Finding], coordinates: int) -> list[
     ]
     if not failed:
         return findings
-    scene = symptoms.Scene(
+    scene = diagnosis.Scene(
         claimed=[np.asarray(value, np.float64) for value in check.judged],
         paths=check.problem.paths,
         survey=check.survey,
         lengths=first_axes(check.problem.objective, check.problem.leaves, check.problem.held),
     )
     explained = list(findings)
-    for number, symptom in symptoms.explain(scene, failed, coordinates).items():
+    for number, symptom in diagnosis.explain(scene, failed, coordinates).items():
         why = findings[number].diagnosis or symptom.diagnosis
         explained[number] = findings[number]._replace(diagnosis=why, worst=symptom.worst)
     return explained

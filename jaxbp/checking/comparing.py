@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.arguments import named_leaves
-from jaxbp.tables import Table, align, number, plain
+from jaxbp.text import Table, align, number, plain
+from jaxbp.trees import named_leaves
 
 
 class Entry(NamedTuple):

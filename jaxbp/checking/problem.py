@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.arguments import argument_names, named_leaves, positions_of
-from jaxbp.checking.tracing import Habits, habits
+from jaxbp.checking.jaxprs import Habits, habits
+from jaxbp.trees import argument_names, named_leaves, positions_of
 
 Leaves = tuple[Any, ...]
 

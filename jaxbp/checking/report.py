@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxbp.checking.comparing import Entry, describe
 from jaxbp.checking.verdicts import Verdict, worst
-from jaxbp.tables import Table, align, html, number, plain
+from jaxbp.text import Table, align, html, number, plain
 
 
 class Kink(NamedTuple):

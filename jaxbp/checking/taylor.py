@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 
 from jaxbp.checking.comparing import norm
-from jaxbp.checking.measuring import rounding_bar
+from jaxbp.checking.finite_differences import rounding_bar
+from jaxbp.checking.measurement import Survey, arena_of, survey
 from jaxbp.checking.problem import (
     Claim,
     Leaves,
@@ -23,9 +24,8 @@ from jaxbp.checking.problem import (
     habits_of,
     pose,
 )
-from jaxbp.checking.survey import Survey, arena_of, survey
 from jaxbp.checking.verdicts import Order, Verdict, observed_order, taylor_verdict
-from jaxbp.tables import Table, align, number, plain
+from jaxbp.text import Table, align, number, plain
 
 _SHOWN = 4  # steps, even where the remainder is nothing but rounding
 

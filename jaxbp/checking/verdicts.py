@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxbp.checking.measuring import RATIO, Ladder, Slopes, rounding_bar
+from jaxbp.checking.finite_differences import RATIO, Ladder, Slopes, rounding_bar
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 

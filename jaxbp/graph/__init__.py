@@ -4,9 +4,9 @@ Read ``rules``, the table of local derivatives, and ``reverse``, which is all of
 function becomes a list of operations in ``recording``, and ``computation`` has the graph.
 """
 
-from jaxbp.graph.computation import Graph, trace
 from jaxbp.graph.cost import Cost
-from jaxbp.graph.explaining import DomainError
+from jaxbp.graph.domain import DomainError
+from jaxbp.graph.graph import Graph, trace
 from jaxbp.graph.nodes import Contribution, Node
 from jaxbp.graph.recording import named
 from jaxbp.graph.reverse import NoRuleError, grad

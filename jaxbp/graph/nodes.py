@@ -13,7 +13,7 @@ from jaxbp.graph.recording import Step, is_numeric
 from jaxbp.graph.reverse import Received, Traced
 from jaxbp.graph.rules import NOTATIONS, RULES, call
 from jaxbp.graph.symbols import Symbol, figures, symbol, total
-from jaxbp.tables import number
+from jaxbp.text import number
 
 _LETTERS = "abcdefhijkmnpqrstuvw"  # g marks adjoints; x, y and z are expected to be something
 _OUTPUTS = ("y", "L", "J", "out")

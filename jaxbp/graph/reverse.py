@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.arguments import argument_names, named_leaves, positions_of
-from jaxbp.checking.tracing import float64_enabled
 from jaxbp.graph.recording import Recording, Step, is_real, record
 from jaxbp.graph.rules import RULES, Rule
+from jaxbp.trees import argument_names, named_leaves, positions_of
 
 
 class NoRuleError(NotImplementedError):
@@ -65,7 +64,7 @@ def trace_arguments(
 
     if names is not None and len(names) != len(leaves):
         raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one a leaf")
-    return Traced(record(flat, values), tuple(names or leaves), treedef, float64_enabled())
+    return Traced(record(flat, values), tuple(names or leaves), treedef, jax.config.jax_enable_x64)
 
 
 def adjoints(

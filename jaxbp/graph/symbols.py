@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbp.tables import number
+from jaxbp.text import number
 
 _SUM, _QUOTIENT, _PRODUCT, _POWER, _ATOM = range(5)  # how tightly the outermost operation binds
 _RAISED = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾ᵀ"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.checking.comparing import norm
-from jaxbp.checking.measuring import (
+from jaxbp.checking.finite_differences import (
     JOINTLY,
     RATIO,
     Ladder,
@@ -18,8 +18,8 @@ from jaxbp.checking.measuring import (
     rungs,
     slopes,
 )
+from jaxbp.checking.jaxprs import arithmetic, eps_of, resolution
 from jaxbp.checking.problem import Leaves, Problem
-from jaxbp.checking.tracing import arithmetic, eps_of, float64_enabled, resolution
 
 
 class Arena(NamedTuple):
@@ -32,7 +32,7 @@ class Arena(NamedTuple):
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The context to evaluate in."""
-        wide = self.wide or float64_enabled()
+        wide = self.wide or jax.config.jax_enable_x64
         return arithmetic(float64=wide, numpy_constants=self.numpy_constants)
 
     @property

@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxbp.checking import GradientReport, LeafReport
-from jaxbp.diagnostics import Distributions, Flow, Health, LayerReport
-from jaxbp.training import History
+from jaxbp.diagnostics.flow import Distributions, Flow
+from jaxbp.diagnostics.health import Health
+from jaxbp.diagnostics.report import LayerReport
+from jaxbp.training.fitting import History
 
 _TRAINING, _VALIDATION = "#8c8c8c", "#1f5fa8"
 _PASS, _FAIL, _INCONCLUSIVE = "#2e8b57", "#c0392b", "#c98a00"

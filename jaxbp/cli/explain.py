@@ -18,10 +18,11 @@ from tyro.conf import Positional, arg
 
 from jaxbp.activations import Activation
 from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
+from jaxbp.cli.expressions import ExpressionError, numbers, parse
 from jaxbp.graph import DomainError, Graph, named, trace
-from jaxbp.graph.expressions import ExpressionError, numbers, parse
 from jaxbp.graph.symbols import SUPERSCRIPTS
-from jaxbp.mlp import MLP, Layer, forward, init
+from jaxbp.initialisation import init
+from jaxbp.mlp import MLP, Layer, forward
 
 _MOST_WEIGHTS = 1_000_000
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbp.graph.drawing import edges
-from jaxbp.graph.layout import layout
 from jaxbp.graph.nodes import Contribution, Node, shown
-from jaxbp.graph.page import Line, backward_line, backwards, forward_lines
+from jaxbp.graph.render.layout import layout
+from jaxbp.graph.render.mermaid_dot import edges
+from jaxbp.graph.render.text import Line, backward_line, backwards, forward_lines
 
 _CHARACTER, _LONGEST = 7.8, 24  # of the text in boxes: a character's pixels, a line's characters
 
@@ -36,7 +36,7 @@ def document(nodes: Sequence[Node], remarks: Sequence[str], title: str) -> str:
     arrows = list(edges(nodes))
     between = {arrow[:2]: number for number, arrow in enumerate(arrows)}
     steps = [*forward_steps(nodes, between), *backward_steps(nodes, between)]
-    template = Template((files("jaxbp.graph") / "page.html").read_text(encoding="utf-8"))
+    template = Template((files("jaxbp.graph.render") / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),
         drawing=_drawing(nodes, arrows, steps),

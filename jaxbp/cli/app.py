@@ -10,22 +10,16 @@ import tyro
 from rich.console import Console
 
 import jaxbp
-from jaxbp import (
-    check_command,
-    diagnose_command,
-    explain_command,
-    predict_command,
-    train_command,
-)
-from jaxbp.check_command import Check, CheckError
 from jaxbp.checkpoint import CheckpointError
-from jaxbp.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
-from jaxbp.data import DataError
-from jaxbp.diagnose_command import Diagnose
-from jaxbp.explain_command import Explain, ExplainError
-from jaxbp.predict_command import Predict
-from jaxbp.train_command import INTERRUPTED
-from jaxbp.train_options import OptionError, Train
+from jaxbp.cli import check, diagnose, explain, predict, train
+from jaxbp.cli.check import Check, CheckError
+from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
+from jaxbp.cli.diagnose import Diagnose
+from jaxbp.cli.explain import Explain, ExplainError
+from jaxbp.cli.options import OptionError, Train
+from jaxbp.cli.predict import Predict
+from jaxbp.cli.train import INTERRUPTED
+from jaxbp.data.sources import DataError
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -37,11 +31,11 @@ Command = (
 
 
 _RUN: dict[type, Callable[..., int]] = {
-    Train: train_command.run,
-    Predict: predict_command.run,
-    Check: check_command.run,
-    Diagnose: diagnose_command.run,
-    Explain: explain_command.run,
+    Train: train.run,
+    Predict: predict.run,
+    Check: check.run,
+    Diagnose: diagnose.run,
+    Explain: explain.run,
 }
 _REQUEST_ERRORS = (OptionError, DataError, CheckpointError, CheckError, ExplainError, OSError)
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
@@ -52,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for an interrupted one."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["explain"]:
-        arguments = explain_command.shielded(arguments)
+        arguments = explain.shielded(arguments)
     if arguments == ["--version"]:
         print(f"jaxbp {jaxbp.__version__}, jax {jax.__version__}")
         return 0

@@ -14,7 +14,8 @@ from rich.console import Console
 from tyro.conf import arg
 
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load
-from jaxbp.data import read_features, transform
+from jaxbp.data.preparation import transform
+from jaxbp.data.sources import read_features
 from jaxbp.mlp import predict
 
 

@@ -11,21 +11,7 @@ import numpy as np
 from rich.console import Console
 from tyro.conf import arg
 
-from jaxbp.diagnostics import (
-    Distributions,
-    Flow,
-    distributions,
-    gradient_flow,
-    judge,
-    layer_report,
-    unfelt_errors,
-)
-from jaxbp.gradient import Batch
-from jaxbp.mlp import Params
-from jaxbp.plotting import diagnosis, flow_by_depth
-from jaxbp.tables import Table, align
-from jaxbp.train_command import Interrupts, describe_network
-from jaxbp.train_options import (
+from jaxbp.cli.options import (
     L2,
     Activations,
     BatchSize,
@@ -43,7 +29,15 @@ from jaxbp.train_options import (
     make_plan,
     restless,
 )
-from jaxbp.training import Epoch, History, NonFiniteLossError, fit, jitted_init
+from jaxbp.cli.pictures import diagnosis, flow_by_depth
+from jaxbp.cli.train import Interrupts, describe_network
+from jaxbp.diagnostics.flow import Distributions, Flow, distributions, gradient_flow
+from jaxbp.diagnostics.report import judge, layer_report, unfelt_errors
+from jaxbp.gradient import Batch
+from jaxbp.mlp import Params
+from jaxbp.text import Table, align
+from jaxbp.training.epoch import jitted_init
+from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
 
 _SAMPLE = 512  # rows that distributions are taken over
 _PICTURES = (".png", ".svg", ".pdf")

@@ -27,11 +27,11 @@ from tyro.conf import arg
 from jaxbp.checking import GradientReport, compare, gradcheck
 from jaxbp.checking.verdicts import worst
 from jaxbp.checkpoint import ACTIVATIONS, HEADS
+from jaxbp.cli.pictures import step_curves
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.heads import Head
 from jaxbp.mlp import MLP, Layer, Params
-from jaxbp.plotting import step_curves
-from jaxbp.tables import align, number
+from jaxbp.text import align, number
 
 DEPTHS = (0, 1, 2)  # hidden layers
 _STATUS = {"pass": 0, "fail": 1, "inconclusive": 2}

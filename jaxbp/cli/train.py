@@ -23,21 +23,15 @@ from rich.table import Table
 import jaxbp
 from jaxbp.checking import central_difference, compare
 from jaxbp.checkpoint import save
-from jaxbp.diagnostics import judge, unfelt_errors
+from jaxbp.cli.options import GRADIENTS, Plan, Train, make_folder, make_plan, restless
+from jaxbp.cli.pictures import learning_curve
+from jaxbp.diagnostics.report import judge, unfelt_errors
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.mlp import MLP, Params
-from jaxbp.plotting import learning_curve
-from jaxbp.tables import plain
-from jaxbp.train_options import GRADIENTS, Plan, Train, make_folder, make_plan, restless
-from jaxbp.training import (
-    Epoch,
-    History,
-    NonFiniteLossError,
-    evaluate,
-    fit,
-    jitted_init,
-    metric_name,
-)
+from jaxbp.text import plain
+from jaxbp.training.epoch import jitted_init
+from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
+from jaxbp.training.metrics import evaluate, metric_name
 
 INTERRUPTED = 130  # the exit status that shells give an end by Ctrl-C
 _TRUSTED = 1e-3  # float32 rounding stays far below, a wrong formula far above

@@ -12,7 +12,8 @@ import pytest
 from tables import cpu_compiler, initial, made
 
 import jaxbp
-from jaxbp import Batch, activations, heads, sweeps
+from jaxbp import Batch, activations, heads
+from jaxbp.training import many
 
 slow = pytest.mark.slow
 MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error, l2=0.01)
@@ -103,7 +104,7 @@ def test_each_network_is_the_one_that_fit_trains(options, networks):
 def test_however_they_are_dealt(workers, networks, monkeypatch, x64):
     """In float64, also in the threads that the groups are trained in; 3 networks on 2 workers
     leave one place to fill."""
-    monkeypatch.setattr(sweeps, "_workers", lambda: jax.local_devices()[:1] * workers)
+    monkeypatch.setattr(many, "_workers", lambda: jax.local_devices()[:1] * workers)
     batch = table(10, dtype=np.float64)
     trained = fit_many(batch)
     assert trained[0][0].weight.dtype == np.float64
@@ -116,7 +117,7 @@ def test_however_they_are_dealt(workers, networks, monkeypatch, x64):
     ids=["one after another", "one after another, all", "together, all"],
 )
 def test_together_and_one_after_another(multiplications, batch_size, networks, monkeypatch):
-    monkeypatch.setattr(sweeps, "_SMALL", multiplications)
+    monkeypatch.setattr(many, "_SMALL", multiplications)
     with jax.default_matmul_precision("highest"):
         trained = fit_many(batch_size=batch_size)
         assert max(differences(trained, networks, batch_size=batch_size)) < 1e-5

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.checking.comparing import Entry, norm
+from jaxbp.checking.jaxprs import Habits, arithmetic, eps_of, largest_of
+from jaxbp.checking.measurement import Survey
 from jaxbp.checking.problem import Claim, Claimed, Held, Leaves, Problem, compiled
-from jaxbp.checking.survey import Survey
-from jaxbp.checking.tracing import Habits, arithmetic, eps_of, largest_of
 from jaxbp.checking.verdicts import THRESHOLDS, Judgement, Verdict, judge
 
 BESIDE = 1e-4  # relative to a leaf's size: so far beside the point other points are tried

@@ -13,12 +13,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxbp.graph import drawing
 from jaxbp.graph.cost import Cost, cost_of
-from jaxbp.graph.explaining import check_domain, check_output, notes
-from jaxbp.graph.html import document
+from jaxbp.graph.domain import check_domain, check_output, notes
 from jaxbp.graph.nodes import Node, names_of, nodes_of
-from jaxbp.graph.page import backward_lines, forward_lines, page
+from jaxbp.graph.render import mermaid_dot
+from jaxbp.graph.render.text import backward_lines, forward_lines, page
+from jaxbp.graph.render.web import document
 from jaxbp.graph.reverse import (
     Received,
     Traced,
@@ -27,7 +27,7 @@ from jaxbp.graph.reverse import (
     gradient_trees,
     trace_arguments,
 )
-from jaxbp.tables import Table, html
+from jaxbp.text import Table, html
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,11 +102,11 @@ class Graph:
 
     def to_mermaid(self) -> str:
         """A flowchart for Mermaid, with the local derivatives on its edges."""
-        return drawing.to_mermaid(self.nodes)
+        return mermaid_dot.to_mermaid(self.nodes)
 
     def to_dot(self) -> str:
         """A digraph for Graphviz, with the local derivatives on its edges."""
-        return drawing.to_dot(self.nodes)
+        return mermaid_dot.to_dot(self.nodes)
 
     def to_html(
         self,

@@ -23,21 +23,12 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, backprop
-from jaxbp.inputs import check_arguments, floating, on_device
 from jaxbp.mlp import MLP, Params
 from jaxbp.precision import Gradient, mixed_precision
-from jaxbp.training import (
-    Epoch,
-    Evaluation,
-    History,
-    history_of,
-    is_random,
-    jitted_init,
-    loss_and_metric,
-    one_epoch,
-    orders,
-    relative_weights,
-)
+from jaxbp.training.checks import check_arguments, floating, on_device
+from jaxbp.training.epoch import is_random, jitted_init, one_epoch, orders, relative_weights
+from jaxbp.training.fitting import Epoch, History, history_of
+from jaxbp.training.metrics import Evaluation, loss_and_metric
 
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # of a learning rate
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxbp.tables import Table, align, html, number, plain
+from jaxbp.text import Table, align, html, number, plain
 
 TABLE = Table(("leaf", "error", "verdict"), [("weight", "1.5e-09", "pass"), ("b", "0", "fail")])
 

@@ -15,14 +15,15 @@ import optax
 import tyro
 from tyro.conf import arg
 
-from jaxbp import batch_methods
 from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
-from jaxbp.data import DataError, Dataset, Task, load
-from jaxbp.diagnostics import RESTLESS
+from jaxbp.data.loading import Dataset, load
+from jaxbp.data.sources import DataError, Task
+from jaxbp.diagnostics.report import RESTLESS
 from jaxbp.gradient import Batch, autodiff, backprop
 from jaxbp.heads import smooth_labels
 from jaxbp.mlp import MLP
 from jaxbp.precision import Gradient
+from jaxbp.training import batch_methods
 
 OptimizerName = Literal[
     "sgd",

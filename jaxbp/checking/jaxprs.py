@@ -52,11 +52,6 @@ def habits(function: Callable[..., Any], *args: Any) -> Habits:
     return Habits(repeats=_same(first, second), numpy_constants=bool(lasting))
 
 
-def float64_enabled() -> bool:
-    """Whether JAX keeps float64 numbers at the moment."""
-    return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
-
-
 @contextmanager
 def arithmetic(*, float64: bool, numpy_constants: bool) -> Iterator[None]:
     """float64 or not, for what is traced and run inside.
@@ -65,7 +60,7 @@ def arithmetic(*, float64: bool, numpy_constants: bool) -> Iterator[None]:
     fails to compile it in the other (jax 0.10 to 0.12).  So where there are such constants its
     caches are cleared on the way in and on the way out: what was compiled before is compiled again.
     """
-    switches = numpy_constants and float64 != float64_enabled()
+    switches = numpy_constants and float64 != jax.config.jax_enable_x64
     if switches:
         jax.clear_caches()  # type: ignore[no-untyped-call]
     try:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxbp.checking.comparing import Entry, norm
-from jaxbp.checking.measuring import RATIO, as_matrix, climb_windows, slopes
-from jaxbp.checking.survey import Survey
+from jaxbp.checking.finite_differences import RATIO, as_matrix, climb_windows, slopes
+from jaxbp.checking.measurement import Survey
 from jaxbp.checking.verdicts import judge
-from jaxbp.tables import number as shown
+from jaxbp.text import number as shown
 
 _EXPLAINED = 1e-4  # of the slopes' size may be left over when a mistake is said to explain them
 _WORST = 3  # entries are listed

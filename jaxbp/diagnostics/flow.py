@@ -1,0 +1,107 @@
+"""Flow: how outputs and errors fare from layer to layer."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbp import activations as units
+from jaxbp.activations import Activation
+from jaxbp.diagnostics.health import outputs_of
+from jaxbp.gradient import Batch, errors
+from jaxbp.heads import softmax_cross_entropy
+from jaxbp.initialisation import init
+from jaxbp.mlp import MLP, Params
+
+QUANTILES = (5, 25, 50, 75, 95)  # per cent
+
+
+class Distributions(NamedTuple):
+    """Quantiles over a layer's units and a batch's examples, of every layer: (L, 5)."""
+
+    output: Array  # of h
+    delta: Array  # of |δ| where it is not 0, as it is below a ReLU that is off; NaN: it is nowhere
+
+
+def distributions(model: MLP, params: Params, batch: Batch) -> Distributions:
+    """How outputs h and errors |δ| are spread in every layer, at 5, 25, 50, 75 and 95 %."""
+    _, residuals, deltas = errors(model, params, batch)
+    levels = jnp.array(QUANTILES) / 100
+    return Distributions(
+        output=jnp.stack([jnp.quantile(h, levels) for h in outputs_of(params, residuals)]),
+        delta=jnp.stack(
+            [jnp.nanquantile(jnp.where(d == 0, jnp.nan, jnp.abs(d)), levels) for d in deltas]
+        ),
+    )
+
+
+class Flow(NamedTuple):
+    """How errors fare on their way back through one network."""
+
+    activation: str
+    scheme: str
+    depth: int  # hidden layers
+    delta: np.ndarray  # (depth + 1,) ‖δ‖ by layer, the first layer first
+
+    @property
+    def relative(self) -> np.ndarray:
+        """‖δ‖ over that of the last layer."""
+        return np.asarray(self.delta / self.delta[-1])
+
+
+LECTURE_ACTIVATIONS: dict[str, Activation] = {
+    "sigmoid": units.sigmoid,
+    "tanh": units.tanh,
+    "relu": units.relu,
+    "leaky_relu": units.leaky_relu,
+    "elu": units.elu,
+}
+
+
+def gradient_flow(
+    depths: Sequence[int] = (5, 10, 20, 50),
+    activations: dict[str, Activation] | None = None,
+    schemes: Sequence[str] = ("glorot", "he", "lecun"),
+    *,
+    width: int = 64,
+    rows: int = 128,
+    key: Array | None = None,
+) -> tuple[Flow, ...]:
+    """The lectures' story as an experiment: ‖δ‖ by layer in untrained networks of every kind.
+
+    δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾ has a factor h' ≤ ¼ for every sigmoid layer, so that after k of
+    them at most (¼)ᵏ of the error is left where the weights keep its length (‖W‖₂ ≤ 1), or keep it
+    on average (glorot and lecun, between layers of one width).  Networks of depth hidden layers,
+    each width wide, softmax over ten classes, inputs from the normal distribution and random
+    classes; activations are those of the lectures unless named.
+
+    >>> sigmoid, relu = gradient_flow((8,), {"sigmoid": units.sigmoid, "relu": units.relu}, ("he",))
+    >>> bool(sigmoid.relative[0] < 1e-3 < 0.1 < relu.relative[0])
+    True
+    """
+    activations = LECTURE_ACTIVATIONS if activations is None else activations
+    key = jax.random.key(0) if key is None else key
+    x_key, class_key, params_key = jax.random.split(key, 3)
+    batch = Batch(
+        x=jax.random.normal(x_key, (rows, width)),
+        target=jax.random.randint(class_key, (rows,), 0, 10),
+    )
+    flows = []
+    for scheme in schemes:
+        deepest = _hidden(width, max(depths), units.identity)
+        params = init(params_key, deepest, scheme=scheme)  # shallower ones take its first layers
+        for (name, unit), depth in product(activations.items(), depths):
+            model = _hidden(width, depth, unit)
+            _, _, deltas = errors(model, (*params[:depth], params[-1]), batch)
+            examples = [np.linalg.norm(np.asarray(delta, float), axis=-1) for delta in deltas]
+            norms = [np.sqrt(np.mean(norm**2)) for norm in examples]
+            flows.append(Flow(name, scheme, depth, np.array(norms)))
+    return tuple(flows)
+
+
+def _hidden(width: int, depth: int, unit: Activation) -> MLP:
+    return MLP((width, *(width,) * depth, 10), unit, softmax_cross_entropy)

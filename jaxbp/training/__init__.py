@@ -1,0 +1,27 @@
+"""Training: step 5 of the lecture's algorithm, over minibatches, for as many epochs as wanted.
+
+Read ``epoch``, a whole epoch as one compiled scan; ``fitting``, which trains one network, and
+``many``, which trains N of them.  ``checks`` says what may be trained on what, ``metrics`` how well
+a network does, and ``batch_methods`` has the lectures' optimisers for full batches.
+"""
+
+from jaxbp.training import batch_methods
+from jaxbp.training.epoch import make_step
+from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
+from jaxbp.training.many import Best, best_of, fit_many
+from jaxbp.training.metrics import Evaluation, evaluate, metric_name
+
+__all__ = [
+    "Best",
+    "Epoch",
+    "Evaluation",
+    "History",
+    "NonFiniteLossError",
+    "batch_methods",
+    "best_of",
+    "evaluate",
+    "fit",
+    "fit_many",
+    "make_step",
+    "metric_name",
+]

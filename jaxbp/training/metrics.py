@@ -1,0 +1,68 @@
+"""Metrics: the loss on a batch, and accuracy or R²."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxbp.gradient import Batch, objective, shares
+from jaxbp.heads import Head
+from jaxbp.mlp import MLP, Params, forward
+from jaxbp.training.checks import on_device
+
+
+class Evaluation(NamedTuple):
+    """How a network does on a batch."""
+
+    loss: float  # the objective, L2 included
+    metric: float  # accuracy in [0, 1] where the head decides, else R² ≤ 1
+
+
+def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
+    """The objective on a batch, and the accuracy or R² of its predictions.
+
+    Accuracy where the head decides between classes: the share of rows (for sigmoid units: of
+    outputs) whose decision is the target's.  Else R² = 1 - Σ(t - ŷ)² / Σ(t - t̄)², averaged over
+    outputs; an output whose target never varies counts 1 if it is met exactly and 0 if not.  Both
+    are weighted like the loss.  Raises ValueError where the batch does not fit the model.
+    """
+    batch = on_device(model, params, batch, "batch")
+    return Evaluation(*map(float, jitted_evaluate(model, params, batch)))
+
+
+def metric_name(head: Head) -> str:
+    """What ``evaluate`` measures for a head: "accuracy" or "r2"."""
+    return "r2" if head.decide is None else "accuracy"
+
+
+def loss_and_metric(model: MLP, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """What ``evaluate`` measures, before it is compiled."""
+    logits, _ = forward(model, params, batch.x)
+    loss, _ = model.head.loss(logits, batch.target)
+    score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
+    metric = score(model.head.predict(logits), jnp.asarray(batch.target), shares(batch, loss))
+    return objective(model, params, batch), metric
+
+
+jitted_evaluate = jax.jit(loss_and_metric, static_argnums=0)
+
+
+def _accuracy(
+    decide: Callable[[Array], Array], prediction: Array, target: Array, share: Array
+) -> Array:
+    decision = decide(prediction)
+    correct = decision == (decide(target) if target.shape == prediction.shape else target)
+    return jnp.sum(share * jnp.mean(correct, axis=range(share.ndim, correct.ndim)))
+
+
+def _r2(prediction: Array, target: Array, share: Array) -> Array:
+    share = share[:, None]
+    varies = jnp.any((share > 0) & (target != target[jnp.argmax(share)]), axis=0)
+    mean = jnp.sum(share * target, axis=0)
+    total = jnp.sum(share * (target - mean) ** 2, axis=0)
+    unexplained = jnp.sum(share * (target - prediction) ** 2, axis=0)
+    explained = 1 - unexplained / jnp.where(varies, total, 1)
+    return jnp.mean(jnp.where(varies, explained, unexplained == 0))
