@@ -30,8 +30,8 @@ from benchmarks.protocol import (
     median,
     ratio,
 )
-from jaxbp.mlp import Layer
-from jaxbp.training.epoch import one_epoch
+from jaxbp.model import Layer
+from jaxbp.training.epoch import Program, one_epoch
 
 TARGET, FROM_WIDTH = 0.85, 512  # of the floor, at this width and above
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -106,7 +106,7 @@ def contenders(sizes, rows, mode, steps):
     optimizer, gradient = optax.sgd(1e-6), jaxbp.backprop
     if mode.compute_dtype:
         gradient = jaxbp.mixed_precision(gradient, mode.compute_dtype)
-    epoch = partial(one_epoch, model, optimizer, gradient, rows, False)
+    epoch = partial(one_epoch, Program(model, optimizer, gradient, rows))
     dtype = mode.compute_dtype or "float32"
     operands = [Layer(weight.astype(dtype), bias) for weight, bias in params]
     return {
@@ -183,7 +183,7 @@ def anatomy(sizes, rows, seconds):
             params=params,
         )[0]
 
-    epoch = partial(one_epoch, model, optimizer, jaxbp.backprop, rows, False)
+    epoch = partial(one_epoch, Program(model, optimizer, jaxbp.backprop, rows))
     candidates = {
         "products": compiled(
             looped(lambda x, params: products(params, x), steps), one.x, list(params)

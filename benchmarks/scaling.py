@@ -40,7 +40,7 @@ from benchmarks.protocol import (
 )
 from jaxbp import activations
 from jaxbp.checking import central_difference
-from jaxbp.training.epoch import one_epoch, orders
+from jaxbp.training.epoch import Program, one_epoch, shuffled_rows
 
 ROOT = Path(__file__).parent.parent
 BASE = {"batch": 256, "width": 256, "depth": 4}
@@ -150,7 +150,6 @@ def ways(many):
     settings = {"epochs": many.epochs, "batch_size": many.batch_size}
     start = jax.vmap(lambda key: jaxbp.init(key, model))(keys)
     seeds = np.asarray(jax.random.key_data(keys)).tolist()
-    order_of = [orders(seed, many.rows, many.batch_size) for seed in seeds]
 
     def loop():
         trained = [
@@ -165,18 +164,8 @@ def ways(many):
     def epoch(params, rate, order):
         optimizer = optax.sgd(rate)
         state = optimizer.init(params)
-        return one_epoch(
-            model,
-            optimizer,
-            jaxbp.backprop,
-            many.batch_size,
-            False,
-            params,
-            state,
-            batch,
-            order,
-            None,
-        )[0]
+        program = Program(model, optimizer, jaxbp.backprop, many.batch_size)
+        return one_epoch(program, params, state, batch, order, None)[0]
 
     def mapped(*each):
         return jax.lax.map(lambda one: epoch(*one), each)
@@ -187,7 +176,8 @@ def ways(many):
         def train():
             params = start
             for number in range(1, many.epochs + 1):
-                params = program(params, rates, np.stack([of(number) for of in order_of]))
+                orders = [shuffled_rows(seed, number, many.rows) for seed in seeds]
+                params = program(params, rates, np.stack(orders))
             return params
 
         return train

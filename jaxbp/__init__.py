@@ -27,7 +27,8 @@ from jaxbp.diagnostics import LayerReport, gradient_flow, layer_report
 from jaxbp.gradient import Batch, autodiff, backprop, input_gradient, objective
 from jaxbp.heads import Head, smooth_labels
 from jaxbp.initialisation import init
-from jaxbp.mlp import MLP, Layer, Residual, backward, forward, gradients, predict
+from jaxbp.mlp import backward, forward, gradients, predict
+from jaxbp.model import MLP, Layer, Residual
 from jaxbp.per_example import (
     clipped_gradient,
     gradient_moments,
@@ -50,6 +51,7 @@ from jaxbp.training import (
     fit,
     fit_many,
     make_step,
+    random_gradient,
 )
 
 __version__ = "0.1.0"
@@ -106,6 +108,7 @@ __all__ = [  # noqa: RUF022 (by door)
     "best_of",
     "Best",
     "make_step",
+    "random_gradient",
     "batch_methods",
     "Epoch",
     "History",

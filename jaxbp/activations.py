@@ -8,7 +8,7 @@ A keyword is set once with ``functools.partial(leaky_relu, alpha=0.2)``.
 """
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, update_wrapper
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,10 @@ def relu(a: Array) -> tuple[Array, Array]:
 
 
 def leaky_relu(a: Array, *, alpha: float = 0.01) -> tuple[Array, Array]:
-    """h = a if a > 0 else αa, h' = 1 or α, for α ≥ 0 (Maas et al. 2013, section 2); h'(0) = α, as
-    in the lectures, where ``jax.nn`` has 1."""
+    """h = a if a > 0 else αa, h' = 1 or α, for α ≥ 0 (Maas et al. 2013, section 2).
+
+    h'(0) = α, as in the lectures; ``jax.nn`` has 1.  Raises ValueError for a negative α.
+    """
     if alpha < 0:
         raise ValueError(f"alpha: got {alpha}, expected at least 0")
     h = jnp.where(a > 0, a, alpha * a)
@@ -50,7 +52,10 @@ def leaky_relu(a: Array, *, alpha: float = 0.01) -> tuple[Array, Array]:
 
 
 def elu(a: Array, *, k: float = 1.0) -> tuple[Array, Array]:
-    """h = a if a > 0 else k (eᵃ - 1), h' = 1 or h + k, for k ≥ 0 (Clevert et al. 2016, sec. 3)."""
+    """h = a if a > 0 else k (eᵃ - 1), h' = 1 or h + k, for k ≥ 0 (Clevert et al. 2016, sec. 3).
+
+    Raises ValueError for a negative k.
+    """
     if k < 0:
         raise ValueError(f"k: got {k}, expected at least 0")
     h = jnp.where(a > 0, a, k * jnp.expm1(jnp.where(a > 0, 0, a)))  # inner select: no overflow
@@ -65,8 +70,10 @@ def softplus(a: Array) -> tuple[Array, Array]:
 
 
 def gelu(a: Array) -> tuple[Array, Array]:
-    """h = a Φ(a), h' = Φ(a) + a φ(a), Φ the normal distribution and φ its density: exact, without
-    the tanh approximation (Hendrycks and Gimpel 2016, section 2)."""
+    """h = a Φ(a), h' = Φ(a) + a φ(a), with Φ the normal distribution and φ its density.
+
+    This is the exact form, without the tanh approximation (Hendrycks and Gimpel 2016, section 2).
+    """
     cdf = (1 + jax.lax.erf(a * 0.5**0.5)) / 2  # not erfc: XLA would keep two arrays a layer more
     return a * cdf, cdf + a * jnp.exp(-a * a / 2) * (2 * jnp.pi) ** -0.5
 
@@ -78,7 +85,14 @@ def silu(a: Array) -> tuple[Array, Array]:
     return h, s + h * (1 - s)
 
 
-@cache  # the same fn gives the same activation, so jit does not compile a model twice
+#: the activations that a file or a command line can name
+BY_NAME: dict[str, Activation] = {
+    unit.__name__: unit
+    for unit in (identity, sigmoid, tanh, relu, leaky_relu, elu, softplus, gelu, silu)
+}
+
+
+@cache  # the same fn gives the same activation
 def with_slope(fn: Callable[[Array], Array]) -> Activation:
     """Make an activation of any elementwise JAX function: a -> (fn(a), fn'(a)), by ``jax.jvp``.
 
@@ -88,12 +102,11 @@ def with_slope(fn: Callable[[Array], Array]) -> Activation:
     >>> h.tolist(), slope.tolist()
     ([0.0, 0.0], [1.0, 1.0])
     """
+    return update_wrapper(partial(_with_slope, fn), fn)
 
-    @wraps(fn)
-    def activation(a: Array) -> tuple[Array, Array]:
-        h, slope = jax.jvp(fn, (a,), (jnp.ones_like(a),))
-        if h.shape != a.shape:
-            raise ValueError(f"fn: maps {a.shape} to {h.shape}, expected an elementwise function")
-        return h, slope
 
-    return activation
+def _with_slope(fn: Callable[[Array], Array], a: Array) -> tuple[Array, Array]:
+    h, slope = jax.jvp(fn, (a,), (jnp.ones_like(a),))
+    if h.shape != a.shape:
+        raise ValueError(f"fn: maps {a.shape} to {h.shape}, expected an elementwise function")
+    return h, slope

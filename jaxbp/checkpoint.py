@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +21,9 @@ import numpy as np
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
 from jaxbp.data.preparation import Preparation
-from jaxbp.mlp import MLP, Layer, Params, predict
+from jaxbp.mlp import predict
+from jaxbp.model import MLP, Layer, Params
 
-#: what a file, or a command line, can name
-ActivationName = Literal[
-    "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "gelu", "silu"
-]
-HeadName = Literal[
-    "linear_squared_error",
-    "linear_half_squared_error",
-    "linear_huber",
-    "linear_absolute_error",
-    "sigmoid_logistic",
-    "sigmoid_squared_error",
-    "softmax_cross_entropy",
-    "exp_poisson",
-]
-ACTIVATIONS: dict[str, Activation] = {n: getattr(activations, n) for n in get_args(ActivationName)}
-HEADS: dict[str, heads.Head] = {n: getattr(heads, n) for n in get_args(HeadName)}
 _FORMAT = "jaxbp network 1"
 _OWN = "(your own)"
 
@@ -149,7 +134,7 @@ def _describe(model: MLP) -> dict[str, Any]:
     several = isinstance(model.activation, tuple)
     units = model.activation if isinstance(model.activation, tuple) else (model.activation,)
     described = [_describe_activation(unit) for unit in units]
-    head = next((name for name, head in HEADS.items() if head == model.head), None)
+    head = next((name for name, head in heads.BY_NAME.items() if head == model.head), None)
     return {
         "sizes": list(map(int, model.sizes)),
         "activation": described if several else described[0],
@@ -165,7 +150,7 @@ def _describe_activation(unit: Activation) -> str | dict[str, Any]:
             return _OWN
         return {"name": name, "keywords": {k: float(value) for k, value in unit.keywords.items()}}
     name = getattr(unit, "__name__", "")
-    return name if ACTIVATIONS.get(name) is unit else _OWN
+    return name if activations.BY_NAME.get(name) is unit else _OWN
 
 
 def _model_from(path: str | Path, described: dict[str, Any], model: MLP | None) -> MLP:
@@ -183,15 +168,15 @@ def _model_from(path: str | Path, described: dict[str, Any], model: MLP | None) 
         activation=tuple(map(_activation_from, units))
         if isinstance(units, list)
         else _activation_from(units),
-        head=HEADS[described["head"]],
+        head=heads.BY_NAME[described["head"]],
         l2=described["l2"],
     )
 
 
 def _activation_from(described: str | dict[str, Any]) -> Activation:
     if isinstance(described, str):
-        return ACTIVATIONS[described]
-    return partial(ACTIVATIONS[described["name"]], **described["keywords"])
+        return activations.BY_NAME[described]
+    return partial(activations.BY_NAME[described["name"]], **described["keywords"])
 
 
 def _listed(preparation: Preparation) -> dict[str, Any]:

@@ -13,20 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
 
-from jaxbp.gradient import Batch, errors, shares, with_penalty
-from jaxbp.mlp import (
-    MLP,
-    Layer,
-    Params,
-    Residual,
-    Residuals,
-    backward,
-    forward,
-    gradients,
-    units_of,
-)
+from jaxbp.gradient import Batch, example_shares, per_example_pass, with_penalty
+from jaxbp.mlp import backward, forward, gradients
+from jaxbp.model import MLP, Layer, Params, Residual, Residuals, units_of
+from jaxbp.trees import check_like, wide_enough
 
 
 def hessian_vector_product(model: MLP, params: Params, batch: Batch, vector: Params) -> Params:
@@ -51,7 +42,7 @@ def hessian_vector_product(model: MLP, params: Params, batch: Batch, vector: Par
 
     def error_at(logits: Array) -> Array:
         loss, error = model.head.loss(logits, batch.target)
-        return shares(batch, loss)[..., None] * error
+        return example_shares(batch, loss)[..., None] * error
 
     error, r_error = jax.jvp(error_at, (logits,), (r_logits,))
     deltas, r_deltas = r_backward(params, vector, residuals, r_residuals, error, r_error)
@@ -75,7 +66,7 @@ def gauss_newton_vector_product(model: MLP, params: Params, batch: Batch, vector
     logits, residuals = forward(model, params, batch.x)
     tangent, _ = r_forward(model, params, residuals, vector)
     loss, _ = model.head.loss(logits, batch.target)
-    curved = shares(batch, loss)[..., None] * _loss_curvature(model, logits, batch, tangent)
+    curved = example_shares(batch, loss)[..., None] * _loss_curvature(model, logits, batch, tangent)
     return with_penalty(model, vector, gradients(residuals, backward(params, residuals, curved)))
 
 
@@ -94,8 +85,8 @@ def kronecker_factors(model: MLP, params: Params, batch: Batch) -> tuple[Kroneck
     from ``predict`` (Kunstner et al. 2019).  For a single example input ⊗ delta is exactly the
     outer product of its gradient with itself.
     """
-    loss, residuals, deltas = errors(model, params, batch)
-    share = shares(batch, loss)
+    loss, residuals, deltas = per_example_pass(model, params, batch)
+    share = example_shares(batch, loss)
     weight = None if batch.weight is None else share
     return tuple(
         KroneckerFactors(
@@ -171,18 +162,3 @@ def _mean_row(share: Array | None, rows: Array) -> Array:
     if share is None:
         return jnp.mean(rows, axis=range(rows.ndim - 1))
     return jnp.einsum("...,...i->i", share, rows)
-
-
-# What others need as well
-
-
-def check_like(name: str, tree: Params, params: Params) -> None:
-    """Raise ValueError, naming the argument, where a tree has not the shapes of params."""
-    got, expected = (jax.tree.map(jnp.shape, each) for each in (tree, params))
-    if got != expected:
-        raise ValueError(f"{name}: got {got}, expected the shapes of params, {expected}")
-
-
-def wide_enough(rows: Array) -> DTypeLike:
-    """A dtype to sum squares in: rows' own, or float32 where half precision would overflow."""
-    return rows.dtype if rows.dtype.itemsize > 2 else jnp.float32

@@ -17,7 +17,7 @@ so nothing overflows and no logarithm of a rounded 0 is taken (Bishop 2006, sect
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ class Head(NamedTuple):
     loss: Callable[[Array, ArrayLike], tuple[Array, Array]]  # logits, target -> (B,), error (B, K)
     decide: Callable[[Array], Array] | None = None  # prediction or soft labels -> class labels
     gauss_newton: Callable[[Array, Array], Array] | None = None  # the Hessian's part ≥ 0 · tangent
+    target: Literal["values", "labels", "classes"] = "values"  # (B, K) numbers; (B, K) labels in
+    # [0, 1] of independent outputs; label rows (B, K) or integer classes (B,)
 
 
 def squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
@@ -48,7 +50,9 @@ def half_squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 def huber(logits: Array, target: ArrayLike, *, threshold: float = 1.0) -> tuple[Array, Array]:
     """Σ ½r² where |r| ≤ c, else c|r| - ½c²; error clip(r, -c, c) (Huber 1964); target (B, K).
-    Another c > 0: ``linear_huber._replace(loss=functools.partial(huber, threshold=2.0))``."""
+
+    Another c > 0: ``linear_huber._replace(loss=functools.partial(huber, threshold=2.0))``.
+    """
     residual = logits - _values(logits, target)
     error = jnp.clip(residual, -threshold, threshold)
     return jnp.sum(error * (residual - error / 2), axis=-1), error
@@ -62,16 +66,20 @@ def absolute_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 
 def logistic(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
-    """-Σ [y ln σ(a) + (1-y) ln σ(-a)], with -ln σ(a) = ln(1 + e⁻ᵃ) finite for every finite a;
-    labels (B, K) of independent outputs, in [0, 1] (Bishop 2006, eq. 5.23)."""
+    """-Σ [y ln σ(a) + (1-y) ln σ(-a)], where -ln σ(a) = ln(1 + e⁻ᵃ) is finite for every finite a.
+
+    The target: labels (B, K) of independent outputs, in [0, 1] (Bishop 2006, eq. 5.23).
+    """
     y = _values(logits, target)
     loss = y * jnp.logaddexp(-logits, 0) + (1 - y) * jnp.logaddexp(logits, 0)
     return jnp.sum(loss, axis=-1), jax.nn.sigmoid(logits) - y
 
 
 def sigmoid_squared(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
-    """‖σ(a) - y‖², here so that its harm can be shown: where σ saturates the error vanishes, be the
-    prediction right or wrong; labels (B, K)."""
+    """‖σ(a) - y‖², included to show its flaw; labels (B, K).
+
+    Where σ saturates the error vanishes, whether or not the prediction is right.
+    """
     prediction = jax.nn.sigmoid(logits)
     residual = prediction - _values(logits, target)
     return jnp.sum(residual**2, axis=-1), 2 * residual * prediction * (1 - prediction)
@@ -79,8 +87,10 @@ def sigmoid_squared(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 def cross_entropy(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     """-Σ yₖ ln softmax(a)ₖ; error ŷ Σy - y, that is ŷ - y for labels that sum to 1.
+
     The target: (soft) label rows (B, K), or integer classes (B,); a class outside [0, K) makes
-    loss and error NaN (Bishop 2006, eq. 5.24)."""
+    loss and error NaN (Bishop 2006, eq. 5.24).
+    """
     y = _labels(logits, target)
     log_prediction = jax.nn.log_softmax(logits)
     error = jnp.exp(log_prediction) * jnp.sum(y, axis=-1, keepdims=True) - y
@@ -89,13 +99,23 @@ def cross_entropy(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
 def poisson(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     """Σ (eᵃ - y a) for counts y ≥ 0 (B, K), the constant ln y! left out.
-    Infinite where the rate eᵃ is: above a = 88 in float32, 709 in float64."""
+
+    It is infinite where the rate eᵃ is: above a = 88 in float32, 709 in float64.
+    """
     rate, y = jnp.exp(logits), _values(logits, target)
     return jnp.sum(rate - y * logits, axis=-1), rate - y
 
 
 def _linear(logits: Array) -> Array:
     return logits
+
+
+def _above_half(probability: Array) -> Array:
+    return probability > 0.5
+
+
+def _most_probable(probability: Array) -> Array:
+    return jnp.argmax(probability, axis=-1)
 
 
 def _squared_slope(logits: Array, tangent: Array) -> Array:
@@ -107,10 +127,24 @@ linear_squared_error = Head(_linear, squared_error)
 linear_half_squared_error = Head(_linear, half_squared_error)
 linear_huber = Head(_linear, huber)
 linear_absolute_error = Head(_linear, absolute_error)
-sigmoid_logistic = Head(jax.nn.sigmoid, logistic, lambda rates: rates > 0.5)
-sigmoid_squared_error = Head(jax.nn.sigmoid, sigmoid_squared, lambda p: p > 0.5, _squared_slope)
-softmax_cross_entropy = Head(jax.nn.softmax, cross_entropy, lambda rates: rates.argmax(-1))
+sigmoid_logistic = Head(jax.nn.sigmoid, logistic, _above_half, target="labels")
+sigmoid_squared_error = Head(
+    jax.nn.sigmoid, sigmoid_squared, _above_half, _squared_slope, target="labels"
+)
+softmax_cross_entropy = Head(jax.nn.softmax, cross_entropy, _most_probable, target="classes")
 exp_poisson = Head(jnp.exp, poisson)
+
+#: the heads that a file or a command line can name
+BY_NAME: dict[str, Head] = {
+    "linear_squared_error": linear_squared_error,
+    "linear_half_squared_error": linear_half_squared_error,
+    "linear_huber": linear_huber,
+    "linear_absolute_error": linear_absolute_error,
+    "sigmoid_logistic": sigmoid_logistic,
+    "sigmoid_squared_error": sigmoid_squared_error,
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "exp_poisson": exp_poisson,
+}
 
 
 def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = None) -> Array:

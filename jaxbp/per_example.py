@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.curvature import hessian_vector_product, wide_enough
-from jaxbp.gradient import Batch, errors, penalty, shares, with_penalty
-from jaxbp.mlp import MLP, Deltas, Layer, Params, Residual, Residuals, gradients
+from jaxbp.curvature import hessian_vector_product
+from jaxbp.gradient import Batch, example_shares, penalised, penalty, per_example_pass, with_penalty
+from jaxbp.mlp import gradients
+from jaxbp.model import MLP, Deltas, Layer, Params, Residual, Residuals
+from jaxbp.trees import wide_enough
 
 Reduction = Literal["mean", "sum"]
 MaxNorm = float | Sequence[float] | Array  # of the whole gradient, or of every layer's
@@ -30,7 +32,7 @@ def per_example_gradients(model: MLP, params: Params, batch: Batch) -> Params:
     B times the memory of a gradient: where a norm, a clipped sum or a moment is wanted, the
     functions below come to it without forming these.
     """
-    _, residuals, deltas = errors(model, params, batch)
+    _, residuals, deltas = per_example_pass(model, params, batch)
     pairs = zip(residuals, deltas, strict=True)
     data = tuple(Layer(d[..., :, None] * r.input[..., None, :], d) for r, d in pairs)
     return with_penalty(model, params, data)
@@ -49,9 +51,9 @@ def per_example_norms(model: MLP, params: Params, batch: Batch, per_layer: bool 
     >>> per_example_norms(model, params, batch).tolist()
     [3.0, 5.0]
     """
-    _, residuals, deltas = errors(model, params, batch)
+    _, residuals, deltas = per_example_pass(model, params, batch)
     squares = _squared_norms(residuals, deltas)
-    if model.l2:
+    if penalised(model):
         squares = squares + _squares_of_penalty(model.l2, params, residuals, deltas)
     squares = squares if per_layer else jnp.sum(squares, axis=-1)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
@@ -81,11 +83,11 @@ def clipped_gradient(
     ValueError where max_norm is not positive, or has not one entry, or one a layer.
     """
     _check_reduction(reduction)
-    loss, residuals, deltas = errors(model, params, batch)
+    loss, residuals, deltas = per_example_pass(model, params, batch)
     squares = _squared_norms(residuals, deltas)
     squares = squares if per_layer else jnp.sum(squares, axis=-1, keepdims=True)
     bounds = _bounds(max_norm, per_layer, len(params)).astype(squares.dtype)
-    share = shares(batch, loss)
+    share = example_shares(batch, loss)
     clipped = bounds / jnp.sqrt(jnp.maximum(squares, bounds**2))  # (B, L), or (B, 1)
     factors = share[..., None] * clipped.astype(share.dtype)
     scaled = tuple(
@@ -128,7 +130,7 @@ def noisy_clipped_gradient(
     value, grads = clipped_gradient(model, params, batch, max_norm, per_layer)
     bounds = _bounds(max_norm, per_layer, len(params))
     bound = jnp.linalg.norm(jnp.broadcast_to(bounds, len(params) if per_layer else 1))
-    share = shares(batch, jnp.ones(jnp.shape(batch.x)[:-1], value.dtype))
+    share = example_shares(batch, jnp.ones(jnp.shape(batch.x)[:-1], value.dtype))
     scale = (noise_multiplier * bound).astype(share.dtype) * jnp.max(share)
     leaves, tree = jax.tree.flatten(grads)
     keys = jax.random.split(key, len(leaves))
@@ -159,8 +161,8 @@ def gradient_moments(model: MLP, params: Params, batch: Batch) -> Moments:
     B / (B - 1) it estimates that of the examples' distribution.  It comes as second moment minus
     mean², which in float32 is rounding where the mean is 1000 times the spread.
     """
-    loss, residuals, deltas = errors(model, params, batch)
-    share = shares(batch, loss)
+    loss, residuals, deltas = per_example_pass(model, params, batch)
+    share = example_shares(batch, loss)
     mean = weighted_gradients(share, residuals, deltas)
     squared = tuple(Residual(residual.input**2, residual.slope) for residual in residuals)
     second = weighted_gradients(share, squared, tuple(delta**2 for delta in deltas))
@@ -207,10 +209,10 @@ def gradient_noise_scale(
     after some training, on a batch large enough that signal is clearly positive.  Raises ValueError
     for a batch of one example.
     """
-    loss, residuals, deltas = errors(model, params, batch)
+    loss, residuals, deltas = per_example_pass(model, params, batch)
     if loss.size < 2:
         raise ValueError("x: got one example, expected at least two, for their gradients to differ")
-    share = shares(batch, loss)
+    share = example_shares(batch, loss)
     correction = 1 / (1 - jnp.sum(share**2))  # B / (B - 1) where weights are equal
     data = weighted_gradients(share, residuals, deltas)
     square = jnp.sum(share * jnp.sum(_squared_norms(residuals, deltas), axis=-1))

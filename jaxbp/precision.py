@@ -11,10 +11,8 @@ float32's range, so that no δ underflows and no loss needs scaling; its 8 bits 
 error of about 1 % in the gradient.  After Micikevicius et al. (2018), section 3.
 """
 
-import inspect
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import jax
@@ -23,9 +21,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, penalty, with_penalty
-from jaxbp.mlp import MLP, Layer, Params
+from jaxbp.model import MLP, Layer, Params
 
-Gradient = Callable[..., tuple[Array, Params]]  # of model, params and batch; and a key, if random
+Gradient = Callable[..., tuple[Array, Params]]  # of model, params, batch, and a key if random
 
 
 def mixed_precision(gradient: Gradient, compute_dtype: DTypeLike = jnp.bfloat16) -> Gradient:
@@ -54,16 +52,16 @@ def mixed_precision(gradient: Gradient, compute_dtype: DTypeLike = jnp.bfloat16)
 
 @cache  # the same gradient gives the same function, so jit does not compile a model twice
 def _in_dtype(gradient: Gradient, dtype: Any) -> Gradient:
-    def rounding(model: MLP, params: Params, batch: Batch, **key: Array) -> tuple[Array, Params]:
+    @wraps(gradient)  # so that it is seen to take a key, where the gradient does
+    def rounded(
+        model: MLP, params: Params, batch: Batch, **keywords: Array
+    ) -> tuple[Array, Params]:
         held = params[0].weight.dtype
         if dtype.itemsize > held.itemsize:
             raise ValueError(f"compute_dtype: got {dtype}, expected none wider than params' {held}")
-        rounded = tuple(Layer(weight.astype(dtype), bias) for weight, bias in params)
-        loss, grads = gradient(model._replace(l2=0.0), rounded, batch, **key)
+        low = tuple(Layer(layer.weight.astype(dtype), layer.bias) for layer in params)
+        loss, grads = gradient(model._replace(l2=0.0), low, batch, **keywords)
         grads = jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params)
         return loss + penalty(model, params), with_penalty(model, params, grads)
 
-    with suppress(TypeError, ValueError):  # a callable without a signature
-        # it tells fit whether the gradient takes a key
-        rounding.__signature__ = inspect.signature(gradient)  # type: ignore[attr-defined]
-    return rounding
+    return rounded

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def argument_names(f: Callable[..., Any], count: int) -> list[str]:
@@ -33,3 +34,15 @@ def named_leaves(tree: Any, root: str = "", none: bool = False) -> dict[str, Any
     is_leaf = (lambda leaf: leaf is None) if none else None
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {root + jax.tree_util.keystr(path): leaf for path, leaf in pairs}
+
+
+def check_like(name: str, tree: Any, params: Any) -> None:
+    """Raise ValueError, naming the argument, where a tree does not have the shapes of params."""
+    got, expected = (jax.tree.map(jnp.shape, each) for each in (tree, params))
+    if got != expected:
+        raise ValueError(f"{name}: got {got}, expected the shapes of params, {expected}")
+
+
+def wide_enough(rows: jax.Array) -> jax.typing.DTypeLike:
+    """A dtype to sum squares in: that of rows, or float32 where half precision would overflow."""
+    return rows.dtype if rows.dtype.itemsize > 2 else jnp.float32

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import jaxbp
-from jaxbp import checkpoint
+from jaxbp import activations, heads
 
-ACTIVATIONS = checkpoint.ACTIVATIONS | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
-HEADS = checkpoint.HEADS
+ACTIVATIONS = activations.BY_NAME | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
+HEADS = heads.BY_NAME
 
 #: what is claimed of XLA's compiler for CPUs alone, such as results equal to the last bit
 cpu_compiler = pytest.mark.skipif(

@@ -20,7 +20,7 @@ import tyro
 from tables import random_params
 
 import jaxbp
-from jaxbp import checkpoint, cli, diagnostics
+from jaxbp import activations, cli, diagnostics, heads
 from jaxbp.cli import check, compilation_cache, diagnose, options, train
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
@@ -140,7 +140,7 @@ def test_every_optimizer_learns(optimizer):
     assert history.metric[-1] > 0.7
 
 
-@pytest.mark.parametrize("head", each(get_args(checkpoint.HeadName), "exp_poisson"))
+@pytest.mark.parametrize("head", each(heads.BY_NAME, "exp_poisson"))
 def test_every_head_learns(head):
     data = "diabetes" if head.startswith(("linear", "exp")) else "breast_cancer"
     plan, history = fitted(data, *PLAIN, "--learning-rate", 1e-3, "--hidden", 8, "--head", head)
@@ -148,10 +148,10 @@ def test_every_head_learns(head):
     assert history.validation_loss[-1] < history.validation_loss[0]
 
 
-@pytest.mark.parametrize("activation", each(get_args(checkpoint.ActivationName), "softplus"))
+@pytest.mark.parametrize("activation", each(activations.BY_NAME, "softplus"))
 def test_every_activation_learns(activation):
     plan, history = fitted("iris", *PLAIN, "--hidden", 8, "--activation", activation)
-    assert plan.model.activation is checkpoint.ACTIVATIONS[activation]
+    assert plan.model.activation is activations.BY_NAME[activation]
     assert history.training_loss[-1] < history.training_loss[0]
 
 
@@ -611,8 +611,8 @@ def test_check_of_our_own_backward(elsewhere, capsys, monkeypatch):
     assert "relative error at most" in out
     assert "72 of 72 pass" in out
     combinations = json.loads((elsewhere / "own.json").read_text())["combinations"]
-    assert {c["activation"] for c in combinations} == set(checkpoint.ACTIVATIONS)
-    assert {c["head"] for c in combinations} == set(checkpoint.HEADS)
+    assert {c["activation"] for c in combinations} == set(activations.BY_NAME)
+    assert {c["head"] for c in combinations} == set(heads.BY_NAME)
 
 
 def test_check_of_our_own_backward_fails_with_a_planted_bug(elsewhere, capsys, monkeypatch):

@@ -24,13 +24,13 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import arg
 
+from jaxbp import activations, heads
 from jaxbp.checking import GradientReport, compare, gradcheck
 from jaxbp.checking.verdicts import worst
-from jaxbp.checkpoint import ACTIVATIONS, HEADS
 from jaxbp.cli.pictures import step_curves
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.heads import Head
-from jaxbp.mlp import MLP, Layer, Params
+from jaxbp.model import MLP, Layer, Params
 from jaxbp.text import align, number
 
 DEPTHS = (0, 1, 2)  # hidden layers
@@ -193,12 +193,12 @@ class Combination(NamedTuple):
 
 
 def _count() -> int:
-    return sum(len(_activations(depth)) * len(HEADS) for depth in DEPTHS)
+    return sum(len(_activations(depth)) * len(heads.BY_NAME) for depth in DEPTHS)
 
 
 def _activations(depth: int) -> list[str]:
     """Without a hidden layer there is nothing to choose."""
-    return list(ACTIVATIONS) if depth else ["identity"]
+    return list(activations.BY_NAME) if depth else ["identity"]
 
 
 def check_all(options: Check, on_each: Callable[[], object]) -> list[Combination]:
@@ -211,12 +211,12 @@ def check_depth(options: Check, depth: int, on_each: Callable[[], object]) -> li
 
     Which activation and which head are numbers in the compiled program, so that there is one.
     """
-    units, heads = list(ACTIVATIONS), list(HEADS)
+    units, losses = list(activations.BY_NAME), list(heads.BY_NAME)
     key = jax.random.key(options.seed)
     f, grads, by_jax = _programs(depth)
     results = []
-    for index, (unit, head) in enumerate(product(_activations(depth), heads)):
-        which = np.array([units.index(unit), heads.index(head)], np.int32)
+    for index, (unit, head) in enumerate(product(_activations(depth), losses)):
+        which = np.array([units.index(unit), losses.index(head)], np.int32)
         with jax.enable_x64(True):
             args = (*_point(depth, [options.seed, depth, index]), which)
             report = gradcheck(f, *args, grads=grads, key=key, order=options.order)
@@ -230,8 +230,8 @@ def _programs(depth: int) -> tuple[Callable[..., Any], ...]:
     """The objective, its gradient by hand and by jax.grad, of (params, batch, which)."""
 
     def model(which: jax.Array) -> MLP:
-        unit = partial(_chosen, which[0], tuple(ACTIVATIONS.values()))
-        loss = partial(_chosen, which[1], tuple(head.loss for head in HEADS.values()))
+        unit = partial(_chosen, which[0], tuple(activations.BY_NAME.values()))
+        loss = partial(_chosen, which[1], tuple(head.loss for head in heads.BY_NAME.values()))
         return MLP(_sizes(depth), unit, Head(predict=lambda a: a, loss=loss), l2=0.1)
 
     def f(params: Params, batch: Batch, which: jax.Array) -> jax.Array:
@@ -271,11 +271,11 @@ def own_table(results: list[Combination]) -> Table:
     title = f"backprop: largest relative error over {', '.join(map(str, DEPTHS))} hidden layers"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("")
-    for head in HEADS:
+    for head in heads.BY_NAME:
         table.add_column(head.replace("_", "\n"), justify="right")
     for unit in dict.fromkeys(result.activation for result in results):
         cells = []
-        for head in HEADS:
+        for head in heads.BY_NAME:
             own = [r for r in results if (r.activation, r.head) == (unit, head)]
             verdict = worst([result.verdict for result in own])
             cells.append(Text(number(max(r.error for r in own)), _STYLES[verdict]))

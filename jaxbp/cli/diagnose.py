@@ -34,7 +34,7 @@ from jaxbp.cli.train import Interrupts, describe_network
 from jaxbp.diagnostics.flow import Distributions, Flow, distributions, gradient_flow
 from jaxbp.diagnostics.report import judge, layer_report, unfelt_errors
 from jaxbp.gradient import Batch
-from jaxbp.mlp import Params
+from jaxbp.model import Params
 from jaxbp.text import Table, align
 from jaxbp.training.epoch import jitted_init
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit

@@ -16,13 +16,15 @@ from jax import Array
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from jaxbp import activations, heads
 from jaxbp.activations import Activation
-from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
 from jaxbp.cli.expressions import ExpressionError, numbers, parse
+from jaxbp.cli.options import ActivationName, HeadName
 from jaxbp.graph import DomainError, Graph, named, trace
 from jaxbp.graph.symbols import SUPERSCRIPTS
 from jaxbp.initialisation import init
-from jaxbp.mlp import MLP, Layer, forward
+from jaxbp.mlp import forward
+from jaxbp.model import MLP, Layer
 
 _MOST_WEIGHTS = 1_000_000
 
@@ -156,7 +158,7 @@ def _values(assignments: Sequence[str]) -> dict[str, Any]:
 def _of_network(options: Explain) -> tuple[str, Graph]:
     """One example through a network: the package's own forward pass and loss, with names."""
     sizes = _sizes(options.network or "")
-    unit, head = ACTIVATIONS[options.activation], HEADS[options.head]
+    unit, head = activations.BY_NAME[options.activation], heads.BY_NAME[options.head]
     units = tuple(partial(_named_unit, unit, layer + 1) for layer in range(len(sizes) - 2))
     model = MLP(sizes, units, head)
     given = _values([text for text in (options.expression, *options.values) if text])

@@ -15,13 +15,13 @@ import optax
 import tyro
 from tyro.conf import arg
 
-from jaxbp.checkpoint import ACTIVATIONS, HEADS, ActivationName, HeadName
+from jaxbp import activations, heads
 from jaxbp.data.loading import Dataset, load
 from jaxbp.data.sources import DataError, Task
 from jaxbp.diagnostics.report import RESTLESS
 from jaxbp.gradient import Batch, autodiff, backprop
 from jaxbp.heads import smooth_labels
-from jaxbp.mlp import MLP
+from jaxbp.model import MLP
 from jaxbp.precision import Gradient
 from jaxbp.training import batch_methods
 
@@ -79,6 +79,13 @@ class OptionError(ValueError):
 
 # Options that more than one command has
 
+ActivationName = Annotated[
+    str, arg(constructor=tyro.extras.literal_type_from_choices(list(activations.BY_NAME)))
+]
+HeadName = Annotated[
+    str, arg(constructor=tyro.extras.literal_type_from_choices(list(heads.BY_NAME)))
+]
+
 DataName = Annotated[
     tyro.conf.Positional[str],
     arg(
@@ -112,13 +119,14 @@ Hidden = Annotated[
 Activations = Annotated[
     tuple[ActivationName, ...],
     arg(
-        metavar=f"{{{','.join(ACTIVATIONS)}}} ...",
+        metavar=f"{{{','.join(activations.BY_NAME)}}} ...",
         help="of all hidden layers, or one each",
     ),
 ]
 HeadChoice = Annotated[
-    Literal["auto", HeadName],
+    str,
     arg(
+        constructor=tyro.extras.literal_type_from_choices(["auto", *heads.BY_NAME]),
         help="output unit and loss",
         help_behavior_hint="(default: auto, which is softmax_cross_entropy; sigmoid_logistic "
         "for two classes; linear_squared_error for regression)",
@@ -224,7 +232,7 @@ class Plan(NamedTuple):
 
     dataset: Dataset
     model: MLP
-    head: HeadName
+    head: str
     parts: dict[str, Batch]  # train, validation and test, with targets as the head takes them
     to_fit: Batch  # the training part, its labels smoothed
     optimizer: optax.GradientTransformation
@@ -263,11 +271,11 @@ def make_plan(options: Train) -> Plan:
         classes = outputs if head_name.startswith("softmax") else None
         smoothed = smooth_labels(to_fit.target, options.label_smoothing, classes)
         to_fit = to_fit._replace(target=smoothed)
-    units = tuple(ACTIVATIONS[name] for name in options.activation)
+    units = tuple(activations.BY_NAME[name] for name in options.activation)
     model = MLP(
         sizes=(dataset.train.x.shape[1], *options.hidden, outputs),
         activation=units[0] if len(units) == 1 else units,
-        head=HEADS[head_name],
+        head=heads.BY_NAME[head_name],
         l2=options.l2,
     )
     rows = len(dataset.train.x)
@@ -327,7 +335,7 @@ def _task(options: Train) -> Task | None:
     """What the target is by the options, None where they leave it to the data."""
     if options.head == "auto":
         return None if options.task == "auto" else options.task
-    of_head: Task = "classification" if HEADS[options.head].decide else "regression"
+    of_head: Task = "classification" if heads.BY_NAME[options.head].decide else "regression"
     if options.task not in {"auto", of_head}:
         raise OptionError(f"--head {options.head} is not for {options.task}")
     return of_head
@@ -341,7 +349,7 @@ def encode_target(target: Any, head_name: str, outputs: int) -> Any:
     return np.asarray(target[:, None] == classes, np.float32)
 
 
-def _default_head(labels: tuple[str, ...] | None) -> HeadName:
+def _default_head(labels: tuple[str, ...] | None) -> str:
     if labels is None:
         return "linear_squared_error"
     return "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"

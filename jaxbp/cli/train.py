@@ -27,7 +27,7 @@ from jaxbp.cli.options import GRADIENTS, Plan, Train, make_folder, make_plan, re
 from jaxbp.cli.pictures import learning_curve
 from jaxbp.diagnostics.report import judge, unfelt_errors
 from jaxbp.gradient import Batch, autodiff, backprop, objective
-from jaxbp.mlp import MLP, Params
+from jaxbp.model import MLP, Params
 from jaxbp.text import plain
 from jaxbp.training.epoch import jitted_init
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit

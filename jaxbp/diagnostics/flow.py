@@ -12,10 +12,10 @@ from jax import Array
 from jaxbp import activations as units
 from jaxbp.activations import Activation
 from jaxbp.diagnostics.health import outputs_of
-from jaxbp.gradient import Batch, errors
+from jaxbp.gradient import Batch, per_example_pass
 from jaxbp.heads import softmax_cross_entropy
 from jaxbp.initialisation import init
-from jaxbp.mlp import MLP, Params
+from jaxbp.model import MLP, Params
 
 QUANTILES = (5, 25, 50, 75, 95)  # per cent
 
@@ -29,7 +29,7 @@ class Distributions(NamedTuple):
 
 def distributions(model: MLP, params: Params, batch: Batch) -> Distributions:
     """How outputs h and errors |δ| are spread in every layer, at 5, 25, 50, 75 and 95 %."""
-    _, residuals, deltas = errors(model, params, batch)
+    _, residuals, deltas = per_example_pass(model, params, batch)
     levels = jnp.array(QUANTILES) / 100
     return Distributions(
         output=jnp.stack([jnp.quantile(h, levels) for h in outputs_of(params, residuals)]),
@@ -96,7 +96,7 @@ def gradient_flow(
         params = init(params_key, deepest, scheme=scheme)  # shallower ones take its first layers
         for (name, unit), depth in product(activations.items(), depths):
             model = _hidden(width, depth, unit)
-            _, _, deltas = errors(model, (*params[:depth], params[-1]), batch)
+            _, _, deltas = per_example_pass(model, (*params[:depth], params[-1]), batch)
             examples = [np.linalg.norm(np.asarray(delta, float), axis=-1) for delta in deltas]
             norms = [np.sqrt(np.mean(norm**2)) for norm in examples]
             flows.append(Flow(name, scheme, depth, np.array(norms)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array
 
 from jaxbp.activations import Activation
-from jaxbp.curvature import check_like
-from jaxbp.gradient import Batch, errors, shares, with_penalty
-from jaxbp.mlp import MLP, Params, Residuals, units_of
+from jaxbp.gradient import Batch, example_shares, per_example_pass, with_penalty
+from jaxbp.model import MLP, Params, Residuals, units_of
 from jaxbp.per_example import weighted_gradients
+from jaxbp.trees import check_like
 
 FLAT, MOSTLY = 0.05, 0.75  # a flat slope, relative to the steepest; the share of a batch
 
@@ -41,8 +41,8 @@ def layer_health(model: MLP, params: Params, batch: Batch, updates: Params | Non
     """
     if updates is not None:
         check_like("updates", updates, params)
-    loss, residuals, deltas = errors(model, params, batch)
-    share = shares(batch, loss)[..., None]
+    loss, residuals, deltas = per_example_pass(model, params, batch)
+    share = example_shares(batch, loss)[..., None]
     grads = weighted_gradients(share[..., 0], residuals, deltas)
     weight, delta = _norms(params), jnp.stack([_norm(delta, share) for delta in deltas])
     outputs = outputs_of(params, residuals)
@@ -66,6 +66,12 @@ def layer_health(model: MLP, params: Params, batch: Batch, updates: Params | Non
             [jnp.sqrt(_mean((h - m) ** 2, share)) for h, m in zip(outputs, means, strict=True)]
         ),
     )
+
+
+def sample(batch: Batch, rows: int) -> Batch:
+    """At most so many rows of a batch, spread evenly over it."""
+    every = -(-len(batch.x) // rows)
+    return cast(Batch, jax.tree.map(lambda array: array[::every], batch))
 
 
 jitted_health: Callable[..., Health] = jax.jit(layer_health, static_argnums=0)

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.diagnostics.health import Health, jitted_health
-from jaxbp.gradient import Batch, errors, shares
-from jaxbp.mlp import MLP, Params
+from jaxbp.gradient import Batch, example_shares, per_example_pass
+from jaxbp.model import MLP, Params
 from jaxbp.text import Table, align, html, number, plain
 
 Verdict = Literal["healthy", "vanishing", "exploding", "dead", "saturated", "not finite"]
@@ -266,9 +266,9 @@ def unfelt_errors(model: MLP, params: Params, batch: Batch) -> bool:
     """Whether many examples are wrong and hardly felt: the loss saturates with the output unit."""
     if model.head.gauss_newton is None:  # convex in the logits: what is wrong has an error
         return False
-    loss, _, deltas = errors(model, params, batch)
+    loss, _, deltas = per_example_pass(model, params, batch)
     small = jnp.sum(deltas[-1] ** 2, axis=-1) < UNFELT**2 * loss
-    return bool(jnp.sum(shares(batch, loss) * ((loss > WRONG) & small)) > MANY)
+    return bool(jnp.sum(example_shares(batch, loss) * ((loss > WRONG) & small)) > MANY)
 
 
 def _cells(row: LayerHealth) -> tuple[str, ...]:

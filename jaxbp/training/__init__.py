@@ -6,7 +6,7 @@ a network does, and ``batch_methods`` has the lectures' optimisers for full batc
 """
 
 from jaxbp.training import batch_methods
-from jaxbp.training.epoch import make_step
+from jaxbp.training.epoch import RandomGradient, make_step, random_gradient
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
 from jaxbp.training.many import Best, best_of, fit_many
 from jaxbp.training.metrics import Evaluation, evaluate, metric_name
@@ -17,6 +17,7 @@ __all__ = [
     "Evaluation",
     "History",
     "NonFiniteLossError",
+    "RandomGradient",
     "batch_methods",
     "best_of",
     "evaluate",
@@ -24,4 +25,5 @@ __all__ = [
     "fit_many",
     "make_step",
     "metric_name",
+    "random_gradient",
 ]

@@ -1,4 +1,4 @@
-"""Batch methods: what makes more of a full batch's gradient than a step along it.
+"""Batch methods: optimisers that make more of a full batch's gradient than a step along it.
 
 The lectures' conjugate gradient descent and quasi-Newton methods, and truncated Newton, each an
 optax transformation for ``fit(..., batch_size=None)``; optax's own L-BFGS is one as well.  They
@@ -16,12 +16,12 @@ import optax
 from jax import Array
 
 from jaxbp.curvature import gauss_newton_vector_product
-from jaxbp.mlp import Params
+from jaxbp.model import Params
 
 _conjugate_gradients: Callable[..., tuple[Any, None]] = jax.scipy.sparse.linalg.cg
 
 _CARRIED_ON = ("fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "dai_yuan")
-_DAMPING = (1e-8, 1e8)  # from beyond, it would take long to come back, or for ever
+_DAMPING = (1e-8, 1e8)  # outside this range it would take too long to recover
 
 
 class TruncatedNewtonState(NamedTuple):
@@ -30,10 +30,24 @@ class TruncatedNewtonState(NamedTuple):
     damping: Array
 
 
+class MinimiserState(NamedTuple):
+    """The state of a minimiser of optimistix."""
+
+    inner: Any
+
+
+#: by these states ``fit`` knows a method for full batches, alone or in a chain, and refuses
+#: minibatches
+FULL_BATCH_STATES = (TruncatedNewtonState, MinimiserState)
+
+
 def truncated_newton(
     iterations: int = 10, damping: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
     """Solve (G + μI) d = -∇E by a few iterations of conjugate gradients, and step by d.
+
+    iterations: of conjugate gradients a step, at least 1.
+    damping: μ at the start, more than 0.
 
     G is the Gauss-Newton matrix, never formed: an iteration is one
     ``gauss_newton_vector_product``, which costs about as much as a gradient.  A step that does not
@@ -77,7 +91,7 @@ def truncated_newton(
         trust = jnp.clip(state.damping * factor, *_DAMPING)
         return step, TruncatedNewtonState(trust.astype(state.damping.dtype))
 
-    return _for_full_batches(initial, update)
+    return optax.GradientTransformationExtraArgs(initial, update)
 
 
 def nonlinear_cg(
@@ -85,20 +99,23 @@ def nonlinear_cg(
 ) -> optax.GradientTransformationExtraArgs:
     """Nonlinear conjugate gradients with a backtracking line search.
 
+    method: how the last direction is carried on.  "fletcher_reeves" (1964) gets far in few steps,
+        and may crawl in the end, where "polak_ribiere" (1969) does not; "hestenes_stiefel" and
+        "dai_yuan" are there too.
+    rtol, atol: relative and absolute tolerance; the search ends where both are met.
+
     The search halves the step until the objective has fallen by a ten-thousandth of what the slope
     promises (Nocedal and Wright 2006, section 3.1).  A step of the transformation is one evaluation
     of the objective, and of its gradient where the search accepts the point; in between the
-    parameters stay where they are.  It ends where both tolerances are met.  method says how the
-    last direction is carried on: "fletcher_reeves" (1964) gets far in few steps, and may crawl in
-    the end, where "polak_ribiere" (1969) does not; "hestenes_stiefel" and "dai_yuan" are there too.
-    By optimistix, an extra: ``pip install 'jaxbp[batch]'``.  Raises ValueError for another method.
+    parameters stay where they are.  By optimistix, an extra: ``pip install
+    'jaxbp[batch]'``.  Raises ValueError for another method.
     """
     if method not in _CARRIED_ON:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(_CARRIED_ON)}")
     optimistix = _optimistix()
     search = optimistix.BacktrackingArmijo(decrease_factor=0.5, slope=1e-4)
     carried_on = getattr(optimistix, method)
-    return _stepwise(optimistix.NonlinearCG(rtol, atol, method=carried_on, search=search))
+    return _one_step_an_update(optimistix.NonlinearCG(rtol, atol, method=carried_on, search=search))
 
 
 def bfgs(*, rtol: float = 1e-8, atol: float = 1e-8) -> optax.GradientTransformationExtraArgs:
@@ -107,33 +124,28 @@ def bfgs(*, rtol: float = 1e-8, atol: float = 1e-8) -> optax.GradientTransformat
     That is the number of parameters squared: for small networks; ``optax.lbfgs`` is for the others.
     Its steps are those of ``nonlinear_cg``.  By optimistix, an extra: ``jaxbp[batch]``.
     """
-    return _stepwise(_optimistix().BFGS(rtol, atol))
+    return _one_step_an_update(_optimistix().BFGS(rtol, atol))
 
 
-def _stepwise(solver: Any) -> optax.GradientTransformationExtraArgs:
+def _one_step_an_update(solver: Any) -> optax.GradientTransformationExtraArgs:
     """An optimistix minimiser as an optax transformation: one of its steps an update."""
 
-    def initial(params: Params) -> Any:
+    def initial(params: Params) -> MinimiserState:
         loss = jax.eval_shape(jnp.zeros_like, jax.tree.leaves(params)[0][0, 0])
-        return solver.init(None, params, None, {}, loss, None, frozenset())
+        return MinimiserState(solver.init(None, params, None, {}, loss, None, frozenset()))
 
     def update(
-        grads: Params, state: Any, params: Params, *, value_fn: Any, **_: Any
-    ) -> tuple[Params, Any]:
+        grads: Params, state: MinimiserState, params: Params, *, value_fn: Any, **_: Any
+    ) -> tuple[Params, MinimiserState]:
         def objective(params: Params, _: None) -> tuple[Array, None]:
             return value_fn(params), None
 
-        point, state_after, _ = solver.step(objective, params, None, {}, state, frozenset())
-        done = state.terminate
+        point, after, _ = solver.step(objective, params, None, {}, state.inner, frozenset())
+        done = state.inner.terminate
         step = jax.tree.map(lambda a, b: jnp.where(done, 0, a - b), point, params)
-        return step, jax.tree.map(lambda a, b: jnp.where(done, b, a), state_after, state)
+        after = jax.tree.map(lambda a, b: jnp.where(done, b, a), after, state.inner)
+        return step, MinimiserState(after)
 
-    return _for_full_batches(initial, update)
-
-
-def _for_full_batches(initial: Any, update: Any) -> optax.GradientTransformationExtraArgs:
-    """Marked, so that ``fit`` refuses minibatches."""
-    update.full_batch = True
     return optax.GradientTransformationExtraArgs(initial, update)
 
 

@@ -1,4 +1,4 @@
-"""What training is given, checked on the host before any device work, and put on the device."""
+"""Checks of what is to be trained on what: on the host, before any device work."""
 
 from numbers import Integral
 from typing import Any
@@ -11,7 +11,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
-from jaxbp.mlp import MLP, Layer, Params
+from jaxbp.model import MLP, Layer, Params
+from jaxbp.training.batch_methods import FULL_BATCH_STATES
 
 _objective = jax.jit(objective, static_argnums=0)  # traced once for its shapes, never run
 
@@ -36,21 +37,42 @@ def check_arguments(
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
         )
-    if batch_size is not None and getattr(optimizer.update, "full_batch", False):
-        raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
     if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
         raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
 
 
-def floating(batch: Batch) -> DTypeLike:
+def check_state(state: optax.OptState, batch_size: int | None) -> None:
+    """Raise ValueError where a method for full batches, alone or in a chain, gets minibatches."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, FULL_BATCH_STATES))
+    if batch_size is not None and any(isinstance(part, FULL_BATCH_STATES) for part in parts):
+        raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
+
+
+def dtype_of(batch: Batch) -> DTypeLike:
     """The dtype of the batch's x as JAX would hold it, where that is a float; else float32."""
     held = getattr(getattr(batch, "x", None), "dtype", np.float32)
     dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
 
 
-def on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
-    """The batch on the device in the parameters' dtype, checked on the host before."""
+def checked_data(
+    model: MLP, params: Params, batch: Batch, validation: Batch | None
+) -> tuple[Batch, Batch | None]:
+    """Both batches, checked, on the device; weights to train with are relative to their mean."""
+    batch = checked_batch(model, params, batch, "batch")
+    if batch.weight is not None:
+        batch = batch._replace(weight=batch.weight / jnp.mean(batch.weight))
+    if validation is not None:
+        validation = checked_batch(model, params, validation, "validation")
+    return batch, validation
+
+
+def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
+    """The batch on the device, in the dtype of params.
+
+    params may be shapes.  Raises ValueError or TypeError, naming what of the batch does not fit
+    the model, before anything is put there.
+    """
     if not isinstance(batch, Batch):
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
     prefix = "" if name == "batch" else f"{name}."
@@ -70,14 +92,14 @@ def on_device(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
         raise type(error)(f"{prefix}{error}") from None
     (dtype,) = dtypes
     classes = host.target.ndim < host.x.ndim and host.target.dtype.kind in "iu"
-    with np.errstate(over="ignore"):  # what overflows is infinite now, and told of below
-        held = Batch(
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below
+        host = Batch(
             x=host.x.astype(dtype),
             target=host.target if classes else host.target.astype(dtype),
             weight=None if host.weight is None else host.weight.astype(dtype),
         )
-    _check_values(model, held, prefix)
-    return Batch(*jax.tree.map(jnp.asarray, tuple(held)))
+    _check_values(model, host, prefix)
+    return Batch(*jax.tree.map(jnp.asarray, tuple(host)))
 
 
 def _as_numbers(name: str, values: Any) -> Any:

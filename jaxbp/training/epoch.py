@@ -1,7 +1,12 @@
-"""An epoch: every row once, as one compiled scan over minibatches."""
+"""An epoch: every row of the data once, as one compiled ``lax.scan`` over minibatches.
+
+The data live on the device, so that between two steps there is nothing but arithmetic.  Minibatch,
+full batch (``batch_size=None``) and online learning (``batch_size=1``) are the same function.
+"""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,13 +16,86 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxbp.diagnostics.health import Health, layer_health
+from jaxbp.diagnostics.health import Health, layer_health, sample
 from jaxbp.gradient import Batch, backprop
 from jaxbp.initialisation import init
-from jaxbp.mlp import MLP, Params
+from jaxbp.model import MLP, Params
 from jaxbp.precision import Gradient
 
 Carry = tuple[Params, optax.OptState]
+
+_OBSERVED = 256  # rows that the health of the layers is measured on: a small part of most epochs
+
+jitted_init = jax.jit(init, static_argnames=("model", "dtype"))  # one program, not dozens
+
+
+class Program(NamedTuple):
+    """All that an epoch is compiled for: hashable, a static argument under ``jit``."""
+
+    model: MLP
+    optimizer: Any  # optax's; for ``fit_many`` a function that makes it of a learning rate
+    gradient: Gradient
+    batch_size: int | None  # None: all rows in one step
+    diagnostics: bool = False  # whether the epoch ends with the health of every layer
+
+
+def one_epoch(
+    program: Program,
+    params: Params,
+    state: optax.OptState,
+    batch: Batch,
+    order: Array | None,
+    key: Array | None,
+) -> tuple[Params, optax.OptState, Array, Health | None]:
+    """Take every row of batch once, in minibatches -> (params, state, mean loss, health).
+
+    program: the model, its optimiser and gradient, and the size of a minibatch.
+    params: what the epoch starts from; not donated, a diverging epoch falls back to them.
+    state: of the optimiser.
+    batch: all N rows, on the device; example weights are relative to their mean.
+    order: (N,) int32 row numbers; None for a full batch.
+    key: of this epoch, for a random gradient; else None.
+
+    The last minibatch holds the rows that are left over.  The mean loss is that of the steps, each
+    before its update; it is NaN where a new parameter is not finite.
+    """
+    model, batch_size = program.model, program.batch_size
+
+    def step(carry: Carry, minibatch: Any) -> tuple[Carry, Array]:
+        rows, number = minibatch
+        examples = batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
+        gradient = program.gradient
+        if key is not None:
+            gradient = partial(gradient, key=jax.random.fold_in(key, number))
+        if batch.weight is not None:
+            gradient = _times_mean_weight(gradient)
+        return make_step(model, program.optimizer, gradient)(carry, examples)
+
+    before, carry = params, (params, state)
+    if order is None or batch_size is None:
+        (params, state), loss = step(carry, (None, 0))
+    else:
+        last = order.size % batch_size  # rows of the ragged last minibatch, a step of its own size
+        if program.diagnostics and last == 0:
+            last = batch_size  # the last step apart, to see its update
+        full = order[: order.size - last].reshape(-1, batch_size)
+        numbers = jnp.arange(len(full), dtype=jnp.int32)
+        carry, losses = jax.lax.scan(step, carry, (full, numbers))
+        total = batch_size * jnp.sum(losses)
+        if last:
+            before, _ = carry
+            carry, last_loss = step(carry, (order[-last:], len(full)))
+            total = total + last * last_loss
+        (params, state), loss = carry, total / order.size
+    health = None
+    if program.diagnostics:
+        updates = jax.tree.map(jnp.subtract, params, before)
+        health = layer_health(model, params, sample(batch, _OBSERVED), updates)
+    finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
+    return params, state, jnp.where(jnp.all(finite), loss, jnp.nan), health
+
+
+run_epoch = jax.jit(one_epoch, static_argnums=0, donate_argnames="state")
 
 
 def make_step(
@@ -26,127 +104,107 @@ def make_step(
     """Step 5, update: ``(params, state), batch -> (params, state), loss``, a ``lax.scan``'s body.
 
     state starts as ``optimizer.init(params)``.  The plain rule is w ← w - η ∂L/∂w, which is
-    ``optax.sgd``; any optax optimiser will do, and line searches (``optax.lbfgs``) are given the
-    objective with the derivative that ``gradient`` claims; an ``update`` that names ``model`` and
-    ``batch`` among its arguments is given those too.
+    ``optax.sgd``; any optax optimiser will do.  Its ``update`` is given the objective as
+    ``value_fn``, with the derivative that ``gradient`` claims, for line searches (``optax.lbfgs``),
+    and ``model`` and ``batch``, for methods that ask the backward pass for more.
     """
-    wants_batch = "batch" in inspect.signature(optimizer.update).parameters
     update = optax.with_extra_args_support(optimizer).update
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
         params, state = carry
         loss, grads = gradient(model, params, batch)
-        value_fn = _differentiable(lambda params: gradient(model, params, batch))
-        extra = {"value": loss, "grad": grads, "value_fn": value_fn}
-        extra |= {"model": model, "batch": batch} if wants_batch else {}
-        updates, state = update(grads, state, params, **extra)
+        objective = _differentiable(lambda params: gradient(model, params, batch))
+        updates, state = update(
+            grads,
+            state,
+            params,
+            value=loss,
+            grad=grads,
+            value_fn=lambda params, model=None, batch=None: objective(params),
+            model=model,  # optax hands on to value_fn what its parameters name
+            batch=batch,
+        )
         return (optax.apply_updates(params, updates), state), loss
 
     return step
 
 
-_SAMPLE = 256  # rows that the health of the layers is seen on: a small part of most epochs
+def shuffled_rows(seed: Sequence[int], epoch: int, rows: int) -> np.ndarray:
+    """The order (rows,) of an epoch: a function of the seed and the epoch's number alone.
 
-
-jitted_init = jax.jit(init, static_argnames=("model", "dtype"))  # one program, not dozens
+    It is drawn on the host, because ``jax.random``'s permutation costs as much as many steps on a
+    CPU.
+    """
+    return np.random.default_rng([*seed, epoch]).permutation(rows).astype(np.int32)
 
 
 @partial(jax.jit, static_argnums=0)
 def initial_state(optimizer: optax.GradientTransformation, params: Params) -> optax.OptState:
-    """The state, sharing no buffer with params or within itself, for it will be donated."""
+    """The optimiser's state; it shares no buffer with params or itself, as it will be donated."""
     return jax.tree.map(jnp.copy, optimizer.init(params))
 
 
-def one_epoch(
-    model: MLP,
-    optimizer: optax.GradientTransformation,
-    gradient: Gradient,
-    batch_size: int | None,
-    diagnostics: bool,
-    params: Params,  # not donated: they are what a diverging epoch falls back to
-    state: optax.OptState,
-    batch: Batch,
-    order: Array | None,
-    key: Array | None,
-) -> tuple[Params, optax.OptState, Array, Health | None]:
-    """One pass over the rows of batch; the mean loss is NaN where a new parameter is not finite."""
-    step_on, before = _stepper(model, optimizer, gradient, batch, key), params
-    if order is None or batch_size is None:
-        (params, state), loss = step_on((params, state), _Rows(None, 0))
-    else:
-        left_over = order.size % batch_size  # the ragged last minibatch is a step of its own size
-        if diagnostics and not left_over:
-            left_over = batch_size  # the last step apart, to see its update
-        full = order[: order.size - left_over].reshape(-1, batch_size)
-        numbers = None if key is None else jnp.arange(len(full), dtype=jnp.int32)
-        carry, losses = jax.lax.scan(step_on, (params, state), _Rows(full, numbers))
-        total = batch_size * jnp.sum(losses)
-        if left_over:
-            before, _ = carry
-            carry, last_loss = step_on(carry, _Rows(order[-left_over:], len(full)))
-            total = total + left_over * last_loss
-        (params, state), loss = carry, total / order.size
-    health = _observed(model, before, params, batch) if diagnostics else None
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
-    return params, state, jnp.where(jnp.all(jnp.array(finite)), loss, jnp.nan), health
+@dataclass(frozen=True)
+class RandomGradient:
+    """A gradient that is declared to draw at random."""
+
+    fn: Gradient
+
+    def __call__(
+        self, model: MLP, params: Params, batch: Batch, *, key: Array
+    ) -> tuple[Array, Params]:
+        """The loss and the gradient, drawn with a key."""
+        return self.fn(model, params, batch, key=key)
 
 
-run_epoch = jax.jit(one_epoch, static_argnums=(0, 1, 2, 3, 4), donate_argnames="state")
+def random_gradient(fn: Gradient) -> RandomGradient:
+    """Declare that a gradient draws at random: ``fit`` then gives it another key at every step.
+
+    fn is called as ``fn(model, params, batch, key=key)``.  A gradient with a parameter named
+    ``key`` needs no declaration; this one is for functions that take it among ``**keywords``.
+
+    >>> import jaxbp
+    >>> def noisy(model, params, batch, **keywords):
+    ...     return jaxbp.noisy_clipped_gradient(
+    ...         model, params, batch, max_norm=1.0, noise_multiplier=1.0, **keywords)
+    >>> is_random(noisy), is_random(random_gradient(noisy))
+    (False, True)
+    """
+    return RandomGradient(fn)
 
 
-class _Rows(NamedTuple):
-    """A minibatch of the data on the device."""
+def is_random(gradient: Gradient) -> bool:
+    """Whether a gradient takes a key: it is declared to, or has a parameter of that name.
 
-    rows: Array | None  # None: all of them
-    number: Any  # of the step in its epoch, where randomness asks for it
-
-
-def _stepper(
-    model: MLP,
-    optimizer: optax.GradientTransformation,
-    gradient: Gradient,
-    batch: Batch,
-    key: Array | None,
-) -> Callable[[Carry, _Rows], tuple[Carry, Array]]:
-    """A step on some rows of the data, with a key of its own where the gradient is random."""
-
-    def step_on(carry: Carry, minibatch: _Rows) -> tuple[Carry, Array]:
-        rows, number = minibatch
-        drawn = gradient if key is None else partial(gradient, key=jax.random.fold_in(key, number))
-        drawn = drawn if batch.weight is None else _unbiased(drawn)
-        return make_step(model, optimizer, drawn)(carry, _taken(batch, rows))
-
-    return step_on
+    A function decorated by ``functools.wraps`` takes one if it hands on keywords to one that does.
+    Raises ValueError where the key is set already, because every step would draw the same.
+    """
+    if isinstance(gradient, partial) and "key" in gradient.keywords:
+        raise ValueError(
+            "gradient: its key is set, and every step would draw the same; expected one without, "
+            "as fit gives it a key of its own at every step"
+        )
+    try:
+        own = inspect.signature(gradient, follow_wrapped=False).parameters
+        wrapped = inspect.signature(gradient).parameters
+    except (TypeError, ValueError):  # a callable without a signature
+        return False
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
+    return "key" in own or (hands_on and "key" in wrapped)
 
 
-def _observed(model: MLP, before: Params, params: Params, batch: Batch) -> Health:
-    """The layers' health on a sample of the rows, with the last step's update."""
-    every = -(-batch.x.shape[0] // _SAMPLE)
-    sample: Batch = jax.tree.map(lambda array: array[::every], batch)
-    return layer_health(model, params, sample, jax.tree.map(jnp.subtract, params, before))
+def _times_mean_weight(gradient: Gradient) -> Gradient:
+    """gradient times the mean weight of the minibatch, so that minibatches average to the whole.
 
+    Otherwise a heavy example would not count for more in a minibatch of its own.
+    """
 
-def relative_weights(batch: Batch) -> Batch:
-    """Example weights relative to their mean."""
-    if batch.weight is None:
-        return batch
-    return batch._replace(weight=batch.weight / jnp.mean(batch.weight))
-
-
-def _taken(batch: Batch, rows: Array | None) -> Batch:
-    return batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
-
-
-def _unbiased(gradient: Gradient) -> Gradient:
-    """gradient times the minibatch's mean weight: so that minibatches average to the whole batch's,
-    and a heavy example counts even when it is alone."""
-
-    def scaled(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
+    def weighted(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
         loss, grads = gradient(model, params, batch)
         weight = jnp.mean(jnp.asarray(batch.weight))
         return weight * loss, jax.tree.map(lambda grad: weight * grad, grads)
 
-    return scaled
+    return weighted
 
 
 def _differentiable(
@@ -164,30 +222,3 @@ def _differentiable(
         return loss, optax.tree.vdot(grads, tangents[0])
 
     return value
-
-
-def orders(
-    seed: list[int], rows: int, batch_size: int | None
-) -> Callable[[int], np.ndarray | None]:
-    """Every epoch's permutation of the rows, None for full batches; drawn on the host, for on a CPU
-    ``jax.random``'s costs as much as many steps."""
-
-    def order(epoch: int) -> np.ndarray | None:
-        if batch_size is None:
-            return None
-        return np.random.default_rng([*seed, epoch]).permutation(rows).astype(np.int32)
-
-    return order
-
-
-def is_random(gradient: Gradient) -> bool:
-    """Whether a gradient takes a key, which it must be given anew at every step."""
-    if isinstance(gradient, partial) and "key" in gradient.keywords:
-        raise ValueError(
-            "gradient: its key is set, and every step would draw the same; expected one without, "
-            "as fit gives it a key of its own at every step"
-        )
-    try:
-        return "key" in inspect.signature(gradient, follow_wrapped=False).parameters
-    except (TypeError, ValueError):  # a callable without a signature
-        return False

@@ -1,9 +1,4 @@
-"""Training: step 5 of the lecture's algorithm, over minibatches, for as many epochs as wanted.
-
-The data live on the device, and a whole epoch is one compiled ``lax.scan`` over its minibatches, so
-that between two steps there is nothing but arithmetic.  Minibatch, full batch (``batch_size=None``)
-and online learning (``batch_size=1``) are the same function.
-"""
+"""Training of one network: ``fit``, and the record that it leaves."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,46 +11,46 @@ from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, backprop
-from jaxbp.mlp import MLP, Params
+from jaxbp.model import MLP, Params
 from jaxbp.precision import Gradient, mixed_precision
-from jaxbp.training.checks import check_arguments, floating, on_device
+from jaxbp.training.checks import check_arguments, check_state, checked_data, dtype_of
 from jaxbp.training.epoch import (
+    Program,
     initial_state,
     is_random,
     jitted_init,
-    orders,
-    relative_weights,
     run_epoch,
+    shuffled_rows,
 )
 from jaxbp.training.metrics import Evaluation, jitted_evaluate
 
 
 class History(NamedTuple):
-    """A run's record, one entry an epoch."""
+    """The record of a run, one entry an epoch."""
 
-    training_loss: (
-        np.ndarray
-    )  # (epochs,) mean objective of the epoch's steps, each before its update
+    training_loss: np.ndarray  # (epochs,) mean objective of the steps, each before its update
     validation_loss: np.ndarray | None  # (epochs,) after the epoch; None without validation data
     metric: np.ndarray | None  # (epochs,) accuracy or R² on the validation data, likewise
-    health: Health | None = None  # (epochs, L) a field, after the epoch; None without diagnostics
+    health: Health | None = (
+        None  # each field (epochs, L), after the epoch; None without diagnostics
+    )
 
 
 class Epoch(NamedTuple):
-    """What ``on_epoch`` is told."""
+    """The argument of ``on_epoch``: an epoch that has just ended."""
 
     number: int  # from 1
     params: Params  # after the epoch; they stay valid and may be kept
     training_loss: float
     validation: Evaluation | None
-    health: Health | None = None  # (L,) a field, with diagnostics
+    health: Health | None = None  # each field (L,), with diagnostics
 
 
 class NonFiniteLossError(ArithmeticError):
     """Training met a loss or a parameter that is not finite.
 
-    ``epoch`` is where, ``params`` are those after the last epoch that was finite throughout (the
-    initial ones, if that is none) and ``history`` is the record up to there.
+    ``epoch`` is the number of that epoch, ``params`` are those after the last epoch that was finite
+    throughout (the initial ones, if there was none) and ``history`` is the record up to there.
     """
 
     def __init__(self, epoch: int, params: Params, history: History) -> None:
@@ -84,16 +79,22 @@ def fit(
 ) -> tuple[Params, History]:
     """Train by (stochastic) gradient descent (Bishop 2006, section 5.2.4) -> (params, History).
 
-    Every epoch visits every row of batch once, in an order that depends on key and the epoch's
-    number alone; the last minibatch holds the rows that are left.  ``batch_size=None`` takes all
-    rows at once.  Training starts from params, which are left as they are, or from ``init(key,
-    model)`` in x's floating dtype.  Example weights count relative to their mean over the batch.
-    ``gradient`` is ``backprop``, ``autodiff`` or your own with their signature; one that draws at
-    random also takes a ``key``, and is given another one at every step.  With
-    ``compute_dtype=jnp.bfloat16`` it runs in ``mixed_precision``.  With diagnostics the
-    compiled epoch ends with the health of every layer, on up to 256 rows spread over the batch and
-    with the last step's update.  After each epoch ``on_epoch`` is called with an ``Epoch``;
-    if it returns True, training ends there.
+    model: the network's description.
+    batch: the N rows to train on; example weights count relative to their mean.
+    optimizer: optax's, such as ``optax.sgd(0.1)``.
+    epochs: passes over the rows, at least 1.  Each visits every row once, in an order that depends
+        on key and the number of the epoch alone.
+    batch_size: rows a step; the last step of an epoch takes the rows that are left.  None: all.
+    key: one ``jax.random.key(seed)``, for the initial weights, the orders and random gradients.
+    params: to start from, left as they are; else ``init(key, model)`` in x's floating dtype.
+    validation: rows to evaluate after each epoch; none unless given.
+    gradient: ``backprop``, ``autodiff``, or your own of their signature; one that draws at random
+        (see ``random_gradient``) is given another key at every step.
+    compute_dtype: of the products, such as ``jnp.bfloat16``: see ``mixed_precision``; else that of
+        params.
+    diagnostics: whether each epoch ends with the health of every layer, measured on up to 256 rows
+        spread over the batch, with the last step's update.
+    on_epoch: called with an ``Epoch`` after each; if it returns True, training ends there.
 
     Raises ValueError or TypeError for arguments that do not fit, before any training, and
     NonFiniteLossError, which carries the last good parameters, when training diverges.
@@ -112,31 +113,25 @@ def fit(
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     if params is None:
-        params = jitted_init(key, model, dtype=floating(batch))
-    batch = relative_weights(on_device(model, params, batch, "batch"))
-    if validation is not None:
-        validation = on_device(model, params, validation, "validation")
-    batch_size = batch_size and min(batch_size, len(batch.x))
+        params = jitted_init(key, model, dtype=dtype_of(batch))
+    batch, validation = checked_data(model, params, batch, validation)
     state = initial_state(optimizer, params)
+    check_state(state, batch_size)
+    rows = len(batch.x)
+    if batch_size is not None:
+        batch_size = min(batch_size, rows)
+    program = Program(model, optimizer, gradient, batch_size, diagnostics)
     seed = np.asarray(jax.random.key_data(key)).tolist()
-    order_of = orders(seed, len(batch.x), batch_size)
+
+    def order_of(number: int) -> Array | None:
+        return None if batch_size is None else jax.device_put(shuffled_rows(seed, number, rows))
+
     record: list[Epoch] = []
-    order = jax.device_put(order_of(1))
+    order = order_of(1)
     for number in range(1, epochs + 1):
         epoch_key = jax.random.fold_in(key, number) if random else None
-        trained, state, loss, health = run_epoch(
-            model,
-            optimizer,
-            gradient,
-            batch_size,
-            diagnostics,
-            params,
-            state,
-            batch,
-            order,
-            epoch_key,
-        )
-        order = jax.device_put(order_of(number + 1))  # while the device is at work
+        trained, state, loss, health = run_epoch(program, params, state, batch, order, epoch_key)
+        order = order_of(number + 1)  # while the device is at work
         if not np.isfinite(loss):
             raise NonFiniteLossError(number, params, history_of(record))
         params, evaluation = trained, None
@@ -145,15 +140,15 @@ def fit(
         health = jax.tree.map(np.asarray, health)
         epoch = Epoch(number, params, float(loss), evaluation, health)
         record.append(epoch._replace(params=()))  # parameters are the caller's to keep
-        if on_epoch and on_epoch(epoch):
+        if on_epoch is not None and on_epoch(epoch):
             break
     return params, history_of(record)
 
 
 def history_of(record: list[Epoch]) -> History:
     """The record of a run, or of many at once: epochs are the last axis."""
-    evaluations = [epoch.validation for epoch in record if epoch.validation]
-    health = [epoch.health for epoch in record if epoch.health]
+    evaluations = [epoch.validation for epoch in record if epoch.validation is not None]
+    health = [epoch.health for epoch in record if epoch.health is not None]
     return History(
         training_loss=np.array([epoch.training_loss for epoch in record]).T,
         validation_loss=np.array([each.loss for each in evaluations]).T if evaluations else None,

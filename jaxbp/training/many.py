@@ -1,14 +1,14 @@
-"""Many networks at once: each with its own seed, learning rate and L2, on every core or device.
+"""Training of many networks at once, each with its own seed, learning rate and L2: ``fit_many``.
 
 Steps of small networks leave most of a machine idle.  So the networks are dealt into groups, one a
 device (on a CPU that is a single device: one a core), which train side by side.  Within a group a
-CPU takes one network after another (``jax.lax.map``), for batched products gain nothing there,
-but where they are tiny; an accelerator takes them together (``jax.vmap``), as it needs the width.
+CPU takes one network after another (``jax.lax.map``), because batched products gain nothing there,
+except when they are tiny; an accelerator takes them together (``jax.vmap``), as it needs the width.
 ``python -m benchmarks.scaling`` measures these ways against one another.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -23,10 +23,10 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, backprop
-from jaxbp.mlp import MLP, Params
+from jaxbp.model import MLP, Params
 from jaxbp.precision import Gradient, mixed_precision
-from jaxbp.training.checks import check_arguments, floating, on_device
-from jaxbp.training.epoch import is_random, jitted_init, one_epoch, orders, relative_weights
+from jaxbp.training.checks import check_arguments, check_state, checked_data, dtype_of
+from jaxbp.training.epoch import Program, is_random, jitted_init, one_epoch, shuffled_rows
 from jaxbp.training.fitting import Epoch, History, history_of
 from jaxbp.training.metrics import Evaluation, loss_and_metric
 
@@ -38,7 +38,7 @@ class Best(NamedTuple):
 
     n: int  # its number among those that were trained, from 0
     params: Params
-    history: History  # (epochs,) a field, as fit's
+    history: History  # each field (epochs,), as fit's
 
 
 def fit_many(
@@ -59,12 +59,24 @@ def fit_many(
     """Train N networks in one call -> (params, History), with N in front of every shape.
 
     Network n is the one that ``fit`` trains with ``keys[n]``, ``optimizer(learning_rate[n])`` and
-    ``model._replace(l2=l2[n])``, up to rounding.  keys: (N,), as ``jax.random.split(key, N)`` gives
-    them; learning_rate and l2: one number for all, or (N,); without l2 it is the model's.
-    ``optimizer`` makes an optax optimiser of a learning rate; for one with other settings, pass a
-    function made once, such as ``momentum = partial(optax.sgd, momentum=0.9)``.  A network that
-    diverges keeps the parameters of its last finite epoch; from there on its record is NaN.
-    ``on_epoch`` is told of all networks at once, (N,) a field; if it returns True, training ends.
+    ``model._replace(l2=l2[n])``, up to rounding.  A network that diverges keeps the parameters of
+    its last finite epoch; from there on its record is NaN.
+
+    model: the description that all networks share.
+    batch: the rows to train on; example weights count relative to their mean.
+    keys: (N,), as ``jax.random.split(key, N)`` gives them.
+    learning_rate: one number for all networks, or (N,).
+    l2: one number for all, or (N,); the model's unless given.
+    optimizer: makes an optax optimiser of a learning rate, ``optax.sgd`` unless given.  For one
+        with other settings pass a function that is made once, such as
+        ``momentum = partial(optax.sgd, momentum=0.9)``.
+    epochs: passes over the rows, at least 1.
+    batch_size: rows a step; None: all.
+    validation: rows to evaluate after each epoch; none unless given.
+    gradient: as for ``fit``.
+    compute_dtype: as for ``fit``.
+    on_epoch: called after each epoch with an ``Epoch`` of all networks, each field (N,); if it
+        returns True, training ends there.
 
     Raises ValueError or TypeError for arguments that do not fit, before any training.
 
@@ -85,42 +97,57 @@ def fit_many(
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     check_arguments(model, optimizer(rates[0]), epochs, batch_size, keys[0])
-    random, dtype = is_random(gradient), floating(batch)
+    random, dtype = is_random(gradient), dtype_of(batch)
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     shapes = jitted_init.eval_shape(keys[0], model, dtype=dtype)  # type: ignore[no-untyped-call]
-    batch = relative_weights(on_device(model, shapes, batch, "batch"))
-    if validation is not None:
-        validation = on_device(model, shapes, validation, "validation")
-    batch_size = batch_size and min(batch_size, len(batch.x))
+    check_state(jax.eval_shape(optimizer(rates[0]).init, shapes), batch_size)
+    batch, validation = checked_data(model, shapes, batch, validation)
+    rows = len(batch.x)
+    if batch_size is not None:
+        batch_size = min(batch_size, rows)
+    program = Program(model, optimizer, gradient, batch_size)
 
-    plan = _Plan(model, optimizer, gradient, batch_size, random)
     drawn = [jitted_init(key, model, dtype=dtype) for key in keys]
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
     rates, penalties = jax.tree.map(lambda each: each.astype(dtype), (rates, penalties))
-    start = [
-        _Group(*jax.device_put((_started(optimizer, *dealt), batch, validation), device))
-        for device, dealt in _dealt(params, rates, penalties, keys)
+    dealt = _Dealt(count, _workers()[:count])
+    networks = [
+        _started(optimizer, *group)
+        for group in dealt.deal((params, rates, penalties, keys if random else None))
     ]
-    order_of = _shuffles(keys, len(batch.x), batch_size, len(start))
+    groups = [
+        _Group(*jax.device_put((group, batch, validation), device))
+        for group, device in zip(networks, dealt.devices, strict=True)
+    ]
+    seeds = np.asarray(jax.random.key_data(keys)).tolist()
+
+    def orders_of(number: int) -> Sequence[np.ndarray | None]:
+        """The orders of an epoch, of each network (n, rows), by group; None for full batches."""
+        if batch_size is None:
+            return [None] * len(groups)
+        return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
+
     record: list[Epoch] = []
-    for groups, outcomes in _epochs(plan, start, order_of, epochs):
-        loss, validated = _gathered(outcomes, count)
-        record.append(Epoch(len(record) + 1, (), loss, validated and Evaluation(*validated)))
-        if on_epoch and on_epoch(record[-1]._replace(params=_parameters(groups, count))):
+    for groups, outcomes in _epochs(program, groups, orders_of, epochs):  # noqa: B020
+        loss, validated = dealt.gather(outcomes)
+        evaluation = None if validated is None else Evaluation(*validated)
+        record.append(Epoch(len(record) + 1, (), loss, evaluation))
+        if on_epoch is not None and on_epoch(record[-1]._replace(params=_params(dealt, groups))):
             break
-    return _parameters(groups, count), history_of(record)
+    return _params(dealt, groups), history_of(record)
 
 
 def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
     """The best of N networks -> (n, params, history), the latter two without N in front.
 
-    by: "validation_loss" or "training_loss", of which the last is to be small, or "metric", to be
-    large; without it the validation loss, or the training loss where nothing was validated.
-    A network that diverged is not chosen.  Raises ValueError for what history does not hold, and
-    where every network diverged.
+    by: "validation_loss" or "training_loss", the smallest after the last epoch, or "metric", the
+    largest; without it the validation loss, or the training loss where nothing was validated.
+    A network that diverged is not chosen.  Raises ValueError for a measure that history does not
+    hold, and where every network diverged.
     """
-    by = by or ("training_loss" if history.validation_loss is None else "validation_loss")
+    if by is None:
+        by = "training_loss" if history.validation_loss is None else "validation_loss"
     record = getattr(history, by, None) if by in _MEASURES else None
     if record is None:
         held = [name for name in _MEASURES if getattr(history, name) is not None]
@@ -137,16 +164,6 @@ def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
 _MEASURES = ("training_loss", "validation_loss", "metric")
 
 
-class _Plan(NamedTuple):
-    """What all networks share and the program is compiled for."""
-
-    model: MLP
-    optimizer: MakeOptimizer
-    gradient: Gradient
-    batch_size: int | None
-    random: bool  # the gradient draws, and is given keys
-
-
 class _Networks(NamedTuple):
     """Networks in training, n in front of every shape."""
 
@@ -155,29 +172,93 @@ class _Networks(NamedTuple):
     finite: Array  # (n,) until now
     learning_rate: Array
     l2: Array | None  # None: the model's
-    key: Array
+    key: Array | None  # None: the gradient is not random
 
 
 class _Group(NamedTuple):
-    """What one device, or one core, works on."""
+    """The work of one device, or one core."""
 
     networks: _Networks
     batch: Batch
     validation: Batch | None
 
 
+class _Dealt(NamedTuple):
+    """N networks dealt to groups of one size, one group a device.
+
+    Groups that would be smaller are filled up with the first networks once more, which cost no time
+    beside their neighbours.
+    """
+
+    total: int  # N
+    devices: list[jax.Device]
+
+    def deal(self, networks: Any) -> list[Any]:
+        """A tree of all N networks as one tree a group."""
+        groups = len(self.devices)
+        members = np.resize(np.arange(self.total), (groups, -(-self.total // groups)))
+        return [jax.tree.map(itemgetter(numbers), networks) for numbers in members]
+
+    def gather(self, groups: list[Any]) -> Any:
+        """One tree a group as a tree of all N networks, on the host."""
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: self.total], *groups)
+
+
+def _params(dealt: _Dealt, groups: list[_Group]) -> Params:
+    on_host = dealt.gather([group.networks.params for group in groups])
+    params: Params = jax.tree.map(jnp.asarray, on_host)
+    return params
+
+
 @partial(jax.jit, static_argnums=0)
 def _started(
-    optimizer: MakeOptimizer, params: Params, rates: Array, penalties: Array | None, keys: Array
+    optimizer: MakeOptimizer,
+    params: Params,
+    rates: Array,
+    penalties: Array | None,
+    keys: Array | None,
 ) -> _Networks:
-    """Networks with the state of their optimisers."""
+    """Networks with the initial states of their optimisers."""
     state = jax.vmap(lambda params, rate: optimizer(rate).init(params))(params, rates)
     return _Networks(params, state, jnp.ones(rates.shape, bool), rates, penalties, keys)
 
 
+def _epochs(
+    program: Program,
+    groups: list[_Group],
+    orders_of: Callable[[int], Sequence[np.ndarray | None]],
+    epochs: int,
+) -> Iterator[tuple[list[_Group], list[Any]]]:
+    """Train the groups side by side -> after each epoch, the groups and their records.
+
+    It is compiled here and called in threads: a thread would compile without the caller's
+    ``jax.enable_x64`` and its like, which hold for one thread.
+    """
+    orders = orders_of(1)
+    compiled = [
+        _one_epoch_each.lower(program, *group, order, np.int32(1)).compile()
+        for group, order in zip(groups, orders, strict=True)
+    ]
+
+    def run(each: Any, group: _Group, order: np.ndarray | None, number: int) -> tuple[_Group, Any]:
+        networks, record = each(*group, order, np.int32(number))
+        return group._replace(networks=networks), jax.device_get(record)  # waits
+
+    with ThreadPoolExecutor(len(groups)) as pool:
+        for number in range(1, epochs + 1):
+            running = [
+                pool.submit(run, each, group, order, number)
+                for each, group, order in zip(compiled, groups, orders, strict=True)
+            ]
+            orders = orders_of(number + 1)  # while the devices are at work
+            results = [future.result() for future in running]
+            groups = [group for group, _ in results]
+            yield groups, [record for _, record in results]
+
+
 @partial(jax.jit, static_argnums=0)
 def _one_epoch_each(
-    plan: _Plan,
+    program: Program,
     networks: _Networks,
     batch: Batch,
     validation: Batch | None,
@@ -187,86 +268,34 @@ def _one_epoch_each(
     """An epoch of every network -> the networks, and their training loss, loss and metric."""
 
     def train(network: _Networks, order: Array | None) -> tuple[_Networks, Any]:
-        params, state, finite, rate, l2, key = network
-        model = plan.model if l2 is None else plan.model._replace(l2=l2)  # type: ignore[arg-type]
-        step = (model, plan.optimizer(rate), plan.gradient, plan.batch_size, False)
-        epoch_key = jax.random.fold_in(key, number) if plan.random else None
-        *after, loss, _ = one_epoch(*step, params, state, batch, order, epoch_key)
-        finite &= jnp.isfinite(loss)
-        params, state = jax.tree.map(partial(jnp.where, finite), tuple(after), (params, state))
-        record = loss, validation and loss_and_metric(model, params, validation)
-        record = jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), record)
+        model = program.model
+        if network.l2 is not None:
+            model = model._replace(l2=network.l2)  # type: ignore[arg-type]
+        one = program._replace(model=model, optimizer=program.optimizer(network.learning_rate))
+        key = None if network.key is None else jax.random.fold_in(network.key, number)
+        *after, loss, _ = one_epoch(one, network.params, network.state, batch, order, key)
+        finite = network.finite & jnp.isfinite(loss)
+        before = (network.params, network.state)
+        params, state = jax.tree.map(partial(jnp.where, finite), tuple(after), before)
+        validated = None if validation is None else loss_and_metric(model, params, validation)
+        record = jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), (loss, validated))
         return network._replace(params=params, state=state, finite=finite), record
 
-    if _together(plan, batch):
+    if _together(program, batch):
         return jax.vmap(train)(networks, order)
     after: tuple[_Networks, Any] = jax.lax.map(lambda each: train(*each), (networks, order))
     return after
 
 
-def _together(plan: _Plan, batch: Batch) -> bool:
+def _together(program: Program, batch: Batch) -> bool:
     """Whether a group's networks are worth a batched product: on an accelerator, and on a CPU where
     a step is so small that starting its products takes longer than computing them."""
-    rows = plan.batch_size or batch.x.shape[0]
-    weights = sum(i * o for i, o in pairwise(plan.model.sizes))
+    rows = program.batch_size or len(batch.x)
+    weights = sum(i * o for i, o in pairwise(program.model.sizes))
     return jax.default_backend() != "cpu" or rows * weights < _SMALL
 
 
 _SMALL = 2**17  # multiplications: 32-64-10 at batch 32 is below, 64-128-10 above
-
-
-def _epochs(
-    plan: _Plan,
-    groups: list[_Group],
-    order_of: Callable[[int], list[np.ndarray | None]],
-    epochs: int,
-) -> Iterator[tuple[list[_Group], list[Any]]]:
-    """Train the groups side by side -> after each epoch, the groups and their records.
-
-    Compiled here and called in threads: what a thread would compile, it would compile without the
-    caller's ``jax.enable_x64`` and its like, which hold for one thread.
-    """
-    order = order_of(1)
-    programs = [
-        _one_epoch_each.lower(plan, *group, rows, np.int32(1)).compile()
-        for group, rows in zip(groups, order, strict=True)
-    ]
-    with ThreadPoolExecutor(len(groups)) as pool:
-        for number in range(1, epochs + 1):
-            running = [
-                pool.submit(_finished, program, group, rows, number)
-                for program, group, rows in zip(programs, groups, order, strict=True)
-            ]
-            order = order_of(number + 1)  # while the devices are at work
-            results = [each.result() for each in running]
-            groups = [group for group, _ in results]
-            yield groups, [record for _, record in results]
-
-
-def _finished(
-    program: Callable[..., Any], group: _Group, order: np.ndarray | None, number: int
-) -> tuple[_Group, Any]:
-    """The group after an epoch, and its record."""
-    networks, record = program(*group, order, np.int32(number))
-    return group._replace(networks=networks), jax.device_get(record)  # waits
-
-
-def _dealt(
-    params: Params, rates: np.ndarray, *others: Any
-) -> Iterator[tuple[jax.Device, tuple[Any, ...]]]:
-    """A device for each group, and what its networks have of their own.
-
-    Groups are of one size, filled up with the first networks once more, which cost no time beside
-    their neighbours.
-    """
-    devices = _workers()[: len(rates)]
-    for device, members in zip(devices, _members(len(rates), len(devices)), strict=True):
-        yield device, jax.tree.map(itemgetter(members), (params, rates, *others))
-
-
-def _members(count: int, groups: int) -> np.ndarray:
-    """(groups, n) numbers of networks."""
-    return np.resize(np.arange(count), (groups, -(-count // groups)))
 
 
 def _workers() -> list[jax.Device]:
@@ -277,32 +306,6 @@ def _workers() -> list[jax.Device]:
     if hasattr(os, "sched_getaffinity"):
         return devices * len(os.sched_getaffinity(0))
     return devices * (os.cpu_count() or 1)
-
-
-def _shuffles(
-    keys: Array, rows: int, batch_size: int | None, groups: int
-) -> Callable[[int], list[np.ndarray | None]]:
-    """An epoch's order of the rows for every network (n, rows), by group as they were dealt."""
-    seeds = np.asarray(jax.random.key_data(keys)).tolist()
-    order_of = [orders(seed, rows, batch_size) for seed in seeds]
-
-    def order(epoch: int) -> list[np.ndarray | None]:
-        drawn = np.array([of(epoch) for of in order_of])
-        dealt = drawn[_members(len(keys), groups)]
-        return [None if batch_size is None else each for each in dealt]
-
-    return order
-
-
-def _gathered(parts: Any, count: int) -> Any:
-    """The groups' results as one, on the host, without those that filled up."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
-
-
-def _parameters(groups: list[_Group], count: int) -> Params:
-    on_host = _gathered([group.networks.params for group in groups], count)
-    params: Params = jax.tree.map(jnp.asarray, on_host)
-    return params
 
 
 def _checked_count(keys: Array) -> int:

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbp.gradient import Batch, objective, shares
+from jaxbp.gradient import Batch, example_shares, objective
 from jaxbp.heads import Head
-from jaxbp.mlp import MLP, Params, forward
-from jaxbp.training.checks import on_device
+from jaxbp.mlp import forward
+from jaxbp.model import MLP, Params
+from jaxbp.training.checks import checked_batch
 
 
 class Evaluation(NamedTuple):
-    """How a network does on a batch."""
+    """The loss and the metric of a network on a batch."""
 
     loss: float  # the objective, L2 included
     metric: float  # accuracy in [0, 1] where the head decides, else R² ≤ 1
@@ -29,21 +30,23 @@ def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
     outputs; an output whose target never varies counts 1 if it is met exactly and 0 if not.  Both
     are weighted like the loss.  Raises ValueError where the batch does not fit the model.
     """
-    batch = on_device(model, params, batch, "batch")
+    batch = checked_batch(model, params, batch, "batch")
     return Evaluation(*map(float, jitted_evaluate(model, params, batch)))
 
 
 def metric_name(head: Head) -> str:
-    """What ``evaluate`` measures for a head: "accuracy" or "r2"."""
+    """The metric that ``evaluate`` measures for a head: "accuracy" or "r2"."""
     return "r2" if head.decide is None else "accuracy"
 
 
 def loss_and_metric(model: MLP, params: Params, batch: Batch) -> tuple[Array, Array]:
-    """What ``evaluate`` measures, before it is compiled."""
+    """The two numbers of an ``Evaluation``, to be compiled."""
     logits, _ = forward(model, params, batch.x)
     loss, _ = model.head.loss(logits, batch.target)
     score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
-    metric = score(model.head.predict(logits), jnp.asarray(batch.target), shares(batch, loss))
+    metric = score(
+        model.head.predict(logits), jnp.asarray(batch.target), example_shares(batch, loss)
+    )
     return objective(model, params, batch), metric
 
 

@@ -1,0 +1,98 @@
+"""The model: a network's description and its parameters, with the letters of every shape.
+
+    B batch, D inputs, I and O the inputs and outputs of a layer, K outputs of the network
+
+For B, no axis or several may stand as well.
+"""
+
+from functools import partial
+from itertools import pairwise
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxbp.activations import Activation, identity
+from jaxbp.heads import Head
+
+
+class MLP(NamedTuple):
+    """The network's description: no arrays, hashable, a static argument under ``jit``.
+
+    Two models are equal where their parts are, and partials are where they hold the same.
+    """
+
+    sizes: tuple[int, ...]  # (D, hidden..., K)
+    activation: Activation | tuple[Activation, ...]  # of all hidden layers, or one each
+    head: Head  # the output unit and its loss
+    l2: float = 0.0  # adds ½·l2·Σ‖W‖² to the objective: weights, not biases
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MLP) and _comparable(self) == _comparable(other)
+
+    def __hash__(self) -> int:
+        return hash(_comparable(self))
+
+
+class Layer(NamedTuple):
+    """The parameters of one layer; a network's are a tuple of them."""
+
+    weight: Array  # (O, I): row k holds the weights into unit k
+    bias: Array  # (O,)
+
+
+class Residual(NamedTuple):
+    """What the backward pass needs of one layer."""
+
+    input: Array  # (B, I) z, what the layer's weights were multiplied with
+    slope: Array  # (B, O) h'(a)
+
+
+Params = tuple[Layer, ...]
+
+
+Residuals = tuple[Residual, ...]
+
+
+Deltas = tuple[Array, ...]  # (B, O) of every layer
+
+
+def units_of(model: MLP) -> tuple[Activation, ...]:
+    """One activation a layer; the last is linear, because the output unit belongs to the head."""
+    if not isinstance(model, MLP):
+        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
+    sizes, activation = model.sizes, model.activation
+    if not isinstance(model.head, Head):
+        raise TypeError(f"head: got {model.head!r}, expected one of jaxbp.heads, or a jaxbp.Head")
+    if not isinstance(sizes, tuple) or not all(isinstance(size, Integral) for size in sizes):
+        raise TypeError(f"sizes: got {sizes!r}, expected a tuple of ints (D, hidden..., K)")
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"sizes: got {sizes}, expected at least (D, K), every size positive")
+    hidden = len(sizes) - 2
+    units = activation if isinstance(activation, tuple) else (activation,) * hidden
+    if not all(map(callable, units)):
+        raise TypeError(f"activation: got {activation!r}, expected functions a -> (h, slope)")
+    if len(units) != hidden:
+        raise ValueError(f"activation: got {len(units)}, expected one, or {hidden} for {sizes}")
+    return (*units, identity)
+
+
+def _comparable(part: Any) -> Any:
+    """A part of a model; a partial, which ``functools`` compares by identity, as what it holds."""
+    if isinstance(part, partial):
+        return part.func, part.args, frozenset(part.keywords.items())
+    return tuple(map(_comparable, part)) if isinstance(part, tuple) else part
+
+
+def checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
+    """x as an array.  Raises ValueError where x or params do not fit the sizes of the model."""
+    expected = [((o, i), (o,)) for i, o in pairwise(model.sizes)]
+    shapes = [(jnp.shape(layer.weight), jnp.shape(layer.bias)) for layer in params]
+    if shapes != expected:
+        raise ValueError(f"params: got weights and biases {shapes}, expected {expected}")
+    z = jnp.asarray(x)
+    if z.shape[-1:] != model.sizes[:1]:
+        raise ValueError(f"x: got shape {z.shape}, expected (..., {model.sizes[0]})")
+    return z
