@@ -106,8 +106,23 @@ def poisson(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     return jnp.sum(rate - y * logits, axis=-1), rate - y
 
 
+# Output units and decisions: functions of our own, because JAX's compiled ones cannot be pickled
+
+
 def _linear(logits: Array) -> Array:
     return logits
+
+
+def _sigmoid(logits: Array) -> Array:
+    return jax.nn.sigmoid(logits)
+
+
+def _softmax(logits: Array) -> Array:
+    return jax.nn.softmax(logits)
+
+
+def _exponential(logits: Array) -> Array:
+    return jnp.exp(logits)
 
 
 def _above_half(probability: Array) -> Array:
@@ -127,12 +142,10 @@ linear_squared_error = Head(_linear, squared_error)
 linear_half_squared_error = Head(_linear, half_squared_error)
 linear_huber = Head(_linear, huber)
 linear_absolute_error = Head(_linear, absolute_error)
-sigmoid_logistic = Head(jax.nn.sigmoid, logistic, _above_half, target="labels")
-sigmoid_squared_error = Head(
-    jax.nn.sigmoid, sigmoid_squared, _above_half, _squared_slope, target="labels"
-)
-softmax_cross_entropy = Head(jax.nn.softmax, cross_entropy, _most_probable, target="classes")
-exp_poisson = Head(jnp.exp, poisson)
+sigmoid_logistic = Head(_sigmoid, logistic, _above_half, target="labels")
+sigmoid_squared_error = Head(_sigmoid, sigmoid_squared, _above_half, _squared_slope, "labels")
+softmax_cross_entropy = Head(_softmax, cross_entropy, _most_probable, target="classes")
+exp_poisson = Head(_exponential, poisson)
 
 #: the heads that a file or a command line can name
 BY_NAME: dict[str, Head] = {

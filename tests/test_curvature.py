@@ -388,5 +388,32 @@ def test_a_batch_method_takes_the_whole_batch():
     model = jaxbp.MLP((1, 1), (), HEADS["linear_half_squared_error"])
     batch = jaxbp.Batch(np.ones((2, 1)), np.ones((2, 1)))
     options = {"optimizer": made(NEWTON, 1.0), "epochs": 1, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match="batch_size: got 1, expected None: it is a full-batch"):
+    refused = pytest.raises(
+        ValueError, match="batch_size: got 1, expected None: it is a full-batch"
+    )
+    with refused:
         jaxbp.fit(model, batch, batch_size=1, **options)
+    for method in (NEWTON(1.0), batch_methods.nonlinear_cg()):
+        options["optimizer"] = optax.chain(optax.clip_by_global_norm(1.0), method)
+        with refused:
+            jaxbp.fit(model, batch, batch_size=1, **options)
+    with refused:
+        jaxbp.fit_many(
+            model,
+            batch,
+            keys=jax.random.split(jax.random.key(0), 2),
+            learning_rate=0.1,
+            optimizer=lambda rate: batch_methods.truncated_newton(),
+            epochs=1,
+            batch_size=1,
+        )
+
+
+def test_a_batch_method_works_in_a_chain():
+    model = jaxbp.MLP((1, 1), (), HEADS["linear_half_squared_error"])
+    batch = jaxbp.Batch(np.ones((2, 1), np.float32), np.ones((2, 1), np.float32))
+    alone, chained = (
+        jaxbp.fit(model, batch, optimizer=each, epochs=3, batch_size=None, key=jax.random.key(0))[0]
+        for each in (made(NEWTON, 1.0), optax.chain(made(NEWTON, 1.0), optax.scale(1.0)))
+    )
+    assert jaxbp.compare(alone, chained).relative_error == 0

@@ -1,5 +1,6 @@
 """The network: its description, its parameters, and what it says when they do not fit."""
 
+import pickle
 from functools import partial
 
 import jax
@@ -68,6 +69,32 @@ def test_init_maps_over_keys():
     of_all = jax.vmap(lambda key: jaxbp.init(key, model))(keys)
     alone = jaxbp.init(keys[2], model)
     assert jaxbp.compare(jax.tree.map(lambda leaf: leaf[2], of_all), alone).relative_error < 1e-6
+
+
+def softsign(a):
+    return a / (1 + jnp.abs(a))
+
+
+def test_equal_models_are_equal_and_picklable():
+    def model(alpha, threshold):
+        return MLP(
+            (2, 3, 3, 3, 1),
+            (
+                partial(activations.leaky_relu, alpha=alpha),
+                jaxbp.with_slope(softsign),
+                activations.elu,
+            ),
+            heads.linear_huber._replace(loss=partial(heads.huber, threshold=threshold)),
+            l2=0.1,
+        )
+
+    one = model(0.2, 2.0)
+    assert one == model(0.2, 2.0)
+    assert hash(one) == hash(model(0.2, 2.0))
+    assert one not in (model(0.3, 2.0), model(0.2, 1.0), one._replace(l2=0.0), tuple(one))
+    for head in heads.BY_NAME.values():
+        again = pickle.loads(pickle.dumps(one._replace(head=head)))
+        assert again == one._replace(head=head)
 
 
 def test_a_model_is_a_static_argument():

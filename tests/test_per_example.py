@@ -1,6 +1,6 @@
 """Per example: what is contracted from (z, δ) is what vmap of jax.grad of one example gives."""
 
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -326,6 +326,30 @@ def test_fit_draws_new_noise_at_every_step():
     assert not np.array_equal(once, other)
     ways = [np.linalg.norm(trained(noise, epochs)) for epochs in (1, 9)]
     assert 1.5 < ways[1] / ways[0] < 5
+
+
+def test_a_random_gradient_is_known_by_its_key_or_by_being_declared():
+    """Whichever way it is written, one draws as the plain one does."""
+    noisy = partial(per_example.noisy_clipped_gradient, max_norm=1.0, noise_multiplier=1.0)
+
+    def keywords_alone(model, params, batch, **keywords):
+        return noisy(model, params, batch, **keywords)
+
+    @wraps(noisy)
+    def decorated(*args, **keywords):
+        return noisy(*args, **keywords)
+
+    @wraps(noisy)
+    def key_inside(model, params, batch):
+        return noisy(model, params, batch, key=jax.random.key(7))
+
+    declared = jaxbp.random_gradient(keywords_alone)
+    assert declared == jaxbp.random_gradient(keywords_alone)  # so that fit compiles it once
+    in_float32 = jaxbp.mixed_precision(declared, jnp.float32)
+    expected = trained(noisy, epochs=1)
+    for gradient in (declared, decorated, in_float32):
+        np.testing.assert_array_equal(trained(gradient, epochs=1), expected)
+    assert not np.array_equal(trained(key_inside, epochs=1), expected)
 
 
 def test_a_key_that_is_set_would_draw_the_same_at_every_step():
