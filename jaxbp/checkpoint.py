@@ -33,7 +33,7 @@ class CheckpointError(ValueError):
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds."""
+    """The contents of a file: a network, and how to prepare rows for it."""
 
     model: MLP
     params: Params
@@ -50,9 +50,15 @@ def save(
 ) -> None:
     """Write a network, and how its data were prepared, to a safetensors file.
 
-    An activation or head of your own is not in the file; ``load`` then needs the model.  Raises
-    ValueError where params do not fit the model, FileNotFoundError for a folder that is not there,
-    and FileExistsError rather than replace a file, unless overwrite.
+    path: of the file; its folder must be there.
+    model: the network; an activation or head of your own is not in the file, and ``load`` then
+        needs the model again.
+    params: of the model.
+    preparation: of the data, as ``jaxbp.data.load`` gives it; none unless given.
+    overwrite: whether to replace a file that is there; False unless given.
+
+    Raises ValueError where params do not fit the model, FileNotFoundError for a missing folder, and
+    FileExistsError rather than replace a file.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -68,7 +74,7 @@ def save(
     described = {
         "format": _FORMAT,
         "model": json.dumps(_describe(model)),
-        "preparation": json.dumps(preparation and _listed(preparation)),
+        "preparation": json.dumps(None if preparation is None else _listed(preparation)),
     }
     described["digest"] = _digest(tensors, described)
     partly = path.with_name(f".{path.name}.{os.getpid()}")
@@ -99,8 +105,9 @@ def load(path: str | Path, model: MLP | None = None) -> Checkpoint:
             for number in range(1, len(model.sizes))
         )
         _check_fit(model, params)
-        preparation = json.loads(described["preparation"])
-        return Checkpoint(model, params, preparation and _preparation_from(preparation))
+        listed = json.loads(described["preparation"])
+        preparation = None if listed is None else _preparation_from(listed)
+        return Checkpoint(model, params, preparation)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -131,13 +138,14 @@ def _digest(tensors: Mapping[str, np.ndarray], described: Mapping[str, str]) -> 
 
 
 def _describe(model: MLP) -> dict[str, Any]:
-    several = isinstance(model.activation, tuple)
-    units = model.activation if isinstance(model.activation, tuple) else (model.activation,)
-    described = [_describe_activation(unit) for unit in units]
+    if isinstance(model.activation, tuple):
+        described: Any = [_describe_activation(unit) for unit in model.activation]
+    else:
+        described = _describe_activation(model.activation)
     head = next((name for name, head in heads.BY_NAME.items() if head == model.head), None)
     return {
         "sizes": list(map(int, model.sizes)),
-        "activation": described if several else described[0],
+        "activation": described,
         "head": head or _OWN,
         "l2": float(model.l2),
     }
@@ -189,7 +197,7 @@ def _listed(preparation: Preparation) -> dict[str, Any]:
 def _preparation_from(listed: dict[str, Any]) -> Preparation:
     return Preparation(
         features=tuple(listed["features"]),
-        labels=listed["labels"] and tuple(listed["labels"]),
+        labels=None if listed["labels"] is None else tuple(listed["labels"]),
         **{
             name: np.array(listed[name])
             for name in ("mean", "scale", "target_mean", "target_scale")

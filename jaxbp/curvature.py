@@ -3,9 +3,9 @@
     R{a⁽ˡ⁾} = W⁽ˡ⁾ R{z⁽ˡ⁻¹⁾} + V⁽ˡ⁾ z⁽ˡ⁻¹⁾ + v⁽ˡ⁾,  R{z⁽ˡ⁾} = h'(a⁽ˡ⁾) R{a⁽ˡ⁾}        R-forward
     R{δ⁽ˡ⁾} = h'(a⁽ˡ⁾) ⊙ R{e⁽ˡ⁾} + h''(a⁽ˡ⁾) R{a⁽ˡ⁾} ⊙ e⁽ˡ⁾,  e⁽ˡ⁾ = W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾      R-backward
 
-R{·} is the derivative along a direction of the parameters, which has weights V and biases v: what
-the lecture's two recursions come to when each of their lines is differentiated once more.  No
-Hessian is ever formed: a product costs about as much as two gradients.
+R{·} is the derivative along a direction of the parameters, which has weights V and biases v: each
+line of the lecture's two recursions is differentiated once more.  No Hessian is ever formed: a
+product costs about as much as two gradients.
 """
 
 from typing import NamedTuple
@@ -102,8 +102,11 @@ def kronecker_factors(model: MLP, params: Params, batch: Batch) -> tuple[Kroneck
 def r_forward(
     model: MLP, params: Params, residuals: Residuals, vector: Params
 ) -> tuple[Array, Residuals]:
-    """R-forward: what ``forward`` returns, differentiated along vector: R{logits} and, a layer,
-    R{z} (B, I) and R{h'(a)} = h''(a) R{a} (B, O)."""
+    """R-forward: R{logits} and, for each layer, R{z} (B, I) and R{h'(a)} = h''(a) R{a} (B, O).
+
+    It is the derivative of ``forward`` along vector.  a is computed once more, as the residuals
+    hold h'(a) alone.
+    """
     r_z = jnp.zeros_like(residuals[0].input)  # the network's input does not depend on params
     r_residuals: list[Residual] = []
     for unit, layer, v, residual in zip(units_of(model), params, vector, residuals, strict=True):
@@ -125,7 +128,12 @@ def r_backward(
     error: Array,
     r_error: Array,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """R-backward: what ``backward`` returns, δ (B, O) of every layer, and R{δ} beside it."""
+    """R-backward: δ (B, O) and R{δ} of every layer, the latter the derivative along vector.
+
+    params, vector: of the network, and the direction.
+    residuals, r_residuals: of ``forward``, and of ``r_forward``.
+    error, r_error: (B, K) ∂L/∂logits and its derivative along vector.
+    """
     deltas, r_deltas = [], []
     layers = zip(params, vector, residuals, r_residuals, strict=True)
     for layer, v, residual, r_residual in reversed(list(layers)):

@@ -1,10 +1,10 @@
-"""Per example: what (z, δ) know of each example by itself, without a second backward pass.
+"""Per example: gradients, norms and moments of single examples, from (z, δ) of one backward pass.
 
     gₙ = ∂Lₙ/∂W + l2·W,  ∂Lₙ/∂W = δₙ zₙᵀ,  ∂Lₙ/∂b = δₙ      the gradient of one example
     ∇E = Σₙ shareₙ gₙ,  shareₙ = wₙ / Σ w                   their mean is the batch's
 
-gₙ is the gradient of the objective of a batch of example n alone.  Example weights are how often an
-example counts: they do not change gₙ, only its share in every mean.
+gₙ is the gradient of the objective of a batch of example n alone.  An example's weight says how
+often it counts: it does not change gₙ, only its share in every mean.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ MaxNorm = float | Sequence[float] | Array  # of the whole gradient, or of every 
 def per_example_gradients(model: MLP, params: Params, batch: Batch) -> Params:
     """gₙ = δₙ zₙᵀ + l2·W and δₙ of every layer: the tree of params with leading axes (B,).
 
-    B times the memory of a gradient: where a norm, a clipped sum or a moment is wanted, the
-    functions below come to it without forming these.
+    They take B times the memory of a gradient; the functions below find norms, clipped sums and
+    moments without forming them.
     """
     _, residuals, deltas = per_example_pass(model, params, batch)
     pairs = zip(residuals, deltas, strict=True)
@@ -74,13 +74,17 @@ def clipped_gradient(
     """The objective, and the mean (or sum) of the examples' gradients, none longer than max_norm.
 
     Σₙ shareₙ cₙ ∂Lₙ/∂W + l2·W with cₙ = min(1, C / ‖∂Lₙ‖): the norms are known from (z, δ), so the
-    δₙ are scaled by cₙ and contracted: one backward pass, where others take two or keep every
-    gradient (Abadi et al. 2016, algorithm 1; Goodfellow 2015; Lee and Kifer 2021).  With
-    per_layer each layer's part is clipped by itself, to max_norm or to its own of a max_norm (L,).
-    The penalty belongs to no example and is added unclipped.  "sum" is B times the mean.
+    δₙ are scaled by cₙ and contracted.  That is one backward pass, where others take two or keep
+    every gradient (Abadi et al. 2016, algorithm 1; Goodfellow 2015; Lee and Kifer 2021).
 
+    model, params, batch: as for ``backprop``; an example's weight is its share in the mean.
+    max_norm: C > 0, the largest norm of an example's gradient; with per_layer also (L,).
+    per_layer: whether each layer's part is clipped by itself; False unless given.
+    reduction: "mean", or "sum", which is B times the mean.
+
+    The penalty belongs to no example and is added unclipped.
     ``functools.partial(clipped_gradient, max_norm=1.0)`` is a ``gradient=`` for ``fit``.  Raises
-    ValueError where max_norm is not positive, or has not one entry, or one a layer.
+    ValueError where max_norm is not positive, or has neither one entry nor one a layer.
     """
     _check_reduction(reduction)
     loss, residuals, deltas = per_example_pass(model, params, batch)
@@ -112,16 +116,20 @@ def noisy_clipped_gradient(
 ) -> tuple[Array, Params]:
     """``clipped_gradient`` with normal noise: the gradient of differentially private SGD.
 
-    The noise has the standard deviation noise_multiplier · S.  S = C · maxₙ shareₙ is how far the
-    clipped mean moves when one example's gradient is taken to be 0, the divisor staying what it is:
-    C/B where weights are equal (per layer, C is the root of the sum of the layers' C²).  That is
-    the Gaussian mechanism (Abadi et al. 2016, algorithm 1), for batches of a size that is no
-    secret; rows padded by a weight of 0 would change the divisor, and are not for this.
+    The noise has the standard deviation noise_multiplier · S, where S = C · maxₙ shareₙ is the
+    distance that the clipped mean moves when one example's gradient is replaced by 0 and the
+    divisor stays: C/B where weights are equal (per layer, C is the root of the sum of the layers'
+    C²).  That is the Gaussian mechanism (Abadi et al. 2016, algorithm 1), for batches whose size is
+    not secret; rows padded with a weight of 0 would change the divisor, so do not pad here.
+
+    model, params, batch, max_norm, per_layer, reduction: as for ``clipped_gradient``.
+    noise_multiplier: the noise relative to S, at least 0.
+    key: of this step; ``fit`` gives another one at every step.
 
     ``partial(noisy_clipped_gradient, max_norm=1.0, noise_multiplier=1.1)`` is a ``gradient=`` for
-    ``fit``, which gives it a key of its own at every step.  The returned loss is of the data, and
-    not private.  What privacy the steps add up to is for an accountant to say, such as the
-    package dp-accounting; mind what it assumes of how minibatches are drawn: ``fit`` shuffles.
+    ``fit``.  The returned loss is of the data, and not private.  An accountant, such as the package
+    dp-accounting, computes the total privacy cost of the steps; mind what it assumes about how
+    minibatches are drawn: ``fit`` shuffles.
     Raises ValueError as ``clipped_gradient`` does, and for a negative noise_multiplier.
     """
     if not _known(noise_multiplier, 0) >= 0:
@@ -146,7 +154,7 @@ def noisy_clipped_gradient(
 
 
 class Moments(NamedTuple):
-    """Of the examples' gradients, entry by entry: three trees like params."""
+    """Moments of the examples' gradients, entry by entry: three trees like params."""
 
     mean: Params  # Σₙ shareₙ gₙ, the batch's gradient
     second_moment: Params  # Σₙ shareₙ gₙ²
@@ -158,8 +166,8 @@ def gradient_moments(model: MLP, params: Params, batch: Batch) -> Moments:
 
     The data's second moment is Σₙ shareₙ (δₙ²)(zₙ²)ᵀ, one contraction more and no gradient of an
     example (Dangel et al. 2020, table 1).  The variance is the batch's own, divided by B; times
-    B / (B - 1) it estimates that of the examples' distribution.  It comes as second moment minus
-    mean², which in float32 is rounding where the mean is 1000 times the spread.
+    B / (B - 1) it estimates that of the examples' distribution.  It is computed as second moment
+    minus mean²; in float32 nothing but rounding is left where the mean is 1000 times the spread.
     """
     loss, residuals, deltas = per_example_pass(model, params, batch)
     share = example_shares(batch, loss)
@@ -174,8 +182,8 @@ def gradient_moments(model: MLP, params: Params, batch: Batch) -> Moments:
 def signal_to_noise(model: MLP, params: Params, batch: Batch) -> Params:
     """|mean| / √variance of every entry of gₙ; 0 where the mean is 0.
 
-    How clearly the examples agree on an entry: the mean over B of them is known to 1 / (√B · ratio)
-    of itself.  Infinite where all examples agree exactly.
+    The ratio says how clearly the examples agree on an entry: the mean over B of them is known to
+    1 / (√B · ratio) of itself.  It is infinite where all examples agree exactly.
     """
 
     def ratio(mean: Array, variance: Array) -> Array:
@@ -201,13 +209,17 @@ def gradient_noise_scale(
 
     Both estimators of McCandlish et al. (2018): the simple one (eq. 2.9; unbiased as in appendix
     A.1, with batches of one example and of B) and the one that weighs directions by their curvature
-    (eq. 2.8), whose trace is estimated along so many random probes Σₙ √shareₙ εₙ (gₙ - G).
+    (eq. 2.8), whose trace is estimated along random probes Σₙ √shareₙ εₙ (gₙ - G).
+
+    model, params, batch: as for ``backprop``; at least two examples.
+    key: for the probes; without it the second estimator is left out.
+    probes: number of probes, 16 unless given.
 
     To choose a batch size: well below the noise scale twice the batch is almost twice the progress
     a step; well above it, almost none.  At the noise scale a run takes twice the fewest possible
     steps, and twice the fewest examples (section 2.3).  It grows as the loss falls, so measure it
     after some training, on a batch large enough that signal is clearly positive.  Raises ValueError
-    for a batch of one example.
+    for a batch of one example, and for less than one probe.
     """
     loss, residuals, deltas = per_example_pass(model, params, batch)
     if loss.size < 2:
