@@ -358,6 +358,13 @@ def test_a_key_that_is_set_would_draw_the_same_at_every_step():
         trained(partial(noisy, key=jax.random.key(0)))
 
 
+def test_norms_take_a_penalty_that_is_traced(x64):
+    model, params, batch = problem(l2=0.3, sizes=(3, 4, 2))
+    norms = jax.jit(lambda l2: per_example.per_example_norms(model._replace(l2=l2), params, batch))
+    expected = per_example.per_example_norms(model, params, batch)
+    np.testing.assert_allclose(norms(0.3), expected, rtol=1e-12)
+
+
 def test_both_noise_scales(x64):
     """McCandlish et al. (2018): against the covariance and the Hessian written out."""
     model = jaxbp.MLP((2, 3, 2), ACTIVATIONS["gelu"], HEADS["softmax_cross_entropy"], l2=0.3)
