@@ -7,6 +7,7 @@ They share one signature, ``(model, params, batch) -> (loss, grads)``; either go
 gradient is wanted.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,9 @@ class Batch(NamedTuple):
     x: Array  # (B, D)
     target: Array  # (B, K) values or (soft) labels; (B,) integer classes for softmax
     weight: Array | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
+
+
+Gradient = Callable[..., tuple[Array, Params]]  # model, params, batch -> loss, grads
 
 
 def objective(model: MLP, params: Params, batch: Batch) -> Array:

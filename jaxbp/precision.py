@@ -11,7 +11,6 @@ float32's range, so that no δ underflows and no loss needs scaling; its 8 bits 
 error of about 1 % in the gradient.  After Micikevicius et al. (2018), section 3.
 """
 
-from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
@@ -20,10 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxbp.gradient import Batch, penalty, with_penalty
+from jaxbp.gradient import Batch, Gradient, penalty, with_penalty
 from jaxbp.model import MLP, Layer, Params
-
-Gradient = Callable[..., tuple[Array, Params]]  # of model, params, batch, and a key if random
 
 
 def mixed_precision(gradient: Gradient, compute_dtype: DTypeLike = jnp.bfloat16) -> Gradient:

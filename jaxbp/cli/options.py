@@ -19,10 +19,9 @@ from jaxbp import activations, heads
 from jaxbp.data.loading import Dataset, load
 from jaxbp.data.sources import DataError, Task
 from jaxbp.diagnostics.report import RESTLESS
-from jaxbp.gradient import Batch, autodiff, backprop
+from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.heads import smooth_labels
 from jaxbp.model import MLP
-from jaxbp.precision import Gradient
 from jaxbp.training import batch_methods
 
 OptimizerName = Literal[

@@ -17,10 +17,9 @@ import optax
 from jax import Array
 
 from jaxbp.diagnostics.health import Health, layer_health, sample
-from jaxbp.gradient import Batch, backprop
+from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import init
 from jaxbp.model import MLP, Params
-from jaxbp.precision import Gradient
 
 Carry = tuple[Params, optax.OptState]
 

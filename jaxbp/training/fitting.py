@@ -10,9 +10,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
-from jaxbp.gradient import Batch, backprop
+from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
-from jaxbp.precision import Gradient, mixed_precision
+from jaxbp.precision import mixed_precision
 from jaxbp.training.checks import check_arguments, check_state, checked_data, dtype_of
 from jaxbp.training.epoch import (
     Program,

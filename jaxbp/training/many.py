@@ -22,9 +22,9 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxbp.gradient import Batch, backprop
+from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
-from jaxbp.precision import Gradient, mixed_precision
+from jaxbp.precision import mixed_precision
 from jaxbp.training.checks import check_arguments, check_state, checked_data, dtype_of
 from jaxbp.training.epoch import Program, is_random, jitted_init, one_epoch, shuffled_rows
 from jaxbp.training.fitting import Epoch, History, history_of
