@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 
 
 class Residual(NamedTuple):
-    """What the backward pass needs of one layer."""
+    """All that the backward pass needs of one layer."""
 
     input: Array  # (B, I) z, what the layer's weights were multiplied with
     slope: Array  # (B, O) h'(a)
