@@ -1,6 +1,9 @@
 """The checker: verdicts, kinks, what it says and what it refuses."""
 
+import copy
+import dataclasses
 import json
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from tables import random_params
 
 import jaxbp
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
+from jaxbp.checking.comparing import Entry
 from jaxbp.checking.finite_differences import Ladder, Slopes, climb, rungs, slopes
 from jaxbp.checking.measurement import Survey
 from jaxbp.checking.verdicts import judge, worst
@@ -478,6 +482,10 @@ def test_second_order():
     assert report.second_order.verdict == "fail"
     assert [leaf.path for leaf in report.second_order.leaves] == ["p['right']", "p['wrong']"]
     assert report.second_order.diagnosis == "p['wrong']: zero everywhere"
+    record = json.loads(json.dumps(report.to_dict()))["second_order"]
+    assert record["verdict"] == "fail"
+    assert not record["ok"]
+    assert [leaf["path"] for leaf in record["leaves"]] == ["p['right']", "p['wrong']"]
 
 
 # Reports
@@ -498,9 +506,8 @@ def failing():
     return gradcheck(quadratic, params, grads=twice_its_slope)
 
 
-def test_a_report_is_a_table_in_a_wide_terminal_and_a_list_in_a_narrow_one(monkeypatch):
+def test_a_report_is_a_table_where_it_fits_and_a_list_where_it_does_not():
     report = failing()
-    monkeypatch.setenv("COLUMNS", "100")
     wide = str(report).splitlines()
     assert wide[0].startswith("fail: measured in float64")
     assert wide[1].split() == [
@@ -514,10 +521,34 @@ def test_a_report_is_a_table_in_a_wide_terminal_and_a_list_in_a_narrow_one(monke
     ]
     assert "diagnosis: params['w']: off by a factor of 2" in wide
     assert max(map(len, wide)) <= 100
-    monkeypatch.setenv("COLUMNS", "40")
-    narrow = str(report).splitlines()
+    narrow = report.text(40).splitlines()
     assert "params['w']" in narrow
     assert any(line.split() == ["verdict", "fail"] for line in narrow)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        failing,
+        lambda: gradcheck(sum_of_cubes, X, order=2),
+        lambda: taylor_test(jnp.sin, jnp.cos, (1.0,)),
+        lambda: compare([X], [2 * X]),
+    ],
+    ids=["fail", "second order", "taylor", "compare"],
+)
+def test_a_report_does_not_depend_on_the_terminal_and_is_data(report, monkeypatch):
+    report = report()
+    texts = []
+    for columns in ("40", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        texts.append(str(report))
+    assert texts[0] == texts[1] == report.text(100) != report.text(20)
+    for same in (copy.copy(report), copy.deepcopy(report), pickle.loads(pickle.dumps(report))):
+        assert type(same) is type(report)
+        assert str(same) == str(report)
+        assert same.to_dict() == report.to_dict()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.verdict = "pass"
 
 
 def test_a_report_for_a_notebook_and_as_json():
@@ -551,7 +582,7 @@ def test_compare_measures_each_leaf_by_itself():
     assert [leaf.path for leaf in comparison.leaves] == ["['large']", "['small']"]
     assert comparison.leaves[0].relative_error == 0
     assert comparison.relative_error == pytest.approx(1 / np.sqrt(2))
-    assert comparison.leaves[1].worst == ((1,), 2e-6, 1e-6)
+    assert comparison.leaves[1].worst == Entry((1,), 2e-6, 1e-6)
     assert comparison.leaves[1].cosine == pytest.approx(3 / np.sqrt(10))
     assert json.loads(json.dumps(comparison.to_dict()))["leaves"][0]["ulps"] == 0
 

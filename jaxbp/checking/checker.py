@@ -1,6 +1,7 @@
 """The checker: pose the problem, measure slopes, judge the claim, explain what failed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,7 +107,7 @@ def gradcheck(
         slope = pose(_slope_of(claimed, measured), (problem.leaves, problem.held), 0, None, rng)
         slope = slope._replace(paths=problem.paths)  # as the user knows them
         second, _ = checked(slope, claim(slope, None, random_cotangent=False), rng)
-    return report._replace(second_order=second, verdict=worst([report.verdict, second.verdict]))
+    return replace(report, second_order=second, verdict=worst([report.verdict, second.verdict]))
 
 
 def _checked(

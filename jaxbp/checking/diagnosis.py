@@ -16,7 +16,7 @@ from jaxbp.checking.comparing import Entry, norm
 from jaxbp.checking.finite_differences import RATIO, as_matrix, climb_windows, slopes
 from jaxbp.checking.measurement import Survey
 from jaxbp.checking.verdicts import judge
-from jaxbp.text import number as shown
+from jaxbp.text import significant
 
 _EXPLAINED = 1e-4  # of the slopes' size may be left over when a mistake is said to explain them
 _WORST = 3  # entries are listed
@@ -147,7 +147,7 @@ def _factor_name(factor: float, lengths: frozenset[int]) -> str:
     near = Fraction(factor).limit_denominator(8)
     if near and np.isclose(factor, float(near), rtol=_EXPLAINED):
         return str(near)
-    return shown(factor, 5)
+    return significant(factor, 5)
 
 
 def _penalty(slopes: _Slopes, leaf: np.ndarray) -> tuple[str, bool]:
@@ -157,7 +157,9 @@ def _penalty(slopes: _Slopes, leaf: np.ndarray) -> tuple[str, bool]:
         return "", False
     strength = float(own @ (slopes.measured - slopes.claimed) / (own @ own))
     verb = "missing" if strength > 0 else "too much"
-    name = f"{shown(abs(strength), 4)} times the argument itself is {verb}, as of an L2 penalty"
+    name = (
+        f"{significant(abs(strength), 4)} times the argument itself is {verb}, as of an L2 penalty"
+    )
     return name, slopes.are(slopes.claimed + strength * own)
 
 
@@ -346,9 +348,9 @@ def _by_row(entries: _Entries) -> str:
     left = np.abs(claimed - factors[:, None] * measured)
     if shape[1] < 2 or not np.all(left <= _EXPLAINED * np.abs(claimed).max()):
         return ""
-    span = f"each row is off by a factor of its own, {shown(factors.min(), 3)} to "
+    span = f"each row is off by a factor of its own, {significant(factors.min(), 3)} to "
     slope = ": a slope h'(a) is missing" if factors.min() > 1 - _EXPLAINED else ""
-    return f"{span}{shown(factors.max(), 3)}{slope}"
+    return f"{span}{significant(factors.max(), 3)}{slope}"
 
 
 # All leaves together

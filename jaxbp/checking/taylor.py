@@ -6,7 +6,8 @@ R₃(t) = |f(x + t d) - f(x) - t ⟨∇f, d⟩ - ½ t² ⟨d, H d⟩|   = O(t³)
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,8 +31,9 @@ from jaxbp.text import Table, align, number, plain
 _SHOWN = 4  # steps, even where the remainder is nothing but rounding
 
 
-class TaylorReport(NamedTuple):
-    """What ``taylor_test`` found; printed, a table with a row for each step."""
+@dataclass(frozen=True)
+class TaylorReport:
+    """The result of ``taylor_test``; printed, a table with a row for each step."""
 
     steps: np.ndarray  # (T,) of the direction as it was given
     remainders: np.ndarray  # (2 or 3, T): R₁, R₂ and, with a Hessian, R₃
@@ -50,10 +52,11 @@ class TaylorReport(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
-        result: dict[str, Any] = plain(self._asdict() | {"ok": self.ok})
+        result: dict[str, Any] = plain(asdict(self) | {"ok": self.ok})
         return result
 
-    def __str__(self) -> str:
+    def text(self, width: int = 100) -> str:
+        """The verdict, the orders, and the table in that many columns of text."""
         names = [f"R{index + 1}" for index in range(len(self.orders))]
         columns = ("step", *names, "rounding")
         cells = np.vstack([self.steps, self.remainders, self.floor]).T
@@ -64,7 +67,11 @@ class TaylorReport(NamedTuple):
             f"{name} {'below rounding' if np.isnan(order) else f'of order {order:.2f}'}"
             for name, order in zip(names, self.orders, strict=True)
         )
-        return f"{self.verdict}: {orders}, in {self.precision}\n{align(Table(columns, rows))}"
+        table = align(Table(columns, rows), width)
+        return f"{self.verdict}: {orders}, in {self.precision}\n{table}"
+
+    def __str__(self) -> str:
+        return self.text()
 
 
 def taylor_test(
