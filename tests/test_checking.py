@@ -16,9 +16,9 @@ from tables import random_params
 import jaxbp
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
 from jaxbp.checking.comparing import Entry
-from jaxbp.checking.finite_differences import Ladder, Slopes, climb, rungs, slopes
-from jaxbp.checking.measurement import Survey
-from jaxbp.checking.verdicts import judge, worst
+from jaxbp.checking.finite_differences import Samples, Slopes, extrapolate, sample_lines, step_sizes
+from jaxbp.checking.measurement import Measurement
+from jaxbp.checking.verdicts import agreement, worst_verdict
 
 X = np.linspace(0.3, 2.0, 6).astype(np.float32)
 seeds = st.integers(0, 2**31)
@@ -97,9 +97,10 @@ def errors_and_bars(number, scale):
     point, held = (z * scale,), (weights, np.float64(scale))
     lines, eps = np.array([(0, line) for line in range(6)]), np.finfo(np.float64).eps
     with jax.enable_x64(True):
-        measured = slopes(
-            climb(weighted_sum, point, held, (along * scale,), lines, steps=rungs(eps), eps=eps)
+        samples = sample_lines(
+            weighted_sum, point, held, (along * scale,), lines, steps=step_sizes(eps), eps=eps
         )
+    measured = extrapolate(samples)
     slope = weights[0] * 3 * np.cos(3 * z) + weights[1] * np.exp(z) + weights[2] * 3 * z**2
     size = np.abs(weights).sum()
     return np.abs(measured.value - along @ slope) / size, measured.error / size
@@ -120,38 +121,38 @@ def test_the_error_bar_is_rarely_too_short_and_not_too_long():
     assert np.all(bars <= 1e-8)
 
 
-def ladder_of(f):
+def samples_of(f):
     """A function's values on both sides of 0, as if they were rounded to float64."""
     eps = np.finfo(np.float64).eps
-    t = rungs(eps)
-    return Ladder(t, eps, np.array([f(0.0)]), f(t)[None], f(-t)[None], sigma=np.array([eps]))
+    t = step_sizes(eps)
+    return Samples(t, eps, np.array([f(0.0)]), f(t)[None], f(-t)[None], sigma=np.array([eps]))
 
 
 def test_a_slope_that_does_not_settle_has_not_converged():
     noise = np.random.default_rng(0)
-    assert slopes(ladder_of(np.exp)).converged
-    assert not slopes(ladder_of(lambda t: t * noise.uniform(1, 2, np.shape(t)))).converged
+    assert extrapolate(samples_of(np.exp)).converged
+    assert not extrapolate(samples_of(lambda t: t * noise.uniform(1, 2, np.shape(t)))).converged
 
 
 def test_the_jump_at_a_kink_is_extrapolated_from_first_order():
-    measured = slopes(ladder_of(lambda t: np.abs(t) + t**2 + t))
+    measured = extrapolate(samples_of(lambda t: np.abs(t) + t**2 + t))
     assert measured.jump == pytest.approx(2, abs=1e-9)
     assert measured.jump_error <= 1e-7
 
 
 def test_each_extrapolation_takes_away_a_power_of_the_step():
-    """Of the differences 1 + t² + t⁴, on four coarse rungs, two of them leave the slope alone."""
-    ladder = ladder_of(lambda t: t + t**3 + t**5)
-    coarse = ladder._replace(
-        steps=ladder.steps[:4], plus=ladder.plus[:, :4], minus=ladder.minus[:, :4]
+    """Of the differences 1 + t² + t⁴, at four large steps, two of them leave the slope alone."""
+    samples = samples_of(lambda t: t + t**3 + t**5)
+    coarse = samples._replace(
+        steps=samples.steps[:4], plus=samples.plus[:, :4], minus=samples.minus[:, :4]
     )
-    assert slopes(coarse).value == pytest.approx(1, abs=1e-13)
+    assert extrapolate(coarse).value == pytest.approx(1, abs=1e-13)
 
 
 def test_the_worst_verdict_decides():
-    assert worst(["pass", "inconclusive", "fail"]) == "fail"
-    assert worst(["inconclusive", "pass"]) == "inconclusive"
-    assert worst(["pass", "pass"]) == worst([]) == "pass"
+    assert worst_verdict(["pass", "inconclusive", "fail"]) == "fail"
+    assert worst_verdict(["inconclusive", "pass"]) == "inconclusive"
+    assert worst_verdict(["pass", "pass"]) == worst_verdict([]) == "pass"
 
 
 @pytest.mark.parametrize(
@@ -166,22 +167,22 @@ def test_the_worst_verdict_decides():
 )
 def test_agreement_and_error_bar_make_the_verdict(claimed, error, passed, failed):
     one, zero = np.ones(1), np.zeros(1)
-    ladder = ladder_of(lambda t: 1 + t)._replace(sigma=zero)
-    measured = Slopes(one, np.array([error]), one > 0, ladder.steps[-1:], zero, zero)
-    judgement = judge(np.array([claimed]), ladder, measured, scale=1.0, threshold=1e-6)
-    assert judgement.passed == passed
-    assert judgement.failed == failed
+    samples = samples_of(lambda t: 1 + t)._replace(sigma=zero)
+    measured = Slopes(one, np.array([error]), one > 0, samples.steps[-1:], zero, zero)
+    compared = agreement(np.array([claimed]), samples, measured, scale=1.0, threshold=1e-6)
+    assert compared.passed == passed
+    assert compared.failed == failed
     doubtful = measured._replace(converged=one < 0)
-    assert not judge(np.array([claimed]), ladder, doubtful, scale=1.0, threshold=1e-6).failed
+    assert not agreement(np.array([claimed]), samples, doubtful, scale=1.0, threshold=1e-6).failed
 
 
 def test_what_a_fine_step_bears_out_is_not_failed():
     one, zero = np.ones(1), np.zeros(1)
-    ladder = ladder_of(lambda t: 1.1 * t)._replace(sigma=zero)
-    measured = Slopes(one, zero, one > 0, ladder.steps[:1], zero, zero)
+    samples = samples_of(lambda t: 1.1 * t)._replace(sigma=zero)
+    measured = Slopes(one, zero, one > 0, samples.steps[:1], zero, zero)
     for claimed, failed in ((1.1, False), (1.2, True)):
-        judgement = judge(np.array([claimed]), ladder, measured, scale=1.0, threshold=1e-6)
-        assert judgement.failed == failed
+        compared = agreement(np.array([claimed]), samples, measured, scale=1.0, threshold=1e-6)
+        assert compared.failed == failed
 
 
 @pytest.mark.parametrize("factor", [1 + 1e-4, 1 + 2e-6, 0.5, -1, 0])
@@ -270,7 +271,7 @@ def test_several_arguments_trees_and_integers():
     report = gradcheck(f, params, x, labels, 2.0, argnums=(0, 1, 3))
     assert report.ok
     assert [leaf.path for leaf in report.leaves] == ["params['w']", "x", "scale"]
-    assert report.notes == ("params['steps'] is int32 and was held: there is no gradient by it",)
+    assert report.notes == ("params['steps'] is int32 and was held: it has no gradient",)
 
 
 def test_a_python_number_is_held_at_its_value():
@@ -303,7 +304,7 @@ def test_an_f_that_refuses_float64_is_measured_in_its_own():
 
     report = gradcheck(f, X)
     assert report.ok
-    assert report.precision == "float32, as f takes no float64"
+    assert report.precision == "float32 (f does not accept float64)"
     assert gradcheck(f, X, grads=lambda x: 1.01 * jnp.cos(x)).verdict == "fail"
 
 
@@ -331,7 +332,7 @@ def test_what_changes_each_time_is_said(wrap):
 
     report = gradcheck(f, X)
     assert report.verdict == "inconclusive"
-    assert "non-deterministic: f has another value each time" in report.diagnosis + str(report)
+    assert "non-deterministic: f has a different value each time" in report.diagnosis + str(report)
 
 
 def test_memory_is_bounded_by_chunk_and_nothing_changes():
@@ -392,19 +393,19 @@ def test_at_a_kink_a_rule_must_be_right_beside_it():
 
 
 def test_the_points_beside_a_kink_serve_all_leaves(monkeypatch):
-    surveyed, at = [], Survey.at
+    points, at = [], Measurement.at
 
-    def counting(survey, leaves):
-        surveyed.append(len(leaves))
-        return at(survey, leaves)
+    def counting(measurement, leaves):
+        points.append(len(leaves))
+        return at(measurement, leaves)
 
-    monkeypatch.setattr(Survey, "at", counting)
+    monkeypatch.setattr(Measurement, "at", counting)
     for count in (1, 3):
         leaves = [np.zeros(2, np.float32)] * count
         report = gradcheck(lambda leaves: sum(jnp.sum(jnp.abs(leaf)) for leaf in leaves), leaves)
         assert report.ok
         assert all(leaf.kink for leaf in report.leaves)
-    assert surveyed.count(3) == surveyed.count(1)
+    assert points.count(3) == points.count(1)
 
 
 @jax.jit
@@ -418,7 +419,7 @@ def wrong_signs(x):
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6, 1e-8])
-def test_the_ladder_shrinks_past_a_kink_nearby(distance):
+def test_the_steps_shrink_past_a_kink_nearby(distance):
     x = np.array([distance, -distance, 1.0])
     with jax.enable_x64(True):
         report = gradcheck(weighted_lengths, x)
@@ -664,7 +665,7 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
         (
             lambda: gradcheck(jnp.sin, X, grads=jnp.cos),
             ValueError,
-            "cotangent: got none, but f's result is no scalar",
+            "cotangent: got none, but f's result is not a scalar",
         ),
         (
             lambda: gradcheck(jnp.sin, X, cotangent=np.ones(3)),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxbp.checking.comparing import Entry, describe
-from jaxbp.checking.verdicts import Verdict, worst
+from jaxbp.checking.verdicts import Verdict, worst_verdict
 from jaxbp.text import Table, align, html, number, plain, significant
 
 
@@ -148,4 +148,4 @@ def overall(leaves: list[LeafReport], joint: LeafReport | None) -> Verdict:
     verdicts = [leaf.verdict for leaf in leaves]
     if joint is not None and joint.verdict == "fail":
         verdicts.append("fail")
-    return worst(verdicts)
+    return worst_verdict(verdicts)
