@@ -72,7 +72,7 @@ def number(value: float) -> str:
 
 
 def significant(value: float, digits: int) -> str:
-    """A number with at most so many significant digits, in its shortest form: "0.25", "1e+20"."""
+    """A number in its shortest form, with that many significant digits at most: "0.25", "1e+20"."""
     return f"{value:.{digits}g}"
 
 

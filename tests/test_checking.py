@@ -18,6 +18,7 @@ from jaxbp import assert_gradients, compare, gradcheck, taylor_test
 from jaxbp.checking.comparing import Entry
 from jaxbp.checking.finite_differences import Samples, Slopes, extrapolate, sample_lines, step_sizes
 from jaxbp.checking.measurement import Measurement
+from jaxbp.checking.problem import Purpose, pose
 from jaxbp.checking.verdicts import agreement, worst_verdict
 
 X = np.linspace(0.3, 2.0, 6).astype(np.float32)
@@ -306,6 +307,78 @@ def test_an_f_that_refuses_float64_is_measured_in_its_own():
     assert report.ok
     assert report.precision == "float32 (f does not accept float64)"
     assert gradcheck(f, X, grads=lambda x: 1.01 * jnp.cos(x)).verdict == "fail"
+
+
+def test_what_f_or_the_claim_raises_in_other_arithmetic_is_noted():
+    tables = {jnp.dtype(jnp.float32): jnp.sin}
+
+    def f(x):
+        return jnp.sum(tables[x.dtype](x))
+
+    def grads(x):
+        if x.dtype != jnp.float32:
+            raise ValueError("float32 alone\nand more lines")
+        return jnp.cos(x)
+
+    report = gradcheck(f, X)
+    assert report.ok
+    assert report.notes == ("in float64 f raises KeyError: dtype('float64')",)
+    assert report.notes[0] in str(report).splitlines()
+    report = gradcheck(lambda x: jnp.sum(jnp.sin(x)), X, grads=grads)
+    assert report.ok
+    assert report.notes == ("in float64 the claimed gradient raises ValueError: float32 alone",)
+    tables = {jnp.dtype(jnp.float64): jnp.sin}
+    with jax.enable_x64(True):
+        report = gradcheck(f, X.astype(np.float64))
+    assert report.ok
+    assert report.notes == ("in float32 f raises KeyError: dtype('float32')",)
+
+
+def test_what_vmap_of_the_claim_raises_is_noted():
+    @jax.custom_batching.custom_vmap
+    def cosine(x):
+        return jnp.cos(x)
+
+    @cosine.def_vmap
+    def rule(axis_size, in_batched, x):
+        raise RuntimeError("no rule")
+
+    report = gradcheck(lambda x: jnp.sum(jnp.sin(x)), X, grads=cosine)
+    assert report.ok
+    assert report.notes == ("vmap of the gradient raises RuntimeError: no rule",)
+
+
+def test_a_missing_second_opinion_is_noted():
+    """A claim of zero would be compared with jax.grad's, which this f does not have."""
+
+    @jax.custom_vjp
+    def constant(x):
+        return 0 * jnp.sum(x) + 1
+
+    def backward(residual, cotangent):
+        raise RuntimeError("no backward pass")
+
+    constant.defvjp(lambda x: (constant(x), None), backward)
+    report = gradcheck(constant, X, grads=jnp.zeros_like)
+    assert report.ok
+    assert report.notes == ("jax.grad of f raises RuntimeError: no backward pass",)
+
+
+def test_what_is_drawn_for_a_leaf_does_not_depend_on_another():
+    alone = gradcheck(square, X)
+    beside = gradcheck(lambda x, y: square(x) + jnp.sum(y**3), X, X[:2], argnums=(0, 1))
+    assert beside.leaves[0].measured == pytest.approx(alone.leaves[0].measured, rel=1e-9)
+    other = gradcheck(square, X, key=jax.random.key(1))
+    assert other.leaves[0].measured != pytest.approx(alone.leaves[0].measured, rel=1e-3)
+
+
+def test_what_is_drawn_for_a_purpose_does_not_depend_on_another():
+    problem = pose(square, (X,), 0, None, None)
+    for purpose in Purpose:
+        first, again = (problem.generator(purpose, 1).uniform() for _ in range(2))
+        assert first == again
+    drawn = {problem.generator(p, i, j).uniform() for p in Purpose for i in (0, 1) for j in (0, 1)}
+    assert len(drawn) == 4 * len(Purpose)
 
 
 def test_an_f_without_batches_is_measured_one_by_one():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxbp.text import Table, align, html, number, plain, significant
+from jaxbp.text import Table, align, html, number, one_line, plain, significant
 
 TABLE = Table(("leaf", "error", "verdict"), [("weight", "1.5e-09", "pass"), ("b", "0", "fail")])
 
@@ -76,3 +76,15 @@ def test_plain_is_what_json_takes():
         "a": [0.5, None],
         "b": [0, 1],
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("first\nsecond"), "ValueError: first"),
+        (ValueError("\n first"), "ValueError: first"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_an_exception_in_a_line(error, text):
+    assert one_line(error) == text

@@ -52,7 +52,7 @@ def gradcheck(
     coordinates: int = 512,
     chunk: int | None = None,
 ) -> GradientReport:
-    """Check a gradient of f at args against what f's values say.
+    """Check a gradient of f at args against the values of f.
 
         φ(args) = ⟨cotangent, f(*args)⟩,   ⟨∇φ, d⟩ = lim (φ(args + t d) - φ(args - t d)) / 2t
 
@@ -98,18 +98,16 @@ def gradcheck(
     'off by a factor of 1/2'
     """
     _check_options(threshold, order, directions=directions, coordinates=coordinates, chunk=chunk)
-    checked = partial(
-        _checked, threshold=threshold, directions=directions, coordinates=coordinates, chunk=chunk
-    )
+    options = threshold, directions, coordinates, chunk
     with jax.default_matmul_precision("highest"):
         problem = pose(f, args, argnums, cotangent, key)
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
-        report, measurement = checked(problem, claimed)
+        report, measurement = _checked(problem, claimed, *options)
         if order == 1:
             return report
         slope = pose(_slope_of(claimed, measurement), (problem.leaves, problem.held), 0, None, key)
         slope = replace(slope, paths=problem.paths)  # as the user knows them
-        second, _ = checked(slope, claim(slope, None, random_cotangent=False))
+        second, _ = _checked(slope, claim(slope, None, random_cotangent=False), *options)
     verdict = worst_verdict([report.verdict, second.verdict])
     return replace(report, second_order=second, verdict=verdict)
 
@@ -127,7 +125,6 @@ def _check_options(threshold: float | None, order: int, **counts: int | None) ->
 def _checked(
     problem: Problem,
     claimed: Claim,
-    *,
     threshold: float | None,
     directions: int,
     coordinates: int,

@@ -50,8 +50,8 @@ class Diagnosis(NamedTuple):
 def diagnose(
     gradient: FailedGradient, failed: Sequence[int], coordinates: int
 ) -> dict[int, Diagnosis]:
-    """The diagnosis of each leaf that failed, by its index; at most so many coordinates of a leaf
-    are measured one by one."""
+    """The diagnosis of each leaf that failed, by its index; coordinates is how many entries of a
+    leaf may be measured one by one."""
     finite = [index for index in failed if np.isfinite(gradient.claimed[index]).all()]
     entries = _measured_entries(gradient, finite[:_DETAILED], coordinates)
     diagnoses = {index: _not_finite(gradient.claimed[index]) for index in failed}

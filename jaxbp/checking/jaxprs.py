@@ -1,4 +1,4 @@
-"""Jaxprs: what a traced function computes with, whatever its arguments and results look like."""
+"""Jaxprs: the dtypes, shapes and constants inside a traced function, and whether it varies."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,8 +83,8 @@ def enable_float64(enabled: bool, *, numpy_constants: bool) -> Iterator[None]:
 
     JAX remembers each NumPy array that it has met as a constant, in the width of that time, and
     then may fail to compile it in the other, even if it was only traced (jax 0.10 to 0.12).  So
-    with such constants its caches are cleared on the way in and on the way out, and what was
-    compiled before is compiled again.
+    with such constants its caches are cleared on the way in and on the way out, and all functions
+    are compiled again.
     """
     switches = numpy_constants and enabled != jax.config.jax_enable_x64
     if switches:

@@ -119,7 +119,7 @@ class ClaimCheck:
         ten times those in ``jax.grad``'s, and the effect of a few units in the last place of the
         arguments, because a ReLU that these switch is not an error of the claim.
 
-        With it, the exception that no gradient could be had for this.
+        The second value is a note of the exception, if there is no gradient to find this by.
         """
         arithmetic, slopes_of = self.measurement.arithmetic, self.measurement.slopes_of
         point = arithmetic.problem.leaves, arithmetic.problem.held

@@ -156,7 +156,7 @@ def pose(
         found = "; ".join(f"{path} is {dtype}" for path, dtype in fixed.items()) or "no leaf at all"
         raise ValueError(f"{', '.join(roots)}: got {found}, expected a floating point leaf")
     objective = Objective(
-        f=f if hasattr(f, "lower") else partial(f),  # what is not jitted may change: never reused
+        f=f if hasattr(f, "lower") else partial(f),  # a plain function may change: never reused
         treedef=jax.tree.structure(args),
         roles=roles,
         constants=tuple(constants),

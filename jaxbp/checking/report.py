@@ -42,12 +42,12 @@ class LeafReport:
     measured: float
     error: float  # the error bar of measured
     relative_error: float  # |claimed - measured| over the size that slopes have in this leaf
-    resolution: float  # the error bar on the same scale: what is smaller cannot be seen
+    resolution: float  # the error bar on the same scale: smaller errors cannot be seen
     taylor: Verdict  # the second opinion, from the order of Taylor's remainders
     order: float  # of the second remainder: 2 if the gradient is right, nan if it is all rounding
     kink: Kink | None
-    diagnosis: str  # what is wrong, where something simple explains it
-    worst: tuple[Entry, ...]  # the entries that are furthest off, where the leaf failed
+    diagnosis: str  # the mistake, if something simple explains the failure; else empty
+    worst: tuple[Entry, ...]  # the entries that are furthest off, if the leaf failed
     curve: Curve | None
 
 
@@ -60,7 +60,7 @@ class GradientReport:
     value: float  # f at the point, or ⟨cotangent, f⟩
     precision: str  # the arithmetic in which f was measured
     threshold: float
-    diagnosis: str  # where one thing explains all that failed
+    diagnosis: str  # the mistake, if one explains all leaves that failed; else empty
     notes: tuple[str, ...]  # what was held, what raised an exception and which
     verdict: Verdict
     second_order: "GradientReport | None" = None  # of the claimed gradient's own gradient
@@ -89,10 +89,13 @@ class GradientReport:
         """The diagnosis, kinks, Taylor's orders and notes, a line each."""
         lines = [f"diagnosis: {self.diagnosis}"] if self.diagnosis else []
         for leaf in self.leaves:
-            said = [] if self.diagnosis.endswith(leaf.diagnosis) else [leaf.diagnosis]
-            said += [f"furthest off at {describe(leaf.worst[0])}"] if leaf.worst else []
-            said += [] if leaf.kink is None else [_describe_kink(leaf.kink)]
-            lines += [f"{leaf.path}: {'; '.join(said)}"] if said else []
+            remarks = [] if self.diagnosis.endswith(leaf.diagnosis) else [leaf.diagnosis]
+            if leaf.worst:
+                remarks.append(f"furthest off at {describe(leaf.worst[0])}")
+            if leaf.kink is not None:
+                remarks.append(_describe_kink(leaf.kink))
+            if remarks:
+                lines.append(f"{leaf.path}: {'; '.join(remarks)}")
         return [*lines, *self._taylor(), *self.notes]
 
     def _taylor(self) -> list[str]:

@@ -36,7 +36,7 @@ class TaylorReport:
 
     steps: np.ndarray  # (T,) of the direction as it was given
     remainders: np.ndarray  # (2 or 3, T): R₁, R₂ and, with a Hessian, R₃
-    floor: np.ndarray  # (T,) what rounding alone can make of a remainder
+    floor: np.ndarray  # (T,) how large a remainder can be by rounding alone
     orders: tuple[float, ...]  # as observed just above the floor; nan: nowhere above it
     verdict: Verdict
     precision: str
