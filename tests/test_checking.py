@@ -177,7 +177,7 @@ def test_agreement_and_error_bar_make_the_verdict(claimed, error, passed, failed
     assert not agreement(np.array([claimed]), samples, doubtful, scale=1.0, threshold=1e-6).failed
 
 
-def test_what_a_fine_step_bears_out_is_not_failed():
+def test_what_a_small_step_confirms_does_not_fail():
     one, zero = np.ones(1), np.zeros(1)
     samples = samples_of(lambda t: 1.1 * t)._replace(sigma=zero)
     measured = Slopes(one, zero, one > 0, samples.steps[:1], zero, zero)
