@@ -1,49 +1,53 @@
-"""Tables of text: what reports are printed with, in a terminal of any width and in a notebook."""
+"""Text: the tables and numbers that reports print, in a terminal, a log or a notebook, and JSON."""
 
 import math
-import shutil
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 
-_RIGHT = frozenset("0123456789.+-±e∞ naif%")  # a column of nothing but these is one of numbers
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?(e[-+]?\d+)?|inf|nan)%?")
 
 
 class Table(NamedTuple):
-    """A header and rows of as many cells."""
+    """A header, and rows with one cell for each of its columns."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
-def align(table: Table, width: int | None = None) -> str:
-    """The table in columns or, where that is wider than the terminal, row by row, a line a cell.
+def align(table: Table, width: int = 100) -> str:
+    """The table in columns or, where it is wider than that, row by row with a line for each cell.
+
+    Columns whose cells are all numbers, such as "0.5", "-2e-03", "4 ± 1e-09", "12%" or none at all,
+    are aligned to the right, the others to the left.
 
     >>> print(align(Table(("leaf", "error"), [("bias", "0.5"), ("weight", "12.25")])))
     leaf    error
     bias      0.5
     weight  12.25
     """
-    width = width or shutil.get_terminal_size().columns
     lines = [table.columns, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     fitting = [gap for gap in ("  ", " ") if len(gap) * (len(widths) - 1) + sum(widths) <= width]
     if not fitting:
         return "\n\n".join(_listed(table.columns, row) for row in table.rows)
-    right = [
-        all(set(cell) <= _RIGHT for cell in column) for column in zip(*table.rows, strict=True)
-    ]
+    numeric = [all(_is_numeric(row[index]) for row in table.rows) for index in range(len(widths))]
     return "\n".join(
         fitting[0]
         .join(
             cell.rjust(size) if is_number else cell.ljust(size)
-            for cell, size, is_number in zip(line, widths, right or widths, strict=True)
+            for cell, size, is_number in zip(line, widths, numeric, strict=True)
         )
         .rstrip()
         for line in lines
     )
+
+
+def _is_numeric(cell: str) -> bool:
+    return not cell or all(_NUMBER.fullmatch(part.strip()) for part in cell.split("±"))
 
 
 def _listed(columns: Sequence[str], row: Sequence[str]) -> str:
@@ -62,17 +66,18 @@ def html(table: Table) -> str:
     return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def number(value: float, digits: int = 2) -> str:
-    """A number as short as it can be told: "0", "0.25", "9.2e-02"."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    if digits > 2:
-        return f"{value:.{digits}g}"
-    return f"{value:.{digits - 1}e}"
+def number(value: float) -> str:
+    """A number by its order of magnitude, with two digits: "0", "2.5e-01", "9.2e-02", "nan"."""
+    return f"{value:g}" if value == 0 or not math.isfinite(value) else f"{value:.1e}"
+
+
+def significant(value: float, digits: int) -> str:
+    """A number in its shortest form, with that many significant digits at most: "0.25", "1e+20"."""
+    return f"{value:.{digits}g}"
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON takes it: lists, and null for what JSON has no number for."""
+    """A value as JSON takes it: lists for arrays, and null where JSON has no such number."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
@@ -80,3 +85,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def one_line(error: Exception) -> str:
+    """An exception as the last line of its traceback has it, without any further lines."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,36 +1,15 @@
-"""What a function's arguments, and the leaves of their trees, are called."""
+"""Trees: their leaves by name, the arguments that argnums means, and jaxprs within jaxprs."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def argument_names(f: Callable[..., Any], count: int) -> list[str]:
-    """The names of f's first positional parameters, args[2] where it does not tell."""
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    names = [parameter.name for parameter in parameters if parameter.kind in positional]
-    return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
-
-
-def positions_of(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
-    """argnums as positions among count arguments; raises ValueError where there are none such."""
-    if not count:
-        raise ValueError("args: got none, expected the arguments of f")
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if not positions or any(not isinstance(p, int) or not -count <= p < count for p in positions):
-        raise ValueError(f"argnums: got {argnums!r}, expected positions among {count} arguments")
-    return tuple(p % count for p in positions)
-
-
 def named_leaves(tree: Any, root: str = "", none: bool = False) -> dict[str, Any]:
-    """The leaves of a tree by their paths, as in params[0].weight; None is one if asked."""
+    """The leaves of a tree by their paths, as in params[0].weight; None is a leaf if asked."""
     is_leaf = (lambda leaf: leaf is None) if none else None
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {root + jax.tree_util.keystr(path): leaf for path, leaf in pairs}
@@ -43,6 +22,50 @@ def check_like(name: str, tree: Any, params: Any) -> None:
         raise ValueError(f"{name}: got {got}, expected the shapes of params, {expected}")
 
 
-def wide_enough(rows: jax.Array) -> jax.typing.DTypeLike:
-    """A dtype to sum squares in: that of rows, or float32 where half precision would overflow."""
-    return rows.dtype if rows.dtype.itemsize > 2 else jnp.float32
+def argument_names(f: Callable[..., Any], count: int) -> list[str]:
+    """The names of f's first positional parameters, or args[2] where f's signature has none."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    names = [parameter.name for parameter in parameters if parameter.kind in positional]
+    return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
+
+
+def positions_of(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """The positions, among count arguments, that argnums means; negative ones count from the end.
+
+    Raises ValueError if a position is out of range, or if there is none.
+    """
+    if not count:
+        raise ValueError("args: got none, expected the arguments of f")
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not positions or any(not isinstance(p, int) or not -count <= p < count for p in positions):
+        raise ValueError(f"argnums: got {argnums!r}, expected positions among {count} arguments")
+    return tuple(p % count for p in positions)
+
+
+def subjaxprs(equation: Any) -> Iterator[Any]:
+    """The jaxprs in an equation's parameters: those of jit, cond, scan, custom rules.
+
+    Most are closed, with their constants; some are open, as that of ``jax.checkpoint``.
+
+    >>> jaxpr = jax.make_jaxpr(lambda x: jax.lax.cond(x > 0, lambda: x, lambda: -x))(1.0)
+    >>> [len(list(subjaxprs(equation))) for equation in jaxpr.eqns]
+    [0, 0, 2]
+    """
+    return _jaxprs_among(equation.params.values())
+
+
+def _jaxprs_among(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _jaxprs_among(value)
+        elif hasattr(value, "eqns"):
+            yield value
+
+
+def opened(jaxpr: Any) -> Any:
+    """A jaxpr without its constants, whether it was closed or open."""
+    return getattr(jaxpr, "jaxpr", jaxpr)

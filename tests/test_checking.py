@@ -1,6 +1,9 @@
 """The checker: verdicts, kinks, what it says and what it refuses."""
 
+import copy
+import dataclasses
 import json
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +15,11 @@ from tables import random_params
 
 import jaxbp
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
-from jaxbp.checking.finite_differences import Ladder, Slopes, climb, rungs, slopes
-from jaxbp.checking.measurement import Survey
-from jaxbp.checking.verdicts import judge, worst
+from jaxbp.checking.comparing import Entry
+from jaxbp.checking.finite_differences import Samples, Slopes, extrapolate, sample_lines, step_sizes
+from jaxbp.checking.measurement import Measurement
+from jaxbp.checking.problem import Purpose, pose
+from jaxbp.checking.verdicts import agreement, worst_verdict
 
 X = np.linspace(0.3, 2.0, 6).astype(np.float32)
 seeds = st.integers(0, 2**31)
@@ -93,9 +98,10 @@ def errors_and_bars(number, scale):
     point, held = (z * scale,), (weights, np.float64(scale))
     lines, eps = np.array([(0, line) for line in range(6)]), np.finfo(np.float64).eps
     with jax.enable_x64(True):
-        measured = slopes(
-            climb(weighted_sum, point, held, (along * scale,), lines, steps=rungs(eps), eps=eps)
+        samples = sample_lines(
+            weighted_sum, point, held, (along * scale,), lines, steps=step_sizes(eps), eps=eps
         )
+    measured = extrapolate(samples)
     slope = weights[0] * 3 * np.cos(3 * z) + weights[1] * np.exp(z) + weights[2] * 3 * z**2
     size = np.abs(weights).sum()
     return np.abs(measured.value - along @ slope) / size, measured.error / size
@@ -116,38 +122,38 @@ def test_the_error_bar_is_rarely_too_short_and_not_too_long():
     assert np.all(bars <= 1e-8)
 
 
-def ladder_of(f):
+def samples_of(f):
     """A function's values on both sides of 0, as if they were rounded to float64."""
     eps = np.finfo(np.float64).eps
-    t = rungs(eps)
-    return Ladder(t, eps, np.array([f(0.0)]), f(t)[None], f(-t)[None], sigma=np.array([eps]))
+    t = step_sizes(eps)
+    return Samples(t, eps, np.array([f(0.0)]), f(t)[None], f(-t)[None], sigma=np.array([eps]))
 
 
 def test_a_slope_that_does_not_settle_has_not_converged():
     noise = np.random.default_rng(0)
-    assert slopes(ladder_of(np.exp)).converged
-    assert not slopes(ladder_of(lambda t: t * noise.uniform(1, 2, np.shape(t)))).converged
+    assert extrapolate(samples_of(np.exp)).converged
+    assert not extrapolate(samples_of(lambda t: t * noise.uniform(1, 2, np.shape(t)))).converged
 
 
 def test_the_jump_at_a_kink_is_extrapolated_from_first_order():
-    measured = slopes(ladder_of(lambda t: np.abs(t) + t**2 + t))
+    measured = extrapolate(samples_of(lambda t: np.abs(t) + t**2 + t))
     assert measured.jump == pytest.approx(2, abs=1e-9)
     assert measured.jump_error <= 1e-7
 
 
 def test_each_extrapolation_takes_away_a_power_of_the_step():
-    """Of the differences 1 + t² + t⁴, on four coarse rungs, two of them leave the slope alone."""
-    ladder = ladder_of(lambda t: t + t**3 + t**5)
-    coarse = ladder._replace(
-        steps=ladder.steps[:4], plus=ladder.plus[:, :4], minus=ladder.minus[:, :4]
+    """Of the differences 1 + t² + t⁴, at four large steps, two of them leave the slope alone."""
+    samples = samples_of(lambda t: t + t**3 + t**5)
+    coarse = samples._replace(
+        steps=samples.steps[:4], plus=samples.plus[:, :4], minus=samples.minus[:, :4]
     )
-    assert slopes(coarse).value == pytest.approx(1, abs=1e-13)
+    assert extrapolate(coarse).value == pytest.approx(1, abs=1e-13)
 
 
 def test_the_worst_verdict_decides():
-    assert worst(["pass", "inconclusive", "fail"]) == "fail"
-    assert worst(["inconclusive", "pass"]) == "inconclusive"
-    assert worst(["pass", "pass"]) == worst([]) == "pass"
+    assert worst_verdict(["pass", "inconclusive", "fail"]) == "fail"
+    assert worst_verdict(["inconclusive", "pass"]) == "inconclusive"
+    assert worst_verdict(["pass", "pass"]) == worst_verdict([]) == "pass"
 
 
 @pytest.mark.parametrize(
@@ -162,22 +168,22 @@ def test_the_worst_verdict_decides():
 )
 def test_agreement_and_error_bar_make_the_verdict(claimed, error, passed, failed):
     one, zero = np.ones(1), np.zeros(1)
-    ladder = ladder_of(lambda t: 1 + t)._replace(sigma=zero)
-    measured = Slopes(one, np.array([error]), one > 0, ladder.steps[-1:], zero, zero)
-    judgement = judge(np.array([claimed]), ladder, measured, scale=1.0, threshold=1e-6)
-    assert judgement.passed == passed
-    assert judgement.failed == failed
+    samples = samples_of(lambda t: 1 + t)._replace(sigma=zero)
+    measured = Slopes(one, np.array([error]), one > 0, samples.steps[-1:], zero, zero)
+    compared = agreement(np.array([claimed]), samples, measured, scale=1.0, threshold=1e-6)
+    assert compared.passed == passed
+    assert compared.failed == failed
     doubtful = measured._replace(converged=one < 0)
-    assert not judge(np.array([claimed]), ladder, doubtful, scale=1.0, threshold=1e-6).failed
+    assert not agreement(np.array([claimed]), samples, doubtful, scale=1.0, threshold=1e-6).failed
 
 
-def test_what_a_fine_step_bears_out_is_not_failed():
+def test_what_a_small_step_confirms_does_not_fail():
     one, zero = np.ones(1), np.zeros(1)
-    ladder = ladder_of(lambda t: 1.1 * t)._replace(sigma=zero)
-    measured = Slopes(one, zero, one > 0, ladder.steps[:1], zero, zero)
+    samples = samples_of(lambda t: 1.1 * t)._replace(sigma=zero)
+    measured = Slopes(one, zero, one > 0, samples.steps[:1], zero, zero)
     for claimed, failed in ((1.1, False), (1.2, True)):
-        judgement = judge(np.array([claimed]), ladder, measured, scale=1.0, threshold=1e-6)
-        assert judgement.failed == failed
+        compared = agreement(np.array([claimed]), samples, measured, scale=1.0, threshold=1e-6)
+        assert compared.failed == failed
 
 
 @pytest.mark.parametrize("factor", [1 + 1e-4, 1 + 2e-6, 0.5, -1, 0])
@@ -266,7 +272,7 @@ def test_several_arguments_trees_and_integers():
     report = gradcheck(f, params, x, labels, 2.0, argnums=(0, 1, 3))
     assert report.ok
     assert [leaf.path for leaf in report.leaves] == ["params['w']", "x", "scale"]
-    assert report.notes == ("params['steps'] is int32 and was held: there is no gradient by it",)
+    assert report.notes == ("params['steps'] is int32 and was held: it has no gradient",)
 
 
 def test_a_python_number_is_held_at_its_value():
@@ -299,8 +305,80 @@ def test_an_f_that_refuses_float64_is_measured_in_its_own():
 
     report = gradcheck(f, X)
     assert report.ok
-    assert report.precision == "float32, as f takes no float64"
+    assert report.precision == "float32 (f does not accept float64)"
     assert gradcheck(f, X, grads=lambda x: 1.01 * jnp.cos(x)).verdict == "fail"
+
+
+def test_what_f_or_the_claim_raises_in_other_arithmetic_is_noted():
+    tables = {jnp.dtype(jnp.float32): jnp.sin}
+
+    def f(x):
+        return jnp.sum(tables[x.dtype](x))
+
+    def grads(x):
+        if x.dtype != jnp.float32:
+            raise ValueError("float32 alone\nand more lines")
+        return jnp.cos(x)
+
+    report = gradcheck(f, X)
+    assert report.ok
+    assert report.notes == ("in float64 f raises KeyError: dtype('float64')",)
+    assert report.notes[0] in str(report).splitlines()
+    report = gradcheck(lambda x: jnp.sum(jnp.sin(x)), X, grads=grads)
+    assert report.ok
+    assert report.notes == ("in float64 the claimed gradient raises ValueError: float32 alone",)
+    tables = {jnp.dtype(jnp.float64): jnp.sin}
+    with jax.enable_x64(True):
+        report = gradcheck(f, X.astype(np.float64))
+    assert report.ok
+    assert report.notes == ("in float32 f raises KeyError: dtype('float32')",)
+
+
+def test_what_vmap_of_the_claim_raises_is_noted():
+    @jax.custom_batching.custom_vmap
+    def cosine(x):
+        return jnp.cos(x)
+
+    @cosine.def_vmap
+    def rule(axis_size, in_batched, x):
+        raise RuntimeError("no rule")
+
+    report = gradcheck(lambda x: jnp.sum(jnp.sin(x)), X, grads=cosine)
+    assert report.ok
+    assert report.notes == ("vmap of the gradient raises RuntimeError: no rule",)
+
+
+def test_a_missing_second_opinion_is_noted():
+    """A claim of zero would be compared with jax.grad's, which this f does not have."""
+
+    @jax.custom_vjp
+    def constant(x):
+        return 0 * jnp.sum(x) + 1
+
+    def backward(residual, cotangent):
+        raise RuntimeError("no backward pass")
+
+    constant.defvjp(lambda x: (constant(x), None), backward)
+    report = gradcheck(constant, X, grads=jnp.zeros_like)
+    assert report.ok
+    assert report.notes == ("jax.grad of f raises RuntimeError: no backward pass",)
+
+
+def test_what_is_drawn_for_a_leaf_does_not_depend_on_another():
+    alone = gradcheck(square, X)
+    beside = gradcheck(lambda x, y: square(x) + jnp.sum(y**3), X, X[:2], argnums=(0, 1))
+    assert beside.leaves[0].measured == pytest.approx(alone.leaves[0].measured, rel=1e-9)
+    other = gradcheck(square, X, key=jax.random.key(1))
+    assert other.leaves[0].measured != pytest.approx(alone.leaves[0].measured, rel=1e-3)
+
+
+def test_what_is_drawn_for_a_purpose_does_not_depend_on_another():
+    problem = pose(square, (X,), 0, None, None)
+    for purpose in Purpose:
+        first, again = (problem.generator(purpose, 1).uniform() for _ in range(2))
+        assert first == again
+    drawn = {problem.generator(p, i, j).uniform() for p in Purpose for i in (0, 1) for j in (0, 1)}
+    assert len(drawn) == 4 * len(Purpose)
 
 
 def test_an_f_without_batches_is_measured_one_by_one():
@@ -327,7 +405,7 @@ def test_what_changes_each_time_is_said(wrap):
 
     report = gradcheck(f, X)
     assert report.verdict == "inconclusive"
-    assert "non-deterministic: f has another value each time" in report.diagnosis + str(report)
+    assert "non-deterministic: f has a different value each time" in report.diagnosis + str(report)
 
 
 def test_memory_is_bounded_by_chunk_and_nothing_changes():
@@ -388,19 +466,19 @@ def test_at_a_kink_a_rule_must_be_right_beside_it():
 
 
 def test_the_points_beside_a_kink_serve_all_leaves(monkeypatch):
-    surveyed, at = [], Survey.at
+    points, at = [], Measurement.at
 
-    def counting(survey, leaves):
-        surveyed.append(len(leaves))
-        return at(survey, leaves)
+    def counting(measurement, leaves):
+        points.append(len(leaves))
+        return at(measurement, leaves)
 
-    monkeypatch.setattr(Survey, "at", counting)
+    monkeypatch.setattr(Measurement, "at", counting)
     for count in (1, 3):
         leaves = [np.zeros(2, np.float32)] * count
         report = gradcheck(lambda leaves: sum(jnp.sum(jnp.abs(leaf)) for leaf in leaves), leaves)
         assert report.ok
         assert all(leaf.kink for leaf in report.leaves)
-    assert surveyed.count(3) == surveyed.count(1)
+    assert points.count(3) == points.count(1)
 
 
 @jax.jit
@@ -414,7 +492,7 @@ def wrong_signs(x):
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6, 1e-8])
-def test_the_ladder_shrinks_past_a_kink_nearby(distance):
+def test_the_steps_shrink_past_a_kink_nearby(distance):
     x = np.array([distance, -distance, 1.0])
     with jax.enable_x64(True):
         report = gradcheck(weighted_lengths, x)
@@ -478,6 +556,10 @@ def test_second_order():
     assert report.second_order.verdict == "fail"
     assert [leaf.path for leaf in report.second_order.leaves] == ["p['right']", "p['wrong']"]
     assert report.second_order.diagnosis == "p['wrong']: zero everywhere"
+    record = json.loads(json.dumps(report.to_dict()))["second_order"]
+    assert record["verdict"] == "fail"
+    assert not record["ok"]
+    assert [leaf["path"] for leaf in record["leaves"]] == ["p['right']", "p['wrong']"]
 
 
 # Reports
@@ -498,9 +580,8 @@ def failing():
     return gradcheck(quadratic, params, grads=twice_its_slope)
 
 
-def test_a_report_is_a_table_in_a_wide_terminal_and_a_list_in_a_narrow_one(monkeypatch):
+def test_a_report_is_a_table_where_it_fits_and_a_list_where_it_does_not():
     report = failing()
-    monkeypatch.setenv("COLUMNS", "100")
     wide = str(report).splitlines()
     assert wide[0].startswith("fail: measured in float64")
     assert wide[1].split() == [
@@ -514,10 +595,34 @@ def test_a_report_is_a_table_in_a_wide_terminal_and_a_list_in_a_narrow_one(monke
     ]
     assert "diagnosis: params['w']: off by a factor of 2" in wide
     assert max(map(len, wide)) <= 100
-    monkeypatch.setenv("COLUMNS", "40")
-    narrow = str(report).splitlines()
+    narrow = report.text(40).splitlines()
     assert "params['w']" in narrow
     assert any(line.split() == ["verdict", "fail"] for line in narrow)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        failing,
+        lambda: gradcheck(sum_of_cubes, X, order=2),
+        lambda: taylor_test(jnp.sin, jnp.cos, (1.0,)),
+        lambda: compare([X], [2 * X]),
+    ],
+    ids=["fail", "second order", "taylor", "compare"],
+)
+def test_a_report_does_not_depend_on_the_terminal_and_is_data(report, monkeypatch):
+    report = report()
+    texts = []
+    for columns in ("40", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        texts.append(str(report))
+    assert texts[0] == texts[1] == report.text(100) != report.text(20)
+    for same in (copy.copy(report), copy.deepcopy(report), pickle.loads(pickle.dumps(report))):
+        assert type(same) is type(report)
+        assert str(same) == str(report)
+        assert same.to_dict() == report.to_dict()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.verdict = "pass"
 
 
 def test_a_report_for_a_notebook_and_as_json():
@@ -551,7 +656,7 @@ def test_compare_measures_each_leaf_by_itself():
     assert [leaf.path for leaf in comparison.leaves] == ["['large']", "['small']"]
     assert comparison.leaves[0].relative_error == 0
     assert comparison.relative_error == pytest.approx(1 / np.sqrt(2))
-    assert comparison.leaves[1].worst == ((1,), 2e-6, 1e-6)
+    assert comparison.leaves[1].worst == Entry((1,), 2e-6, 1e-6)
     assert comparison.leaves[1].cosine == pytest.approx(3 / np.sqrt(10))
     assert json.loads(json.dumps(comparison.to_dict()))["leaves"][0]["ulps"] == 0
 
@@ -633,7 +738,7 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
         (
             lambda: gradcheck(jnp.sin, X, grads=jnp.cos),
             ValueError,
-            "cotangent: got none, but f's result is no scalar",
+            "cotangent: got none, but f's result is not a scalar",
         ),
         (
             lambda: gradcheck(jnp.sin, X, cotangent=np.ones(3)),

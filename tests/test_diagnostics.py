@@ -353,9 +353,8 @@ def test_a_report_prints_itself_and_is_json():
     assert record["findings"][0]["layer"] == 3
 
 
-def test_a_report_fits_a_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    text = str(diagnostics.layer_report(*plant("explosion by depth")))
+def test_a_report_fits_a_terminal():
+    text = diagnostics.layer_report(*plant("explosion by depth")).text(80)
     table = text.split("\nlayer 2:", maxsplit=1)[0].splitlines()
     assert len(table) == 8
     assert max(map(len, table)) <= 80

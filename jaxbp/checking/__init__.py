@@ -1,4 +1,19 @@
-"""Checking: whether a gradient is the gradient, what says so, and where it is not."""
+"""The checker of gradients: whether a gradient is right, how that is known, and where it is wrong.
+
+To be read in this order; each file answers one question:
+
+1. ``problem``: which scalar function of which leaves is checked, and which gradient is claimed
+2. ``finite_differences``: how a slope is measured by values alone, with an error bar
+3. ``measurement``: which slopes are measured, at a point, and in which arithmetic
+4. ``verdicts``: when a claimed slope agrees with a measured one
+5. ``jaxprs``: what can be read off a traced function: its dtypes, constants, and whether it varies
+6. ``comparing``: how far two gradient trees are apart (``compare``)
+7. ``leaf_verdicts``: what else could explain a difference: rounding, a kink, an insensitive leaf
+8. ``diagnosis``: where a failing gradient is wrong, and which simple mistake looks like it
+9. ``checker``: all of this in order (``gradcheck``, ``assert_gradients``)
+10. ``report``: the result, and how it prints itself
+11. ``taylor``: a second opinion, by the order of Taylor's remainders (``taylor_test``)
+"""
 
 from jaxbp.checking.checker import assert_gradients, gradcheck
 from jaxbp.checking.comparing import Comparison, compare

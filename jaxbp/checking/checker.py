@@ -1,6 +1,7 @@
-"""The checker: pose the problem, measure slopes, judge the claim, explain what failed."""
+"""The checker: pose the problem, measure slopes, compare the claim, diagnose what failed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,34 +10,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.checking import diagnosis
 from jaxbp.checking.comparing import norm
+from jaxbp.checking.diagnosis import FailedGradient, diagnose, summary
 from jaxbp.checking.finite_differences import Slopes, rounding_bar
-from jaxbp.checking.jaxprs import eps_of, first_axes
+from jaxbp.checking.jaxprs import UNTRACEABLE, eps_of, first_axes
 from jaxbp.checking.leaf_verdicts import (
-    BESIDE,
-    Check,
-    Finding,
-    find,
-    find_jointly,
-    formula_of,
-    values_at,
+    NEARBY,
+    ClaimCheck,
+    LeafVerdict,
+    joint_verdict,
+    leaf_verdict,
 )
-from jaxbp.checking.measurement import Survey, arena_of, survey
+from jaxbp.checking.measurement import Measurement, arithmetic_of, measure
 from jaxbp.checking.problem import (
     Claim,
     Held,
     Leaves,
     Problem,
+    Purpose,
     claim,
-    generator,
     gradient_leaves,
-    habits_of,
+    numpy_constants,
     pose,
     under_vmap,
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
-from jaxbp.checking.verdicts import taylor_order, taylor_verdict, worst
+from jaxbp.checking.verdicts import Verdict, taylor_order, taylor_verdict, worst_verdict
+from jaxbp.text import one_line
 
 
 def gradcheck(
@@ -52,38 +52,44 @@ def gradcheck(
     coordinates: int = 512,
     chunk: int | None = None,
 ) -> GradientReport:
-    """Check a gradient of f at args against what f's values say.
+    """Check a gradient of f at args against the values of f.
 
         φ(args) = ⟨cotangent, f(*args)⟩,   ⟨∇φ, d⟩ = lim (φ(args + t d) - φ(args - t d)) / 2t
 
     The slope is measured along random directions d of each leaf and of all leaves together, with an
-    error bar (Ridders 1982; ``jaxbp.checking.measuring``), in float64 wherever f can be evaluated
-    so, and held against the claim (``jaxbp.checking.verdicts``).
+    error bar (Ridders 1982; ``jaxbp.checking.finite_differences``), in float64 if f can be
+    evaluated so, and compared with the claim (``jaxbp.checking.verdicts``).
 
-    - grads: the claimed gradient: a tree like the argument (a tuple of them for several argnums),
-      or a function of the same arguments that returns one.  Without it ``jax.grad(f)``, by f's own
-      ``custom_vjp`` or ``custom_jvp`` where it has one.
-    - argnums: the argument, or arguments, to differentiate by.  Integer leaves are held.
-    - cotangent: for an f that returns no scalar, a tree like its result; random without it.
-    - key: a ``jax.random.key`` for directions and cotangent; the same one each time without it.
-    - threshold: how wrong counts as wrong, relative to the size of a slope in the leaf; 1e-6, 1e-4
-      where f or the claim has float32's resolution only, 3e-2 in half precision.
-    - directions: how many for each leaf.
-    - order: 2 also checks the claimed gradient's own gradient, as for Hessian-vector products.
-    - coordinates: how many entries of a failing leaf may be measured to find the wrong ones.
-    - chunk: how many evaluations of f are made at once (default: by memory).
+    f: the function, of JAX arrays; its result is an array or a tree of them.
+    args: the arguments, numbers, arrays or trees of them.
+    grads: the claimed gradient: a tree like the argument (a tuple of them for several argnums), or
+        a function of the same arguments that returns one; ``jax.grad(f)`` unless given, by f's own
+        ``custom_vjp`` or ``custom_jvp`` if it has one.
+    argnums: the position, or positions, of the arguments to differentiate by; 0 unless given.
+        Integer leaves are held.
+    cotangent: for an f whose result is not a scalar, a tree like the result; random unless given.
+    key: a ``jax.random.key`` for directions and cotangent; always the same numbers unless given.
+    threshold: the relative error from which a slope is wrong, a share of the size that slopes have
+        in the leaf; unless given 1e-6, or 1e-4 if f or the claim has float32's precision only, or
+        3e-2 in half precision.
+    directions: how many directions of each leaf; 4 unless given.
+    order: 2 also checks the claimed gradient's own gradient, as for Hessian-vector products; 1
+        unless given.
+    coordinates: how many entries of a failing leaf may be measured to find the wrong ones; 512
+        unless given.
+    chunk: how many evaluations of f are made at once; by memory unless given.
 
-    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  Where
-    f closes over NumPy arrays JAX's caches are cleared before and after (why:
-    ``jaxbp.checking.jaxprs.arithmetic``); jax.numpy arrays, or arguments, spare you that.
+    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  If f
+    closes over NumPy arrays, JAX's caches are cleared before and after (for the reason see
+    ``jaxbp.checking.jaxprs.enable_float64``); with jax.numpy arrays, or arguments, they are not.
 
-    Raises TypeError or ValueError, naming argument and leaf, where f's result or the point is not
+    Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
     finite, an argument has no floating point leaf, f returns something other than floating point
     numbers, or the claimed tree is not like the arguments.
 
-    What it cannot see: what the directions it draws do not show (an error in one entry of a large
-    leaf that is below the resolution), other points than this one, and, as f's own values are the
-    judge, whether f is the function you meant.
+    It checks one point, along random directions.  It cannot see an error that these do not show, as
+    one in an entry of a large leaf that is below the error bar; it cannot see other points, or
+    whether f is the function you meant.
 
     >>> import jax.numpy as jnp
     >>> gradcheck(jnp.sin, 1.0).verdict
@@ -92,68 +98,18 @@ def gradcheck(
     'off by a factor of 1/2'
     """
     _check_options(threshold, order, directions=directions, coordinates=coordinates, chunk=chunk)
-    rng = generator(key)
-    problem = pose(f, args, argnums, cotangent, rng)
-    checked = partial(
-        _checked, threshold=threshold, directions=directions, coordinates=coordinates, chunk=chunk
-    )
+    options = threshold, directions, coordinates, chunk
     with jax.default_matmul_precision("highest"):
+        problem = pose(f, args, argnums, cotangent, key)
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
-        report, measured = checked(problem, claimed, rng)
+        report, measurement = _checked(problem, claimed, *options)
         if order == 1:
             return report
-        rng = generator(key)
-        slope = pose(_slope_of(claimed, measured), (problem.leaves, problem.held), 0, None, rng)
-        slope = slope._replace(paths=problem.paths)  # as the user knows them
-        second, _ = checked(slope, claim(slope, None, random_cotangent=False), rng)
-    return report._replace(second_order=second, verdict=worst([report.verdict, second.verdict]))
-
-
-def _checked(
-    problem: Problem,
-    claimed: Claim,
-    rng: np.random.Generator,
-    *,
-    threshold: float | None,
-    directions: int,
-    coordinates: int,
-    chunk: int | None,
-) -> tuple[GradientReport, Survey]:
-    """The report on a claim, and what was measured for it."""
-    known = habits_of(problem, claimed)
-    arena = arena_of(problem, numpy_constants=any(h.numpy_constants for h in known))
-    measured = survey(arena, rng, directions, chunk=chunk)
-    with arena.arithmetic():
-        formula = formula_of(claimed, measured)
-        check = Check(problem, claimed, measured, formula, known, rng, threshold)
-        return _report(check, coordinates), measured
-
-
-def _slope_of(claimed: Claim, measured: Survey) -> Callable[[Leaves, Held], Array]:
-    """⟨∇φ, v⟩ for a random direction v, as a function of the point: its gradient is Hv."""
-    function = claimed.function
-    if function is None:
-        raise ValueError("grads: got values, expected a function, for order=2")
-    units = [d[0] / size for d, size in zip(measured.directions, measured.sizes, strict=True)]
-
-    def slope(leaves: Leaves, held: Held) -> Array:
-        pairs = zip(function(leaves, held), units, strict=True)
-        terms = [jnp.sum(value * np.asarray(unit, value.dtype)) for value, unit in pairs]
-        return sum(terms[1:], start=terms[0])
-
-    return slope
-
-
-def assert_gradients(f: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Raise AssertionError, its message the table, unless ``gradcheck`` with the same arguments
-    passes: for tests.
-
-    >>> import jax.numpy as jnp
-    >>> assert_gradients(jnp.sin, 1.0)
-    """
-    report = gradcheck(f, *args, **options)
-    if not report.ok:
-        raise AssertionError(f"{getattr(f, '__name__', f)}: {report}")
+        slope = pose(_slope_of(claimed, measurement), (problem.leaves, problem.held), 0, None, key)
+        slope = replace(slope, paths=problem.paths)  # as the user knows them
+        second, _ = _checked(slope, claim(slope, None, random_cotangent=False), *options)
+    verdict = worst_verdict([report.verdict, second.verdict])
+    return replace(report, second_order=second, verdict=verdict)
 
 
 def _check_options(threshold: float | None, order: int, **counts: int | None) -> None:
@@ -166,180 +122,236 @@ def _check_options(threshold: float | None, order: int, **counts: int | None) ->
             raise ValueError(f"{name}: got {count!r}, expected a positive int")
 
 
-def _report(check: Check, coordinates: int) -> GradientReport:
-    findings = [find(check, number) for number in range(len(check.problem.paths))]
-    findings, notes = _under_vmap(check, findings)
-    findings = _repeatable(check, findings)
-    findings = _explained(check, findings, coordinates)
-    leaves = [_leaf_report(check, number, finding) for number, finding in enumerate(findings)]
+def _checked(
+    problem: Problem,
+    claimed: Claim,
+    threshold: float | None,
+    directions: int,
+    coordinates: int,
+    chunk: int | None,
+) -> tuple[GradientReport, Measurement]:
+    """The report on a claim, and the measurement that it rests on."""
+    arithmetic = arithmetic_of(problem, numpy_constants=numpy_constants(problem, claimed))
+    measurement = measure(arithmetic, directions, chunk=chunk)
+    notes: tuple[str, ...] = ()
+    with arithmetic.enabled():
+        values = None
+        if arithmetic.float64 and claimed.function is not None:
+            try:
+                values = claimed.values_at(arithmetic.problem.leaves, arithmetic.problem.held)
+            except Exception as error:  # the claim may have anything against float64
+                notes = (f"in float64 the claimed gradient raises {one_line(error)}",)
+        check = ClaimCheck(problem, claimed, measurement, values, threshold)
+        return _report(check, coordinates, notes), measurement
+
+
+def _slope_of(claimed: Claim, measurement: Measurement) -> Callable[[Leaves, Held], Array]:
+    """⟨∇φ, v⟩ for a random direction v, as a function of the point: its gradient is Hv."""
+    function = claimed.function
+    if function is None:
+        raise ValueError("grads: got values, expected a function, for order=2")
+    units = [d[0] / size for d, size in zip(measurement.directions, measurement.sizes, strict=True)]
+
+    def slope(leaves: Leaves, held: Held) -> Array:
+        pairs = zip(function(leaves, held), units, strict=True)
+        terms = [jnp.sum(value * np.asarray(unit, value.dtype)) for value, unit in pairs]
+        return sum(terms[1:], start=terms[0])
+
+    return slope
+
+
+def assert_gradients(f: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Raise AssertionError, with the report as its message, unless ``gradcheck`` passes: for tests.
+
+    f, args, options: as for ``gradcheck``.
+
+    >>> import jax.numpy as jnp
+    >>> assert_gradients(jnp.sin, 1.0)
+    """
+    report = gradcheck(f, *args, **options)
+    if not report.ok:
+        raise AssertionError(f"{getattr(f, '__name__', f)}: {report}")
+
+
+def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> GradientReport:
+    paths, measurement = check.problem.paths, check.measurement
+    verdicts = [leaf_verdict(check, index) for index in range(len(paths))]
+    verdicts, failures_of_vmap = _under_vmap(check, verdicts)
+    verdicts = _repeated(check, verdicts)
+    verdicts = _diagnosed(check, verdicts, coordinates)
+    leaves = [_leaf_report(check, index, found) for index, found in enumerate(verdicts)]
     joint = None
     if len(leaves) > 1:
-        number = len(leaves)
-        joint = _leaf_report(check, number, find_jointly(check, number))
-    leaves += [_stray_report(path, check.problem.fixed[path]) for path in check.claim.stray]
+        verdicts.append(joint_verdict(check, len(paths)))
+        joint = _leaf_report(check, len(paths), verdicts[-1])
+    not_differentiable = check.claim.not_differentiable
+    leaves += [_held_report(path, check.problem.fixed[path]) for path in not_differentiable]
+    overflow = ["in float32 f is not finite here"] if measurement.overflows else []
+    held = [
+        f"{path} is {dtype} and was held: it has no gradient"
+        for path, dtype in check.problem.fixed.items()
+        if path not in not_differentiable
+    ]
+    raised = [*measurement.notes, *notes, *(note for found in verdicts for note in found.notes)]
     return GradientReport(
         leaves=tuple(leaves),
         joint=joint,
-        value=check.survey.value,
-        precision=check.survey.arena.precision,
+        value=measurement.value,
+        precision=measurement.arithmetic.precision,
         threshold=check.threshold,
-        diagnosis=diagnosis.summary([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
-        notes=(*_notes(check), *notes),
+        diagnosis=summary([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
+        notes=tuple(dict.fromkeys([*overflow, *held, *raised, *failures_of_vmap])),
         verdict=overall(leaves, joint),
     )
 
 
-def _notes(check: Check) -> list[str]:
-    overflow = ["in float32 f is not finite here"] if check.survey.overflows else []
-    strayed = check.claim.stray
-    return overflow + [
-        f"{path} is {dtype} and was held: there is no gradient by it"
-        for path, dtype in check.problem.fixed.items()
-        if path not in strayed
-    ]
-
-
-def _repeatable(check: Check, findings: list[Finding]) -> list[Finding]:
-    """A claim that is another one each time fails; where f itself is, nothing can be said."""
-    problem = check.survey.arena.problem
-    of_f, of_claim = check.habits
-    if not of_f.repeats and _varies(problem.objective, problem):
-        why = "non-deterministic: f has another value each time"
-        return [finding._replace(verdict="inconclusive", diagnosis=why) for finding in findings]
-    if not of_claim.repeats and check.claim.formula and _varies(check.claim.formula, problem):
-        why = "non-deterministic: the claimed gradient is another one each time"
-        return [finding._replace(verdict="fail", diagnosis=why) for finding in findings]
-    return findings
+def _repeated(check: ClaimCheck, verdicts: list[LeafVerdict]) -> list[LeafVerdict]:
+    """A claim that is different each time fails; if f itself is, the verdict is inconclusive."""
+    problem, claimed = check.measurement.arithmetic.problem, check.claim
+    verdict: Verdict
+    if not problem.tracing.deterministic and _varies(problem.objective, problem):
+        verdict, mistake = "inconclusive", "non-deterministic: f has a different value each time"
+    elif (
+        claimed.gradient is not None
+        and not (claimed.tracing is not None and claimed.tracing.deterministic)
+        and _varies(claimed.gradient, problem)
+    ):
+        verdict = "fail"
+        mistake = "non-deterministic: the claimed gradient is different each time"
+    else:
+        return verdicts
+    return [replace(found, verdict=verdict, diagnosis=mistake) for found in verdicts]
 
 
 def _varies(function: Callable[..., Any], problem: Problem) -> bool:
-    """Whether a function gives something else when it is traced, or run, a second time."""
+    """Whether a function gives another result when it is traced, or run, a second time."""
     point = problem.leaves, problem.held
     try:
         results = [jax.tree.leaves(jax.jit(partial(function))(*point)) for _ in range(2)]
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        results = [jax.tree.leaves(function(*point)) for _ in range(2)]  # NumPy inside
+    except UNTRACEABLE:  # NumPy inside
+        results = [jax.tree.leaves(function(*point)) for _ in range(2)]
     return any(map(_differ, *results))
 
 
 def _differ(first: Any, second: Any) -> bool:
-    """By more than the order of summation, which several threads need not keep."""
+    """Whether two arrays differ by more than the order of summation, which threads may change."""
     ours, theirs = (np.asarray(array, np.float64) for array in (first, second))
     eps = eps_of(np.asarray(first).dtype)
     return norm(ours - theirs) > 1000 * eps * norm(ours)
 
 
-def _under_vmap(check: Check, findings: list[Finding]) -> tuple[list[Finding], list[str]]:
-    """``vmap`` of the claimed gradient must agree with a loop."""
-    if check.formula is None or check.claim.formula is None:
-        return findings, []
-    points = [check.survey.beside(check.rng, BESIDE) for _ in range(2)]
+def _under_vmap(
+    check: ClaimCheck, verdicts: list[LeafVerdict]
+) -> tuple[list[LeafVerdict], list[str]]:
+    """A claim whose ``vmap`` disagrees with a loop fails; with the exceptions that vmap raises."""
+    if check.float64_values is None or check.claim.gradient is None:
+        return verdicts, []
+    points = [
+        check.measurement.nearby_point(Purpose.POINTS_FOR_VMAP, index, NEARBY) for index in range(2)
+    ]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
     try:
-        trees = under_vmap(check.claim.formula)(stacked, check.survey.arena.problem.held)
-    except Exception as error:
-        return findings, [f"vmap of the gradient raises {type(error).__name__}"]
-    judged = list(findings)
-    for index, point in enumerate(points):
-        tree = jax.tree.map(lambda leaf, i=index: np.asarray(leaf)[i], trees)
+        trees = under_vmap(check.claim.gradient)(stacked, check.measurement.arithmetic.problem.held)
+    except Exception as error:  # a callback, say, need not have a rule for vmap
+        return verdicts, [f"vmap of the gradient raises {one_line(error)}"]
+    judged = list(verdicts)
+    for position, point in enumerate(points):
+        tree = jax.tree.map(lambda leaf, i=position: np.asarray(leaf)[i], trees)
         batched = tree if check.claim.automatic else gradient_leaves(check.problem, tree, "")[0]
-        looped = values_at(check.claim, point, check.survey)
-        for number, (one, other) in enumerate(zip(looped, batched, strict=True)):
-            if findings[number].verdict != "fail" and not _agree(check, number, one, other):
-                why = "vmap of the gradient is not what a loop gives"
-                judged[number] = findings[number]._replace(verdict="fail", diagnosis=why)
+        for index, (one, other) in enumerate(zip(check.values_at(point), batched, strict=True)):
+            if verdicts[index].verdict != "fail" and not _agree(check, index, one, other):
+                mistake = "vmap of the gradient is not what a loop gives"
+                judged[index] = replace(verdicts[index], verdict="fail", diagnosis=mistake)
     return judged, []
 
 
-def _agree(check: Check, number: int, one: np.ndarray, other: Any) -> bool:
-    """Within the threshold, and what rounding in f's value amounts to."""
+def _agree(check: ClaimCheck, index: int, one: np.ndarray, other: Any) -> bool:
+    """Whether two values of a leaf agree within the threshold and the rounding in f's value."""
     if not np.isfinite(one).all():
-        return True  # what is not finite is not for vmap to answer for
-    rounding = 1e-10 * abs(check.survey.value) / check.survey.sizes[number]
+        return True  # a loop is no better than vmap then
+    rounding = 1e-10 * abs(check.measurement.value) / check.measurement.sizes[index]
     allowed = check.threshold * norm(one) + rounding
     return norm(np.asarray(other, np.float64) - one) <= allowed
 
 
-def _explained(check: Check, findings: list[Finding], coordinates: int) -> list[Finding]:
-    """With a diagnosis and the worst entries where they failed."""
+def _diagnosed(
+    check: ClaimCheck, verdicts: list[LeafVerdict], coordinates: int
+) -> list[LeafVerdict]:
+    """The verdicts with a diagnosis and the worst entries where they are fail."""
     failed = [
-        number
-        for number, finding in enumerate(findings)
-        if finding.verdict == "fail" and not finding.diagnosis.startswith("non-deterministic")
+        index
+        for index, found in enumerate(verdicts)
+        if found.verdict == "fail" and not found.diagnosis.startswith("non-deterministic")
     ]
     if not failed:
-        return findings
-    scene = diagnosis.Scene(
-        claimed=[np.asarray(value, np.float64) for value in check.judged],
+        return verdicts
+    gradient = FailedGradient(
+        claimed=[np.asarray(value, np.float64) for value in check.values],
         paths=check.problem.paths,
-        survey=check.survey,
-        lengths=first_axes(check.problem.objective, check.problem.leaves, check.problem.held),
+        measurement=check.measurement,
+        lengths=first_axes(check.problem.tracing.jaxpr),
     )
-    explained = list(findings)
-    for number, symptom in diagnosis.explain(scene, failed, coordinates).items():
-        why = findings[number].diagnosis or symptom.diagnosis
-        explained[number] = findings[number]._replace(diagnosis=why, worst=symptom.worst)
-    return explained
+    diagnosed = list(verdicts)
+    for index, diagnosis in diagnose(gradient, failed, coordinates).items():
+        mistake = verdicts[index].diagnosis or diagnosis.mistake
+        diagnosed[index] = replace(verdicts[index], diagnosis=mistake, worst=diagnosis.worst)
+    return diagnosed
 
 
-def _leaf_report(check: Check, number: int, finding: Finding) -> LeafReport:
-    """One leaf as it is reported: slopes along the direction in which the claim is furthest off."""
-    survey, problem = check.survey, check.problem
-    rows = survey.rows(number)
-    ladder, slopes = survey.ladder.of(rows), survey.slopes.of(rows)
-    jointly = number == len(problem.paths)
-    size = norm(np.array(survey.sizes)) if jointly else survey.sizes[number]
-    claimed = check.along[rows]
-    scale = check.scale(number)
-    discrepancy = finding.judgement.discrepancy
+def _leaf_report(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafReport:
+    """The report on one leaf, with the slopes along the direction in which the claim is furthest
+    off."""
+    measurement, problem = check.measurement, check.problem
+    rows = measurement.rows(index)
+    samples, slopes = measurement.samples.take(rows), measurement.slopes.take(rows)
+    jointly = index == len(problem.paths)
+    size = norm(np.array(measurement.sizes)) if jointly else measurement.sizes[index]
+    claimed = check.slopes[rows]
+    scale = check.scale(index)
+    discrepancy = found.agreement.discrepancy
     line = int(np.argmax(np.where(np.isnan(discrepancy), np.inf, discrepancy)))
-    order = taylor_order(claimed, ladder, check.threshold * scale)
-    taylor = "inconclusive" if finding.judgement.kinked.any() else taylor_verdict(order)
-    leaf = None if jointly else np.asarray(problem.leaves[number])
+    orders = taylor_order(claimed, samples, check.threshold * scale)
+    kinked = found.agreement.kinked.any()
+    leaf = None if jointly else np.asarray(problem.leaves[index])
     with np.errstate(all="ignore"):
-        quotients = (ladder.plus - ladder.minus)[line] / (2 * ladder.steps)
+        quotients = (samples.plus - samples.minus)[line] / (2 * samples.steps)
         relative = np.array([discrepancy[line], np.max(slopes.error)]) / scale
     return LeafReport(
-        path="(all at once)" if leaf is None else problem.paths[number],
+        path="(all at once)" if leaf is None else problem.paths[index],
         shape=() if leaf is None else leaf.shape,
         dtype="" if leaf is None else str(jax.dtypes.canonicalize_dtype(leaf.dtype)),
-        verdict=finding.verdict,
+        verdict=found.verdict,
         claimed=claimed[line] / size,
         measured=slopes.value[line] / size,
         error=slopes.error[line] / size,
         relative_error=relative[0] if scale else 0.0,
         resolution=relative[1] if scale else 0.0,
-        taylor=taylor,
-        order=_lowest(order.second),
-        kink=_kink(finding, slopes, size),
-        diagnosis=finding.diagnosis,
-        worst=finding.worst,
+        taylor="inconclusive" if kinked else taylor_verdict(orders),
+        order=float(np.nan if np.isnan(orders.second).all() else np.nanmin(orders.second)),
+        kink=_widest_kink(found, slopes, size) if kinked else None,
+        diagnosis=found.diagnosis,
+        worst=found.worst,
         curve=Curve(
-            ladder.steps, quotients / size, rounding_bar(ladder)[line] / size, slopes.step[line]
+            steps=samples.steps,
+            slopes=quotients / size,
+            rounding=rounding_bar(samples)[line] / size,
+            chosen=slopes.step[line],
         ),
     )
 
 
-def _lowest(orders: np.ndarray) -> float:
-    return float(np.nan if np.isnan(orders).all() else np.nanmin(orders))
-
-
-def _kink(finding: Finding, slopes: Slopes, size: float) -> Kink | None:
-    """The kink that is widest."""
-    kinked = finding.judgement.kinked
-    if not kinked.any():
-        return None
-    line = int(np.argmax(np.where(kinked, np.abs(slopes.jump), 0)))
+def _widest_kink(found: LeafVerdict, slopes: Slopes, size: float) -> Kink:
+    line = int(np.argmax(np.where(found.agreement.kinked, np.abs(slopes.jump), 0)))
     half = abs(slopes.jump[line]) / 2
     return Kink(
         lower=float(slopes.value[line] - half) / size,
         upper=float(slopes.value[line] + half) / size,
-        subgradient=finding.verdict == "pass",
+        subgradient=found.verdict == "pass",
     )
 
 
-def _stray_report(path: str, dtype: str) -> LeafReport:
-    """A leaf that cannot move, for which a slope is claimed."""
+def _held_report(path: str, dtype: str) -> LeafReport:
+    """The report on a leaf that cannot move, for which a slope is claimed."""
     nothing = float("nan")
     return LeafReport(
         path=path,

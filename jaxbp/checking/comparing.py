@@ -1,21 +1,23 @@
-"""Comparing: how far two gradient trees are apart, leaf by leaf, and where most.
+"""Comparisons: how far two gradient trees are apart, leaf by leaf, and where most.
 
     relative error = ‖claimed - reference‖ / ‖reference‖
 
-A small leaf is never drowned by a large one, for each is measured by its own norm.
+A small leaf is never drowned by a large one, because each is measured by its own norm.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.text import Table, align, number, plain
+from jaxbp.text import Table, align, number, plain, significant
 from jaxbp.trees import named_leaves
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """One entry of a leaf, claimed and as it should be."""
 
     place: tuple[int, ...]
@@ -23,7 +25,8 @@ class Entry(NamedTuple):
     expected: float
 
 
-class LeafComparison(NamedTuple):
+@dataclass(frozen=True)
+class LeafComparison:
     """How far one leaf is from its reference."""
 
     path: str
@@ -34,7 +37,8 @@ class LeafComparison(NamedTuple):
     worst: Entry | None  # where they differ most; None for an empty leaf
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True)
+class Comparison:
     """How far two trees are apart; printed, a table."""
 
     leaves: tuple[LeafComparison, ...]
@@ -51,43 +55,40 @@ class Comparison(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
-        return {
-            "relative_error": plain(self.relative_error),
-            "leaves": [
-                plain(leaf._asdict() | {"worst": leaf.worst and leaf.worst._asdict()})
-                for leaf in self.leaves
-            ],
-        }
+        result: dict[str, Any] = plain({"relative_error": self.relative_error, **asdict(self)})
+        return result
 
-    def __str__(self) -> str:
-        return align(self._table())
-
-    def _table(self) -> Table:
+    def text(self, width: int = 100) -> str:
+        """The table, in that many columns of text."""
         columns = ("leaf", "shape", "relative error", "ulps", "cosine", "worst entry")
         rows = [
             (
                 leaf.path,
                 str(leaf.shape),
                 number(leaf.relative_error),
-                f"{leaf.ulps:.3g}",
+                significant(leaf.ulps, 3),
                 f"{leaf.cosine:.6f}",
-                describe(leaf.worst) if leaf.worst else "",
+                "" if leaf.worst is None else describe(leaf.worst),
             )
             for leaf in self.leaves
         ]
-        return Table(columns, rows)
+        return align(Table(columns, rows), width)
+
+    def __str__(self) -> str:
+        return self.text()
 
 
 def describe(entry: Entry) -> str:
     """An entry in words, as in "[3, 0]: 1.02, not 1"."""
-    return f"{list(entry.place)}: {number(entry.claimed, 6)}, not {number(entry.expected, 6)}"
+    claimed, expected = significant(entry.claimed, 6), significant(entry.expected, 6)
+    return f"{list(entry.place)}: {claimed}, not {expected}"
 
 
 def compare(claimed: Any, reference: Any) -> Comparison:
     """Compare two trees of arrays, such as a hand-written gradient and ``jax.grad``'s.
 
-    Raises ValueError where they differ in structure or in a leaf's shape, TypeError where a leaf
-    is no floating point array; each names the leaf.
+    Raises ValueError if they differ in structure or in a leaf's shape, and TypeError if a leaf is
+    not a floating point array; each names the leaf.
 
     >>> import jax.numpy as jnp
     >>> print(compare({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 4.5])}))
@@ -96,12 +97,11 @@ def compare(claimed: Any, reference: Any) -> Comparison:
     """
     ours, theirs = named_leaves(claimed), named_leaves(reference)
     if ours.keys() != theirs.keys():
-        raise ValueError(f"claimed: got leaves {_names(ours)}, expected {_names(theirs)}")
+        got, expected = (
+            ", ".join(path or "(the whole)" for path in paths) or "none" for paths in (ours, theirs)
+        )
+        raise ValueError(f"claimed: got leaves {got}, expected {expected}")
     return Comparison(tuple(_compared(path, ours[path], theirs[path]) for path in ours))
-
-
-def _names(paths: Iterable[str]) -> str:
-    return ", ".join(path or "(the whole)" for path in paths) or "none"
 
 
 def _largest(values: Iterable[float]) -> float:
@@ -133,7 +133,7 @@ def _compared(path: str, claimed: Any, reference: Any) -> LeafComparison:
 
 
 def norm(values: np.ndarray) -> float:
-    """‖values‖₂, of numbers as small or as large as there are: their squares need not be."""
+    """‖values‖₂ without overflow or underflow: the squares of the values need not be numbers."""
     largest = float(np.max(np.abs(values), initial=0.0))
     if largest == 0 or not np.isfinite(largest):
         return largest

@@ -1,263 +1,271 @@
-"""Findings: the verdict on one leaf, once every excuse has been heard.
+"""Leaf verdicts: the verdict on one leaf, from the agreement of its slopes and other explanations.
 
-``verdicts`` judges slopes; here it is asked again where the claim's own rounding, a kink at the
-point or a function that does not feel the leaf could be what is wrong instead of the claim.
+``verdicts`` compares slopes; here its verdict is reconsidered where rounding, a kink at the point,
+or a function insensitive to the leaf could explain the difference.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.checking.comparing import Entry, norm
-from jaxbp.checking.jaxprs import Habits, arithmetic, eps_of, largest_of
-from jaxbp.checking.measurement import Survey
-from jaxbp.checking.problem import Claim, Claimed, Held, Leaves, Problem, compiled
-from jaxbp.checking.verdicts import THRESHOLDS, Judgement, Verdict, judge
+from jaxbp.checking.jaxprs import UNTRACEABLE, enable_float64, eps_of, largest_of
+from jaxbp.checking.measurement import Measurement
+from jaxbp.checking.problem import Claim, GradientFunction, Held, Leaves, Problem, Purpose, compiled
+from jaxbp.checking.verdicts import THRESHOLDS, Agreement, Verdict, agreement
+from jaxbp.text import one_line
 
-BESIDE = 1e-4  # relative to a leaf's size: so far beside the point other points are tried
-_POINTS_BESIDE = 6
-_PERTURBATIONS = 16  # of the arguments by a few units in the last place, to see what they do
+NEARBY = 1e-4  # the distance of other points that are tried, relative to a leaf's size
+_POINTS_AT_KINK = 6
+_PERTURBATIONS = 16  # of the arguments by a few units in the last place, to see their effect
 
 
 @dataclass(frozen=True)
-class Check:
-    """A claim, and what it is held against; what all leaves share is worked out once."""
+class LeafVerdict:
+    """The verdict on one leaf, and what led to it."""
+
+    verdict: Verdict
+    agreement: Agreement
+    diagnosis: str = ""
+    worst: tuple[Entry, ...] = ()  # the entries that are furthest off
+    notes: tuple[str, ...] = ()  # exceptions that were met on the way
+
+
+@dataclass(frozen=True)
+class ClaimCheck:
+    """A claim and the measurement it is compared with; what all leaves share is computed once."""
 
     problem: Problem
     claim: Claim
-    survey: Survey
-    formula: Leaves | None  # the claim in the arithmetic of the survey, where its function can
-    habits: tuple[Habits, Habits]  # of f and of the claim
-    rng: np.random.Generator
-    asked: float | None  # the user's threshold
+    measurement: Measurement
+    float64_values: Leaves | None  # the claim in float64, if f is measured so and its function can
+    given_threshold: float | None  # the user's
 
     @property
-    def judged(self) -> Leaves:
-        """The claimed gradient: as a formula if possible, free of the rounding of its dtype."""
-        return self.claim.values if self.formula is None else self.formula
+    def values(self) -> Leaves:
+        """The claimed gradient, in float64 if possible, free of the rounding of its own dtype."""
+        return self.claim.values if self.float64_values is None else self.float64_values
 
     @property
     def threshold(self) -> float:
         """τ for a claim of these dtypes."""
-        if self.asked is not None:
-            return self.asked
-        dtypes = [np.asarray(value).dtype for value in self.judged]
-        return THRESHOLDS[min(d.itemsize for d in [*dtypes, self.survey.arena.dtype])]
+        if self.given_threshold is not None:
+            return self.given_threshold
+        dtypes = [np.asarray(value).dtype for value in self.values]
+        return THRESHOLDS[min(d.itemsize for d in [*dtypes, self.measurement.arithmetic.dtype])]
 
-    def judge(self, number: int) -> Judgement:
-        """One leaf of the claim, or all of them moving jointly, along its lines."""
-        rows = self.survey.rows(number)
-        ladder, slopes = self.survey.ladder.of(rows), self.survey.slopes.of(rows)
-        return judge(self.along[rows], ladder, slopes, self.scale(number), self.threshold)
+    def agreement(self, index: int) -> Agreement:
+        """The agreement of one leaf of the claim, or of all moving jointly, along its lines."""
+        rows = self.measurement.rows(index)
+        samples, slopes = self.measurement.samples.take(rows), self.measurement.slopes.take(rows)
+        return agreement(self.slopes[rows], samples, slopes, self.scale(index), self.threshold)
 
-    def scale(self, number: int) -> float:
-        """The size that a slope along these lines has, by the claim or by the measurement."""
-        measured = self.survey.slopes.value[self.survey.rows(number)]
-        claimed = norm(self.sizes) if number == len(self.sizes) else self.sizes[number]
+    def scale(self, index: int) -> float:
+        """The size of a slope along the lines of a leaf, by the claim or by the measurement."""
+        measured = self.measurement.slopes.value[self.measurement.rows(index)]
+        claimed = norm(self.sizes) if index == len(self.sizes) else self.sizes[index]
         return float(max(claimed, norm(measured) / np.sqrt(len(measured))))
 
     @cached_property
-    def along(self) -> np.ndarray:
+    def slopes(self) -> np.ndarray:
         """The claimed slope of every line."""
-        return self.survey.along(self.judged)
+        return self.measurement.slopes_of(self.values)
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """The size that a slope in each leaf has by the claim."""
-        values = [np.asarray(value, np.float64) for value in self.judged]
+        """The size of a slope in each leaf, by the claim."""
+        values = [np.asarray(value, np.float64) for value in self.values]
         means = [norm(value) / np.sqrt(max(1, value.size)) for value in values]
-        return np.array(means) * self.survey.sizes
+        return np.array(means) * self.measurement.sizes
 
     @cached_property
-    def own(self) -> "Check":
-        """The claim in its own dtype."""
-        return replace(self, formula=None)
+    def in_own_dtype(self) -> "ClaimCheck":
+        """The check of the claim in its own dtype."""
+        return replace(self, float64_values=None)
 
     @cached_property
-    def beside(self) -> list["Check"]:
-        """The same at points beside this one; the claim there is known by its formula alone."""
+    def nearby(self) -> list["ClaimCheck"]:
+        """The check at points nearby, for kinks; the claim there is known by its function alone."""
         found = []
-        for _ in range(_POINTS_BESIDE):
-            point = self.survey.beside(self.rng, BESIDE)
-            formula = None if self.formula is None else values_at(self.claim, point, self.survey)
-            found.append(replace(self, survey=self.survey.at(point), formula=formula))
+        for index in range(_POINTS_AT_KINK):
+            point = self.measurement.nearby_point(Purpose.POINTS_AT_KINK, index, NEARBY)
+            values = None if self.float64_values is None else self.values_at(point)
+            found.append(
+                replace(self, measurement=self.measurement.at(point), float64_values=values)
+            )
         return found
 
+    def values_at(self, leaves: Leaves) -> Leaves:
+        """The claimed gradient at another point, in the arithmetic of the measurement."""
+        return self.claim.values_at(leaves, self.measurement.arithmetic.problem.held)
+
+    def jax_grad(self) -> Callable[[Leaves, Held], Any]:
+        """``jax.grad`` of f, under jit if JAX can trace it."""
+        gradient = GradientFunction(self.problem.objective, None)
+        try:
+            jax.eval_shape(gradient, self.problem.leaves, self.problem.held)
+        except UNTRACEABLE:  # f's own derivative rule may be in NumPy
+            return gradient
+        return compiled(gradient)
+
     @cached_property
-    def rounding(self) -> np.ndarray:
-        """What the arithmetic of the claim's own dtype does to slopes: ten times what it does to
-        ``jax.grad``'s, and what a few units in the last place of the arguments do, for a ReLU that
-        they switch is no error of the claim."""
-        arena, along = self.survey.arena, self.survey.along
-        point = arena.problem.leaves, arena.problem.held
-        eps = max(eps_of(value.dtype) for value in self.judged)
+    def rounding(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The size of rounding errors in the claimed slopes, as the claim's own dtype makes them:
+        ten times those in ``jax.grad``'s, and the effect of a few units in the last place of the
+        arguments, because a ReLU that these switch is not an error of the claim.
+
+        The second value is a note of the exception, if there is no gradient to find this by.
+        """
+        arithmetic, slopes_of = self.measurement.arithmetic, self.measurement.slopes_of
+        point = arithmetic.problem.leaves, arithmetic.problem.held
+        eps = max(eps_of(value.dtype) for value in self.values)
+        generator = self.problem.generator(Purpose.ROUNDING)
 
         def perturbed(leaf: Any) -> Any:
             is_float = jnp.issubdtype(leaf.dtype, np.floating)
-            shift = 1 + 8 * eps * self.rng.uniform(-1, 1, leaf.shape)
+            shift = 1 + 8 * eps * generator.uniform(-1, 1, leaf.shape)
             return np.asarray(np.asarray(leaf) * shift, leaf.dtype) if is_float else leaf
 
-        rounded, spread = np.zeros_like(self.along), [np.zeros_like(self.along)]
-        with suppress(Exception):  # there may be no gradient to be had
-            function = self.claim.function or _jax_grad(self)
-            there = along(tuple(function(*point)))
+        rounded, spread = np.zeros_like(self.slopes), [np.zeros_like(self.slopes)]
+        notes: tuple[str, ...] = ()
+        try:
+            function = self.claim.function or self.jax_grad()
+            there = slopes_of(tuple(function(*point)))
             for _ in range(_PERTURBATIONS):
                 moved = function(*jax.tree.map(perturbed, point))
-                spread.append(np.abs(along(tuple(moved)) - there))
-            if self.formula is None and arena.wide:
-                automatic = _jax_grad(self)
-                with arithmetic(float64=False, numpy_constants=arena.numpy_constants):
-                    own = along(tuple(automatic(self.problem.leaves, self.problem.held)))
-                rounded = 10 * np.abs(own - along(tuple(automatic(*point))))
-        return np.asarray(16 * eps * abs(self.survey.value) + rounded + 2 * np.max(spread, axis=0))
+                spread.append(np.abs(slopes_of(tuple(moved)) - there))
+            if self.float64_values is None and arithmetic.float64:
+                automatic = self.jax_grad()
+                with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
+                    own = slopes_of(tuple(automatic(self.problem.leaves, self.problem.held)))
+                rounded = 10 * np.abs(own - slopes_of(tuple(automatic(*point))))
+        except Exception as error:  # f or the claim may have no gradient in this arithmetic
+            notes = (f"how the gradient is rounded is unknown: {one_line(error)}",)
+        total = 16 * eps * abs(self.measurement.value) + rounded + 2 * np.max(spread, axis=0)
+        return np.asarray(total), notes
 
 
-def formula_of(claimed: Claim, measured: Survey) -> Leaves | None:
-    """The claim in float64, if that is how f is measured and its function can do it as well."""
-    arena = measured.arena
-    if claimed.function is None or not arena.wide:
-        return None
-    try:
-        return values_at(claimed, arena.problem.leaves, measured)
-    except Exception:  # whatever the claim has against float64
-        return None
-
-
-def values_at(claimed: Claim, leaves: Leaves, measured: Survey) -> Leaves:
-    """The claimed gradient at another point, in the arithmetic of the survey."""
-    assert claimed.function is not None
-    values = claimed.function(leaves, measured.arena.problem.held)
-    return tuple(np.asarray(value, np.float64) for value in values)
-
-
-class Finding(NamedTuple):
-    """What is found of one leaf."""
-
-    verdict: Verdict
-    judgement: Judgement
-    diagnosis: str = ""
-    worst: tuple[Entry, ...] = ()
-
-
-def find(check: Check, number: int) -> Finding:
-    """The verdict on one leaf, all excuses heard."""
-    found = _find_claimed(check, number)
-    if check.formula is None or found.verdict == "fail" or _overflows(check, number):
+def leaf_verdict(check: ClaimCheck, index: int) -> LeafVerdict:
+    """The verdict on one leaf, in float64 and in the claim's own dtype."""
+    found = _verdict_in_one_dtype(check, index)
+    if check.float64_values is None or found.verdict == "fail" or _overflows(check, index):
         return found
-    if check.own.judge(number).kinked.any():
+    if check.in_own_dtype.agreement(index).kinked.any():
         return found
-    own = _find_claimed(check.own, number)
+    own = _verdict_in_one_dtype(check.in_own_dtype, index)
     if own.verdict != "fail":
         return found
-    dtype = np.asarray(check.claim.values[number]).dtype
-    return own._replace(diagnosis=f"wrong in {dtype} only; in float64 the same claim is right")
+    dtype = np.asarray(check.claim.values[index]).dtype
+    return replace(own, diagnosis=f"wrong in {dtype} only; in float64 the same claim is right")
 
 
-def _overflows(check: Check, number: int) -> bool:
+def _overflows(check: ClaimCheck, index: int) -> bool:
     """Whether f, or this leaf of its gradient, is too large for the arguments' own dtype."""
-    largest = float(np.max(np.abs(check.judged[number]), initial=0.0))
-    return check.survey.overflows or largest > largest_of(check.claim.values[number].dtype)
+    largest = float(np.max(np.abs(check.values[index]), initial=0.0))
+    return check.measurement.overflows or largest > largest_of(check.claim.values[index].dtype)
 
 
-def _find_claimed(check: Check, number: int) -> Finding:
-    """The same for values of one dtype."""
-    judgement = check.judge(number)
-    finding = Finding(_verdict(judgement), judgement)
-    if not np.isfinite(check.judged[number]).all():
-        return finding._replace(verdict="fail")
-    if judgement.kinked.any():
-        finding = finding._replace(verdict=_verdict_at_kink(check, number, judgement))
-    elif finding.verdict == "inconclusive" and _nothing_but_rounding(check, number):
-        finding = finding._replace(verdict="pass")
-    elif finding.verdict == "pass" and _zero_unseen(check, number):
-        finding = finding._replace(verdict="inconclusive")
-    return _excused(check, number, finding)
+def _verdict_in_one_dtype(check: ClaimCheck, index: int) -> LeafVerdict:
+    compared = check.agreement(index)
+    found = LeafVerdict(_verdict(compared), compared)
+    if not np.isfinite(check.values[index]).all():
+        return replace(found, verdict="fail")
+    if compared.kinked.any():
+        found = replace(found, verdict=_verdict_at_kink(check, index, compared))
+    elif found.verdict == "inconclusive" and _is_zero_up_to_rounding(check, index):
+        found = replace(found, verdict="pass")
+    elif found.verdict == "pass":
+        found = _unless_rounding_hides_a_slope(check, index, found)
+    return _unless_rounding_explains_it(check, index, found)
 
 
-def find_jointly(check: Check, number: int) -> Finding:
-    """All leaves at once: they can be wrong together where each alone is inconclusive."""
-    judgement = check.judge(number)
-    if judgement.kinked.any():
-        return Finding("inconclusive", judgement)
-    return _excused(check, number, Finding(_verdict(judgement), judgement))
+def joint_verdict(check: ClaimCheck, index: int) -> LeafVerdict:
+    """The verdict on all leaves moving at once, whose index is their number: they can be wrong
+    jointly where each alone is inconclusive."""
+    compared = check.agreement(index)
+    if compared.kinked.any():
+        return LeafVerdict("inconclusive", compared)
+    return _unless_rounding_explains_it(check, index, LeafVerdict(_verdict(compared), compared))
 
 
-def _verdict(judgement: Judgement) -> Verdict:
-    if judgement.failed.any():
+def _verdict(compared: Agreement) -> Verdict:
+    if compared.failed.any():
         return "fail"
-    return "pass" if judgement.passed.all() else "inconclusive"
+    return "pass" if compared.passed.all() else "inconclusive"
 
 
-def _excused(check: Check, number: int, found: Finding) -> Finding:
-    """A claim whose dtype's own rounding may be what is wrong with it is not failed."""
+def _unless_rounding_explains_it(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafVerdict:
+    """A claim does not fail if rounding in its own dtype may explain the difference."""
     if found.verdict != "fail":
         return found
-    judgement, rows = found.judgement, check.survey.rows(number)
-    excess = judgement.discrepancy - check.survey.slopes.error[rows] - check.rounding[rows]
-    certain = (judgement.failed & (excess > check.threshold * check.scale(number))).any()
-    return found if certain else found._replace(verdict="inconclusive")
+    rounding, notes = check.rounding
+    rows = check.measurement.rows(index)
+    excess = found.agreement.discrepancy - check.measurement.slopes.error[rows] - rounding[rows]
+    certain = found.agreement.failed & (excess > check.threshold * check.scale(index))
+    verdict: Verdict = "fail" if certain.any() else "inconclusive"
+    return replace(found, verdict=verdict, notes=found.notes + notes)
 
 
-def _jax_grad(check: Check) -> Callable[[Leaves, Held], Any]:
-    return compiled(Claimed(check.problem.objective, None), check.problem)
-
-
-def _verdict_at_kink(check: Check, number: int, judgement: Judgement) -> Verdict:
-    """At a kink the claim must lie among the slopes beside it and, beside it, be right."""
-    if (judgement.failed & ~judgement.kinked).any():
+def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verdict:
+    """At a kink the claim must lie among the slopes nearby and, at points nearby, be right."""
+    if (compared.failed & ~compared.kinked).any():
         return "fail"
-    formula = check.formula is not None
-    if formula and any(_verdict(there.judge(number)) == "fail" for there in check.beside):
+    known_nearby = check.float64_values is not None
+    if known_nearby and any(_verdict(near.agreement(index)) == "fail" for near in check.nearby):
         return "fail"
-    if np.all(judgement.passed | judgement.subgradient):
+    if np.all(compared.passed | compared.subgradient):
         return "pass"
-    rows = check.survey.rows(number)
-    beside = np.array([there.survey.slopes.value[rows] for there in check.beside])
-    among = _among(check.survey, rows, check.along[rows], beside)
-    if np.all(judgement.passed | judgement.subgradient | among):
-        return "pass" if formula else "inconclusive"
-    return "inconclusive" if formula else "fail"
+    rows = check.measurement.rows(index)
+    nearby = np.array([near.measurement.slopes.value[rows] for near in check.nearby])
+    among = _among(check.measurement, rows, check.slopes[rows], nearby)
+    if np.all(compared.passed | compared.subgradient | among):
+        return "pass" if known_nearby else "inconclusive"
+    return "inconclusive" if known_nearby else "fail"
 
 
-def _among(survey: Survey, rows: slice, claimed: np.ndarray, beside: np.ndarray) -> np.ndarray:
-    """Whether claimed slopes (N,) may lie among those beside the point, of which some (P, N) are
+def _among(
+    measurement: Measurement, rows: slice, claimed: np.ndarray, nearby: np.ndarray
+) -> np.ndarray:
+    """Whether claimed slopes (N,) may lie among those near the point, of which some (P, N) are
     known.  One kink has two slopes; where there are others, several kinks meet, and the extremes
     of their combinations need not be among the few that were met."""
-    slopes = survey.slopes.of(rows)
+    slopes = measurement.slopes.take(rows)
     ends = slopes.value + np.array([[-0.5], [0.5]]) * slopes.jump
-    aside = np.min(np.abs(beside[:, None] - ends), axis=1)
+    aside = np.min(np.abs(nearby[:, None] - ends), axis=1)
     several = np.any(aside > 1e-3 * np.abs(slopes.jump) + slopes.error, axis=0)
-    lower, upper = np.min(beside, axis=0), np.max(beside, axis=0)
+    lower, upper = np.min(nearby, axis=0), np.max(nearby, axis=0)
     reach = 2 * (upper - lower) + slopes.error
     return np.asarray(several & (lower - reach <= claimed) & (claimed <= upper + reach))
 
 
-def _nothing_but_rounding(check: Check, number: int) -> bool:
-    """Whether the claim is zero but for rounding (it is all different a little beside the point),
-    and no other slope is measured."""
-    rows = check.survey.rows(number)
-    slopes, claimed = check.survey.slopes.of(rows), check.along[rows]
-    small = np.abs(claimed) + np.abs(slopes.value) + slopes.error <= 1e-10 * abs(check.survey.value)
-    if check.formula is None or not small.all():
+def _is_zero_up_to_rounding(check: ClaimCheck, index: int) -> bool:
+    """Whether the claim is zero up to rounding, as it is quite different at a point nearby, and no
+    other slope is measured."""
+    measurement = check.measurement
+    rows = measurement.rows(index)
+    slopes, claimed = measurement.slopes.take(rows), check.slopes[rows]
+    small = np.abs(claimed) + np.abs(slopes.value) + slopes.error <= 1e-10 * abs(measurement.value)
+    if check.float64_values is None or not small.all():
         return False
-    point = check.survey.beside(check.rng, BESIDE)
-    there = check.survey.along(values_at(check.claim, point, check.survey))[rows]
+    point = measurement.nearby_point(Purpose.POINT_AT_ZERO, 0, NEARBY)
+    there = measurement.slopes_of(check.values_at(point))[rows]
     return bool(np.all(np.abs(there - claimed) >= np.abs(claimed) / 2))
 
 
-def _zero_unseen(check: Check, number: int) -> bool:
-    """Whether zero is claimed, and f's rounding hides the other slope that jax.grad has."""
-    if check.claim.automatic or check.judged[number].any():
-        return False
-    arena = check.survey.arena
+def _unless_rounding_hides_a_slope(
+    check: ClaimCheck, index: int, found: LeafVerdict
+) -> LeafVerdict:
+    """A claim of zero does not pass if f's rounding may hide the other slope that jax.grad has."""
+    if check.claim.automatic or check.values[index].any():
+        return found
+    problem = check.measurement.arithmetic.problem
     try:
-        values = _jax_grad(check)(arena.problem.leaves, arena.problem.held)
-    except Exception:  # f has no gradient of its own
-        return False
-    return bool(np.any(np.asarray(values[number])))
+        values = check.jax_grad()(problem.leaves, problem.held)
+    except Exception as error:  # f need not have a gradient of its own
+        return replace(found, notes=(f"jax.grad of f raises {one_line(error)}",))
+    return replace(found, verdict="inconclusive") if np.any(np.asarray(values[index])) else found

@@ -1,7 +1,9 @@
-"""The survey: a problem measured along random directions of each leaf, and of all at once."""
+"""The measurement: a problem's slopes along random directions of each leaf, and of all at once."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,183 +13,195 @@ from jaxbp.checking.comparing import norm
 from jaxbp.checking.finite_differences import (
     JOINTLY,
     RATIO,
-    Ladder,
+    Samples,
     Slopes,
-    climb,
-    half_the_digits,
-    rungs,
-    slopes,
+    extrapolate,
+    rounding_by_float32,
+    sample_lines,
+    step_sizes,
 )
-from jaxbp.checking.jaxprs import arithmetic, eps_of, resolution
-from jaxbp.checking.problem import Leaves, Problem
+from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
+from jaxbp.checking.problem import Leaves, Problem, Purpose
+from jaxbp.text import one_line
+
+_IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
-class Arena(NamedTuple):
+@dataclass(frozen=True)
+class Arithmetic:
     """The arithmetic in which f is measured."""
 
     problem: Problem  # with arrays of that arithmetic
-    wide: bool  # float64; otherwise the arguments' own dtypes
+    float64: bool  # otherwise the arguments' own dtypes
     dtype: np.dtype[Any]  # the coarsest that the leaves pass through on their way to f's value
     numpy_constants: bool  # f or the claim closes over NumPy arrays
+    notes: tuple[str, ...]  # the exception that f raised in float64
 
-    def arithmetic(self) -> AbstractContextManager[Any]:
+    def enabled(self) -> AbstractContextManager[Any]:
         """The context to evaluate in."""
-        wide = self.wide or jax.config.jax_enable_x64
-        return arithmetic(float64=wide, numpy_constants=self.numpy_constants)
+        float64 = self.float64 or jax.config.jax_enable_x64
+        return enable_float64(float64, numpy_constants=self.numpy_constants)
 
     @property
     def precision(self) -> str:
-        """In words."""
+        """The arithmetic in words."""
         if self.dtype == np.float64:
             return "float64"
-        return f"{self.dtype}, {'in which f works' if self.wide else 'as f takes no float64'}"
+        why = "f's own arithmetic" if self.float64 else "f does not accept float64"
+        return f"{self.dtype} ({why})"
 
     @property
     def eps(self) -> float:
-        """The resolution of that dtype."""
+        """The relative spacing of that dtype's numbers."""
         return eps_of(self.dtype)
 
 
-_COARSE = np.array([4.0, 6.0, 8.0])  # rungs on which f is evaluated with half the digits
+def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
+    """float64 if f can be evaluated so, whatever the dtypes of the arguments; else their own."""
+    moving = len(problem.leaves)
+    try:
+        with enable_float64(True, numpy_constants=numpy_constants):
+            wide = problem.in_float64()
+            dtype = coarsest_dtype(problem.objective, wide.leaves, wide.held, moving=moving)
+            return Arithmetic(wide, True, dtype, numpy_constants, notes=())
+    except Exception as error:  # f may have anything against float64
+        narrow = replace(problem, leaves=tuple(map(jnp.asarray, problem.leaves)))
+        dtype = coarsest_dtype(problem.objective, narrow.leaves, narrow.held, moving=moving)
+        notes = (f"in float64 f raises {one_line(error)}",)
+        return Arithmetic(narrow, False, dtype, numpy_constants, notes)
 
 
-class Survey(NamedTuple):
-    """What was measured at a point, a row for each line: k of the first leaf, ..., k of all."""
+@dataclass(frozen=True)
+class Measurement:
+    """The slopes at a point, a row for each line: k of the first leaf, ..., k of all jointly."""
 
-    arena: Arena
-    sizes: tuple[float, ...]  # ‖x‖ of each leaf, what its steps are relative to
+    arithmetic: Arithmetic
+    sizes: tuple[float, ...]  # ‖x‖ of each leaf, to which its steps are relative
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
-    ladder: Ladder
+    samples: Samples
     slopes: Slopes
-    floor: np.ndarray | float  # of the rounding, found with half the digits
+    floor: np.ndarray | float  # of the rounding, found by float32
     overflows: bool  # f is not finite in float32, though it is in float64
     chunk: int | None
+    notes: tuple[str, ...]  # the exceptions that f raised in other arithmetic
 
-    def rows(self, number: int) -> slice:
+    def rows(self, index: int) -> slice:
         """The lines of one leaf; those of all leaves moving jointly come last."""
         count = len(self.directions[0])
-        return slice(number * count, (number + 1) * count)
+        return slice(index * count, (index + 1) * count)
 
     @property
     def value(self) -> float:
         """f at the point."""
-        return float(self.ladder.center[0])
+        return float(self.samples.center[0])
 
-    def along(self, values: Leaves) -> np.ndarray:
+    def slopes_of(self, gradient: Leaves) -> np.ndarray:
         """⟨gradient, d⟩ of every line, for a gradient given leaf by leaf."""
-        with np.errstate(invalid="ignore"):  # what is not finite stays so, and is judged as such
+        with np.errstate(invalid="ignore"):  # a gradient that is not finite is judged as such
             each = np.array(
                 [
                     direction.reshape(len(direction), -1) @ np.asarray(value, np.float64).ravel()
-                    for direction, value in zip(self.directions, values, strict=True)
+                    for direction, value in zip(self.directions, gradient, strict=True)
                 ]
             )
         return np.append(each.ravel(), each.sum(axis=0))
 
-    def beside(self, rng: np.random.Generator, distance: float) -> Leaves:
-        """A point beside this one, so far from it relative to each leaf's size."""
-        leaves = self.arena.problem.leaves
-        return tuple(
-            np.asarray(np.asarray(leaf) + _unit(rng, leaf.shape) * size * distance, leaf.dtype)
-            for leaf, size in zip(leaves, self.sizes, strict=True)
-        )
+    def nearby_point(self, purpose: Purpose, index: int, distance: float) -> Leaves:
+        """A random point at a distance from this one, relative to each leaf's size."""
+        problem = self.arithmetic.problem
+        moved = []
+        for position, (leaf, size) in enumerate(zip(problem.leaves, self.sizes, strict=True)):
+            direction = _unit(problem.generator(purpose, index, position), leaf.shape)
+            moved.append(np.asarray(np.asarray(leaf) + direction * size * distance, leaf.dtype))
+        return tuple(moved)
 
-    @property
-    def lines(self) -> np.ndarray:
-        """Leaf and direction of every line."""
-        moving = [*range(len(self.sizes)), JOINTLY]
-        return np.array([(leaf, i) for leaf in moving for i in range(len(self.directions[0]))])
-
-    def at(self, leaves: Leaves) -> "Survey":
-        """The same lines through another point; to be called in the arena's arithmetic."""
-        problem = self.arena.problem._replace(leaves=leaves)
-        ladder = self.climb(problem, rungs(self.arena.eps), self.arena.eps)
-        return self._replace(ladder=ladder, slopes=slopes(ladder))
-
-    def climb(self, problem: Problem, steps: np.ndarray, eps: float) -> Ladder:
-        """The ladder of every line."""
-        return climb(
-            problem.objective,
-            problem.leaves,
-            problem.held,
-            self.directions,
-            self.lines,
-            steps=steps,
-            eps=eps,
-            floor=self.floor,
-            chunk=self.chunk,
-        )
+    def at(self, leaves: Leaves) -> "Measurement":
+        """The slopes along the same lines through another point, in the same arithmetic, which the
+        caller enables."""
+        problem, eps = replace(self.arithmetic.problem, leaves=leaves), self.arithmetic.eps
+        samples = _sample(problem, self.directions, step_sizes(eps), eps, self.chunk, self.floor)
+        return replace(self, samples=samples, slopes=extrapolate(samples))
 
 
-def survey(
-    arena: Arena,
-    rng: np.random.Generator,
+def measure(
+    arithmetic: Arithmetic,
     directions: int,
     *,
     chunk: int | None = None,
-    along: Leaves | None = None,
-) -> Survey:
-    """Measure a problem along random directions, or one that is given.
+    direction: Leaves | None = None,
+) -> Measurement:
+    """Measure a problem's slopes along random directions of each leaf, or along a given one of all.
 
-    Raises ValueError where f is not finite at the point.
+    Raises ValueError if f is not finite at the point, or if the given direction is zero.
     """
-    leaves = arena.problem.leaves
-    sizes = tuple(norm(np.asarray(leaf, np.float64)) or 1.0 for leaf in leaves)
-    drawn = tuple(
-        np.stack([_unit(rng, leaf.shape) * size for _ in range(directions)])
-        for leaf, size in zip(leaves, sizes, strict=True)
-    )
-    if along is not None:
-        drawn = _scaled(along, norm(np.array(sizes)))
-    empty = Survey(arena, sizes, drawn, None, None, 0.0, False, chunk)  # type: ignore[arg-type]
-    coarse = _with_half_the_digits(empty)
-    with arena.arithmetic():
-        result = empty.at(leaves)
-    if not np.isfinite(result.value):
-        raise ValueError(f"f(...): got {result.value} at this point, expected a finite number")
-    return result if coarse is None else _with_floor(result, coarse)
-
-
-def _with_half_the_digits(survey: Survey) -> Ladder | None:
-    """Every line in float32, where that is less than f is measured in and f can do with it."""
-    arena = survey.arena
-    if arena.dtype != np.float64:
-        return None
-    leaves, held = jax.tree.map(_to_float32, (arena.problem.leaves, arena.problem.held))
-    try:
-        with arithmetic(float64=False, numpy_constants=arena.numpy_constants):
-            problem = arena.problem._replace(leaves=leaves, held=held)
-            return survey.climb(problem, RATIO**-_COARSE, eps_of(np.float32))
-    except Exception:  # whatever f has against float32
-        return None
-
-
-def _with_floor(survey: Survey, coarse: Ladder) -> Survey:
-    """With the rounding inside f that only half the digits show."""
-    floor = half_the_digits(survey.ladder, coarse, survey.lines[:, 0])
-    ladder = survey.ladder._replace(sigma=np.maximum(survey.ladder.sigma, floor))
-    return survey._replace(
+    problem, eps = arithmetic.problem, arithmetic.eps
+    sizes = tuple(norm(np.asarray(leaf, np.float64)) or 1.0 for leaf in problem.leaves)
+    if direction is None:
+        drawn = _drawn(problem, sizes, directions)
+    else:
+        drawn = _scaled(direction, norm(np.array(sizes)))
+    coarse, notes = _in_float32(arithmetic, drawn, chunk)
+    with arithmetic.enabled():
+        samples = _sample(problem, drawn, step_sizes(eps), eps, chunk)
+    if not np.isfinite(samples.center[0]):
+        raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
+    floor: np.ndarray | float = 0.0
+    if coarse is not None:
+        floor = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
+        samples = samples._replace(sigma=np.maximum(samples.sigma, floor))
+    return Measurement(
+        arithmetic=arithmetic,
+        sizes=sizes,
+        directions=drawn,
+        samples=samples,
+        slopes=extrapolate(samples),
         floor=floor,
-        ladder=ladder,
-        slopes=slopes(ladder),
-        overflows=not np.isfinite(coarse.center[0]),
+        overflows=coarse is not None and not np.isfinite(coarse.center[0]),
+        chunk=chunk,
+        notes=arithmetic.notes + notes,
     )
 
 
-def _scaled(along: Leaves, size: float) -> tuple[np.ndarray, ...]:
-    """One direction through all leaves, of the size of all of them together."""
-    length = norm(np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in along]))
-    if not length or not np.isfinite(length):
-        raise ValueError(f"direction: got one of length {length}, expected one that leads on")
-    return tuple(np.asarray(leaf, np.float64)[None] * (size / length) for leaf in along)
+def _drawn(problem: Problem, sizes: Sequence[float], count: int) -> tuple[np.ndarray, ...]:
+    """Random directions for each leaf, of its size."""
+    drawn = []
+    for position, (leaf, size) in enumerate(zip(problem.leaves, sizes, strict=True)):
+        generator = problem.generator(Purpose.DIRECTIONS, leaf=position)
+        drawn.append(np.stack([_unit(generator, leaf.shape) * size for _ in range(count)]))
+    return tuple(drawn)
 
 
-def _unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A random unit direction.  Each entry moves by ½ to 1½ times the same, up or down: none is
-    left out, so that a single wrong one shows in every direction, and no two cancel."""
-    drawn = rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)
+def _unit(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A random unit direction.  Each entry moves up or down by ½ to 1½ times the same: none is left
+    out, so that a single wrong one shows in every direction, and no two cancel."""
+    drawn = generator.choice([-1.0, 1.0], shape) * generator.uniform(0.5, 1.5, shape)
     result: np.ndarray = drawn / max(float(np.linalg.norm(drawn.ravel())), 0.5)
     return result
+
+
+def _scaled(direction: Leaves, size: float) -> tuple[np.ndarray, ...]:
+    """One direction through all leaves, with the size of all of them together."""
+    length = norm(np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in direction]))
+    if not length or not np.isfinite(length):
+        raise ValueError(f"direction: got one of length {length}, expected a nonzero direction")
+    return tuple(np.asarray(leaf, np.float64)[None] * (size / length) for leaf in direction)
+
+
+def _in_float32(
+    arithmetic: Arithmetic, directions: Leaves, chunk: int | None
+) -> tuple[Samples | None, tuple[str, ...]]:
+    """Samples of every line in float32, if f is measured in float64 and accepts float32 as well;
+    else the exception that it raises."""
+    if arithmetic.dtype != np.float64:
+        return None, ()
+    problem = arithmetic.problem
+    leaves, held = jax.tree.map(_to_float32, (problem.leaves, problem.held))
+    try:
+        with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
+            narrow = replace(problem, leaves=leaves, held=held)
+            return _sample(narrow, directions, _IN_FLOAT32, eps_of(np.float32), chunk), ()
+    except Exception as error:  # f may have anything against float32
+        return None, (f"in float32 f raises {one_line(error)}",)
 
 
 def _to_float32(leaf: Any) -> Any:
@@ -195,15 +209,28 @@ def _to_float32(leaf: Any) -> Any:
     return np.asarray(leaf).astype(np.float32) if is_float else leaf
 
 
-def arena_of(problem: Problem, *, numpy_constants: bool) -> Arena:
-    """float64 where f lets itself be evaluated so, whatever the dtypes of the arguments."""
-    moving = len(problem.leaves)
-    try:
-        with arithmetic(float64=True, numpy_constants=numpy_constants):
-            wide = problem.in_float64()
-            dtype = resolution(problem.objective, wide.leaves, wide.held, moving=moving)
-            return Arena(wide, True, dtype, numpy_constants)
-    except Exception:  # whatever f has against float64: its own arithmetic will do
-        narrow = problem._replace(leaves=tuple(map(jnp.asarray, problem.leaves)))
-        dtype = resolution(problem.objective, narrow.leaves, narrow.held, moving=moving)
-        return Arena(narrow, False, dtype, numpy_constants)
+def _lines(directions: Leaves) -> np.ndarray:
+    """The leaf and the direction of every line."""
+    moving = [*range(len(directions)), JOINTLY]
+    return np.array([(leaf, line) for leaf in moving for line in range(len(directions[0]))])
+
+
+def _sample(
+    problem: Problem,
+    directions: Leaves,
+    steps: np.ndarray,
+    eps: float,
+    chunk: int | None,
+    floor: np.ndarray | float = 0.0,
+) -> Samples:
+    return sample_lines(
+        problem.objective,
+        problem.leaves,
+        problem.held,
+        directions,
+        _lines(directions),
+        steps=steps,
+        eps=eps,
+        floor=floor,
+        chunk=chunk,
+    )

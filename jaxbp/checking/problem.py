@@ -9,7 +9,8 @@ integers and random keys among it, is held as it is.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -18,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.checking.jaxprs import Habits, habits
+from jaxbp.checking.jaxprs import UNTRACEABLE, Tracing, trace_twice
 from jaxbp.trees import argument_names, named_leaves, positions_of
 
 Leaves = tuple[Any, ...]
 
 
 class Held(NamedTuple):
-    """What does not move: arrays, and the cotangent that makes a scalar of f's result."""
+    """The arguments that do not move, and the cotangent that makes a scalar of f's result."""
 
     arrays: tuple[Any, ...]
     cotangent: tuple[Any, ...] | None  # one for each leaf of f's result; None where it is a scalar
@@ -39,46 +40,72 @@ class Objective:
     treedef: Any  # of all arguments
     roles: str  # of their leaves, a letter each: m moves, h held, c constant
     constants: tuple[Any, ...] = field(compare=False)  # Python values and functions: never traced
-    keys: tuple[Any, ...]  # what stands for the constants in comparisons
+    keys: tuple[Any, ...]  # stand for the constants in comparisons
 
     def arguments(self, leaves: Leaves, held: Held) -> Any:
         """The arguments of f, put together again."""
         sources = {"m": iter(leaves), "h": iter(held.arrays), "c": iter(self.constants)}
         return jax.tree.unflatten(self.treedef, [next(sources[role]) for role in self.roles])
 
+    def results(self, leaves: Leaves, held: Held) -> Any:
+        """The value of f, a tree."""
+        return self.f(*self.arguments(leaves, held))
+
     def __call__(self, leaves: Leaves, held: Held) -> Array:
         """φ."""
-        results = jax.tree.leaves(self.f(*self.arguments(leaves, held)))
+        results = jax.tree.leaves(self.results(leaves, held))
         if held.cotangent is None:
             return jnp.asarray(results[0])
         terms = [jnp.sum(c * result) for c, result in zip(held.cotangent, results, strict=True)]
         return sum(terms[1:], start=terms[0])
 
 
-class Problem(NamedTuple):
+class Purpose(IntEnum):
+    """The purposes that random numbers are drawn for, each with a generator of its own."""
+
+    COTANGENT = 0
+    DIRECTIONS = 1
+    POINTS_AT_KINK = 2
+    POINT_AT_ZERO = 3
+    POINTS_FOR_VMAP = 4
+    ROUNDING = 5
+
+
+@dataclass(frozen=True)
+class Problem:
     """A function at a point."""
 
     objective: Objective
     leaves: Leaves  # as the user gave them
     paths: tuple[str, ...]  # of these leaves, as in params[0].weight
-    fixed: dict[str, str]  # what is no floating point leaf among argnums: path -> dtype
+    fixed: dict[str, str]  # path -> dtype of the other leaves among argnums, which cannot move
     held: Held
     roots: tuple[str, ...]  # the names of the arguments that argnums names
-    single: bool  # whether argnums is one number, so that the gradient is no tuple
+    single: bool  # whether argnums is one number, so that the gradient is not a tuple
+    tracing: Tracing  # of f
+    seed: tuple[int, ...]
 
     def in_float64(self) -> "Problem":
-        """The same with float64 for every floating point array; to be used inside enable_x64."""
+        """This problem with float64 for every floating point array; to be used in enable_x64."""
         leaves, held = jax.tree.map(_to_float64, (self.leaves, self.held))
-        return self._replace(leaves=leaves, held=held)
+        return replace(self, leaves=leaves, held=held)
+
+    def generator(self, purpose: Purpose, point: int = 0, leaf: int = 0) -> np.random.Generator:
+        """The random numbers for a purpose and, of several points or leaves, for one of them."""
+        return _generator(self.seed, purpose, point, leaf)
 
 
-def generator(key: Array | None) -> np.random.Generator:
-    """Numbers drawn on the host: to compile a generator takes longer than a whole check."""
-    if key is None:
-        return np.random.default_rng(0)
-    if not (isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key: got {key!r}, expected a jax.random.key")
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+def _generator(seed: tuple[int, ...], purpose: Purpose, *which: int) -> np.random.Generator:
+    """A generator whose numbers depend on its arguments alone, whatever else is drawn.
+
+    It draws on the host: to compile a generator takes longer than a whole check.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, *which)))
+
+
+def _to_float64(leaf: Any) -> Any:
+    is_float = jnp.issubdtype(jnp.result_type(leaf), np.floating)
+    return jnp.asarray(leaf, np.float64) if is_float else leaf
 
 
 def pose(
@@ -86,12 +113,22 @@ def pose(
     args: tuple[Any, ...],
     argnums: int | Sequence[int],
     cotangent: Any,
-    rng: np.random.Generator,
+    key: Array | None,
 ) -> Problem:
-    """Sort the arguments' leaves into those that move and those that do not.
+    """Sort the arguments' leaves into those that move and those that do not, and trace f.
 
     Raises TypeError or ValueError, naming argument and leaf, for whatever cannot be checked.
+
+    f: the function.
+    args: its arguments.
+    argnums: the positions of those to differentiate by.
+    cotangent: a tree like f's result; random if f's result is not a scalar and none is given.
+    key: a ``jax.random.key`` for all that is random; always the same numbers if None.
     """
+    if key is not None and not (
+        isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    ):
+        raise TypeError(f"key: got {key!r}, expected a jax.random.key")
     if not callable(f):
         raise TypeError(f"f: got {type(f).__name__}, expected a function")
     positions = positions_of(argnums, len(args))
@@ -119,16 +156,30 @@ def pose(
         found = "; ".join(f"{path} is {dtype}" for path, dtype in fixed.items()) or "no leaf at all"
         raise ValueError(f"{', '.join(roots)}: got {found}, expected a floating point leaf")
     objective = Objective(
-        f=f if hasattr(f, "lower") else partial(f),  # what is not jitted may change: never reused
+        f=f if hasattr(f, "lower") else partial(f),  # a plain function may change: never reused
         treedef=jax.tree.structure(args),
         roles=roles,
         constants=tuple(constants),
         keys=tuple(map(_key, constants)),
     )
-    held = Held(tuple(arrays), None)
-    single = isinstance(argnums, int)
-    problem = Problem(objective, tuple(leaves), tuple(paths), fixed, held, roots, single)
-    return problem._replace(held=held._replace(cotangent=_cotangent(problem, cotangent, rng)))
+    try:
+        tracing = trace_twice(objective.results, tuple(leaves), Held(tuple(arrays), None))
+    except UNTRACEABLE as error:
+        raise TypeError(
+            f"f: got a function that JAX cannot trace, expected one of JAX arrays ({error})"
+        ) from error
+    seed = (0,) if key is None else tuple(map(int, np.ravel(jax.random.key_data(key))))
+    return Problem(
+        objective=objective,
+        leaves=tuple(leaves),
+        paths=tuple(paths),
+        fixed=fixed,
+        held=Held(tuple(arrays), _cotangent(cotangent, tracing.result, seed)),
+        roots=roots,
+        single=isinstance(argnums, int),
+        tracing=tracing,
+        seed=seed,
+    )
 
 
 def _is_float(path: str, leaf: Any) -> bool:
@@ -159,77 +210,72 @@ def _key(value: Any) -> Any:
     return type(value), value
 
 
-def _cotangent(problem: Problem, given: Any, rng: np.random.Generator) -> tuple[Any, ...] | None:
-    """A number for each of f's: given or random, for errors that cancel hide from an all-ones one.
-
-    None for a scalar, which needs none.
-    """
-
-    def results(leaves: Leaves, held: Held) -> Any:
-        return problem.objective.f(*problem.objective.arguments(leaves, held))
-
-    try:
-        shapes = jax.eval_shape(results, problem.leaves, problem.held)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-        raise TypeError(
-            f"f: got a function that JAX cannot trace, expected one of JAX arrays ({error})"
-        ) from error
-    expected = named_leaves(shapes, "f(...)")
-    for path, result in expected.items():
-        if not jnp.issubdtype(result.dtype, np.floating):
-            raise TypeError(f"{path}: got {result.dtype}, expected floating point numbers")
+def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...] | None:
+    """The weights of f's results in φ: given or random, as errors that cancel out would hide from
+    equal ones.  None for a scalar, which needs none."""
+    expected = named_leaves(result, "f(...)")
+    for path, leaf in expected.items():
+        if not jnp.issubdtype(leaf.dtype, np.floating):
+            raise TypeError(f"{path}: got {leaf.dtype}, expected floating point numbers")
     if not expected:
         raise TypeError("f(...): got no result, expected floating point numbers")
     if given is None:
-        if [result.shape for result in expected.values()] == [()]:
+        if [leaf.shape for leaf in expected.values()] == [()]:
             return None
-        return tuple(rng.normal(size=result.shape) for result in expected.values())
+        generator = _generator(seed, Purpose.COTANGENT)
+        return tuple(generator.normal(size=leaf.shape) for leaf in expected.values())
     got = named_leaves(given, "f(...)")
     wrong = [
         path for path in expected if path not in got or np.shape(got[path]) != expected[path].shape
     ]
     if wrong or len(got) > len(expected):
         got_shapes = {path: np.shape(leaf) for path, leaf in got.items()}
-        shapes = {path: result.shape for path, result in expected.items()}
+        shapes = {path: leaf.shape for path, leaf in expected.items()}
         raise ValueError(f"cotangent: got {got_shapes}, expected {shapes}")
     return tuple(np.asarray(got[path], np.float64) for path in expected)
-
-
-def _to_float64(leaf: Any) -> Any:
-    is_float = jnp.issubdtype(jnp.result_type(leaf), np.floating)
-    return jnp.asarray(leaf, np.float64) if is_float else leaf
 
 
 # The claim
 
 
 @dataclass(frozen=True)
-class Claimed:
+class GradientFunction:
     """A claimed gradient as a function of (leaves, held): ∇φ by ``jax.grad``, or the user's."""
 
     objective: Objective
-    grads: Callable[..., Any] | None
+    grads: Callable[..., Any] | None  # the user's; None: jax.grad of the objective
 
     @property
     def reused(self) -> bool:
-        """Whether it is compiled once and for all, as what is under jit may be."""
+        """Whether it is compiled once and for all, as a function under jit may be."""
         return self.grads is None or hasattr(self.grads, "lower")
 
     def __call__(self, leaves: Leaves, held: Held) -> Any:
-        """A tree like the arguments that argnums names, or the leaves that move if by jax.grad."""
+        """A tree like the arguments that argnums names or, by jax.grad, the leaves that move."""
         if self.grads is None:
             return jax.grad(self.objective)(leaves, held)
         return self.grads(*self.objective.arguments(leaves, held))
 
 
-class Claim(NamedTuple):
+@dataclass(frozen=True)
+class Claim:
     """A gradient to be checked, leaf by leaf in the problem's order."""
 
     values: tuple[np.ndarray, ...]  # as the user has them, in the leaves' own dtypes
-    function: Callable[[Leaves, Held], Leaves] | None = None  # none where only values were given
-    formula: Claimed | None = None  # the same, neither compiled nor checked
-    stray: tuple[str, ...] = ()  # leaves that cannot move, and yet a slope is claimed for them
-    automatic: bool = False  # whether it is jax.grad's
+    function: Callable[[Leaves, Held], Leaves] | None = None  # compiled; None for values alone
+    gradient: GradientFunction | None = None  # that function as the user wrote it
+    tracing: Tracing | None = None  # of it; None for values, and where JAX cannot trace it
+    not_differentiable: tuple[str, ...] = ()  # leaves with a claimed slope that cannot move
+
+    @property
+    def automatic(self) -> bool:
+        """Whether it is ``jax.grad``'s."""
+        return self.gradient is not None and self.gradient.grads is None
+
+    def values_at(self, leaves: Leaves, held: Held) -> Leaves:
+        """The claimed gradient at another point, by its function."""
+        assert self.function is not None
+        return tuple(np.asarray(value, np.float64) for value in self.function(leaves, held))
 
 
 def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
@@ -239,68 +285,62 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     """
     if grads is not None and random_cotangent and problem.held.cotangent is not None:
         raise ValueError(
-            "cotangent: got none, but f's result is no scalar: expected the one with which grads "
-            "is made"
+            "cotangent: got none, but f's result is not a scalar: expected the one with which "
+            "grads is made"
         )
     if grads is not None and not callable(grads):
-        values, stray = gradient_leaves(problem, grads, "grads: ")
+        values, extra = gradient_leaves(problem, grads, "grads: ")
         _check_dtypes(problem, values)
-        return Claim(tuple(map(np.asarray, values)), stray=stray)
-    formula = Claimed(problem.objective, grads)
-    tree_of = compiled(formula, problem)
-
-    def function(leaves: Leaves, held: Held) -> Leaves:
-        tree = tree_of(leaves, held)
-        return tree if grads is None else gradient_leaves(problem, tree, "grads(...): ")[0]
-
+        return Claim(tuple(map(np.asarray, values)), not_differentiable=extra)
+    gradient = GradientFunction(problem.objective, grads)
+    try:
+        tracing = trace_twice(gradient, problem.leaves, problem.held)
+    except UNTRACEABLE:  # NumPy homework, say
+        tracing = None
+    tree_of = gradient if tracing is None else compiled(gradient)
     tree = tree_of(problem.leaves, problem.held)
     if grads is None:
-        return Claim(tuple(map(np.asarray, tree)), function, formula, automatic=True)
-    values, stray = gradient_leaves(problem, tree, "grads(...): ")
+        return Claim(tuple(map(np.asarray, tree)), tree_of, gradient, tracing)
+    values, extra = gradient_leaves(problem, tree, "grads(...): ")
     _check_dtypes(problem, values)
-    return Claim(tuple(map(np.asarray, values)), function, formula, stray)
+
+    def function(leaves: Leaves, held: Held) -> Leaves:
+        return gradient_leaves(problem, tree_of(leaves, held), "grads(...): ")[0]
+
+    return Claim(tuple(map(np.asarray, values)), function, gradient, tracing, extra)
 
 
-def compiled(claimed: Claimed, problem: Problem) -> Callable[[Leaves, Held], Any]:
-    """The claim under jit, where it is not already or JAX cannot trace it: NumPy homework, say."""
-    if hasattr(claimed.grads, "lower"):
-        return claimed
-    try:
-        jax.eval_shape(claimed, problem.leaves, problem.held)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        return claimed
-    return _jitted(claimed) if claimed.reused else jax.jit(partial(claimed))
+def numpy_constants(problem: Problem, claimed: Claim) -> bool:
+    """Whether f or the claimed gradient closes over NumPy arrays."""
+    tracings = (problem.tracing, claimed.tracing)
+    return any(tracing is not None and tracing.numpy_constants for tracing in tracings)
 
 
-def under_vmap(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
-    """The claim at many points at once: leaves with a leading axis."""
-    return _vmapped(claimed) if claimed.reused else _vmapped.__wrapped__(claimed)
+def compiled(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+    """The gradient under jit, where it is not already."""
+    if gradient.grads is not None and gradient.reused:
+        return gradient
+    return _jitted(gradient) if gradient.reused else jax.jit(partial(gradient))
+
+
+def under_vmap(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+    """The gradient at many points at once: leaves with a leading axis."""
+    return _vmapped(gradient) if gradient.reused else _vmapped.__wrapped__(gradient)
 
 
 @lru_cache(maxsize=32)
-def _jitted(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
-    return jax.jit(claimed)
+def _jitted(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+    return jax.jit(gradient)
 
 
 @lru_cache(maxsize=32)
-def _vmapped(claimed: Claimed) -> Callable[[Leaves, Held], Any]:
-    return jax.jit(jax.vmap(partial(claimed), in_axes=(0, None)))
-
-
-def habits_of(problem: Problem, claimed: Claim) -> tuple[Habits, Habits]:
-    """Those of f and of the claimed gradient, one of values having the best there are."""
-    point = problem.leaves, problem.held
-    of_f = habits(problem.objective, *point)
-    if claimed.formula is None:
-        return of_f, Habits(repeats=True, numpy_constants=False)
-    return of_f, habits(claimed.formula, *point)
+def _vmapped(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+    return jax.jit(jax.vmap(partial(gradient), in_axes=(0, None)))
 
 
 def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tuple[str, ...]]:
-    """A gradient's leaves in the problem's order, and the fixed leaves that get one all the same.
-
-    For what cannot move, None, zeros and JAX's float0 are all right.
-    """
+    """A gradient's leaves in the problem's order, and the paths of leaves that cannot move but get
+    a slope all the same.  None, zeros and JAX's float0 are no slope."""
     parts = (tree,) if problem.single else tree
     if not isinstance(parts, tuple | list) or len(parts) != len(problem.roots):
         raise ValueError(f"{title}got {type(tree).__name__}, expected a tuple, one an argument")
@@ -317,11 +357,11 @@ def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tu
             raise ValueError(
                 f"{title}{path}: got shape {np.shape(found[path])}, expected {np.shape(leaf)}"
             )
-    stray = tuple(path for path in problem.fixed if _claims_something(found.get(path)))
-    return tuple(found[path] for path in problem.paths), stray
+    not_differentiable = tuple(path for path in problem.fixed if _is_slope(found.get(path)))
+    return tuple(found[path] for path in problem.paths), not_differentiable
 
 
-def _claims_something(leaf: Any) -> bool:
+def _is_slope(leaf: Any) -> bool:
     if leaf is None or isinstance(leaf, jax.core.Tracer):
         return False
     return np.asarray(leaf).dtype != jax.dtypes.float0 and bool(np.any(np.asarray(leaf)))

@@ -1,16 +1,18 @@
-"""Reports: what a check found, as data that prints itself as a table and asserts nothing."""
+"""Reports: the results of a check, as data that prints itself as a table and asserts nothing."""
 
+from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxbp.checking.comparing import Entry, describe
-from jaxbp.checking.verdicts import Verdict, worst
-from jaxbp.text import Table, align, html, number, plain
+from jaxbp.checking.verdicts import Verdict, worst_verdict
+from jaxbp.text import Table, align, html, number, plain, significant
 
 
-class Kink(NamedTuple):
+@dataclass(frozen=True)
+class Kink:
     """The slopes on either side, along a direction in which they differ."""
 
     lower: float
@@ -18,8 +20,9 @@ class Kink(NamedTuple):
     subgradient: bool  # whether the claimed slope lies between them
 
 
-class Curve(NamedTuple):
-    """Along one direction: the difference quotient and its rounding by step size."""
+@dataclass(frozen=True)
+class Curve:
+    """The difference quotient along one direction, and its rounding, by step size."""
 
     steps: np.ndarray  # relative to the leaf's size
     slopes: np.ndarray
@@ -27,7 +30,8 @@ class Curve(NamedTuple):
     chosen: float  # the step of the measured slope
 
 
-class LeafReport(NamedTuple):
+@dataclass(frozen=True)
+class LeafReport:
     """One leaf.  Slopes are along a unit direction of that leaf, the one with the largest error."""
 
     path: str
@@ -38,25 +42,26 @@ class LeafReport(NamedTuple):
     measured: float
     error: float  # the error bar of measured
     relative_error: float  # |claimed - measured| over the size that slopes have in this leaf
-    resolution: float  # the error bar on the same scale: what is smaller cannot be seen
+    resolution: float  # the error bar on the same scale: smaller errors cannot be seen
     taylor: Verdict  # the second opinion, from the order of Taylor's remainders
-    order: float  # of the second remainder: 2 if the gradient is right; nan: it is below rounding
+    order: float  # of the second remainder: 2 if the gradient is right, nan if it is all rounding
     kink: Kink | None
-    diagnosis: str  # what is wrong, where something simple explains it
-    worst: tuple[Entry, ...]  # the entries that are furthest off, where the leaf failed
+    diagnosis: str  # the mistake, if something simple explains the failure; else empty
+    worst: tuple[Entry, ...]  # the entries that are furthest off, if the leaf failed
     curve: Curve | None
 
 
-class GradientReport(NamedTuple):
-    """What ``gradcheck`` found; printed, a table."""
+@dataclass(frozen=True)
+class GradientReport:
+    """The result of ``gradcheck``; printed, a table."""
 
     leaves: tuple[LeafReport, ...]
     joint: LeafReport | None  # all leaves moving at once
     value: float  # f at the point, or ⟨cotangent, f⟩
     precision: str  # the arithmetic in which f was measured
     threshold: float
-    diagnosis: str  # where one thing explains all that failed
-    notes: tuple[str, ...]  # what else a user should know
+    diagnosis: str  # the mistake, if one explains all leaves that failed; else empty
+    notes: tuple[str, ...]  # what was held, what raised an exception and which
     verdict: Verdict
     second_order: "GradientReport | None" = None  # of the claimed gradient's own gradient
 
@@ -70,13 +75,8 @@ class GradientReport(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
-        record = self._asdict() | {
-            "ok": self.ok,
-            "leaves": [_leaf_record(leaf) for leaf in self.leaves],
-            "joint": self.joint and _leaf_record(self.joint),
-            "second_order": self.second_order and self.second_order.to_dict(),
-        }
-        result: dict[str, Any] = plain(record)
+        second = None if self.second_order is None else self.second_order.to_dict()
+        result: dict[str, Any] = plain(asdict(self) | {"second_order": second, "ok": self.ok})
         return result
 
     def table(self) -> Table:
@@ -86,13 +86,16 @@ class GradientReport(NamedTuple):
         return Table(columns, [_row(leaf) for leaf in (*self.leaves, *joint)])
 
     def findings(self) -> list[str]:
-        """What the table does not say, a line each."""
+        """The diagnosis, kinks, Taylor's orders and notes, a line each."""
         lines = [f"diagnosis: {self.diagnosis}"] if self.diagnosis else []
         for leaf in self.leaves:
-            said = [] if self.diagnosis.endswith(leaf.diagnosis) else [leaf.diagnosis]
-            said += [f"furthest off at {describe(leaf.worst[0])}"] if leaf.worst else []
-            said += [describe_kink(leaf.kink)] if leaf.kink else []
-            lines += [f"{leaf.path}: {'; '.join(said)}"] if said else []
+            remarks = [] if self.diagnosis.endswith(leaf.diagnosis) else [leaf.diagnosis]
+            if leaf.worst:
+                remarks.append(f"furthest off at {describe(leaf.worst[0])}")
+            if leaf.kink is not None:
+                remarks.append(_describe_kink(leaf.kink))
+            if remarks:
+                lines.append(f"{leaf.path}: {'; '.join(remarks)}")
         return [*lines, *self._taylor(), *self.notes]
 
     def _taylor(self) -> list[str]:
@@ -104,11 +107,15 @@ class GradientReport(NamedTuple):
         order = f"{min(orders):.1f}" + (f" in {', '.join(bad)}" if bad else " or better")
         return [f"Taylor's second remainder shrinks by order {order}; 2 where a gradient is right"]
 
-    def __str__(self) -> str:
-        lines = [self.headline(), align(self.table()), *self.findings()]
+    def text(self, width: int = 100) -> str:
+        """The verdict, the table in that many columns of text, and the findings."""
+        lines = [self.headline(), align(self.table(), width), *self.findings()]
         if self.second_order is not None:
-            lines += ["", f"second order: {self.second_order}"]
+            lines += ["", f"second order: {self.second_order.text(width)}"]
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.text()
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{escape(line)}</p>" for line in self.findings())
@@ -122,9 +129,8 @@ class GradientReport(NamedTuple):
         )
 
 
-def describe_kink(kink: Kink) -> str:
-    """The kink in words."""
-    sides = f"slopes from {number(kink.lower, 6)} to {number(kink.upper, 6)}"
+def _describe_kink(kink: Kink) -> str:
+    sides = f"slopes from {significant(kink.lower, 6)} to {significant(kink.upper, 6)}"
     return f"kink at the point, {sides}; claimed: {'a' if kink.subgradient else 'no'} subgradient"
 
 
@@ -132,25 +138,17 @@ def _row(leaf: LeafReport) -> tuple[str, ...]:
     return (
         leaf.path,
         "×".join(map(str, leaf.shape)) or "scalar",
-        number(leaf.claimed, 4),
-        f"{number(leaf.measured, 4)} ± {number(leaf.error)}",
+        significant(leaf.claimed, 4),
+        f"{significant(leaf.measured, 4)} ± {number(leaf.error)}",
         number(leaf.relative_error),
         number(leaf.resolution),
         leaf.verdict,
     )
 
 
-def _leaf_record(leaf: LeafReport) -> dict[str, Any]:
-    return leaf._asdict() | {
-        "kink": leaf.kink and leaf.kink._asdict(),
-        "worst": [entry._asdict() for entry in leaf.worst],
-        "curve": leaf.curve and leaf.curve._asdict(),
-    }
-
-
 def overall(leaves: list[LeafReport], joint: LeafReport | None) -> Verdict:
-    """Of all leaves; moving jointly, they can only be found wrong."""
+    """The verdict on all leaves; moving jointly, they can only be found wrong."""
     verdicts = [leaf.verdict for leaf in leaves]
     if joint is not None and joint.verdict == "fail":
         verdicts.append("fail")
-    return worst(verdicts)
+    return worst_verdict(verdicts)

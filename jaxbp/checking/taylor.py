@@ -1,4 +1,4 @@
-"""Taylor's remainders: whether a gradient is right, by an order of convergence and no step size.
+"""Taylor's remainders: whether a gradient is right, by an order of convergence instead of a slope.
 
 R₁(t) = |f(x + t d) - f(x)|                               = O(t)
 R₂(t) = |f(x + t d) - f(x) - t ⟨∇f, d⟩|                   = O(t²), but O(t) for a wrong gradient
@@ -6,7 +6,8 @@ R₃(t) = |f(x + t d) - f(x) - t ⟨∇f, d⟩ - ½ t² ⟨d, H d⟩|   = O(t³)
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,14 +15,13 @@ from jax import Array
 
 from jaxbp.checking.comparing import norm
 from jaxbp.checking.finite_differences import rounding_bar
-from jaxbp.checking.measurement import Survey, arena_of, survey
+from jaxbp.checking.measurement import Measurement, arithmetic_of, measure
 from jaxbp.checking.problem import (
     Claim,
     Leaves,
     claim,
-    generator,
     gradient_leaves,
-    habits_of,
+    numpy_constants,
     pose,
 )
 from jaxbp.checking.verdicts import Order, Verdict, observed_order, taylor_verdict
@@ -30,12 +30,13 @@ from jaxbp.text import Table, align, number, plain
 _SHOWN = 4  # steps, even where the remainder is nothing but rounding
 
 
-class TaylorReport(NamedTuple):
-    """What ``taylor_test`` found; printed, a table with a row for each step."""
+@dataclass(frozen=True)
+class TaylorReport:
+    """The result of ``taylor_test``; printed, a table with a row for each step."""
 
     steps: np.ndarray  # (T,) of the direction as it was given
     remainders: np.ndarray  # (2 or 3, T): R₁, R₂ and, with a Hessian, R₃
-    floor: np.ndarray  # (T,) what rounding alone can make of a remainder
+    floor: np.ndarray  # (T,) how large a remainder can be by rounding alone
     orders: tuple[float, ...]  # as observed just above the floor; nan: nowhere above it
     verdict: Verdict
     precision: str
@@ -50,10 +51,11 @@ class TaylorReport(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
-        result: dict[str, Any] = plain(self._asdict() | {"ok": self.ok})
+        result: dict[str, Any] = plain(asdict(self) | {"ok": self.ok})
         return result
 
-    def __str__(self) -> str:
+    def text(self, width: int = 100) -> str:
+        """The verdict, the orders, and the table in that many columns of text."""
         names = [f"R{index + 1}" for index in range(len(self.orders))]
         columns = ("step", *names, "rounding")
         cells = np.vstack([self.steps, self.remainders, self.floor]).T
@@ -64,7 +66,11 @@ class TaylorReport(NamedTuple):
             f"{name} {'below rounding' if np.isnan(order) else f'of order {order:.2f}'}"
             for name, order in zip(names, self.orders, strict=True)
         )
-        return f"{self.verdict}: {orders}, in {self.precision}\n{align(Table(columns, rows))}"
+        table = align(Table(columns, rows), width)
+        return f"{self.verdict}: {orders}, in {self.precision}\n{table}"
+
+    def __str__(self) -> str:
+        return self.text()
 
 
 def taylor_test(
@@ -80,15 +86,21 @@ def taylor_test(
 ) -> TaylorReport:
     """Taylor's remainders of f at args along a direction, and the orders at which they vanish.
 
-    - grads: the claimed gradient: a tree, a function of the same arguments, or None for
-      ``jax.grad(f)``.
-    - direction: a tree like the argument (or the tuple of them); random without it.
-    - order: 3 also takes ⟨d, H d⟩ from the gradient by ``jax.jvp``, and judges that.
+    f: the function, of JAX arrays.
+    grads: the claimed gradient: a tree like the argument, a function of the same arguments, or None
+        for ``jax.grad(f)``.
+    args: the tuple of f's arguments.
+    direction: a tree like the argument (or the tuple of them); random unless given.
+    argnums: the position, or positions, of the arguments to differentiate by; 0 unless given.
+    cotangent: for an f whose result is not a scalar, a tree like the result; random unless given.
+    order: 3 also takes ⟨d, H d⟩ from the gradient by ``jax.jvp``, and judges that; 2 unless given.
+    key: a ``jax.random.key`` for direction and cotangent; always the same numbers unless given.
 
-    The order is read off where the remainder meets the floor of rounding, and no further.  A kink
+    The order is read off just above the floor of rounding.  A kink
     at the point leaves first order in any gradient's remainder: ``gradcheck`` tells the two apart.
     The test is the one of pyadjoint's ``taylor_test`` and of Farrell et al. (2013, section 4.1).
-    Raises what ``gradcheck`` raises, and ValueError for a direction that is not like the argument.
+    Raises what ``gradcheck`` raises, and ValueError for a direction that is zero or not like the
+    argument.
 
     >>> import jax.numpy as jnp
     >>> taylor_test(jnp.sin, jnp.cos, (1.0,)).verdict, taylor_test(jnp.sin, jnp.sin, (1.0,)).verdict
@@ -98,58 +110,63 @@ def taylor_test(
         raise ValueError(f"order: got {order!r}, expected 2 or 3")
     if not isinstance(args, tuple | list):
         raise TypeError(f"args: got {type(args).__name__}, expected the tuple of f's arguments")
-    rng = generator(key)
-    problem = pose(f, tuple(args), argnums, cotangent, rng)
     with jax.default_matmul_precision("highest"):
+        problem = pose(f, tuple(args), argnums, cotangent, key)
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
         if order == 3 and claimed.function is None:
             raise ValueError("grads: got values, expected a function, for order=3")
         given = None if direction is None else gradient_leaves(problem, direction, "direction: ")[0]
-        known = habits_of(problem, claimed)
-        arena = arena_of(problem, numpy_constants=any(h.numpy_constants for h in known))
-        measured = survey(arena, rng, 1, along=given)
-        with arena.arithmetic():
-            slope, curvature = _derivatives(claimed, measured, order)
-    return _report(measured, slope, curvature, given)
+        arithmetic = arithmetic_of(problem, numpy_constants=numpy_constants(problem, claimed))
+        measurement = measure(arithmetic, 1, direction=given)
+        with arithmetic.enabled():
+            slope, curvature = _derivatives(claimed, measurement, order)
+    return _report(measurement, slope, curvature, given)
 
 
-def _derivatives(claimed: Claim, measured: Survey, order: int) -> tuple[float, float | None]:
+def _derivatives(
+    claimed: Claim, measurement: Measurement, order: int
+) -> tuple[float, float | None]:
     """⟨∇f, d⟩ and, if asked, ⟨d, H d⟩, along the line on which all leaves move."""
     if claimed.function is None:
-        return float(measured.along(claimed.values)[-1]), None
-    function, problem = claimed.function, measured.arena.problem
+        return float(measurement.slopes_of(claimed.values)[-1]), None
+    function, problem = claimed.function, measurement.arithmetic.problem
 
     def gradient(leaves: Leaves) -> Leaves:
         return tuple(function(leaves, problem.held))
 
     if order == 2:
-        return float(measured.along(gradient(problem.leaves))[-1]), None
+        return float(measurement.slopes_of(gradient(problem.leaves))[-1]), None
     directions = tuple(
         np.asarray(each[0], leaf.dtype)
-        for each, leaf in zip(measured.directions, problem.leaves, strict=True)
+        for each, leaf in zip(measurement.directions, problem.leaves, strict=True)
     )
     values, tangents = jax.jvp(gradient, (problem.leaves,), (directions,))
-    return float(measured.along(values)[-1]), float(measured.along(tangents)[-1])
+    return float(measurement.slopes_of(values)[-1]), float(measurement.slopes_of(tangents)[-1])
 
 
 def _report(
-    measured: Survey, slope: float, curvature: float | None, given: Leaves | None
+    measurement: Measurement, slope: float, curvature: float | None, given: Leaves | None
 ) -> TaylorReport:
-    ladder = measured.ladder.of(slice(-1, None))
-    t = ladder.steps
+    samples = measurement.samples.take(slice(-1, None))
+    t = samples.steps
     with np.errstate(all="ignore"):
-        first = (ladder.plus - ladder.center[:, None])[0]
+        first = (samples.plus - samples.center[:, None])[0]
         remainders = [first, first - t * slope]
         if curvature is not None:
             remainders.append(first - t * slope - t**2 / 2 * curvature)
         remainders = [np.abs(remainder) for remainder in remainders]
-    floor = 4 * t * rounding_bar(ladder)[0]
+    floor = 4 * t * rounding_bar(samples)[0]
     orders = tuple(float(observed_order(r[None], floor[None])[0]) for r in remainders)
     verdict = taylor_verdict(Order(np.array(orders[:1]), np.array(orders[1:2])))
     if curvature is not None and verdict == "pass" and orders[2] < 2.7:
         verdict = "fail" if orders[2] <= 2.3 else "inconclusive"
-    length = norm(np.concatenate([d.ravel() for d in measured.directions]))
+    length = norm(np.concatenate([d.ravel() for d in measurement.directions]))
     own = 1.0 if given is None else norm(np.concatenate([np.ravel(d) for d in given]))
     return TaylorReport(
-        t * length / own, np.array(remainders), floor, orders, verdict, measured.arena.precision
+        steps=t * length / own,
+        remainders=np.array(remainders),
+        floor=floor,
+        orders=orders,
+        verdict=verdict,
+        precision=measurement.arithmetic.precision,
     )

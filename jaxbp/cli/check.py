@@ -26,7 +26,7 @@ from tyro.conf import arg
 
 from jaxbp import activations, heads
 from jaxbp.checking import GradientReport, compare, gradcheck
-from jaxbp.checking.verdicts import worst
+from jaxbp.checking.verdicts import worst_verdict
 from jaxbp.cli.pictures import step_curves
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.heads import Head
@@ -93,7 +93,7 @@ def run(options: Check, console: Console) -> int:
         console.print(own_table(results), *own_summary(results), sep="\n")
         report = max(results, key=lambda result: result.error).report
         record = {"combinations": [result.to_dict() for result in results]}
-        verdict = worst([result.verdict for result in results])
+        verdict = worst_verdict([result.verdict for result in results])
     if options.output:
         options.output.write_text(json.dumps(record, indent=2) + "\n")
     if options.plot:
@@ -277,7 +277,7 @@ def own_table(results: list[Combination]) -> Table:
         cells = []
         for head in heads.BY_NAME:
             own = [r for r in results if (r.activation, r.head) == (unit, head)]
-            verdict = worst([result.verdict for result in own])
+            verdict = worst_verdict([result.verdict for result in own])
             cells.append(Text(number(max(r.error for r in own)), _STYLES[verdict]))
         table.add_row(unit, *cells)
     return table

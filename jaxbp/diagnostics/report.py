@@ -115,8 +115,12 @@ class LayerReport(NamedTuple):
         signs = ("‖δ‖", "ratio", "∇W/W", "ΔW/W", "dead", "saturated", "output")
         return Table(("layer", *signs, "verdict"), [_cells(row) for row in self.layers])
 
+    def text(self, width: int = 100) -> str:
+        """The table, in that many columns of text, and what was found."""
+        return "\n".join([align(self.table(), width), *self.lines()])
+
     def __str__(self) -> str:
-        return "\n".join([align(self.table()), *self.lines()])
+        return self.text()
 
     def lines(self) -> list[str]:
         """The findings in words, and after those of one kind what is recommended."""

@@ -13,7 +13,7 @@ from jaxbp.graph.recording import Step, is_numeric
 from jaxbp.graph.reverse import Received, Traced
 from jaxbp.graph.rules import NOTATIONS, RULES, call
 from jaxbp.graph.symbols import Symbol, figures, symbol, total
-from jaxbp.text import number
+from jaxbp.text import significant
 
 _LETTERS = "abcdefhijkmnpqrstuvw"  # g marks adjoints; x, y and z are expected to be something
 _OUTPUTS = ("y", "L", "J", "out")
@@ -181,8 +181,8 @@ def shown(value: Any) -> str:
         return f"[{'; '.join(' '.join(_short(entry) for entry in row) for row in rows)}]"
     shape = "×".join(map(str, entries.shape))
     norm = math.sqrt(float(np.sum(np.square(entries, dtype=np.float64))))
-    return f"{shape}, norm {number(norm, 4)}"
+    return f"{shape}, norm {significant(norm, 4)}"
 
 
 def _short(entry: Any) -> str:
-    return figures(entry) if entry.dtype.kind == "b" else number(float(entry) + 0.0, 4)
+    return figures(entry) if entry.dtype.kind == "b" else significant(float(entry) + 0.0, 4)

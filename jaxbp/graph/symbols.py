@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbp.text import number
+from jaxbp.text import significant
 
 _SUM, _QUOTIENT, _PRODUCT, _POWER, _ATOM = range(5)  # how tightly the outermost operation binds
 _RAISED = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾ᵀ"
@@ -119,9 +119,9 @@ def figures(value: Any) -> str:
     if np.asarray(value).dtype.kind == "b":
         return str(bool(value))
     value = float(value) + 0.0  # no -0
-    text = number(value, 6)
+    text = significant(value, 6)
     nearly_whole = math.isfinite(value) and value and float(text) == round(value)
-    return number(value, 12) if nearly_whole else text  # 1.0000001
+    return significant(value, 12) if nearly_whole else text  # 1.0000001
 
 
 def within(formula: Symbol, binds: int) -> str:
