@@ -11,8 +11,8 @@ from jax import Array
 
 from jaxbp.graph.recording import Step, is_numeric
 from jaxbp.graph.reverse import Received, Traced
-from jaxbp.graph.rules import NOTATIONS, RULES, call
-from jaxbp.graph.symbols import Symbol, figures, symbol, total
+from jaxbp.graph.rules import NOTATIONS, RULES
+from jaxbp.graph.symbols import Symbol, call, figures, symbol, total
 from jaxbp.text import number
 
 _LETTERS = "abcdefhijkmnpqrstuvw"  # g marks adjoints; x, y and z are expected to be something

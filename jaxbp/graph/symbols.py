@@ -105,6 +105,11 @@ class Function:
         return Symbol(self.notation.format(*symbols), shape=_broadcast(*symbols))
 
 
+def call(name: str) -> Callable[..., str]:
+    """The notation name(a, b, ...)."""
+    return lambda *operands, **_: f"{name}({', '.join(str(symbol(o)) for o in operands)})"
+
+
 def symbol(value: Any) -> Symbol:
     """A formula as it is, and a number as its figures."""
     if isinstance(value, Symbol):
