@@ -415,7 +415,7 @@ def test_a_name_is_given_once():
     assert len({node.adjoint_name for node in again.nodes}) == len(again.nodes)
     called = graph.trace(lambda tree: tree[0] * tree[1], (2.0, 3.0), names=("w⁽¹⁾", "b⁽¹⁾"))
     assert called["y"].operation == "w⁽¹⁾·b⁽¹⁾"
-    with pytest.raises(ValueError, match="names: got 1, expected 2, one a leaf"):
+    with pytest.raises(ValueError, match="names: got 1, expected 2, one for each leaf"):
         graph.trace(lambda x, z: x * z, 2.0, 3.0, names=["x"])
     for adjoint in (3, "a\nb"):
         with pytest.raises(TypeError, match="adjoint: got"):
@@ -426,9 +426,9 @@ def again_of(x):
     return graph.named(jnp.cos(x), "b", adjoint="δ")
 
 
-# The page
+# The text and the pictures
 
-PAGE = """\
+TEXT = """\
 forward
 x = 2
 z = 3
@@ -458,7 +458,7 @@ BOARD = "a = x*z; b = log(x); c = sin(b); d = exp(a); e = a/b; f = c/a; d + e + 
 @pytest.mark.parametrize("columns", ["40", "100"])
 def test_the_text_is_the_lecturers_in_any_terminal(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
-    assert str(graph.trace(parse(BOARD).function(), 2, 3)) == PAGE
+    assert str(graph.trace(parse(BOARD).function(), 2, 3)) == TEXT
 
 
 @pytest.mark.parametrize("width", [24, 40, 60])
@@ -686,7 +686,7 @@ def test_a_primitive_outside_the_table(monkeypatch):
     with pytest.raises(ValueError, match=r"sort: its rule gives \(\), expected \(3,\)"):
         graph.grad(f)(V)
     graph.define_rule("igamma", slope)
-    with pytest.raises(ValueError, match="igamma: got 1 slopes, expected 2, one an operand"):
+    with pytest.raises(ValueError, match="igamma: got 1 slopes, expected 2, one for each operand"):
         graph.trace(lax.igamma, 2.0, 3.0)
     with pytest.raises(TypeError, match="notation: got 'lu'"):
         graph.define_rule("lu", slope, notation="lu")

@@ -35,7 +35,7 @@ _EQUALS = "has a kink where both are equal; they share the adjoint"
 
 
 def _has_equals(extreme: Callable[..., Array]) -> Callable[..., Array]:
-    """Whether several entries along the axes are the extreme one."""
+    """A test for several entries along the axes that are the extreme one."""
     return lambda a, *, axes, **_: jnp.sum(a == extreme(a, axis=axes, keepdims=True), axis=axes) > 1
 
 
@@ -150,7 +150,7 @@ def notes(
 
 
 def _kinks(step: Step, steps: Sequence[Step], gy: Any) -> Iterator[str]:
-    """What a reader should know of a step's slope, where gy passes through it."""
+    """The sentences on a step's slope, where gy is not 0."""
     if step.primitive in _PIECEWISE_CONSTANT and np.any(gy != 0):
         yield "is made of steps: its slope is 0 wherever it has one"
     if step.primitive in _KINKS:

@@ -23,7 +23,7 @@ class Step(NamedTuple):
     """One value: an argument, a constant, or the output of a primitive applied to earlier steps."""
 
     value: Array
-    params: Mapping[str, Any] = MappingProxyType({})  # of the equation, and "primitive": its own
+    params: Mapping[str, Any] = MappingProxyType({})  # of the equation, and "primitive"
     operands: tuple[int, ...] = ()  # positions of earlier steps
     is_constant: bool = False  # depends on no argument
     name: str = ""  # as given by ``named``
@@ -39,8 +39,8 @@ class Recording(NamedTuple):
     """The steps in the order of computation, the arguments first."""
 
     steps: tuple[Step, ...]
-    arguments: int  # how many of the steps they are
-    output: int  # the position of its step
+    arguments: int  # how many there are
+    output: int  # the output's position
     custom: tuple[str, ...] = ()  # functions whose own derivative rules are not used
 
 
@@ -213,7 +213,7 @@ def _key(primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> Any
 def _call(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
     """The function that jit, checkpoint or a custom rule is applied to."""
     (jaxpr,) = subjaxprs(equation)
-    if equation.primitive.name.startswith("custom_"):
+    if equation.primitive.name in _CUSTOM_RULES:
         debug_info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
         recorder.custom[getattr(debug_info, "func_name", equation.primitive.name)] = None
     return recorder.run(jaxpr, operands)
@@ -331,9 +331,10 @@ def _same(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[i
     return list(operands)
 
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call")
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
+_CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 _REPLACED: dict[str, Callable[..., list[int]]] = {
-    **dict.fromkeys((*_CALLS, "custom_vjp_call", "custom_vjp_call_jaxpr"), _call),
+    **dict.fromkeys((*_CALLS, *_CUSTOM_RULES), _call),
     **dict.fromkeys(("copy", "copy_p", "optimization_barrier"), _same),
     "name": _name,
     "cond": _cond,
@@ -406,12 +407,9 @@ def _with_long_sums(recording: Recording) -> Recording:
     for position, step in enumerate(steps):
         if step.primitive != "add":
             continue
-        terms = list(
-            chain.from_iterable(
-                steps[operand].operands if is_part(operand, "add") else (operand,)
-                for operand in step.operands
-            )
-        )
+        terms: list[int] = []
+        for operand in step.operands:
+            terms += steps[operand].operands if is_part(operand, "add") else [operand]
         products = [
             term
             for term in terms

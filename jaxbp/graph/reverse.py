@@ -67,7 +67,7 @@ def trace_arguments(
         return jnp.asarray(result)
 
     if names is not None and len(names) != len(leaves):
-        raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one a leaf")
+        raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one for each leaf")
     return Traced(
         recording=record(flat, values),
         names=tuple(leaves if names is None else names),

@@ -54,7 +54,7 @@ def of_slopes(notation: Callable[..., Any], *slopes: Callable[..., Any]) -> Rule
     def slope(i: int, y: Any, /, *operands: Any, **params: Any) -> Any:
         if len(slopes) != len(operands):
             got = f"{params['primitive'].name}: got {len(slopes)} slopes"
-            raise ValueError(f"{got}, expected {len(operands)}, one an operand")
+            raise ValueError(f"{got}, expected {len(operands)}, one for each operand")
         return slopes[i](y, *operands)
 
     return entry_by_entry(lambda *operands, **_: notation(*operands), slope)
@@ -246,8 +246,8 @@ def _pull_cumsum(i: int, gy: Any, y: Any, a: Any, *, axis: int, reverse: bool, *
 RULES: dict[str, Rule] = {
     **{name: of_slopes(*line) for name, line in _ENTRY_BY_ENTRY.items()},
     **{
-        name: Rule(notation, pull_of_move(count, received))
-        for name, (count, notation, received) in MOVES.items()
+        name: Rule(notation, pull_of_move(count, formula))
+        for name, (count, notation, formula) in MOVES.items()
     },
     "add": entry_by_entry(_add, lambda i, y, *terms, **_: 1),
     "identity": entry_by_entry(lambda a, **_: a, lambda i, y, a, **_: 1),

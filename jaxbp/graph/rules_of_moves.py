@@ -1,7 +1,7 @@
 """The rules of moves: primitives that put the entries of their operands in other places.
 
-A move computes nothing.  Made with the entries' numbers in place of their values, it tells where
-each entry of y comes from: there the entry's adjoint goes back to.  Broadcasting uses an entry
+A move computes nothing.  Made with the entries' indices in place of their values, it tells where
+each entry of y comes from, and the entry's adjoint goes back there.  Broadcasting uses an entry
 several times, and its adjoint is a sum (``unbroadcast``).
 """
 
@@ -16,25 +16,25 @@ import numpy as np
 from jaxbp.graph.symbols import Symbol, atom, call
 
 
-def pull_of_move(count: int | None, received: Callable[..., str]) -> Callable[..., Any]:
+def pull_of_move(count: int | None, formula: Callable[..., str]) -> Callable[..., Any]:
     """The pull of a primitive that makes y of the entries of its first ``count`` operands.
 
-    The formula is received(gy, operand, **params).
+    formula(gy, operand, **params) is the text of the adjoint that an operand receives.
     """
 
     def pull(i: int, gy: Any, y: Any, /, *operands: Any, **params: Any) -> Any:
         if isinstance(gy, Symbol):
-            return Symbol(received(atom(gy), operands[i], **params))
+            return Symbol(formula(atom(gy), operands[i], **params))
         primitive = params.pop("primitive")
         if "fill_value" in params:
             params["fill_value"] = 0
         moved = operands[:count]
-        ends = np.cumsum([1, *(operand.size for operand in moved)])  # 0 is the number of no entry
-        numbers = [
+        ends = np.cumsum([1, *(operand.size for operand in moved)])  # 0 is the index of no entry
+        indices = [
             jnp.arange(start, end, dtype=jnp.int32).reshape(operand.shape)
             for operand, (start, end) in zip(moved, pairwise(ends), strict=True)
         ]
-        origin = primitive.bind(*numbers, *operands[len(moved) :], **params)
+        origin = primitive.bind(*indices, *operands[len(moved) :], **params)
         entries = jnp.zeros(ends[-1], gy.dtype).at[jnp.maximum(origin, 0)].add(gy)
         return entries[ends[i] : ends[i + 1]].reshape(operands[i].shape)
 
