@@ -212,8 +212,7 @@ def test_there_are_enough_of_them():
 
 
 def by_shapes(measure, f, *args):
-    """What a recording of f says where its arguments have shapes and no numbers: all is traced and
-    nothing compiled."""
+    """A measure of f's recording for arguments that have shapes but no values: nothing compiles."""
     said = []
 
     def note(*args):
@@ -528,7 +527,7 @@ def test_mermaid_and_dot():
 
 
 def test_the_page_for_a_browser_says_each_step():
-    """What test_page sees in a real browser."""
+    """The frames that test_page steps through in a real browser."""
     nodes = graph.trace(lecture, 2.0, 3.0).nodes
     edges = edges_of(nodes)
     forward = [frame.says for frame in web.forward_frames(nodes, edges)]

@@ -200,7 +200,7 @@ def test_without_scripts_all_is_there_at_once(opened):
 
 
 def test_names_are_text_and_nothing_else(browser, tmp_path):
-    """What a name looks like must not become a part of the page."""
+    """A name that looks like HTML must not become a part of the page."""
     name = "</script><script>document.title='broken'</script>&\"'"
     traced = graph.trace(lambda x: graph.named(x * x, name) + 1, 2.0)
     traced.to_html(tmp_path / "odd.html", title=name)
