@@ -2,7 +2,7 @@
 
 from functools import partial
 from html import escape
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import hypothesis.strategies as st
 import jax
@@ -18,7 +18,10 @@ from jaxbp import activations, graph
 from jaxbp.cli.expressions import ExpressionError, parse
 from jaxbp.graph import rules
 from jaxbp.graph.cost import cost_of
-from jaxbp.graph.render import mermaid_dot, web
+from jaxbp.graph.nodes import edges_of
+from jaxbp.graph.recording import Composite
+from jaxbp.graph.render import web
+from jaxbp.graph.render.layout import count_crossings, layout
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -209,8 +212,7 @@ def test_there_are_enough_of_them():
 
 
 def by_shapes(measure, f, *args):
-    """What a recording of f says where its arguments have shapes and no numbers: all is traced and
-    nothing compiled."""
+    """A measure of f's recording for arguments that have shapes but no values: nothing compiles."""
     said = []
 
     def note(*args):
@@ -344,6 +346,19 @@ def test_nodes_are_named():
         graph.named(2.0, 3)
 
 
+def test_a_composite_operation_computes_what_its_step_holds():
+    def f(a, v, w):
+        return jnp.sum(jnp.tanh(a @ v + w)) * graph.named(v, "u")[0]
+
+    steps = graph.trace(f, A, V, W).traced.recording.steps
+    composites = [step for step in steps if isinstance(step.params.get("primitive"), Composite)]
+    assert {step.primitive for step in composites} == {"affine", "identity", "index"}
+    for step in composites:
+        operands = [steps[operand].value for operand in step.operands]
+        params = {key: value for key, value in step.params.items() if key != "primitive"}
+        np.testing.assert_allclose(step.params["primitive"].bind(*operands, **params), step.value)
+
+
 def test_names_are_never_shared():
     def f(gx, x, a):
         return graph.named(jnp.sin(gx), "x") * x * jnp.cos(a)
@@ -376,7 +391,9 @@ def test_whole_numbers_are_real_unless_in_arrays():
     np.testing.assert_allclose(x, V[1])
     np.testing.assert_allclose(v, [0, 2, 0])
     assert k is None
-    with pytest.raises(TypeError, match=r"args\[2\]: expected real numbers alone, to vary"):
+    with pytest.raises(
+        TypeError, match=r"args\[2\]: expected only real numbers, to differentiate by"
+    ):
         graph.grad(lambda x, v, k: x * v[k], 2)(2, V, np.array(1))
 
 
@@ -397,7 +414,7 @@ def test_a_name_is_given_once():
     assert len({node.adjoint_name for node in again.nodes}) == len(again.nodes)
     called = graph.trace(lambda tree: tree[0] * tree[1], (2.0, 3.0), names=("w⁽¹⁾", "b⁽¹⁾"))
     assert called["y"].operation == "w⁽¹⁾·b⁽¹⁾"
-    with pytest.raises(ValueError, match="names: got 1, expected 2, one a leaf"):
+    with pytest.raises(ValueError, match="names: got 1, expected 2, one for each leaf"):
         graph.trace(lambda x, z: x * z, 2.0, 3.0, names=["x"])
     for adjoint in (3, "a\nb"):
         with pytest.raises(TypeError, match="adjoint: got"):
@@ -408,9 +425,9 @@ def again_of(x):
     return graph.named(jnp.cos(x), "b", adjoint="δ")
 
 
-# The page
+# The text and the pictures
 
-PAGE = """\
+TEXT = """\
 forward
 x = 2
 z = 3
@@ -437,15 +454,15 @@ gz = ga·x                         = 809.707
 BOARD = "a = x*z; b = log(x); c = sin(b); d = exp(a); e = a/b; f = c/a; d + e + f"
 
 
-def test_the_page_is_the_lecturers(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    assert str(graph.trace(parse(BOARD).function(), 2, 3)) == PAGE
+@pytest.mark.parametrize("columns", ["40", "100"])
+def test_the_text_is_the_lecturers_in_any_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert str(graph.trace(parse(BOARD).function(), 2, 3)) == TEXT
 
 
 @pytest.mark.parametrize("width", [24, 40, 60])
-def test_the_page_holds_in_a_narrow_terminal(width, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(width))
-    lines = str(graph.trace(lecture, 2.0, 3.0)).splitlines()
+def test_the_text_fits_the_width(width):
+    lines = graph.trace(lecture, 2.0, 3.0).text(width).splitlines()
     assert max(map(len, lines)) <= width
     text = " ".join(" ".join(lines).split())
     assert "ga = gb·b + gd·(1/c) + gf·(-e/a²) = 404.854" in text
@@ -457,9 +474,8 @@ def test_in_an_interpreter_and_a_notebook():
     assert "<td>x·z</td><td>6</td>" in traced._repr_html_()
 
 
-def test_vectors_and_matrices_on_the_page(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    text = str(graph.trace(lambda w, x, b: jnp.sum(jnp.tanh(w @ x + b) ** 2), A, V, W))
+def test_vectors_and_matrices_in_the_text():
+    text = graph.trace(lambda w, x, b: jnp.sum(jnp.tanh(w @ x + b) ** 2), A, V, W).text(120)
     for line in (
         "a = w·x + b = [1.86 -1.17]",
         "gc = gd ⊙ 2·c",
@@ -511,11 +527,11 @@ def test_mermaid_and_dot():
 
 
 def test_the_page_for_a_browser_says_each_step():
-    """What test_page sees in a real browser."""
+    """The frames that test_page steps through in a real browser."""
     nodes = graph.trace(lecture, 2.0, 3.0).nodes
-    between = {arrow[:2]: number for number, arrow in enumerate(mermaid_dot.edges(nodes))}
-    forward = [step.says for step in web.forward_steps(nodes, between)]
-    backward = [step.says for step in web.backward_steps(nodes, between)]
+    edges = edges_of(nodes)
+    forward = [frame.says for frame in web.forward_frames(nodes, edges)]
+    backward = [frame.says for frame in web.backward_frames(nodes, edges)]
     assert forward[:3] == [("x = 2",), ("z = 3",), ("a = x·z", "= 2·3", "= 6")]
     assert len(forward) + len(backward) == 22
     (first, *_, last) = [says for says in backward if says[0].startswith("ga")]
@@ -523,6 +539,24 @@ def test_the_page_for_a_browser_says_each_step():
     assert first == ("ga = gb·b", "= 403.429", local, "ga = 403.429, so far")
     assert last[:2] == ("ga += gf·(-e/a²)", "= -0.0177489")
     assert last[-1] == "ga = 404.854"
+
+
+def test_few_edges_cross_and_boxes_of_a_layer_are_apart():
+    """Two inputs, each into the far one of two nodes: placed as given, their edges cross."""
+    crossed = layout([60.0] * 5, [(0, 3), (1, 2), (2, 4), (3, 4)])
+    (left, _), (right, _) = crossed.centres[:2]
+    (below_right, _), (below_left, _) = crossed.centres[2:4]
+    assert (left < right) == (below_left < below_right)
+    assert abs(left - right) >= 80 <= abs(below_left - below_right)
+
+
+def test_crossings_are_counted_as_each_pair_of_edges_says():
+    rng = np.random.default_rng(0)
+    places = dict(enumerate(rng.integers(0, 6, 20).astype(float)))  # with equal ones
+    below = {upper: list(rng.integers(10, 20, 4)) for upper in range(10)}
+    edges = [(places[upper], places[lower]) for upper in below for lower in below[upper]]
+    crossing = sum((a - c) * (b - d) < 0 for (a, b), (c, d) in combinations(edges, 2))
+    assert count_crossings([list(below)], places, below) == crossing > 0
 
 
 def test_a_page_is_written_once_and_names_are_text_in_it(tmp_path):
@@ -551,7 +585,8 @@ def test_operations_backward_are_a_small_multiple_of_those_forward():
         weights = large.inputs / small.inputs
         assert large.backward / small.backward == pytest.approx(weights, rel=0.4)
         assert large.differences / small.differences > 0.6 * weights**2
-    assert graph.trace(lambda v: v @ v, V).cost[:2] == (5, 9)  # 3 products, 2 sums; 2·3 and 3
+    cost = graph.trace(lambda v: v @ v, V).cost
+    assert (cost.forward, cost.backward) == (5, 9)  # 3 products, 2 sums; 2·3 and 3
 
 
 # What is wrong is explained at the node where it happens
@@ -605,7 +640,12 @@ def test_a_value_outside_the_domain_that_is_not_used_is_no_error():
         (jax.nn.relu, 0.0, "the derivative rules of relu are looked through; jax.grad", 0.5),
         (jnp.floor, 1.5, "y = floor(x) is made of steps: its slope is 0", 0.0),
         (jnp.sqrt, 0.0, "y = √(x) has no finite slope at this x", np.inf),
-        (lambda x: jnp.where(x > 0, 1.0, 2.0), 1.0, "is made of truth values or whole numbers", 0),
+        (
+            lambda x: jnp.where(x > 0, 1.0, 2.0),
+            1.0,
+            "depends only on integers or booleans",
+            0,
+        ),
     ],
 )
 def test_less_than_smooth(f, at, note, gradient):
@@ -645,7 +685,7 @@ def test_a_primitive_outside_the_table(monkeypatch):
     with pytest.raises(ValueError, match=r"sort: its rule gives \(\), expected \(3,\)"):
         graph.grad(f)(V)
     graph.define_rule("igamma", slope)
-    with pytest.raises(ValueError, match="igamma: got 1 slopes, expected 2, one an operand"):
+    with pytest.raises(ValueError, match="igamma: got 1 slopes, expected 2, one for each operand"):
         graph.trace(lax.igamma, 2.0, 3.0)
     with pytest.raises(TypeError, match="notation: got 'lu'"):
         graph.define_rule("lu", slope, notation="lu")

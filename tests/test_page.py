@@ -14,7 +14,7 @@ import pytest
 from tables import lecture
 
 from jaxbp import graph
-from jaxbp.graph.nodes import shown
+from jaxbp.graph.nodes import value_text
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def test_it_steps_through_the_computation(opened):
     press(browser, "ARROW_RIGHT", 2)
     assert said(browser)[0] == "ga += gf·(-e/a²)"
     assert said(browser)[1] == "= -0.0177489"
-    assert said(browser)[-1] == f"ga = {shown(traced['a'].adjoint)}"
+    assert said(browser)[-1] == f"ga = {value_text(traced['a'].adjoint)}"
     assert find(browser, ".node.now .adjoint")[0].text == "ga = 404.854"
     assert find(browser, ".count")[0].text == "19 of 22, backward"
     press(browser, "ARROW_LEFT")
@@ -109,12 +109,12 @@ def test_every_value_appears_at_its_step(opened):
     browser, traced = opened
     for node in traced.nodes:
         box = next(b for b in find(browser, ".node.now") if b.text.startswith(node.name))
-        assert shown(node.value) in box.text
+        assert value_text(node.value) in box.text
         press(browser, "ARROW_RIGHT")
     press(browser, "END")
     boxes = {box.text.split(" ")[0].split("\n")[0]: box.text for box in find(browser, ".node")}
     for node in traced.nodes:
-        assert f"{node.adjoint_name} = {shown(node.adjoint)}" in boxes[node.name]
+        assert f"{node.adjoint_name} = {value_text(node.adjoint)}" in boxes[node.name]
     assert len(find(browser, "tr.done")) == 2 * len(traced.nodes)
 
 
@@ -200,7 +200,7 @@ def test_without_scripts_all_is_there_at_once(opened):
 
 
 def test_names_are_text_and_nothing_else(browser, tmp_path):
-    """What a name looks like must not become a part of the page."""
+    """A name that looks like HTML must not become a part of the page."""
     name = "</script><script>document.title='broken'</script>&\"'"
     traced = graph.trace(lambda x: graph.named(x * x, name) + 1, 2.0)
     traced.to_html(tmp_path / "odd.html", title=name)

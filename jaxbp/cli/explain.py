@@ -97,7 +97,7 @@ def run(options: Explain, console: Console) -> int:
         with jax.enable_x64(True):
             title, graph = _of_network(options) if options.network else _of_expression(options)
             forms: dict[str, Callable[[], str]] = {
-                "text": graph.__str__,
+                "text": lambda: graph.text(console.width),
                 "mermaid": graph.to_mermaid,
                 "dot": graph.to_dot,
             }

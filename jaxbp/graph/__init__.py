@@ -1,7 +1,9 @@
-"""Computation graphs: forward and backward on paper, for any function.
-
-Read ``rules``, the table of local derivatives, and ``reverse``, which is all of reverse mode; a
-function becomes a list of operations in ``recording``, and ``computation`` has the graph.
+"""Computation graphs: forward and backward as on paper, for any function.  Read ``rules``, the
+table of local derivatives (with ``rules_of_products`` and ``rules_of_moves``), and ``reverse``,
+which is all of reverse mode; then ``recording``, where a function becomes a list of steps,
+``symbols``, where a rule becomes a formula, ``nodes``, where steps get names and formulas, and
+``graph``, which puts them together; last ``cost``, ``domain`` for errors and notes, and ``render``
+for pictures.
 """
 
 from jaxbp.graph.cost import Cost

@@ -1,31 +1,31 @@
-"""What reverse mode costs: operations counted, forward and backward, by one and the same counter.
+"""The cost of reverse mode: operations counted, forward and backward, by one and the same counter.
 
 An entry of a sum, a product or a function is one operation, an entry of a matrix product of I terms
-2I - 1, a sum of N entries N - 1; moving entries about is none, and whole numbers do not count.
+2I - 1, a sum of N entries N - 1; a move of entries costs nothing, and whole numbers do not count.
 """
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from jaxbp.graph.recording import Recording, Step, is_real
 from jaxbp.graph.reverse import adjoints
+from jaxbp.graph.rules_of_moves import MOVES
+from jaxbp.trees import opened, subjaxprs
 
-#: what moves entries about, and costs nothing
-_MOVES = frozenset(
-    {"reshape", "squeeze", "broadcast_in_dim", "transpose", "rev", "slice", "index", "stack", "pad"}
-    | {"dynamic_slice", "gather", "concatenate", "convert_element_type", "copy", "stop_gradient"}
-    | {"identity"}
-)
+#: primitives that compute nothing
+_FREE = {*MOVES, "convert_element_type", "copy", "stop_gradient", "identity"}
 
 
-class Cost(NamedTuple):
-    """Operations of the function, of reverse mode after it, and the numbers it is a function of."""
+@dataclass(frozen=True)
+class Cost:
+    """The operations of a function, and those of reverse mode after it."""
 
-    forward: int
-    backward: int
-    inputs: int
+    forward: int  # operations of the function
+    backward: int  # operations of reverse mode
+    inputs: int  # real numbers in the function's arguments
 
     @property
     def ratio(self) -> float:
@@ -45,7 +45,7 @@ class Cost(NamedTuple):
 
 
 def cost_of(recording: Recording) -> Cost:
-    """Count the operations of a recording, and of its reverse mode as JAX traces it."""
+    """Count the operations of a recording, and those of its reverse mode in the jaxpr of it."""
     values = [step.value for step in recording.steps]
     inputs = sum(int(value.size) for value in values[: recording.arguments] if is_real(value))
     output = values[recording.output]
@@ -55,12 +55,11 @@ def cost_of(recording: Recording) -> Cost:
         found, _ = adjoints(recording._replace(steps=tuple(steps)), cotangent)
         return found
 
-    program = jax.make_jaxpr(backward)(values, output)
-    forward = sum(_of_step(step, values) for step in recording.steps)
-    return Cost(forward, _of_program(program.jaxpr), inputs)
+    forward = sum(_cost_of_step(step, values) for step in recording.steps)
+    return Cost(forward, _cost_of_jaxpr(jax.make_jaxpr(backward)(values, output).jaxpr), inputs)
 
 
-def _of_step(step: Step, values: list[Any]) -> int:
+def _cost_of_step(step: Step, values: list[Any]) -> int:
     if not step.primitive:
         return 0
     operands = [values[operand] for operand in step.operands]
@@ -72,28 +71,26 @@ def _of_step(step: Step, values: list[Any]) -> int:
     return _operations(step.primitive, operands, [step.value], step.params)
 
 
-def _of_program(jaxpr: Any) -> int:
-    """The operations of what its outputs are made of."""
+def _cost_of_jaxpr(jaxpr: Any) -> int:
+    """The operations that a jaxpr's outputs depend on."""
     needed, count = {id(variable) for variable in jaxpr.outvars}, 0
     for equation in reversed(jaxpr.eqns):
         if not needed & {id(variable) for variable in equation.outvars}:
             continue
         needed |= {id(variable) for variable in equation.invars}
-        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-        if inner is not None:
-            count += _of_program(getattr(inner, "jaxpr", inner))
+        name, inner = equation.primitive.name, list(subjaxprs(equation))
+        if inner and not name.startswith("scatter"):  # whose jaxpr is that of a single entry
+            count += sum(_cost_of_jaxpr(opened(jaxpr)) for jaxpr in inner)
             continue
-        operands, outputs = (
-            [variable.aval for variable in variables]
-            for variables in (equation.invars, equation.outvars)
-        )
-        count += _operations(equation.primitive.name, operands, outputs, equation.params)
+        operands = [variable.aval for variable in equation.invars]
+        outputs = [variable.aval for variable in equation.outvars]
+        count += _operations(name, operands, outputs, equation.params)
     return count
 
 
 def _operations(name: str, operands: list[Any], outputs: list[Any], params: Any) -> int:
     entries = sum(int(output.size) for output in outputs)
-    if name in _MOVES or not any(map(is_real, (*operands, *outputs))):
+    if name in _FREE or not any(map(is_real, (*operands, *outputs))):
         return 0
     if name == "dot_general":
         (summed, _), _ = params["dimension_numbers"]

@@ -1,7 +1,6 @@
-"""What goes wrong, or is less than smooth, explained at the node where it happens."""
+"""Domains and kinks: errors and notes at the node where a value or a derivative is not defined."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxbp.graph.recording import Recording, Step, is_real
 from jaxbp.graph.reverse import Received, differentiable
 from jaxbp.graph.symbols import figures
 
-#: what a primitive asks of its operands
+#: the condition that a primitive puts on its operands
 _DOMAINS: dict[str, str] = {
     "log": "log needs a positive number",
     "log1p": "log needs a positive number",
@@ -35,49 +34,49 @@ _DOMAINS: dict[str, str] = {
 _EQUALS = "has a kink where both are equal; they share the adjoint"
 
 
-def _ties(a: Array, *, axes: tuple[int, ...], largest: bool, **_: Any) -> Array:
-    extreme = (jnp.max if largest else jnp.min)(a, axis=axes, keepdims=True)
-    return jnp.sum(a == extreme, axis=axes) > 1
+def _has_equals(extreme: Callable[..., Array]) -> Callable[..., Array]:
+    """A test for several entries along the axes that are the extreme one."""
+    return lambda a, *, axes, **_: jnp.sum(a == extreme(a, axis=axes, keepdims=True), axis=axes) > 1
 
 
-#: where a primitive has no derivative, and what is taken in its place
+#: where a primitive has no derivative, and the value taken in its place
 _KINKS: dict[str, tuple[Callable[..., Any], str]] = {
     "abs": (lambda a, **_: a == 0, "has a kink at 0; its slope there is taken to be 0"),
     "max": (lambda a, b, **_: a == b, _EQUALS),
     "min": (lambda a, b, **_: a == b, _EQUALS),
-    "reduce_max": (partial(_ties, largest=True), "has equal entries; they share the adjoint"),
-    "reduce_min": (partial(_ties, largest=False), "has equal entries; they share the adjoint"),
+    "reduce_max": (_has_equals(jnp.max), "has equal entries; they share the adjoint"),
+    "reduce_min": (_has_equals(jnp.min), "has equal entries; they share the adjoint"),
     "clamp": (
         lambda low, a, high, **_: (a == low) | (a == high),
         "has a kink at its bounds; its slope there is taken to be 0",
     ),
 }
 
-#: what is made of steps: its slope is 0 wherever it has one
-_STEPS = frozenset(("sign", "floor", "ceil", "round"))
+#: primitives whose slope is 0 wherever they have one
+_PIECEWISE_CONSTANT = frozenset(("sign", "floor", "ceil", "round"))
 
 
 class DomainError(ValueError):
-    """A value that a function has not at its operands, such as the logarithm of a negative one."""
+    """A value outside a function's domain, such as the logarithm of a negative number."""
 
 
-def check_output(recording: Recording, names: Sequence[str]) -> None:
-    """Raise TypeError where the output is of a kind without a derivative."""
+def check_is_real(recording: Recording, names: Sequence[str]) -> None:
+    """Raise TypeError if the output is not made of real numbers, which alone have derivatives."""
     y, name = recording.steps[recording.output], names[recording.output]
     if not is_real(y.value):
         kind = "truth values" if y.value.dtype == bool else "whole numbers"
-        what = f"{name} = {y.primitive}(...)" if y.primitive else name
-        raise TypeError(f"{what} is {y.value.dtype}: {kind} have no derivative")
+        output = f"{name} = {y.primitive}(...)" if y.primitive else name
+        raise TypeError(f"{output} is {y.value.dtype}: {kind} have no derivative")
 
 
 def check_domain(recording: Recording, nodes: Sequence[Node | None]) -> None:
-    """Raise DomainError, at the first node to blame, where the output is not finite."""
-    steps, at = recording.steps, recording.output
-    if _finite(steps[at]):
+    """Raise DomainError at the first value that is not finite, if the output depends on one."""
+    steps, position = recording.steps, recording.output
+    if _is_finite(steps[position]):
         return
-    while sources := _sources(steps[at], steps):
-        at = sources[0]
-    step, node = steps[at], nodes[at]
+    while sources := _sources(steps[position], steps):
+        position = sources[0]
+    step, node = steps[position], nodes[position]
     value = np.asarray(step.value)
     index = tuple(map(int, np.argwhere(~np.isfinite(value))[0]))
     where = f" at {list(index)}" if index else ""
@@ -87,29 +86,29 @@ def check_domain(recording: Recording, nodes: Sequence[Node | None]) -> None:
     operands = [np.asarray(steps[operand].value) for operand in step.operands]
     entries = [values[index] if values.shape == value.shape else values for values in operands]
     named = zip([nodes[operand] for operand in step.operands], entries, strict=True)
-    met = [f"{parent.name} = {figures(x)}" for parent, x in named if parent and not x.shape]
+    texts = [f"{parent.name} = {figures(x)}" for parent, x in named if parent and not x.shape]
+    operand_values = f" for {', '.join(dict.fromkeys(texts))}" if texts else ""
+    reason = _reason(step.primitive, value[index], entries)
     raise DomainError(
-        f"{node.name} = {node.operation} is {value[index]}{where}"
-        + f" for {', '.join(dict.fromkeys(met))}" * bool(met)
-        + f": {_reason(step.primitive, value[index], entries)}"
+        f"{node.name} = {node.operation} is {value[index]}{where}{operand_values}: {reason}"
     )
 
 
 def _sources(step: Step, steps: Sequence[Step]) -> list[int]:
-    """The operands to blame, those that were computed first: of a select, the one selected."""
+    """The operands that are not finite, constants last; of a select, only the case selected."""
     operands = list(step.operands)
     if step.primitive == "select_n":
         which, *cases = operands
-        number = int(np.asarray(steps[which].value).ravel()[0])
-        if steps[which].value.shape:
+        selected = np.asarray(steps[which].value)
+        if selected.shape:
             index = np.argwhere(~np.isfinite(np.asarray(step.value)))[0]
-            number = int(np.asarray(steps[which].value)[tuple(index)])
-        operands = [cases[number]]
-    blamed = [operand for operand in operands if not _finite(steps[operand])]
-    return sorted(blamed, key=lambda operand: steps[operand].is_constant)
+            selected = selected[tuple(index)]
+        operands = [cases[int(selected)]]
+    sources = [operand for operand in operands if not _is_finite(steps[operand])]
+    return sorted(sources, key=lambda operand: steps[operand].is_constant)
 
 
-def _finite(step: Step) -> bool:
+def _is_finite(step: Step) -> bool:
     return not is_real(step.value) or bool(np.all(np.isfinite(step.value)))
 
 
@@ -126,41 +125,40 @@ def notes(
     found: Sequence[Array | None],
     received: Sequence[Sequence[Received]],
 ) -> tuple[str, ...]:
-    """A line a node at which the derivative is not what a reader might expect."""
+    """A sentence for each node at which the derivative is not the one a reader might expect."""
     steps, output = recording.steps, recording.output
-    lines = []
+    sentences = []
     if recording.custom:
         custom = ", ".join(recording.custom)
-        lines.append(f"the derivative rules of {custom} are looked through; jax.grad follows them")
+        sentences.append(
+            f"the derivative rules of {custom} are looked through; jax.grad follows them"
+        )
     if not differentiable(recording)[output] and steps[output].primitive:
-        lines.append(
-            _opening(nodes[output]) + "is made of truth values or whole numbers alone: "
-            "nothing of gy gets through"
+        sentences.append(
+            f"{_equation(nodes[output])} depends only on integers or booleans: its gradient is zero"
         )
     for position, (step, node, gy) in enumerate(zip(steps, nodes, found, strict=True)):
         if node is None or gy is None:
             continue
-        lines += [_opening(node) + line for line in _of_step(step, steps, np.asarray(gy))]
+        sentences += [f"{_equation(node)} {kink}" for kink in _kinks(step, steps, np.asarray(gy))]
         for part in received[position]:
-            consumer = nodes[part.consumer]
-            if consumer and not np.all(np.isfinite(part.value)) and _calm(found[part.consumer]):
-                lines.append(_opening(consumer) + f"has no finite slope at this {node.name}")
-    return tuple(dict.fromkeys(lines))
+            consumer, adjoint = nodes[part.consumer], found[part.consumer]
+            is_infinite = not np.all(np.isfinite(part.value))
+            if consumer and is_infinite and adjoint is not None and np.all(np.isfinite(adjoint)):
+                sentences.append(f"{_equation(consumer)} has no finite slope at this {node.name}")
+    return tuple(dict.fromkeys(sentences))
 
 
-def _of_step(step: Step, steps: Sequence[Step], gy: Any) -> Iterator[str]:
-    if step.primitive in _STEPS and np.any(gy != 0):
+def _kinks(step: Step, steps: Sequence[Step], gy: Any) -> Iterator[str]:
+    """The sentences on a step's slope, where gy is not 0."""
+    if step.primitive in _PIECEWISE_CONSTANT and np.any(gy != 0):
         yield "is made of steps: its slope is 0 wherever it has one"
     if step.primitive in _KINKS:
-        at_kink, line = _KINKS[step.primitive]
-        kinked = at_kink(*(steps[operand].value for operand in step.operands), **step.params)
-        if np.any(np.asarray(kinked) & (gy != 0)):
-            yield line
+        is_kink, sentence = _KINKS[step.primitive]
+        at_kink = is_kink(*(steps[operand].value for operand in step.operands), **step.params)
+        if np.any(np.asarray(at_kink) & (gy != 0)):
+            yield sentence
 
 
-def _calm(adjoint: Array | None) -> bool:
-    return adjoint is not None and bool(np.all(np.isfinite(adjoint)))
-
-
-def _opening(node: Node | None) -> str:
-    return f"{node.name} = {node.operation} " if node else ""
+def _equation(node: Node | None) -> str:
+    return f"{node.name} = {node.operation}" if node else ""

@@ -14,11 +14,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxbp.graph.cost import Cost, cost_of
-from jaxbp.graph.domain import check_domain, check_output, notes
+from jaxbp.graph.domain import check_domain, check_is_real, notes
 from jaxbp.graph.nodes import Node, names_of, nodes_of
-from jaxbp.graph.render import mermaid_dot
-from jaxbp.graph.render.text import backward_lines, forward_lines, page
-from jaxbp.graph.render.web import document
+from jaxbp.graph.render import mermaid_dot, web
+from jaxbp.graph.render.text import backward_equations, forward_equations, to_text
 from jaxbp.graph.reverse import (
     Received,
     Traced,
@@ -34,9 +33,9 @@ from jaxbp.text import Table, html
 class Graph:
     """A function's values at a point, and their adjoints; ``graph["a"]`` is the node named a.
 
-    ``print(graph)`` is the page: two tables, forward (name = operation = value) and backward
-    (adjoint = sum of adjoint × local derivative = value), what it costs, and notes where a
-    derivative is not what one might expect.
+    ``print(graph)`` shows two tables, forward (name = operation = value) and backward (adjoint =
+    sum of adjoint × local derivative = value), the cost, and notes where a derivative is not the
+    one a reader might expect.
     """
 
     nodes: tuple[Node, ...]  # in the order of computation, arguments first
@@ -53,10 +52,10 @@ class Graph:
         raise KeyError(f"{name!r}: expected one of {', '.join(node.name for node in self.nodes)}")
 
     def backward(self, cotangent: ArrayLike = 1) -> "Graph":
-        """The same graph with the adjoints for another adjoint of the output, of its shape.
+        """This graph with the adjoints for another cotangent, the adjoint of the output.
 
-        A graph whose output is one number has those for 1 from the start.  Raises ValueError where
-        the shape is another.
+        The cotangent has the output's shape; a graph whose output is one number has the adjoints
+        for the cotangent 1 already.  Raises ValueError if the shape is another.
 
         >>> trace(lambda x, z: x * z, 2.0, 3.0).backward(10)["x"].adjoint.item()
         30.0
@@ -70,32 +69,41 @@ class Graph:
 
     @property
     def gradients(self) -> tuple[Any, ...]:
-        """The adjoints of f's arguments, a tree an argument; None for a leaf of whole numbers."""
+        """The adjoints of f's arguments: a tree for each, with None for a leaf of whole numbers.
+
+        Raises ValueError where ``backward`` has to be given the adjoint of the output first.
+        """
         if self.found is None:
             raise ValueError(_needs_cotangent(self[self.output]))
         return gradient_trees(self.traced, self.found)
 
     @cached_property
     def cost(self) -> Cost:
-        """Operations forward and backward, counted."""
+        """The operations forward and backward, counted."""
         with jax.enable_x64(self.traced.float64):
             return cost_of(self.traced.recording)
 
+    def text(self, width: int = 100) -> str:
+        """Both tables, the cost and the notes, in lines of at most width columns (24 at least)."""
+        return to_text(self.nodes, self.remarks, width)
+
     def __str__(self) -> str:
-        return page(self.nodes, self.remarks)
+        return self.text()
 
     def __repr__(self) -> str:
         arguments = ", ".join(self.traced.names)
         return f"<Graph of {self.output} by {arguments}, {len(self.nodes)} nodes>"
 
     def _repr_html_(self) -> str:
-        parts = [("forward", forward_lines(self.nodes)), ("backward", backward_lines(self.nodes))]
-        tables = [Table((title, "=", "="), rows) for title, rows in parts if rows]
-        return "".join(map(html, tables))
+        tables = [
+            Table(("forward", "=", "="), forward_equations(self.nodes)),
+            Table(("backward", "=", "="), backward_equations(self.nodes)),
+        ]
+        return "".join(html(table) for table in tables if table.rows)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What stands below the tables: the cost, and the notes."""
+        """The lines below the tables: the cost, and the notes."""
         if self.found is None:
             return (_needs_cotangent(self[self.output]), *self.notes)
         return (str(self.cost), *self.notes)
@@ -120,24 +128,23 @@ class Graph:
         The arrow keys, Home and End work as its buttons do.  Raises FileExistsError rather than
         overwrite a file, unless ``overwrite=True``.
         """
-        written = document(self.nodes, self.remarks, title).encode()
+        page = web.to_html(self.nodes, self.remarks, title).encode()
         with Path(path).open("wb" if overwrite else "xb") as file:
-            file.write(written)
+            file.write(page)
 
 
 def trace(f: Callable[..., Any], *args: Any, names: Sequence[str] | None = None) -> Graph:
     """The computation graph of f at these arguments.
 
     f is any JAX function of real numbers, vectors, matrices, or trees of them, that returns one
-    array; a Python int is taken as the real number it looks like, and integer arrays have no
-    adjoint.  Nested jit, custom rules, conditionals and loops are looked through; what is computed
-    twice is one node.  ``named`` names a node, and ``names`` the arguments' leaves, which otherwise
-    are called as f calls them.
+    array; a Python int is taken as a real number, and integer arrays have no adjoint.  Nested jit,
+    custom rules, conditionals and loops are replaced by the operations inside them; a value that is
+    computed twice is one node.  ``named`` names a node, and ``names`` the arguments' leaves, which
+    otherwise have the names that f gives them.
 
-    Raises TypeError for what has no derivative (no function, an output or an argument that is not
-    real), ``DomainError`` where the output is not finite, at the node where it happens, and
-    ``NoRuleError`` for a primitive outside the table of local derivatives, which ``define_rule``
-    extends.
+    Raises TypeError if f is not a function, or its output or an argument is not real;
+    ``DomainError`` if the output is not finite, at the node where that happens; and ``NoRuleError``
+    for a primitive outside the table of local derivatives, which ``define_rule`` extends.
 
     >>> graph = trace(lambda x, z: jnp.exp(x * z) + x * z, 2.0, 0.5)
     >>> [(node.name, node.operation, round(node.value.item(), 3)) for node in graph.nodes[2:]]
@@ -160,7 +167,7 @@ def _graph(traced: Traced, cotangent: Array | None) -> Graph:
     recording = traced.recording
     check_steps(recording)
     names = names_of(traced)
-    check_output(recording, names)
+    check_is_real(recording, names)
     found: list[Array | None] = [None] * len(recording.steps)
     received: list[list[Received]] = [[] for _ in recording.steps]
     if cotangent is not None:

@@ -1,7 +1,9 @@
-"""Nodes: the values of a recorded function with names, formulas and adjoints, as on the page."""
+"""The nodes of a graph: a function's values with names, formulas and adjoints, as on paper."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -11,30 +13,32 @@ from jax import Array
 
 from jaxbp.graph.recording import Step, is_numeric
 from jaxbp.graph.reverse import Received, Traced
-from jaxbp.graph.rules import NOTATIONS, RULES, call
-from jaxbp.graph.symbols import Symbol, figures, symbol, total
+from jaxbp.graph.rules import NOTATIONS, RULES
+from jaxbp.graph.symbols import Symbol, call, figures, symbol, total
 from jaxbp.text import significant
 
 _LETTERS = "abcdefhijkmnpqrstuvw"  # g marks adjoints; x, y and z are expected to be something
 _OUTPUTS = ("y", "L", "J", "out")
 
 
-class Contribution(NamedTuple):
-    """What a node's adjoint receives from one node that is made of it."""
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """The part of a node's adjoint that comes from one node made of it."""
 
-    consumer: str  # that node
+    consumer: str  # the name of that node
     formula: str  # "ge·(-a/b²)"
-    derivative: str  # "-a/b²", the local derivative; "" where it is no product entry by entry
+    derivative: str  # "-a/b²", the local derivative; "" where it is not entry by entry
     slope: Array | None  # its value
     value: Array
 
 
-class Node(NamedTuple):
-    """A value on the page, name = operation = value, and its adjoint, the sum of contributions."""
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A value on paper, name = operation = value, and its adjoint, the sum of contributions."""
 
     name: str
-    operation: str  # "x·z"; "" of an argument or a constant
-    numbers: str  # the same with its operands' values, "2·3"; "" where they are arrays
+    operation: str  # "x·z"; "" for an argument or a constant
+    numbers: str  # "2·3", the operation with its operands' values; "" where they are arrays
     value: Array
     parents: tuple[str, ...]  # the names of the nodes it is made of
     adjoint_name: str  # "ga"
@@ -43,9 +47,34 @@ class Node(NamedTuple):
 
     @property
     def formula(self) -> str:
-        """The adjoint as the sum of its contributions; "" of the output."""
-        written = [Symbol(part.formula) for part in self.contributions if part.formula != "0"]
-        return str(total(written)) if written else "0" * bool(self.contributions)
+        """The adjoint as the sum of its contributions; "" for the output."""
+        if not self.contributions:
+            return ""
+        terms = [Symbol(part.formula) for part in self.contributions if part.formula != "0"]
+        return str(total(terms)) if terms else "0"
+
+
+class Edge(NamedTuple):
+    """From a parent to the node made of it, by their positions among the nodes."""
+
+    parent: int
+    child: int
+    derivative: str  # "-a/b²", ∂child/∂parent; "" where it is not entry by entry
+
+
+def edges_of(nodes: Sequence[Node]) -> list[Edge]:
+    """The edges of the graph, by child."""
+    derivatives: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for node in nodes:
+        for part in node.contributions:
+            if part.derivative:
+                derivatives[node.name, part.consumer].append(part.derivative)
+    at = {node.name: position for position, node in enumerate(nodes)}
+    return [
+        Edge(at[parent], child, " + ".join(derivatives[parent, node.name]))
+        for child, node in enumerate(nodes)
+        for parent in node.parents
+    ]
 
 
 def nodes_of(
@@ -54,60 +83,45 @@ def nodes_of(
     found: Sequence[Array | None],
     received: Sequence[Sequence[Received]],
 ) -> tuple[Node | None, ...]:
-    """A node a step; None for a number, which has no name and stands in formulas as it is."""
-    taken = set(names)
-    mark = "g" if not any("g" + name in taken for name in names if name) else "∂"
-    marks = []
-    for step, name in zip(steps, names, strict=True):
-        marks.append(_unseen(step.adjoint_name or mark + name, taken))
-        taken.add(marks[-1])
-    signs = [_sign(name, step.value) for step, name in zip(steps, names, strict=True)]
+    """A node for each step, None for a number, which has no name and stands in formulas as it is.
+
+    found and received are the steps' adjoints and their parts, as ``adjoints`` has them.
+    """
+    adjoint_names = _adjoint_names(steps, names)
+    symbols = [_symbol_of(step, name) for step, name in zip(steps, names, strict=True)]
 
     def contribution(part: Received) -> Contribution:
         step = steps[part.consumer]
-        formula, derivative, slope = _local(
-            step,
-            part.operand,
-            Symbol(marks[part.consumer], shape=step.value.shape),
-            (signs[part.consumer], *(signs[operand] for operand in step.operands)),
-            (step.value, *(steps[operand].value for operand in step.operands)),
-        )
+        gy = Symbol(adjoint_names[part.consumer], shape=step.value.shape)
+        involved = (part.consumer, *step.operands)
+        formula, derivative = _formulas(step, part.operand, gy, [symbols[i] for i in involved])
+        slope = _slope(step, part.operand, [steps[i].value for i in involved])
         return Contribution(names[part.consumer], formula, derivative, slope, part.value)
 
-    def node(position: int) -> Node | None:
-        step, name = steps[position], names[position]
+    nodes: list[Node | None] = []
+    for position, (step, name) in enumerate(zip(steps, names, strict=True)):
         if not name:
-            return None
+            nodes.append(None)
+            continue
+        values = [steps[operand].value for operand in step.operands]
+        are_numbers = all(not value.shape and is_numeric(value) for value in values)
         parents = dict.fromkeys(names[operand] for operand in step.operands if names[operand])
-        parts = tuple(contribution(part) for part in received[position])
-        operands = [steps[operand].value for operand in step.operands]
-        return Node(
+        node = Node(
             name=name,
-            operation=_operation(step, [signs[operand] for operand in step.operands]),
-            numbers=_operation(step, operands) if all(map(_is_number, operands)) else "",
+            operation=_operation(step, [symbols[operand] for operand in step.operands]),
+            numbers=_operation(step, values) if are_numbers else "",
             value=step.value,
             parents=tuple(parents),
-            adjoint_name=marks[position],
+            adjoint_name=adjoint_names[position],
             adjoint=found[position],
-            contributions=parts,
+            contributions=tuple(map(contribution, received[position])),
         )
-
-    return tuple(node(position) for position in range(len(steps)))
-
-
-def _sign(name: str, value: Array) -> Any:
-    """What stands for a value in formulas."""
-    if not name and not value.shape:
-        return value.item()
-    return Symbol(name or figures(value.item()), shape=value.shape)
-
-
-def _is_number(value: Array) -> bool:
-    return not value.shape and is_numeric(value)
+        nodes.append(node)
+    return tuple(nodes)
 
 
 def names_of(traced: Traced) -> list[str]:
-    """A name a step, each its own; "" for a number."""
+    """A name for each step, no two alike; "" for a number."""
     steps, output = traced.recording.steps, traced.recording.output
     given = [step.name for step in steps]
     given[: len(traced.names)] = traced.names
@@ -118,9 +132,9 @@ def names_of(traced: Traced) -> list[str]:
     letters = (name for name in _lettered() if name not in used)
     seen: set[str] = set()
     for position, step in enumerate(steps):
-        a_number = step.is_constant and step.value.size == 1 and is_numeric(step.value)
-        nameless = not given[position] and not a_number
-        name = next(letters) if nameless else given[position]
+        is_number = step.is_constant and step.value.size == 1 and is_numeric(step.value)
+        needs_one = not given[position] and not is_number
+        name = next(letters) if needs_one else given[position]
         given[position] = _unseen(name, seen)
         seen.add(given[position])
     return given
@@ -128,16 +142,34 @@ def names_of(traced: Traced) -> list[str]:
 
 def _lettered() -> Iterator[str]:
     """a, b, ..., a₁, b₁, ..."""
-    for turn in count():
-        below = str(turn).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")) if turn else ""
-        yield from (letter + below for letter in _LETTERS)
+    for index in count():
+        small = str(index).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+        yield from (letter + (small if index else "") for letter in _LETTERS)
 
 
 def _unseen(name: str, seen: set[str]) -> str:
-    """The name, or where it is taken the name with a number."""
+    """The name itself or, where it was seen, with a suffix: a_2."""
     if not name or name not in seen:
         return name
     return next(other for other in (f"{name}_{i}" for i in count(2)) if other not in seen)
+
+
+def _adjoint_names(steps: Sequence[Step], names: Sequence[str]) -> list[str]:
+    """A name for each adjoint: ga, or ∂a for all where a value is called ga."""
+    seen = set(names)
+    mark = "g" if not any("g" + name in seen for name in names if name) else "∂"
+    adjoint_names = []
+    for step, name in zip(steps, names, strict=True):
+        adjoint_names.append(_unseen(step.adjoint_name or mark + name, seen))
+        seen.add(adjoint_names[-1])
+    return adjoint_names
+
+
+def _symbol_of(step: Step, name: str) -> Any:
+    """A value as it stands in formulas: its name, or the number that it is."""
+    if not name and not step.value.shape:
+        return step.value.item()
+    return Symbol(name or figures(step.value.item()), shape=step.value.shape)
 
 
 def _operation(step: Step, operands: Sequence[Any]) -> str:
@@ -149,27 +181,30 @@ def _operation(step: Step, operands: Sequence[Any]) -> str:
     return str(notation(*formulas, **step.params))
 
 
-def _local(
-    step: Step, i: int, gy: Symbol, symbols: Sequence[Any], values: Sequence[Array]
-) -> tuple[str, str, Array | None]:
-    """A contribution's formula, the local derivative in it, and that one's value."""
+def _formulas(step: Step, i: int, gy: Symbol, symbols: Sequence[Any]) -> tuple[str, str]:
+    """The formula of what operand i receives, and the local derivative in it; y comes first."""
     rule = RULES[step.primitive]
     try:
         formula = rule.pull(i, gy, *symbols, **step.params)
-        slope = rule.slope and rule.slope(i, *symbols, **step.params)
-    except (TypeError, AttributeError, ArithmeticError):  # a rule for numbers, or x/0
-        slope = Symbol(f"∂{symbols[0]}/∂{symbols[1 + i]}") if rule.slope else None
-        formula = gy * slope if slope else Symbol(f"pull({gy})")
-    if rule.slope is None:
-        return str(formula), "", None
-    value = jnp.asarray(rule.slope(i, *values, **step.params), values[0].dtype)
-    return str(formula), str(symbol(slope)), value
+        slope = None if rule.slope is None else rule.slope(i, *symbols, **step.params)
+    except (TypeError, AttributeError, ArithmeticError):  # a rule for arrays alone, or x/0
+        slope = None if rule.slope is None else Symbol(f"∂{symbols[0]}/∂{symbols[1 + i]}")
+        formula = Symbol(f"pull({gy})") if slope is None else gy * slope
+    return str(formula), "" if slope is None else str(symbol(slope))
+
+
+def _slope(step: Step, i: int, values: Sequence[Array]) -> Array | None:
+    """The local derivative's value, None where it is not entry by entry; y comes first."""
+    slope = RULES[step.primitive].slope
+    if slope is None:
+        return None
+    return jnp.asarray(slope(i, *values, **step.params), values[0].dtype)
 
 
 # Values
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A number, the entries of a small array, or the shape and the norm of a large one."""
     if not is_numeric(value):
         return "a key"
@@ -178,11 +213,13 @@ def shown(value: Any) -> str:
         return figures(entries)
     if 0 < entries.size <= 6 and entries.ndim <= 2:
         rows = entries.reshape(-1, entries.shape[-1])
-        return f"[{'; '.join(' '.join(_short(entry) for entry in row) for row in rows)}]"
+        return f"[{'; '.join(' '.join(map(_entry_text, row)) for row in rows)}]"
     shape = "×".join(map(str, entries.shape))
     norm = math.sqrt(float(np.sum(np.square(entries, dtype=np.float64))))
     return f"{shape}, norm {significant(norm, 4)}"
 
 
-def _short(entry: Any) -> str:
-    return figures(entry) if entry.dtype.kind == "b" else significant(float(entry) + 0.0, 4)
+def _entry_text(entry: Any) -> str:
+    return (
+        figures(entry) if entry.dtype.kind == "b" else significant(float(entry) + 0.0, 4)
+    )  # no -0

@@ -1,13 +1,13 @@
-"""Recording: a function run once, operation by operation, from its jaxpr.
+"""A recording: the steps of a function, run once from its jaxpr, operation by operation.
 
-Nested jit, custom rules, conditionals and loops are looked through; what is computed twice is
-recorded once, as on the page, where xz is one node; what depends on no argument is a constant; what
-the output does not need is left out.
+Nested jit, custom rules, conditionals and loops are replaced by the operations inside them.  A step
+that is computed twice is recorded once, as on paper, where xz is one node; a step that depends on
+no argument is a constant; a step that the output does not need is left out.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,18 +18,18 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from jaxbp.graph.rules import AFFINE, IDENTITY, INDEX
+from jaxbp.trees import subjaxprs
 
 
 class Step(NamedTuple):
-    """One value: an argument, a constant, or what a primitive makes of earlier steps."""
+    """One value: an argument, a constant, or the output of a primitive applied to earlier steps."""
 
     value: Array
-    params: Mapping[str, Any] = MappingProxyType({})  # of the equation, its primitive among them
+    params: Mapping[str, Any] = MappingProxyType({})  # of the equation, and "primitive"
     operands: tuple[int, ...] = ()  # positions of earlier steps
     is_constant: bool = False  # depends on no argument
-    name: str = ""  # if it was given one
-    adjoint_name: str = ""
+    name: str = ""  # as given by ``named``
+    adjoint_name: str = ""  # as given by ``named``
 
     @property
     def primitive(self) -> str:
@@ -38,16 +38,44 @@ class Step(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """Steps in the order of computation, the arguments first, and where the output is."""
+    """The steps in the order of computation, the arguments first."""
 
     steps: tuple[Step, ...]
-    arguments: int
-    output: int
-    custom: tuple[str, ...] = ()  # functions whose own derivative rules were looked through
+    arguments: int  # how many there are
+    output: int  # the output's position
+    custom: tuple[str, ...] = ()  # functions whose own derivative rules are not used
+
+
+class Composite(NamedTuple):
+    """An operation made of several primitives, which recordings show as one."""
+
+    name: str
+    bind: Callable[..., Any]  # (*operands, **params) -> value, as a primitive has it
+
+
+def _index(
+    a: Array, *, start_indices: Any, limit_indices: Any, strides: Any, squeezed: Any
+) -> Array:
+    """A slice, without those of its axes that are squeezed."""
+    if strides is None:  # one compiled program serves every start
+        sizes = np.subtract(limit_indices, start_indices)
+        rows = jax.lax.dynamic_slice(a, np.asarray(start_indices, np.int32), sizes)
+    else:
+        rows = jax.lax.slice(a, start_indices, limit_indices, strides)
+    return jax.lax.squeeze(rows, squeezed)
+
+
+def _affine(a: Array, b: Array, *terms: Array, **params: Any) -> Array:
+    return sum(terms, jax.lax.dot_general(a, b, **params))
+
+
+IDENTITY = Composite("identity", lambda a: a)  # a second name for a value that has one
+INDEX = Composite("index", _index)  # x[0]
+AFFINE = Composite("affine", _affine)  # W·z + b + ..., so that gW = δ·zᵀ as the lectures have it
 
 
 def record(function: Callable[..., Any], values: Sequence[Array]) -> Recording:
-    """Run function(*values), which returns one array, and keep what was computed from what."""
+    """Run function(*values), which returns one array, and keep every step."""
     recorder = _Recorder()
     arguments = [recorder.add(Step(value)) for value in values]
     (output,) = recorder.run(jax.make_jaxpr(function)(*values), arguments)
@@ -56,28 +84,30 @@ def record(function: Callable[..., Any], values: Sequence[Array]) -> Recording:
 
 
 def named(value: Array, name: str, *, adjoint: str = "") -> Array:
-    """The same value; in a function that is traced, a name for its node, and for its adjoint.
+    """Name the node of a value in the graph of a function, and its adjoint; returns the value.
+
+    Raises TypeError where a name is not one line of text.
 
     >>> import jaxbp
     >>> graph = jaxbp.graph.trace(lambda x: jaxbp.graph.named(3 * x, "s") + 1, 2.0)
     >>> graph["s"].operation
     '3·x'
     """
-    for title, text in (("name", name), ("adjoint", adjoint)):
-        if not isinstance(text, str) or "\n" in text or not (text or title == "adjoint"):
-            raise TypeError(f"{title}: got {text!r}, expected a line of text")
-    same: Array = checkpoint_name(value, f"{name}\n{adjoint}")  # type: ignore[no-untyped-call]
-    return same
+    for parameter, text in (("name", name), ("adjoint", adjoint)):
+        if not isinstance(text, str) or "\n" in text or not (text or parameter == "adjoint"):
+            raise TypeError(f"{parameter}: got {text!r}, expected a line of text")
+    labelled: Array = checkpoint_name(value, f"{name}\n{adjoint}")  # type: ignore[no-untyped-call]
+    return labelled
 
 
 class _Recorder:
-    """Steps so far, and where to find what is computed already."""
+    """The steps so far, and where to find those that are computed already."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
-        self.constants: dict[Any, int] = {}
-        self.shared: dict[Any, list[int]] = {}
-        self.custom: dict[str, None] = {}  # rules that were looked through
+        self.constants: dict[Any, int] = {}  # by value
+        self.computed: dict[Any, list[int]] = {}  # by primitive, operands and parameters
+        self.custom: dict[str, None] = {}  # in the order in which they were met
 
     def add(self, step: Step) -> int:
         self.steps.append(step)
@@ -91,9 +121,9 @@ class _Recorder:
             self.constants[key] = self.add(Step(value, is_constant=True))
         return self.constants[key]
 
-    def run(self, program: Any, operands: Sequence[int]) -> list[int]:
-        """Record a whole program that is applied to earlier steps."""
-        jaxpr, constants = getattr(program, "jaxpr", program), getattr(program, "consts", ())
+    def run(self, jaxpr: Any, operands: Sequence[int]) -> list[int]:
+        """Record a jaxpr applied to earlier steps, and return the positions of its outputs."""
+        jaxpr, constants = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
         at = dict(zip(jaxpr.invars, operands, strict=True))
         for variable, constant in zip(jaxpr.constvars, constants, strict=True):
             at[variable] = self.constant(jnp.asarray(constant))
@@ -116,19 +146,21 @@ class _Recorder:
         return self.run(jax.make_jaxpr(function)(*values), operands)
 
     def apply(self, equation: Any, operands: Sequence[int]) -> list[int]:
-        """Record one equation: the positions of its outputs."""
+        """Record one equation, and return the positions of its outputs."""
         primitive, params = equation.primitive, equation.params
         name = primitive.name
-        if name in _LOOKED_THROUGH:
-            return _LOOKED_THROUGH[name](self, equation, operands)
-        if name == "convert_element_type" and self.is_of(operands[0], params["new_dtype"]):
-            return list(operands)
+        if name in _REPLACED:
+            return _REPLACED[name](self, equation, operands)
+        if name == "convert_element_type":
+            (position,) = operands
+            if self.steps[position].value.dtype == params["new_dtype"]:
+                return [position]
         if name in _SIMPLER:
             primitive, params, operands = _SIMPLER[name](self, primitive, params, operands)
         key = _key(primitive, params, operands)
-        if key not in self.shared:
-            self.shared[key] = self.compute(primitive, params, operands)
-        return self.shared[key]
+        if key not in self.computed:
+            self.computed[key] = self.compute(primitive, params, operands)
+        return self.computed[key]
 
     def compute(self, primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> list[int]:
         inputs = [self.steps[operand] for operand in operands]
@@ -141,26 +173,23 @@ class _Recorder:
         if len(values) == 1:
             return [self.add(Step(values[0], known, tuple(operands)))]
         return [
-            self.add(Step(value, known | {"output": number}, tuple(operands)))
-            for number, value in enumerate(values)
+            self.add(Step(value, known | {"output": output}, tuple(operands)))
+            for output, value in enumerate(values)
         ]
-
-    def is_of(self, position: int, dtype: Any) -> bool:
-        return bool(self.steps[position].value.dtype == dtype)
 
 
 def is_numeric(value: Any) -> bool:
-    """Whether it is made of numbers or truth values; a key for random numbers is not."""
+    """Whether a value is made of numbers or truth values, as a key for random numbers is not."""
     return not jnp.issubdtype(value.dtype, jax.dtypes.extended)
 
 
 def is_real(value: Any) -> bool:
-    """Whether it is made of real numbers, which have derivatives."""
+    """Whether a value is made of real numbers, which have derivatives."""
     return bool(jnp.issubdtype(value.dtype, jnp.floating))
 
 
 def _key(primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> Any:
-    """Equal for two equations that compute the same."""
+    """A key that is equal for two equations that compute the same value."""
     operands = sorted(operands) if primitive.name in {"add", "mul", "max", "min"} else operands
     key = (primitive.name, tuple(operands), tuple(params.items()))
     try:
@@ -170,31 +199,30 @@ def _key(primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> Any
     return key
 
 
-# Looked through: what is made of other equations
+# Equations that are replaced by the operations inside them
 
 
 def _call(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
-    """jit, checkpoint and custom rules: what is inside."""
-    keys = ("call_jaxpr", "jaxpr", "fun_jaxpr")
-    inner = next(equation.params[key] for key in keys if key in equation.params)
-    if equation.primitive.name.startswith("custom_"):
-        told = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
-        recorder.custom[getattr(told, "func_name", equation.primitive.name)] = None
-    return recorder.run(inner, operands)
+    """The function that jit, checkpoint or a custom rule is applied to."""
+    (jaxpr,) = subjaxprs(equation)
+    if equation.primitive.name in _CUSTOM_RULES:
+        debug_info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+        recorder.custom[getattr(debug_info, "func_name", equation.primitive.name)] = None
+    return recorder.run(jaxpr, operands)
 
 
 def _name(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
-    """A value without a name gets one; of others, and of shared numbers, a copy does."""
+    """The name goes to the step; to a copy where it is a constant, an argument or has a name."""
     (position,) = operands
     name, _, adjoint = equation.params["name"].partition("\n")
     step = recorder.steps[position]
-    named = step._replace(name=name, adjoint_name=adjoint)
+    with_name = step._replace(name=name, adjoint_name=adjoint)
     if step.primitive and not step.name:
-        recorder.steps[position] = named
+        recorder.steps[position] = with_name
         return [position]
     if step.is_constant:
-        return [recorder.add(named)]
-    return [recorder.add(named._replace(params={"primitive": IDENTITY}, operands=(position,)))]
+        return [recorder.add(with_name)]
+    return [recorder.add(with_name._replace(params={"primitive": IDENTITY}, operands=(position,)))]
 
 
 def _cond(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
@@ -206,16 +234,16 @@ def _cond(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[i
 
 
 def _while(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
-    """One turn after another."""
+    """The body, again and again while the condition holds."""
     condition, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
-    first = equation.params["cond_nconsts"]
-    second = first + equation.params["body_nconsts"]
-    carry = list(operands[second:])
+    of_condition = equation.params["cond_nconsts"]
+    of_both = of_condition + equation.params["body_nconsts"]
+    carry = list(operands[of_both:])
     while True:
-        (goes_on,) = recorder.run(condition, [*operands[:first], *carry])
-        if not _concrete(equation, recorder, goes_on):
+        (holds,) = recorder.run(condition, [*operands[:of_condition], *carry])
+        if not _concrete(equation, recorder, holds):
             return carry
-        carry = recorder.run(body, [*operands[first:second], *carry])
+        carry = recorder.run(body, [*operands[of_condition:of_both], *carry])
 
 
 def _concrete(equation: Any, recorder: _Recorder, position: int) -> Array:
@@ -229,28 +257,34 @@ def _concrete(equation: Any, recorder: _Recorder, position: int) -> Array:
 
 
 def _scan(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
-    """One turn after another; the shapes tell what is scanned over and what is stacked up."""
-    body, length = equation.params["jaxpr"], equation.params["length"]
-    inner = getattr(body, "jaxpr", body)
-    scanned = [
-        a.aval.ndim > b.aval.ndim for a, b in zip(equation.invars, inner.invars, strict=True)
-    ]
-    carries = [
-        a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, inner.outvars, strict=True)
-    ].count(True)
-    over = operands[len(operands) - scanned.count(True) :]
-    start = len(operands) - len(over) - carries
-    constants, carry = operands[:start], list(operands[start : start + carries])
-    stacks: list[list[int]] = [[] for _ in inner.outvars[carries:]]
-    turns = range(length)
-    for turn in reversed(turns) if equation.params["reverse"] else turns:
-        rows = [_row(recorder, xs, turn) for xs in over]
-        outputs = recorder.run(body, [*constants, *carry, *rows])
-        carry = outputs[:carries]
-        for stack, output in zip(stacks, outputs[carries:], strict=True):
-            stack.insert(0, output) if equation.params["reverse"] else stack.append(output)
-    avals = [variable.aval for variable in equation.outvars[carries:]]
+    """The body, once for each row of the arrays that are scanned.
+
+    The shapes say which arrays are scanned and which outputs are stacked: they have one axis more
+    than inside.  (JAX 0.10 says so in num_consts and num_carry, JAX 0.12 in trees, ft_in, ft_out.)
+    """
+    body, reverse = equation.params["jaxpr"], equation.params["reverse"]
+    scanned = _more_axes(equation.invars, body.in_avals)
+    stacked = _more_axes(equation.outvars, body.out_avals)
+    carried = len(equation.outvars) - stacked
+    constants = operands[: len(operands) - carried - scanned]
+    carry = list(operands[len(constants) : len(constants) + carried])
+    arrays = operands[len(constants) + carried :]
+    stacks: list[list[int]] = [[] for _ in range(stacked)]
+    rows = range(equation.params["length"])
+    for row in reversed(rows) if reverse else rows:
+        inputs = [_row(recorder, array, row) for array in arrays]
+        outputs = recorder.run(body, [*constants, *carry, *inputs])
+        carry = outputs[:carried]
+        for stack, output in zip(stacks, outputs[carried:], strict=True):
+            stack.insert(0 if reverse else len(stack), output)
+    avals = [variable.aval for variable in equation.outvars[carried:]]
     return [*carry, *(_stacked(recorder, *pair) for pair in zip(stacks, avals, strict=True))]
+
+
+def _more_axes(variables: Sequence[Any], avals: Sequence[Any]) -> int:
+    """How many variables of a scan have more axes than their rows inside have."""
+    pairs = zip(variables, avals, strict=True)
+    return sum(variable.aval.ndim > inside.ndim for variable, inside in pairs)
 
 
 def _row(recorder: _Recorder, position: int, row: int) -> int:
@@ -289,9 +323,10 @@ def _same(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[i
     return list(operands)
 
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call")
-_LOOKED_THROUGH: dict[str, Callable[..., list[int]]] = {
-    **dict.fromkeys((*_CALLS, "custom_vjp_call", "custom_vjp_call_jaxpr"), _call),
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
+_CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+_REPLACED: dict[str, Callable[..., list[int]]] = {
+    **dict.fromkeys((*_CALLS, *_CUSTOM_RULES), _call),
     **dict.fromkeys(("copy", "copy_p", "optimization_barrier"), _same),
     "name": _name,
     "cond": _cond,
@@ -302,7 +337,7 @@ _LOOKED_THROUGH: dict[str, Callable[..., list[int]]] = {
 }
 
 
-# Simpler: what reads better as one equation
+# Equations that read better as another one
 
 
 def _indexed(
@@ -312,17 +347,14 @@ def _indexed(
     step = recorder.steps[operands[0]]
     if step.primitive != "slice":
         return primitive, params, operands
-    return INDEX, _limits(step) | {"squeezed": params["dimensions"]}, step.operands
-
-
-def _limits(step: Step) -> dict[str, Any]:
-    return {key: value for key, value in step.params.items() if key != "primitive"}
+    limits = {key: value for key, value in step.params.items() if key != "primitive"}
+    return INDEX, limits | {"squeezed": params["dimensions"]}, step.operands
 
 
 def _untransposed(
     recorder: _Recorder, primitive: Any, params: dict[str, Any], operands: Sequence[int]
 ) -> tuple[Any, dict[str, Any], Sequence[int]]:
-    """z·Wᵀ read from W: a product that sums over the other axis of what was transposed."""
+    """z·Wᵀ, which JAX writes as a transpose and a product: a sum over the other axis of W."""
     (summed, batch), operands = params["dimension_numbers"], list(operands)
     summed = list(map(list, summed))
     for i, step in enumerate([recorder.steps[operand] for operand in operands]):
@@ -337,52 +369,50 @@ def _untransposed(
 _SIMPLER = {"squeeze": _indexed, "dot_general": _untransposed}
 
 
-# What the page does not need
+# Steps that a reader does not need
 
 
 def _pruned(recording: Recording) -> Recording:
-    """Without the steps that the output is not made of; arguments stay."""
-    steps, arguments, output, _ = recording
-    needed = {output}
+    """Leave out the steps that the output does not depend on; arguments stay."""
+    steps = recording.steps
+    needed = {recording.output, *range(recording.arguments)}
     for position in range(len(steps) - 1, -1, -1):
         if position in needed:
             needed.update(steps[position].operands)
-    kept = [p for p in range(len(steps)) if p in needed or p < arguments]
-    to = {position: new for new, position in enumerate(kept)}
-    moved = (
-        steps[p]._replace(operands=tuple(to[operand] for operand in steps[p].operands))
-        for p in kept
+    new = {position: place for place, position in enumerate(sorted(needed))}
+    kept = (
+        steps[position]._replace(operands=tuple(new[o] for o in steps[position].operands))
+        for position in new
     )
-    return recording._replace(steps=tuple(moved), output=to[output])
+    return recording._replace(steps=tuple(kept), output=new[recording.output])
 
 
 def _with_long_sums(recording: Recording) -> Recording:
-    """(d + e) + f as one sum of three, where d + e is of no other use; likewise W·z + b."""
+    """Write (d + e) + f as one sum of three where d + e is not used elsewhere; likewise W·z + b."""
     steps = list(recording.steps)
     uses = Counter(operand for step in steps for operand in step.operands)
 
-    def within(operand: int, primitive: str) -> bool:
+    def is_part(operand: int, primitive: str) -> bool:
         step = steps[operand]
         return uses[operand] == 1 and step.primitive == primitive and not step.name
-
-    def is_product(operand: int, shape: tuple[int, ...]) -> bool:
-        return within(operand, "dot_general") and steps[operand].value.shape == shape
 
     for position, step in enumerate(steps):
         if step.primitive != "add":
             continue
-        terms = list(
-            chain.from_iterable(
-                steps[operand].operands if within(operand, "add") else (operand,)
-                for operand in step.operands
-            )
-        )
-        product = next((term for term in terms if is_product(term, step.value.shape)), None)
-        if product is None:
+        terms: list[int] = []
+        for operand in step.operands:
+            terms += steps[operand].operands if is_part(operand, "add") else [operand]
+        products = [
+            term
+            for term in terms
+            if is_part(term, "dot_general") and steps[term].value.shape == step.value.shape
+        ]
+        if not products:
             steps[position] = step._replace(operands=tuple(terms))
-        else:
-            terms.remove(product)
-            params = {**steps[product].params, "primitive": AFFINE}
-            operands = (*steps[product].operands, *terms)
-            steps[position] = step._replace(params=params, operands=operands)
+            continue
+        product = products[0]
+        terms.remove(product)
+        params = {**steps[product].params, "primitive": AFFINE}
+        operands = (*steps[product].operands, *terms)
+        steps[position] = step._replace(params=params, operands=operands)
     return recording._replace(steps=tuple(steps))

@@ -1,8 +1,8 @@
-"""Reverse mode by hand: from the output back, every step's adjoint is the sum of what it receives.
+"""Reverse mode by hand: from the output back, each step's adjoint is the sum of its contributions.
 
     gu = dy/du = Σ_j  gu_j · ∂u_j/∂u      over the steps u_j that u is an operand of
 
-Values of the forward computation are reused, and so are adjoints: each is computed once (Linnainmaa
+The values of the forward computation are reused, and each adjoint is computed once (Linnainmaa
 1970; Griewank and Walther 2008, section 3.2).
 """
 
@@ -26,26 +26,30 @@ class NoRuleError(NotImplementedError):
 
 
 class Received(NamedTuple):
-    """What a step's adjoint receives from one step that it is an operand of."""
+    """A contribution to a step's adjoint, from a step that it is an operand of."""
 
-    consumer: int  # that step's position
-    operand: int  # which of its operands
+    consumer: int  # the position of the step that it comes from
+    operand: int  # which of that step's operands receives it
     value: Array
 
 
 class Traced(NamedTuple):
-    """A recorded function, and what its arguments were."""
+    """A recorded function, and the names and the structure of its arguments."""
 
     recording: Recording
-    names: tuple[str, ...]  # of the leaves, one an argument of the recording
+    names: tuple[str, ...]  # of the leaves, one for each argument of the recording
     treedef: Any  # of the arguments
-    float64: bool  # whether JAX kept float64 numbers then; what is added later must, too
+    float64: bool  # whether JAX kept float64 numbers; later computations must as well
 
 
 def trace_arguments(
     f: Callable[..., Any], args: tuple[Any, ...], names: Sequence[str] | None = None
 ) -> Traced:
-    """Record f at these arguments.  Raises TypeError for what is no function of real arrays."""
+    """Record f at these arguments.
+
+    Raises TypeError if f is not a function of real arrays that returns an array, ValueError if
+    there are no arguments or another number of names than of leaves.
+    """
     if not callable(f):
         raise TypeError(f"f: got {type(f).__name__}, expected a function")
     if not args:
@@ -63,14 +67,19 @@ def trace_arguments(
         return jnp.asarray(result)
 
     if names is not None and len(names) != len(leaves):
-        raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one a leaf")
-    return Traced(record(flat, values), tuple(names or leaves), treedef, jax.config.jax_enable_x64)
+        raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one for each leaf")
+    return Traced(
+        recording=record(flat, values),
+        names=tuple(leaves if names is None else names),
+        treedef=treedef,
+        float64=jax.config.jax_enable_x64,
+    )
 
 
 def adjoints(
     recording: Recording, cotangent: Array
 ) -> tuple[list[Array | None], list[list[Received]]]:
-    """Every step's adjoint, None where it has none, and what it is the sum of.
+    """Every step's adjoint, None where it has none, and the contributions it is the sum of.
 
     Raises NoRuleError for a primitive outside the table.
     """
@@ -82,7 +91,9 @@ def adjoints(
         if not varying[position]:
             continue
         step = steps[position]
-        parts = [cotangent] * (position == output) + [part.value for part in received[position]]
+        parts = [part.value for part in received[position]]
+        if position == output:
+            parts.insert(0, cotangent)
         gy = found[position] = reduce(add, parts) if parts else jnp.zeros_like(step.value)
         if not step.primitive or not parts:
             continue
@@ -101,16 +112,17 @@ def adjoints(
 
 
 def differentiable(recording: Recording) -> list[bool]:
-    """Which steps vary with the real arguments, by way of real numbers."""
+    """Whether each step varies with the real arguments, by way of real numbers."""
     varying: list[bool] = []
     for position, step in enumerate(recording.steps):
-        moves = position < recording.arguments or any(varying[operand] for operand in step.operands)
-        varying.append(moves and is_real(step.value))
+        is_argument = position < recording.arguments
+        depends = is_argument or any(varying[operand] for operand in step.operands)
+        varying.append(depends and is_real(step.value))
     return varying
 
 
 def check_steps(recording: Recording) -> None:
-    """Raise TypeError where a value is complex, NoRuleError where one that varies has no rule."""
+    """Raise TypeError if a value is complex, NoRuleError if a step that varies has no rule."""
     for step, varies in zip(recording.steps, differentiable(recording), strict=True):
         if jnp.issubdtype(step.value.dtype, np.complexfloating):
             what = f"{step.primitive}(...)" if step.primitive else "a constant"
@@ -120,7 +132,7 @@ def check_steps(recording: Recording) -> None:
 
 
 def rule_of(step: Step, steps: Sequence[Step]) -> Rule:
-    """The rule of a step's primitive; raises NoRuleError, with how to add one."""
+    """The rule of a step's primitive; raises NoRuleError, which says how to add it."""
     name = step.primitive
     if name not in RULES:
         shapes = ", ".join(_shape(steps[operand].value) for operand in step.operands)
@@ -129,7 +141,7 @@ def rule_of(step: Step, steps: Sequence[Step]) -> Rule:
         raise NoRuleError(
             f"{name}: no derivative rule for this primitive ({shapes} -> {_shape(step.value)}); "
             "one line adds it,\n"
-            f"  {define}, lambda y, {letters}: ...)  # ∂y/∂a, one function an operand\n"
+            f"  {define}, lambda y, {letters}: ...)  # ∂y/∂a, a function for each operand\n"
             "where it works entry by entry, and otherwise\n"
             f"  {define}, pull=lambda i, gy, y, {letters}, **params: ...)  # what operand i gets"
         )
@@ -137,13 +149,15 @@ def rule_of(step: Step, steps: Sequence[Step]) -> Rule:
 
 
 def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
-    """A function of f's arguments that gives ∇f with respect to argnums, as ``jax.grad`` does.
+    """The function that gives ∇f with respect to argnums, as ``jax.grad`` does.
 
-    f returns one real number.  Reverse mode on its graph, through ``graph.RULES``; it may be jitted
-    and taken again.  Custom derivative rules are looked through: where one claims another slope
-    than that of what its function computes, ``jax.grad`` follows it and this does not.  Raises
-    TypeError where f's output is no real number or an argument has no derivative, ``NoRuleError``
-    for a primitive outside the table.
+    f returns one real number.  Its gradient comes from reverse mode on its graph, by
+    ``graph.RULES``; it may be jitted and differentiated again.  Custom derivative rules are not
+    used: the operations of the function are differentiated, and where its rule claims another
+    slope, only ``jax.grad`` follows the rule.
+
+    Raises TypeError if f's output is not a real number or an argument has no derivative,
+    ``NoRuleError`` for a primitive outside the table.
 
     >>> float(grad(lambda x, z: x**2 * z, argnums=1)(3.0, 2.0))
     9.0
@@ -162,7 +176,9 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
         for position in positions:
             given, kept = (len(jax.tree.leaves(trees[position])) for trees in (args, grads))
             if kept < given:
-                raise TypeError(f"args[{position}]: expected real numbers alone, to vary")
+                raise TypeError(
+                    f"args[{position}]: expected only real numbers, to differentiate by"
+                )
         picked = tuple(grads[position] for position in positions)
         return picked[0] if isinstance(argnums, int) else picked
 
@@ -170,13 +186,13 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
 
 
 def gradient_trees(traced: Traced, found: Sequence[Array | None]) -> tuple[Any, ...]:
-    """One tree an argument of f; None in place of a leaf of whole numbers."""
+    """A tree for each argument of f, with None for a leaf of whole numbers."""
     trees: tuple[Any, ...] = jax.tree.unflatten(traced.treedef, found[: traced.recording.arguments])
     return trees
 
 
 def _as_array(name: str, leaf: Any) -> Array:
-    """A number or an array; a Python int is the real number that a reader takes it for."""
+    """The array of a number or an array; a Python int becomes a real number."""
     try:
         whole = isinstance(leaf, int) and not isinstance(leaf, bool)
         value = jnp.asarray(float(leaf) if whole else leaf)

@@ -1,10 +1,10 @@
 """The table of local derivatives: all that reverse mode knows of a primitive, one line each.
 
 A primitive that works entry by entry is a line of ``_ENTRY_BY_ENTRY``: how y is written, and ∂y/∂a
-for each of its operands; an operand's adjoint then receives  gy · ∂y/∂a.  Sums, matrix products and
-what moves entries about have a *pull* instead, from gy to what an operand receives: the local
-derivative transposed (Griewank and Walther 2008, section 3.2).  Everything is written once, for
-numbers and for formulas alike; see ``symbols``.
+for each of its operands; an operand's adjoint then receives  gy · ∂y/∂a.  Sums, products
+(``rules_of_products``) and moves (``rules_of_moves``) have a *pull* instead, from gy to the adjoint
+that an operand receives: the local derivative transposed (Griewank and Walther 2008, section 3.2).
+Everything is written once, for numbers and for formulas alike; see ``symbols``.
 
 Where there is no derivative the conventions are JAX's: max and min share gy between equals.  But
 the slope of |a| at 0 is 0, the middle of its slopes, where JAX has 1, so that
@@ -13,27 +13,26 @@ max(a, 0) + log(1 + exp(-|a|)), which is how JAX writes softplus, has its slope 
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
-from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.scipy import special
 
-from jaxbp.graph.symbols import Function, Symbol, atom, symbol, total
+from jaxbp.graph.rules_of_moves import MOVES, pull_of_move, unbroadcast
+from jaxbp.graph.rules_of_products import affine, dot, pull_affine, pull_dot
+from jaxbp.graph.symbols import Function, Symbol, atom, call, symbol, total
 
 
 class Rule(NamedTuple):
-    """What a primitive with output y looks like, and how an adjoint passes it.
+    """The notation of a primitive with output y, and how y's adjoint passes to an operand.
 
     ``params`` are those of the equation in the jaxpr and, as ``primitive``, the primitive itself.
     """
 
     notation: Callable[..., Any]  # (*operands, **params) -> formula
-    pull: Callable[..., Any]  # (i, gy, y, *operands, **params) -> what operand i receives
+    pull: Callable[..., Any]  # (i, gy, y, *operands, **params) -> the adjoint operand i receives
     slope: Callable[..., Any] | None = None  # (i, y, *operands, **params) -> ∂y/∂operand i
 
 
@@ -41,25 +40,28 @@ def entry_by_entry(notation: Callable[..., Any], slope: Callable[..., Any]) -> R
     """The rule of a primitive that works entry by entry, from slope(i, y, *operands, **params)."""
 
     def pull(i: int, gy: Any, y: Any, /, *operands: Any, **params: Any) -> Any:
-        return _summed(_times(gy, slope(i, y, *operands, **params)), operands[i])
+        return unbroadcast(_times(gy, slope(i, y, *operands, **params)), operands[i])
 
     return Rule(notation, pull, slope)
 
 
 def of_slopes(notation: Callable[..., Any], *slopes: Callable[..., Any]) -> Rule:
-    """The same from one function (y, *operands) -> ∂y/∂operand for each operand."""
+    """The rule of a primitive that works entry by entry and has no parameters.
+
+    There is one slope for each operand, a function (y, *operands) -> ∂y/∂operand.
+    """
 
     def slope(i: int, y: Any, /, *operands: Any, **params: Any) -> Any:
         if len(slopes) != len(operands):
             got = f"{params['primitive'].name}: got {len(slopes)} slopes"
-            raise ValueError(f"{got}, expected {len(operands)}, one an operand")
+            raise ValueError(f"{got}, expected {len(operands)}, one for each operand")
         return slopes[i](y, *operands)
 
     return entry_by_entry(lambda *operands, **_: notation(*operands), slope)
 
 
 def _times(gy: Any, slope: Any) -> Any:
-    """gy · slope; nothing comes of 0 times an infinite gy where the 0 means that nothing passes."""
+    """gy · slope; 0 times an infinite gy is 0 where the 0 means that nothing passes."""
     if isinstance(gy, Symbol):
         return gy * slope
     if isinstance(slope, int):
@@ -69,24 +71,7 @@ def _times(gy: Any, slope: Any) -> Any:
     return gy * slope
 
 
-def _summed(received: Any, operand: Any) -> Any:
-    """Σ over the entries of y that one entry of the operand was used for."""
-    if received.shape == operand.shape:
-        return received
-    if isinstance(received, Symbol):
-        return Symbol(f"sum({received})", shape=operand.shape)
-    missing = received.ndim - operand.ndim
-    sizes = ((1,) * missing + operand.shape, received.shape)
-    repeated = [axis for axis, (one, size) in enumerate(zip(*sizes, strict=True)) if one != size]
-    return jnp.sum(received, axis=repeated).reshape(operand.shape)
-
-
-def call(name: str) -> Callable[..., str]:
-    """The notation name(a, b, ...)."""
-    return lambda *operands, **_: f"{name}({', '.join(str(symbol(o)) for o in operands)})"
-
-
-# What derivatives are made of
+# Functions that derivatives are made of
 
 exp, log = Function("exp({})", jnp.exp), Function("log({})", jnp.log)
 sin, cos = Function("sin({})", jnp.sin), Function("cos({})", jnp.cos)
@@ -96,8 +81,8 @@ digamma = Function("digamma({})", special.digamma)
 trigamma = Function("trigamma({})", lambda a: special.polygamma(1, a))
 _trunc = Function("trunc({})", jnp.trunc)
 
-#: 1 where the first is larger, ½ where they are equal
-_wins = Function("[{} > {}]", lambda a, b: jnp.where(a == b, 0.5, jnp.where(a > b, 1.0, 0.0)))
+#: 1 where the first is greater, ½ where they are equal
+_greater = Function("[{} > {}]", lambda a, b: jnp.where(a == b, 0.5, jnp.where(a > b, 1.0, 0.0)))
 _below = Function("[{} < {}]", lambda a, b: a < b)
 _inside = Function("[{} < {} < {}]", lambda a, b, c: (a < b) & (b < c))
 
@@ -118,8 +103,10 @@ _ENTRY_BY_ENTRY: dict[str, tuple[Callable[..., Any], ...]] = {
                  lambda y, a, b: y * _log_or_zero(a)),
     "atan2":    (call("atan2"),          lambda y, a, b: b / (a**2 + b**2),
                  lambda y, a, b: -a / (a**2 + b**2)),
-    "max":      (call("max"),            lambda y, a, b: _wins(a, b), lambda y, a, b: _wins(b, a)),
-    "min":      (call("min"),            lambda y, a, b: _wins(b, a), lambda y, a, b: _wins(a, b)),
+    "max":      (call("max"),            lambda y, a, b: _greater(a, b),
+                 lambda y, a, b: _greater(b, a)),
+    "min":      (call("min"),            lambda y, a, b: _greater(b, a),
+                 lambda y, a, b: _greater(a, b)),
     "neg":      (lambda a: -a,           lambda y, a: -1),
     "square":   (lambda a: a**2,         lambda y, a: 2 * a),
     "one_minus_square": (lambda a: 1 - a**2, lambda y, a: -2 * a),
@@ -256,188 +243,12 @@ def _pull_cumsum(i: int, gy: Any, y: Any, a: Any, *, axis: int, reverse: bool, *
     return jax.lax.cumsum(gy, axis=axis, reverse=not reverse)
 
 
-class Own(NamedTuple):
-    """A primitive that only recordings have: what reads better as one operation."""
-
-    name: str
-
-
-IDENTITY = Own("identity")  # a second name for a value that has one
-AFFINE = Own("affine")  # W·z + b + ..., so that gW = δ·zᵀ as the lectures have it
-
-
-# Products of vectors and matrices
-
-
-def _subscripts(a: Any, b: Any, dimension_numbers: Any) -> tuple[str, str, str]:
-    """The index letters of a, b and y = Σ a b: y has those that are not summed over."""
-    (summed_a, summed_b), (batch_a, batch_b) = dimension_numbers
-    of_a = list(ascii_lowercase[: a.ndim])
-    of_b = list(ascii_lowercase[a.ndim : a.ndim + b.ndim])
-    for axis_a, axis_b in zip((*summed_a, *batch_a), (*summed_b, *batch_b), strict=True):
-        of_b[axis_b] = of_a[axis_a]
-    batch = [of_a[axis] for axis in batch_a]
-    free = [letter for letter in of_a if letter not in of_b]
-    free += [letter for letter in of_b if letter not in of_a]
-    return "".join(of_a), "".join(of_b), "".join(batch + free)
-
-
-def _product(left: Any, right: Any, a: str, b: str, y: str, precision: Any = None) -> Any:
-    """Σ left right over the letters that y has not."""
-    if not isinstance(left, Symbol):
-        return jnp.einsum(f"{a},{b}->{y}", left, right, precision=precision)
-    return Symbol(_product_text(left, right, a, b, y))
-
-
-def _product_text(left: Symbol, right: Symbol, a: str, b: str, y: str) -> str:
-    """A·b, a·bᵀ, Aᵀ·B of two matrices or vectors; of arrays with more axes, their indices."""
-    summed = set(a) & set(b) - set(y)
-    free = [letter for letter in a + b if letter not in summed]
-    if max(len(a), len(b), len(y)) > 2 or len(summed) > 1 or sorted(free) != sorted(y):
-        return f"Σ {atom(left)}·{atom(right)} ({a},{b}→{y})"
-    if not (a and b):  # a number times something
-        turned = "ᵀ" if a + b != y else ""
-        return f"{atom(left)}{turned * bool(a)}·{atom(right)}{turned * bool(b)}"
-    if "".join(free) != y or len(a) < len(b):
-        left, right, a, b = right, left, b, a
-    turned_left = "ᵀ" if len(a) == 2 and a[1] not in summed else ""
-    turned_right = "ᵀ" if b[0] not in summed else ""
-    return f"{atom(left)}{turned_left}·{atom(right)}{turned_right}"
-
-
-def _dot(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
-    return _product(a, b, *_subscripts(a, b, dimension_numbers))
-
-
-def _pull_dot(
-    i: int, gy: Any, y: Any, a: Any, b: Any, *, dimension_numbers: Any, **params: Any
-) -> Any:
-    """The same kind of sum, over what gy shares with the other operand: gy·bᵀ, aᵀ·gy."""
-    of_a, of_b, of_y = _subscripts(a, b, dimension_numbers)
-    factors = (gy, b, of_y, of_b, of_a) if i == 0 else (a, gy, of_a, of_y, of_b)
-    return _product(*factors, params.get("precision"))
-
-
-def _affine(a: Any, b: Any, *terms: Any, **params: Any) -> Any:
-    return total([_dot(a, b, **params), *terms])
-
-
-def _pull_affine(i: int, gy: Any, y: Any, a: Any, b: Any, *terms: Any, **params: Any) -> Any:
-    return _pull_dot(i, gy, y, a, b, **params) if i < 2 else _summed(gy, terms[i - 2])
-
-
-# What moves entries about
-
-
-def moving(count: int | None, notation: Callable[..., Any], back: Callable[..., str]) -> Rule:
-    """The rule of a primitive that makes y of the entries of its first ``count`` operands.
-
-    The same move, made with the entries' numbers, tells where each entry of gy belongs.
-    """
-
-    def pull(i: int, gy: Any, y: Any, /, *operands: Any, **params: Any) -> Any:
-        if isinstance(gy, Symbol):
-            return Symbol(back(atom(gy), operands[i], **params))
-        primitive = params.pop("primitive")
-        if "fill_value" in params:
-            params["fill_value"] = 0
-        moved, others = operands[:count], operands[len(operands[:count]) :]
-        origin = primitive.bind(*_numbered(moved), *others, **params)
-        return _put_back(gy, origin, moved, i)
-
-    return Rule(notation, pull)
-
-
-def _ends(operands: Any) -> Any:
-    """Where the numbers of each operand's entries begin and end; 0 is nowhere."""
-    return np.cumsum([1, *(operand.size for operand in operands)])
-
-
-def _numbered(operands: Any) -> list[Array]:
-    return [
-        jnp.arange(start, end, dtype=jnp.int32).reshape(operand.shape)
-        for operand, (start, end) in zip(operands, pairwise(_ends(operands)), strict=True)
-    ]
-
-
-def _put_back(gy: Array, origin: Array, operands: Any, i: int) -> Array:
-    ends = _ends(operands)
-    received = jnp.zeros(ends[-1], gy.dtype).at[jnp.maximum(origin, 0)].add(gy)
-    return received[ends[i] : ends[i + 1]].reshape(operands[i].shape)
-
-
-class _Index:
-    """x[0] as one primitive: a slice, and those of its axes taken away that have length one."""
-
-    name = "index"
-
-    @staticmethod
-    def bind(
-        a: Array, *, start_indices: Any, limit_indices: Any, strides: Any, squeezed: Any
-    ) -> Array:
-        if strides is None:  # in a program that serves every start
-            sizes = np.subtract(limit_indices, start_indices)
-            rows = jax.lax.dynamic_slice(a, np.asarray(start_indices, np.int32), sizes)
-        else:
-            rows = jax.lax.slice(a, start_indices, limit_indices, strides)
-        return jax.lax.squeeze(rows, squeezed)
-
-
-INDEX = _Index()
-
-
-def _brackets(
-    *, start_indices: Any, limit_indices: Any, strides: Any, squeezed: Any = (), **_: Any
-) -> str:
-    strides = strides or (1,) * len(start_indices)
-    ranges = zip(start_indices, limit_indices, strides, strict=True)
-    texts = [
-        str(start) if axis in squeezed else f"{start}:{stop}" + f":{step}" * (step != 1)
-        for axis, (start, stop, step) in enumerate(ranges)
-    ]
-    return f"[{', '.join(texts)}]"
-
-
-def _sliced(a: Any, **limits: Any) -> str:
-    return atom(a) + _brackets(**limits)
-
-
-def _transposed(a: Any, *, permutation: tuple[int, ...], **_: Any) -> str:
-    return f"{atom(a)}ᵀ" if len(permutation) == 2 else f"transpose({a}, {permutation})"
-
-
-def _shaped(name: str, key: str) -> Callable[..., str]:
-    return lambda a, **params: f"{name}({a}, {'×'.join(map(str, params[key])) or 'a number'})"
-
-
-def _broadcast_back(gy: str, a: Any, *, shape: Any, broadcast_dimensions: Any, **_: Any) -> str:
-    if math.prod(a.shape) == math.prod(shape):
-        return f"reshape({gy})"
-    kept = dict(zip(broadcast_dimensions, a.shape, strict=True))
-    axes = [str(axis) for axis, size in enumerate(shape) if kept.get(axis, 1) != size]
-    return f"sum({gy}, axis={', '.join(axes)})" if a.ndim else f"sum({gy})"
-
-
-_MOVES: dict[str, tuple[int | None, Callable[..., Any], Callable[..., str]]] = {
-    # primitive: operands whose entries it moves (None: all), y, what the operand receives
-    "reshape": (1, _shaped("reshape", "new_sizes"), lambda gy, a, **_: f"reshape({gy})"),
-    "squeeze": (1, call("squeeze"), lambda gy, a, **_: f"reshape({gy})"),
-    "broadcast_in_dim": (1, _shaped("broadcast", "shape"), _broadcast_back),
-    "transpose": (1, _transposed, lambda gy, a, **_: f"{gy}ᵀ"),
-    "rev": (1, call("reverse"), lambda gy, a, **_: f"reverse({gy})"),
-    "slice": (1, _sliced, lambda gy, a, **limits: f"{gy} at {_brackets(**limits)}"),
-    "index": (1, _sliced, lambda gy, a, **limits: f"{gy} at {_brackets(**limits)}"),
-    "dynamic_slice": (1, call("dynamic_slice"), lambda gy, a, **_: f"{gy} at its place"),
-    "gather": (1, lambda a, i, **_: f"{atom(a)}[{i}]", lambda gy, a, **_: f"{gy} at its place"),
-    "concatenate": (None, call("concatenate"), lambda gy, a, **_: f"part of {gy}"),
-    "stack": (None, call("stack"), lambda gy, a, **_: f"part of {gy}"),
-    "pad": (2, call("pad"), lambda gy, a, **_: f"part of {gy}"),
-}
-
-
 RULES: dict[str, Rule] = {
     **{name: of_slopes(*line) for name, line in _ENTRY_BY_ENTRY.items()},
-    **{name: moving(*line) for name, line in _MOVES.items()},
+    **{
+        name: Rule(notation, pull_of_move(count, formula))
+        for name, (count, notation, formula) in MOVES.items()
+    },
     "add": entry_by_entry(_add, lambda i, y, *terms, **_: 1),
     "identity": entry_by_entry(lambda a, **_: a, lambda i, y, a, **_: 1),
     "integer_pow": entry_by_entry(_integer_pow, _slope_of_integer_pow),
@@ -450,8 +261,8 @@ RULES: dict[str, Rule] = {
     "reduce_min": Rule(_reduction("min"), _pull_extreme),
     "reduce_prod": Rule(_reduction("prod"), _pull_product),
     "cumsum": Rule(call("cumsum"), _pull_cumsum),
-    "dot_general": Rule(_dot, _pull_dot),
-    "affine": Rule(_affine, _pull_affine),
+    "dot_general": Rule(dot, pull_dot),
+    "affine": Rule(affine, pull_affine),
 }
 
 
@@ -459,7 +270,7 @@ def _relation(sign: str) -> Callable[..., str]:
     return lambda a, b, **_: f"{symbol(a)} {sign} {symbol(b)}"
 
 
-#: what has no derivative, but a notation
+#: the notation of primitives without a derivative
 NOTATIONS: dict[str, Callable[..., str]] = {
     "gt": _relation(">"),
     "lt": _relation("<"),
@@ -479,27 +290,62 @@ def define_rule(
     notation: Callable[..., Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Teach the graph the derivative of one more primitive, by the name it has in a jaxpr.
+    """Add the rule of one more primitive to the table.
 
-    Of one that works entry by entry: a function (y, *operands) -> ∂y/∂operand for each operand.
-    Of any other: pull(i, gy, y, *operands, **params), what operand i receives where y's adjoint is
-    gy.  Both are written with jax.numpy.  The notation, (*operands, **params) -> str, is
-    "primitive(a, b)" unless given.  Raises ValueError where the primitive has a rule already,
-    unless ``overwrite=True``, and TypeError without exactly one of slopes and pull.
+    A rule says how the adjoint of an operand follows from gy, the adjoint of the output y.  It is
+    written with ``jax.numpy``, for the arrays gy, y and the operands.  Give slopes where y is
+    computed entry by entry, and a pull otherwise.
+
+    primitive: the name in a jaxpr; ``print(jax.make_jaxpr(f)(x))`` shows it with its parameters.
+    slopes: one function (y, *operands) -> ∂y/∂operand for each operand, entry by entry; the graph
+        multiplies it by gy, and sums over the entries that the operand was broadcast to.
+    pull: a function (i, gy, y, *operands, **params) -> the adjoint that operand i receives, of that
+        operand's shape; params are the primitive's parameters.  i counts from 0.
+    notation: a function (*operands, **params) -> str that gets the operands' names; it writes
+        "primitive(a, b)" unless given.
+    overwrite: whether to replace a rule that there is already; False unless given.
+
+    Formulas come by themselves: a slope or a pull that cannot compute with names instead of arrays
+    is written ∂y/∂a or pull(gy).
+
+    Raises ValueError if the primitive has a rule already, unless ``overwrite=True``, and TypeError
+    unless exactly one of slopes and pull is given.
+
+    The Bessel function I₁(a)·exp(-|a|) works entry by entry:
 
     >>> define_rule("bessel_i1e", lambda y, a: jax.scipy.special.i0e(a) - y * (jnp.sign(a) + 1 / a))
-    >>> del RULES["bessel_i1e"]
+
+    A sort moves entries along an axis.  Entry a[k] goes to place rank[k] of y, so that it receives
+    gy[rank[k]]:
+
+    >>> def pull_sort(i, gy, y, a, *, dimension, **params):
+    ...     rank = jnp.argsort(jnp.argsort(a, dimension), dimension)
+    ...     return jnp.take_along_axis(gy, rank, dimension)
+    >>> define_rule("sort", pull=pull_sort)
+
+    >>> import jaxbp
+    >>> def weighted(v):
+    ...     return jnp.sort(v) @ jnp.array([1.0, 10.0, 100.0])
+    >>> v = jnp.array([3.0, 1.0, 2.0])
+    >>> jaxbp.graph.grad(weighted)(v).tolist(), jax.grad(weighted)(v).tolist()
+    ([100.0, 1.0, 10.0], [100.0, 1.0, 10.0])
+    >>> graph = jaxbp.graph.trace(weighted, v)
+    >>> graph["b"].operation, graph["v"].formula
+    ('sort(v)', 'pull(gb)')
+
+    >>> del RULES["sort"], RULES["bessel_i1e"]
     """
     if not isinstance(primitive, str) or not primitive:
         raise TypeError(f"primitive: got {primitive!r}, expected its name, such as 'sin'")
     if notation is not None and not callable(notation):
         raise TypeError(f"notation: got {notation!r}, expected a function (*operands, **params)")
-    if bool(slopes) == bool(pull) or not all(map(callable, (*slopes, *filter(None, [pull])))):
+    given = slopes if pull is None else (*slopes, pull)
+    if bool(slopes) == (pull is not None) or not all(map(callable, given)):
         raise TypeError(
             f"{primitive}: expected a function (y, *operands) for each operand, or pull=, a "
             "function (i, gy, y, *operands, **params)"
         )
     if primitive in RULES and not overwrite:
         raise ValueError(f"{primitive}: has a rule already; overwrite=True replaces it")
-    notation = notation or call(primitive)
-    RULES[primitive] = Rule(notation, pull) if pull else of_slopes(notation, *slopes)
+    notation = call(primitive) if notation is None else notation
+    RULES[primitive] = of_slopes(notation, *slopes) if pull is None else Rule(notation, pull)

@@ -1,5 +1,5 @@
-"""Formulas: a rule written once gives its number when called with numbers, its notation when called
-with symbols, so that what the page says and what is computed cannot disagree.
+"""Formulas: a rule written once gives its value when called with numbers and its notation when
+called with symbols, so that the formula on paper and the value computed cannot disagree.
 
 >>> slope = lambda a, b: -a / b**2
 >>> slope(3.0, 2.0), str(slope(Symbol("a"), Symbol("b")))
@@ -20,8 +20,10 @@ SUPERSCRIPTS = str.maketrans("-0123456789", _RAISED[:11])
 
 
 class Symbol:
-    """A formula: its text, how tightly it binds, and the shape of what it stands for: products of
-    arrays are entry by entry (⊙)."""
+    """A formula: its text, how tightly it binds, and the shape of its value.
+
+    Products of arrays are entry by entry (⊙).
+    """
 
     __array_ufunc__ = None  # NumPy's numbers leave arithmetic with a formula to the formula
 
@@ -92,21 +94,26 @@ class Symbol:
 
 
 class Function:
-    """A function of numbers with a notation, ``"exp({})"``, for when it is called with symbols."""
+    """A function of numbers, with the notation ``"exp({})"`` that it gives of symbols."""
 
     def __init__(self, notation: str, numeric: Callable[..., Any]) -> None:
         self.notation, self.numeric = notation, numeric
 
     def __call__(self, *operands: Any) -> Any:
-        """Its value, or its formula."""
+        """The function's value of numbers, or its formula of symbols."""
         if not any(isinstance(operand, Symbol) for operand in operands):
             return self.numeric(*operands)
         symbols = [symbol(operand) for operand in operands]
         return Symbol(self.notation.format(*symbols), shape=_broadcast(*symbols))
 
 
+def call(name: str) -> Callable[..., str]:
+    """The notation name(a, b, ...)."""
+    return lambda *operands, **_: f"{name}({', '.join(str(symbol(o)) for o in operands)})"
+
+
 def symbol(value: Any) -> Symbol:
-    """A formula as it is, and a number as its figures."""
+    """A formula as it is, or the formula of a number, which is its figures."""
     if isinstance(value, Symbol):
         return value
     text = figures(value)
@@ -114,8 +121,8 @@ def symbol(value: Any) -> Symbol:
 
 
 def figures(value: Any) -> str:
-    """A number in at most six significant figures, more where it is nearly whole; a truth value as
-    a word."""
+    """The text of a number in at most six significant figures, more where it is nearly whole, or
+    of a truth value."""
     if np.asarray(value).dtype.kind == "b":
         return str(bool(value))
     value = float(value) + 0.0  # no -0
@@ -125,7 +132,7 @@ def figures(value: Any) -> str:
 
 
 def within(formula: Symbol, binds: int) -> str:
-    """The formula's text, in parentheses where it binds less tightly than what is around it."""
+    """The formula's text, in parentheses where it binds less tightly than its surroundings."""
     return formula.text if formula.binds >= binds else f"({formula})"
 
 
@@ -139,7 +146,7 @@ def _broadcast(*symbols: Symbol) -> tuple[int, ...]:
 
 
 def total(terms: Iterable[Any]) -> Any:
-    """Their sum: of formulas or of numbers."""
+    """The sum of formulas or of numbers."""
     first, *others = terms
     for term in others:
         first = first + term

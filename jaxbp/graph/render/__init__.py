@@ -1,1 +1,4 @@
-"""The pictures of a graph: ``text`` for a terminal, ``web`` for a browser, ``mermaid_dot``."""
+"""The pictures of a graph: read ``text``, the tables of a terminal, then ``mermaid_dot``, for
+programs that draw, and ``web``, the page in a browser, with its template ``page.html`` and
+``layout``, which places its boxes.
+"""

@@ -1,9 +1,10 @@
-"""Where the boxes of a graph stand on a page: in layers, from the arguments down to the output.
+"""The layout of a graph's boxes on a page: in layers, from the arguments down to the output.
 
-After Sugiyama, Tagawa and Toda (1981): a layer a depth, a joint wherever an edge passes a layer,
-layers ordered by the mean place of neighbours so that few edges cross, then straightened.
+After Sugiyama, Tagawa and Toda (1981): one layer for each depth, a joint where an edge passes a
+layer, layers ordered by the mean place of neighbours so that few edges cross, then straightened.
 """
 
+from bisect import bisect_right, insort
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,10 +15,10 @@ _SWEEPS = 12
 
 
 class Layout(NamedTuple):
-    """The centres of the boxes, the courses of the edges, and the size of it all."""
+    """The centres of the boxes, the courses of the edges, and the size of the whole, in pixels."""
 
     centres: list[tuple[float, float]]
-    courses: list[list[tuple[float, float]]]  # of each edge, from parent to child
+    courses: list[list[tuple[float, float]]]  # the points of each edge, from parent to child
     width: float
     height: float
 
@@ -47,7 +48,7 @@ def layout(widths: Sequence[float], edges: Sequence[tuple[int, int]]) -> Layout:
 
 
 def _layered(count: int, edges: Sequence[tuple[int, int]]) -> tuple[list[list[int]], list[int]]:
-    """Each edge as a chain of items, one a layer, and the layer of every item: boxes and joints."""
+    """Each edge as a chain of items, boxes and joints, one a layer; and the layer of each item."""
     layer_of = [0] * count
     for parent, child in sorted(edges, key=lambda edge: edge[1]):
         layer_of[child] = max(layer_of[child], layer_of[parent] + 1)
@@ -72,11 +73,11 @@ def _places(
     above: dict[int, list[int]],
     below: dict[int, list[int]],
 ) -> dict[int, float]:
-    """Where each item is along its layer, after sweeping down and up."""
+    """The place of each item along its layer, after sweeps down and up."""
     places: dict[int, float] = {}
     for layer in layers:
         _settle(layer, dict.fromkeys(layer, 0.0), sizes, places)
-    best, fewest = dict(places), _crossings(layers, places, below)
+    best, fewest = dict(places), count_crossings(layers, places, below)
     for sweep in range(_SWEEPS):
         downwards = sweep % 2 == 0
         for layer in layers if downwards else reversed(layers):
@@ -84,7 +85,7 @@ def _places(
             wanted = {item: _mean(places, neighbours[item], places[item]) for item in layer}
             layer.sort(key=wanted.__getitem__)
             _settle(layer, wanted, sizes, places)
-        crossings = _crossings(layers, places, below)
+        crossings = count_crossings(layers, places, below)
         if crossings <= fewest:
             best, fewest = dict(places), crossings
     return best
@@ -93,7 +94,7 @@ def _places(
 def _settle(
     layer: list[int], wanted: dict[int, float], sizes: Sequence[float], places: dict[int, float]
 ) -> None:
-    """Place a layer's items in their order, apart, and as near to where they want as may be."""
+    """Place a layer's items in their order, apart, and as near as may be to the places wanted."""
     position, shifts = -1e9, []
     for previous, item in zip([None, *layer], layer, strict=False):
         apart = 0 if previous is None else (sizes[previous] + sizes[item]) / 2 + _GAP
@@ -109,12 +110,15 @@ def _mean(places: dict[int, float], neighbours: Sequence[int], otherwise: float)
     return sum(places[n] for n in neighbours) / len(neighbours) if neighbours else otherwise
 
 
-def _crossings(
+def count_crossings(
     layers: Sequence[Sequence[int]], places: dict[int, float], below: dict[int, list[int]]
 ) -> int:
-    """How many pairs of edges cross."""
+    """How many pairs of edges cross: from left to right above, those out of order below."""
     count = 0
     for layer in layers:
-        lines = [(places[upper], places[lower]) for upper in layer for lower in below[upper]]
-        count += sum((a - c) * (b - d) < 0 for i, (a, b) in enumerate(lines) for c, d in lines[:i])
+        ends = sorted((places[upper], places[lower]) for upper in layer for lower in below[upper])
+        before: list[float] = []  # the lower ends so far, in order
+        for _, lower in ends:
+            count += len(before) - bisect_right(before, lower)
+            insort(before, lower)
     return count

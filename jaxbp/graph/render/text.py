@@ -1,74 +1,69 @@
-"""The page in a terminal: name = operation = value, and adjoint = sum of contributions = value."""
+"""The graph as text: name = operation = value, and adjoint = sum of contributions = value."""
 
-import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from jaxbp.graph.nodes import Node, shown
+from jaxbp.graph.nodes import Node, value_text
 
 
-class Line(NamedTuple):
-    """One equation of the page; the formula is empty where a value is given."""
+class Equation(NamedTuple):
+    """name = formula = value; the formula is empty where a value is given."""
 
     name: str
     formula: str
     value: str
 
 
-def forward_lines(nodes: Sequence[Node]) -> list[Line]:
-    """The arguments and what is made of them, in the order of computation."""
-    return [Line(node.name, node.operation, shown(node.value)) for node in nodes]
+def forward_equations(nodes: Sequence[Node]) -> list[Equation]:
+    """The arguments and the values made of them, in the order of computation."""
+    return [Equation(node.name, node.operation, value_text(node.value)) for node in nodes]
 
 
-def backwards(nodes: Sequence[Node]) -> list[Node]:
+def backward_equations(nodes: Sequence[Node]) -> list[Equation]:
+    """The adjoints, in the order of computation."""
+    return [adjoint_equation(node) for node in backward_order(nodes)]
+
+
+def backward_order(nodes: Sequence[Node]) -> list[Node]:
     """The nodes that have an adjoint, from the output back, the arguments last."""
     made = [node for node in reversed(nodes) if node.operation]
     given = [node for node in nodes if not node.operation]
     return [node for node in (*made, *given) if node.adjoint is not None]
 
 
-def backward_line(node: Node) -> Line:
-    """A node's adjoint as the sum that it is."""
-    return Line(node.adjoint_name, node.formula, shown(node.adjoint))
+def adjoint_equation(node: Node) -> Equation:
+    """A node's adjoint as the sum of its contributions."""
+    return Equation(node.adjoint_name, node.formula, value_text(node.adjoint))
 
 
-def backward_lines(nodes: Sequence[Node]) -> list[Line]:
-    """The adjoints, in the order in which they are known."""
-    return [backward_line(node) for node in backwards(nodes)]
-
-
-def page(nodes: Sequence[Node], remarks: Iterable[str], width: int | None = None) -> str:
-    """Both tables and the remarks, in lines that fit the terminal's width."""
-    width = max(width or shutil.get_terminal_size().columns, 24)
-    parts = ["forward", *equations(forward_lines(nodes), width)]
-    backward = equations(backward_lines(nodes), width)
+def to_text(nodes: Sequence[Node], remarks: Iterable[str], width: int) -> str:
+    """Both tables and the remarks, in lines of at most width columns (24 at least)."""
+    width = max(width, 24)
+    lines = ["forward", *_aligned(forward_equations(nodes), width)]
+    backward = _aligned(backward_equations(nodes), width)
     if backward:
-        parts += ["", "backward", *backward]
+        lines += ["", "backward", *backward]
     for remark in remarks:
-        parts += ["", *textwrap.wrap(remark, width)]
-    return "\n".join(parts)
+        lines += ["", *textwrap.wrap(remark, width)]
+    return "\n".join(lines)
 
 
-def equations(lines: Sequence[Line], width: int) -> list[str]:
-    """name = formula = value, one under the other; a formula too long goes on below its own."""
-    left = max((len(line.name) for line in lines), default=0)
+def _aligned(equations: Sequence[Equation], width: int) -> list[str]:
+    """The equations with their signs below each other; a long formula goes on in a line below."""
+    left = max((len(equation.name) for equation in equations), default=0)
     room = width - left - 3
-    longest = max((len(line.value) for line in lines if line.formula), default=0) + 3
-    fitting = [len(line.formula) for line in lines if len(line.formula) + longest <= room]
+    right = 3 + max((len(each.value) for each in equations if each.formula), default=0)
+    fitting = [len(each.formula) for each in equations if len(each.formula) + right <= room]
     middle = max(fitting, default=0)
-    return [text for line in lines for text in _equation(line, left, middle, room)]
-
-
-def _equation(line: Line, left: int, middle: int, room: int) -> list[str]:
-    start = f"{line.name:<{left}} = "
-    if not line.formula:
-        return _continued(start, textwrap.wrap(line.value, room))
-    if len(line.formula) <= middle:
-        return [f"{start}{line.formula:<{middle}} = {line.value}"]
-    return _continued(start, [*textwrap.wrap(line.formula, room), f"= {line.value}"])
-
-
-def _continued(start: str, texts: Sequence[str]) -> list[str]:
-    first, *others = texts
-    return [start + first, *(" " * len(start) + text for text in others)]
+    lines = []
+    for name, formula, value in equations:
+        if not formula:
+            texts = textwrap.wrap(value, room)
+        elif len(formula) <= middle:
+            texts = [f"{formula:<{middle}} = {value}"]
+        else:
+            texts = [*textwrap.wrap(formula, room), f"= {value}"]
+        lines.append(f"{name:<{left}} = {texts[0]}")
+        lines += [" " * (left + 3) + text for text in texts[1:]]
+    return lines
