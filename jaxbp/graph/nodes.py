@@ -220,6 +220,6 @@ def value_text(value: Any) -> str:
 
 
 def _entry_text(entry: Any) -> str:
-    return (
-        figures(entry) if entry.dtype.kind == "b" else significant(float(entry) + 0.0, 4)
-    )  # no -0
+    if entry.dtype.kind == "b":
+        return figures(entry)
+    return significant(float(entry) + 0.0, 4)  # no -0
