@@ -17,8 +17,7 @@ from jax import Array
 from jaxbp.gradient import Batch, example_shares, per_example_pass, with_penalty
 from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Layer, Params, Residual, Residuals, units_of
-from jaxbp.precision import wide_enough
-from jaxbp.trees import check_like
+from jaxbp.trees import check_like, wide_enough
 
 
 def hessian_vector_product(model: MLP, params: Params, batch: Batch, vector: Params) -> Params:

@@ -20,7 +20,7 @@ from jaxbp.curvature import hessian_vector_product
 from jaxbp.gradient import Batch, example_shares, penalised, penalty, per_example_pass, with_penalty
 from jaxbp.mlp import gradients
 from jaxbp.model import MLP, Deltas, Layer, Params, Residual, Residuals
-from jaxbp.precision import wide_enough
+from jaxbp.trees import wide_enough
 
 Reduction = Literal["mean", "sum"]
 MaxNorm = float | Sequence[float] | Array  # of the whole gradient, or of every layer's

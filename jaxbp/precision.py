@@ -62,8 +62,3 @@ def _in_dtype(gradient: Gradient, dtype: Any) -> Gradient:
         return loss + penalty(model, params), with_penalty(model, params, grads)
 
     return rounded
-
-
-def wide_enough(rows: Array) -> DTypeLike:
-    """A dtype to sum squares in: that of rows, or float32 where half precision would overflow."""
-    return rows.dtype if rows.dtype.itemsize > 2 else jnp.float32

@@ -22,6 +22,11 @@ def check_like(name: str, tree: Any, params: Any) -> None:
         raise ValueError(f"{name}: got {got}, expected the shapes of params, {expected}")
 
 
+def wide_enough(rows: jax.Array) -> jax.typing.DTypeLike:
+    """A dtype to sum squares in: that of the rows, or float32 where half precision would overflow."""
+    return rows.dtype if rows.dtype.itemsize > 2 else jnp.float32
+
+
 def argument_names(f: Callable[..., Any], count: int) -> list[str]:
     """The names of f's first positional parameters, or args[2] where f's signature has none."""
     try:
