@@ -23,7 +23,7 @@ def check_like(name: str, tree: Any, params: Any) -> None:
 
 
 def wide_enough(rows: jax.Array) -> jax.typing.DTypeLike:
-    """A dtype to sum squares in: that of the rows, or float32 where half precision would overflow."""
+    """A dtype to sum squares in: that of rows, or float32 where half precision would overflow."""
     return rows.dtype if rows.dtype.itemsize > 2 else jnp.float32
 
 
