@@ -206,8 +206,11 @@ def test_diagnostics_are_kept_with_the_metrics(elsewhere, capsys):
     assert "healthy" in capsys.readouterr().out
 
 
+LECUN = ["--scheme", "lecun"]
+
+
 def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
-    assert run("diagnose", "iris", *PLAIN, "--hidden", 8, "--bias", -30, "--epochs", 2) == 0
+    assert run("diagnose", "iris", *PLAIN, "--hidden", 8, "--bias", -30, "--epochs", 2, *LECUN) == 0
     printed = capsys.readouterr().out
     assert "before training" in printed
     assert "after 2 epochs" in printed
@@ -436,6 +439,8 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     (elsewhere / "out.csv").write_text("mine")
     message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "out.csv")
     assert "--output: out.csv exists, and nothing is overwritten" in message
+    message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "nowhere/out.csv")
+    assert "--output: nowhere is not a directory" in message
     assert "iri: no such data; did you mean iris?" in refused(
         capsys, "predict", "runs/iris-1", "iri"
     )
@@ -603,7 +608,14 @@ def test_check_draws_and_writes_and_never_over(homework, elsewhere, capsys):
     assert (elsewhere / "steps.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((elsewhere / "report.json").read_text())
     assert record["verdict"] == record["second_order"]["verdict"] == "pass"
-    assert "--plot: steps.png exists" in refused(capsys, "check", "homework.py:cube", *files)
+    for option, name, message in [
+        ("--plot", "steps.png", "steps.png exists, and nothing is overwritten"),
+        ("--plot", "steps.txt", "got steps.txt, expected a name in .png, .svg, .pdf"),
+        ("--output", "report.json", "report.json exists, and nothing is overwritten"),
+        ("--output", "nowhere/report.json", "nowhere is not a directory"),
+    ]:
+        said = refused(capsys, "check", "homework.py:cube", option, name)
+        assert f"{option}: {message}" in said
 
 
 @pytest.mark.parametrize(

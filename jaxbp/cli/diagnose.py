@@ -96,7 +96,7 @@ def diagnose(options: Diagnose, path: Path, console: Console) -> int:
         console.print("before training", str(at_start), sep="\n", soft_wrap=True)
         report, losses = at_start, trained.history.training_loss
         if len(losses):
-            report = health_after(len(losses), plan, trained.params, trained.history)
+            report = health_after(plan, trained.params, trained.history, len(losses))
             heading = f"\nafter {len(losses)} epochs, training loss {losses[-1]:.4g}"
             console.print(heading, str(report), sep="\n", soft_wrap=True)
         if interrupts.asked:

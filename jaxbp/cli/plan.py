@@ -40,7 +40,9 @@ class Plan:
     dataset: Dataset
     head: str  # its name
     model: MLP
+    parameters: int  # how many weights and biases it has
     parts: dict[str, Batch]  # train, validation and test, with targets as the head takes them
+    label_smoothing: float  # 0 for regression
     to_fit: Batch  # the training part, its labels smoothed
     learning_rate: float | None  # at the start; None: the optimiser finds its own
     optimizer: optax.GradientTransformation
@@ -52,11 +54,6 @@ class Plan:
         """Sizes and activations, as in "64-128-10 relu"."""
         units = self.options.activation if self.options.hidden else ["linear"]
         return f"{'-'.join(map(str, self.model.sizes))} {' '.join(units)}"
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers are learned: every layer's weights and biases."""
-        return sum(o * (i + 1) for i, o in pairwise(self.model.sizes))
 
     @property
     def metric(self) -> str:
@@ -105,10 +102,11 @@ def decide(options: Design) -> Plan:
         for part, batch in parts.items():
             target: Any = batch.target[:, None] == ones
             parts[part] = batch._replace(target=target.astype(np.float32))
+    label_smoothing = 0.0 if labels is None else options.label_smoothing
     to_fit = parts["train"]
-    if labels is not None and options.label_smoothing:
+    if label_smoothing > 0:
         classes = outputs if head.target == "classes" else None
-        smoothed = smooth_labels(to_fit.target, options.label_smoothing, classes)
+        smoothed = smooth_labels(to_fit.target, label_smoothing, classes)
         to_fit = to_fit._replace(target=smoothed)
 
     rows, columns = to_fit.x.shape
@@ -125,7 +123,8 @@ def decide(options: Design) -> Plan:
     elif options.batch_size != "auto":
         batch_size = options.batch_size
     steps = options.epochs * math.ceil(rows / (batch_size or rows))
-    rate, optimizer = _optimizer(options, model, steps)
+    parameters = sum(o * (i + 1) for i, o in pairwise(model.sizes))
+    rate, optimizer = _optimizer(options, parameters, steps)
     patience = options.patience
     if patience == "auto":  # on diabetes it doubles R²; smoothed labels do better without
         patience = 10 if labels is None else 0
@@ -134,7 +133,9 @@ def decide(options: Design) -> Plan:
         dataset=dataset,
         head=name,
         model=model,
+        parameters=parameters,
         parts=parts,
+        label_smoothing=label_smoothing,
         to_fit=to_fit,
         learning_rate=rate,
         optimizer=optimizer,
@@ -155,11 +156,10 @@ def _task(options: Design) -> Task | None:
 
 
 def _optimizer(
-    options: Design, model: MLP, steps: int
+    options: Design, parameters: int, steps: int
 ) -> tuple[float | None, optax.GradientTransformation]:
     """The learning rate that the optimiser starts from, if it has one, and the optimiser."""
     name, chosen = options.optimizer, OPTIMIZERS[options.optimizer]
-    parameters = sum(o * (i + 1) for i, o in pairwise(model.sizes))
     if name == "bfgs" and parameters > _LARGEST_FOR_BFGS:
         raise UsageError(
             f"--optimizer bfgs keeps a matrix of {parameters:,} × {parameters:,} numbers here; it "
@@ -184,7 +184,7 @@ class Trained:
 
 
 def initial(plan: Plan) -> Params:
-    """Weights and biases to start from."""
+    """Draw the weights and biases to start from."""
     options = plan.options
     scheme = None if options.scheme == "auto" else options.scheme
     key = jax.random.key(options.seed)
@@ -217,8 +217,8 @@ def fit_plan(
     return Trained(params, history, None)
 
 
-def health_after(epoch: int, plan: Plan, params: Params, history: History) -> LayerReport:
-    """The health of every layer after an epoch, from 1, of a run with diagnostics."""
+def health_after(plan: Plan, params: Params, history: History, epoch: int) -> LayerReport:
+    """Report on every layer after an epoch, from 1, with its params; the run had diagnostics."""
     health = jax.tree.map(lambda values: values[epoch - 1], history.health)
     rows = sample(plan.to_fit, SAMPLE)
     finds_its_step = plan.learning_rate is None  # which may then be of any size

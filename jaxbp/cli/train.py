@@ -80,7 +80,6 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """All of the run that is worth knowing later, as JSON takes it."""
         plan, options, outcome = self.plan, self.plan.options, self.outcome
-        labels = plan.dataset.preparation.labels
         scores: dict[str, float] = {}
         for part, evaluation in self.scores.items():
             scores[f"{part}_loss"] = evaluation.loss
@@ -89,7 +88,7 @@ class Summary:
             {
                 "data": options.data,
                 "rows": {part: len(batch.x) for part, batch in plan.parts.items()},
-                "classes": labels,
+                "classes": plan.dataset.preparation.labels,
                 "network": plan.model.sizes,
                 "activation": options.activation,
                 "head": plan.head,
@@ -99,7 +98,7 @@ class Summary:
                 "schedule": options.schedule,
                 "batch_size": plan.batch_size,
                 "l2": options.l2,
-                "label_smoothing": options.label_smoothing if labels else 0.0,
+                "label_smoothing": plan.label_smoothing,
                 "seed": options.seed,
                 "patience": plan.patience,
                 "gradient": options.gradient,
@@ -146,7 +145,7 @@ def run(options: Train, console: Console) -> int:
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
     if options.diagnostics and outcome.kept_epoch:
-        report = health_after(outcome.kept_epoch, plan, outcome.params, outcome.history)
+        report = health_after(plan, outcome.params, outcome.history, outcome.kept_epoch)
         console.print(str(report), soft_wrap=True)
     console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
@@ -156,8 +155,11 @@ def run(options: Train, console: Console) -> int:
 
 
 def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
-    """Relative errors of backprop on the first rows: against jax.grad in the parameters' own dtype,
-    and against central differences in float64."""
+    """Measure the relative error of backprop on the first rows, in two ways.
+
+    "jax_grad" is the error against jax.grad in the parameters' own dtype, "finite_differences" that
+    against central differences in float64.
+    """
     first = jax.tree.map(lambda array: np.asarray(array[:32]), batch)
     with jax.default_matmul_precision("highest"):
         by_autodiff = compare(*_both_gradients(model, params, first))
@@ -174,7 +176,7 @@ def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
 
 @partial(jax.jit, static_argnums=0)
 def _both_gradients(model: MLP, params: Params, batch: Batch) -> tuple[Params, Params]:
-    """By hand, and by jax.grad."""
+    """The gradient by hand, and by jax.grad."""
     return backprop(model, params, batch)[1], autodiff(model, params, batch)[1]
 
 
@@ -182,7 +184,7 @@ def _both_gradients(model: MLP, params: Params, batch: Batch) -> tuple[Params, P
 def _both_slopes(
     model: MLP, params: Params, batch: Batch, directions: Params
 ) -> tuple[jax.Array, jax.Array]:
-    """⟨∇E, d⟩ along several directions d: by hand, and by differences."""
+    """The slope ⟨∇E, d⟩ along several directions d, by hand, and by differences."""
     _, grads = backprop(model, params, batch)
 
     def slopes(direction: Params) -> tuple[jax.Array, jax.Array]:
@@ -299,18 +301,17 @@ def write_run(folder: Path, summary: Summary) -> None:
     save(folder / "model.safetensors", plan.model, outcome.params, plan.dataset.preparation)
     (folder / "summary.json").write_text(json.dumps(summary.to_dict(), indent=2) + "\n")
     if len(outcome.history.training_loss):
-        smoothed = plan.to_fit is not plan.parts["train"]
         learning_curve(
             folder / "learning_curve.png",
             outcome.history,
             metric=_METRICS[plan.metric],
             title=plan.title,
-            training="training, smoothed labels" if smoothed else "training",
+            training="training, smoothed labels" if plan.label_smoothing else "training",
         )
 
 
 def facts_table(summary: Summary) -> Table:
-    """Data, network, epochs and time, a line each."""
+    """Tabulate data, network, epochs and time, a line each."""
     plan, options, outcome = summary.plan, summary.plan.options, summary.outcome
     rows = {part: len(batch.x) for part, batch in plan.parts.items()}
     labels = plan.dataset.preparation.labels
@@ -331,8 +332,9 @@ def facts_table(summary: Summary) -> Table:
 
 
 def scores_table(summary: Summary) -> Table:
-    """Loss and accuracy or R² of the three parts."""
+    """Tabulate loss and accuracy or R² of the three parts."""
     table = Table("", "loss", _METRICS[summary.plan.metric], box=box.SIMPLE_HEAD)
-    for part, (loss, metric) in summary.scores.items():
-        table.add_row(part, f"{loss:.4f}" if abs(loss) < 1e4 else f"{loss:.3e}", f"{metric:.4f}")
+    for part, score in summary.scores.items():
+        loss = f"{score.loss:.4f}" if abs(score.loss) < 1e4 else f"{score.loss:.3e}"
+        table.add_row(part, loss, f"{score.metric:.4f}")
     return table
