@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import get_args
@@ -21,7 +22,7 @@ from tables import random_params
 
 import jaxbp
 from jaxbp import activations, cli, diagnostics, heads
-from jaxbp.cli import check, compilation_cache, diagnose, options, train
+from jaxbp.cli import check, compilation_cache, diagnose, interrupts, options, plan, train
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 slow = pytest.mark.slow
@@ -36,9 +37,11 @@ def each(names, *quick):
 def shared_programs():
     """The same options make the same optimiser here, so that equal runs compile one epoch."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("OPTIMIZERS", "SCHEDULES"):
-            makers = getattr(options, name)
-            patch.setattr(options, name, {each: cache(makers[each]) for each in makers})
+        for name, optimizer in options.OPTIMIZERS.items():
+            shared = replace(optimizer, make=cache(optimizer.make))
+            patch.setitem(options.OPTIMIZERS, name, shared)
+        for name, schedule in options.SCHEDULES.items():
+            patch.setitem(options.SCHEDULES, name, cache(schedule))
         yield
 
 
@@ -115,25 +118,25 @@ PLAIN = ["--optimizer", "sgd", "--batch-size", "full"]  # what compiles fastest
 
 def planned(*arguments):
     """The plan that a command line comes to."""
-    return options.make_plan(tyro.cli(options.Train, args=list(map(str, arguments))))
+    return plan.decide(tyro.cli(train.Train, args=list(map(str, arguments))))
 
 
 def fitted(*arguments):
     """The plan that a command line comes to, and the history of training by it."""
-    plan = planned(*arguments)
-    return plan, jaxbp.fit(
-        plan.model,
-        plan.to_fit,
-        optimizer=plan.optimizer,
+    decided = planned(*arguments)
+    return decided, jaxbp.fit(
+        decided.model,
+        decided.to_fit,
+        optimizer=decided.optimizer,
         epochs=30,
-        batch_size=plan.batch_size,
+        batch_size=decided.batch_size,
         key=jax.random.key(0),
-        params=random_params(plan.model, 0, np.float32),  # init compiles longer than it runs
-        validation=plan.parts["validation"],
+        params=random_params(decided.model, 0, np.float32),  # init compiles longer than it runs
+        validation=decided.parts["validation"],
     )[1]
 
 
-@pytest.mark.parametrize("optimizer", each(get_args(options.OptimizerName), "lbfgs"))
+@pytest.mark.parametrize("optimizer", each(options.OPTIMIZERS, "lbfgs"))
 def test_every_optimizer_learns(optimizer):
     """Better than always saying the commonest class, which is right in 0.4 of the rows."""
     _, history = fitted("wine", "--hidden", 32, "--epochs", 30, "--optimizer", optimizer)
@@ -143,22 +146,22 @@ def test_every_optimizer_learns(optimizer):
 @pytest.mark.parametrize("head", each(heads.BY_NAME, "exp_poisson"))
 def test_every_head_learns(head):
     data = "diabetes" if head.startswith(("linear", "exp")) else "breast_cancer"
-    plan, history = fitted(data, *PLAIN, "--learning-rate", 1e-3, "--hidden", 8, "--head", head)
-    assert plan.model.sizes[-1] == (2 if head.startswith("softmax") else 1)
+    decided, history = fitted(data, *PLAIN, "--learning-rate", 1e-3, "--hidden", 8, "--head", head)
+    assert decided.model.sizes[-1] == (2 if head.startswith("softmax") else 1)
     assert history.validation_loss[-1] < history.validation_loss[0]
 
 
 @pytest.mark.parametrize("activation", each(activations.BY_NAME, "softplus"))
 def test_every_activation_learns(activation):
-    plan, history = fitted("iris", *PLAIN, "--hidden", 8, "--activation", activation)
-    assert plan.model.activation is activations.BY_NAME[activation]
+    decided, history = fitted("iris", *PLAIN, "--hidden", 8, "--activation", activation)
+    assert decided.model.activation is activations.BY_NAME[activation]
     assert history.training_loss[-1] < history.training_loss[0]
 
 
 def test_independent_sigmoids_for_several_classes():
-    plan, history = fitted("wine", *PLAIN, "--head", "sigmoid_logistic", "--hidden", 16)
-    assert plan.parts["test"].target.sum(axis=1).tolist() == [1] * len(plan.parts["test"].x)
-    np.testing.assert_allclose(sorted(set(plan.to_fit.target.ravel().tolist())), [0.05, 0.95])
+    decided, history = fitted("wine", *PLAIN, "--head", "sigmoid_logistic", "--hidden", 16)
+    assert decided.parts["test"].target.sum(axis=1).tolist() == [1] * len(decided.parts["test"].x)
+    np.testing.assert_allclose(sorted(set(decided.to_fit.target.ravel().tolist())), [0.05, 0.95])
     assert history.metric[-1] > 0.7
 
 
@@ -176,7 +179,22 @@ def test_the_names_on_offer_are_the_tables_names():
     assert get_args(options.OptimizerName) == tuple(options.OPTIMIZERS)
     assert get_args(options.ScheduleName) == tuple(options.SCHEDULES)
     assert get_args(options.GradientName) == tuple(options.GRADIENTS)
-    assert set(options.LEARNING_RATES) == set(options.OPTIMIZERS)
+    assert get_args(options.ActivationName) == tuple(activations.BY_NAME)
+    assert get_args(options.HeadName) == tuple(heads.BY_NAME)
+
+
+def test_the_help_tells_the_tables_names_and_rates(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    help_ = re.search(
+        r"(?s)--optimizer NAME(.*)--learning-rate(.*)--schedule", capsys.readouterr().out
+    )
+    names, rates = help_.groups()
+    for name, optimizer in options.OPTIMIZERS.items():
+        assert re.search(rf"\b{name}\b", names)
+        rate = re.search(rf"([\d.]+) for (?:\w+ and )?{name}\b", rates)
+        assert optimizer.rate == (rate and float(rate[1]))
 
 
 def test_diagnostics_are_kept_with_the_metrics(elsewhere, capsys):
@@ -188,8 +206,11 @@ def test_diagnostics_are_kept_with_the_metrics(elsewhere, capsys):
     assert "healthy" in capsys.readouterr().out
 
 
+LECUN = ["--scheme", "lecun"]
+
+
 def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
-    assert run("diagnose", "iris", *PLAIN, "--hidden", 8, "--bias", -30, "--epochs", 2) == 0
+    assert run("diagnose", "iris", *PLAIN, "--hidden", 8, "--bias", -30, "--epochs", 2, *LECUN) == 0
     printed = capsys.readouterr().out
     assert "before training" in printed
     assert "after 2 epochs" in printed
@@ -203,7 +224,7 @@ def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
     for name, message in [
         ("diagnosis-2.png", "exists, and nothing is overwritten"),
         ("diagnosis-3", "expected a name in .png, .svg, .pdf"),
-        ("nowhere/diagnosis.png", "--output: nowhere is no folder"),
+        ("nowhere/diagnosis.png", "--output: nowhere is not a directory"),
     ]:
         assert message in refused(capsys, "diagnose", "--output", name)
     assert "--bias: got nan" in refused(capsys, "diagnose", "--bias", "nan")
@@ -268,7 +289,7 @@ def test_control_c_ends_the_epoch_and_saves(elsewhere, python, sigint):
 @pytest.fixture
 def press_before(monkeypatch):
     """Press Ctrl-C each time that ``jaxbp train`` comes to one of its functions."""
-    monkeypatch.setattr(train.os, "_exit", lambda status: pytest.fail("ended at once"))
+    monkeypatch.setattr(interrupts.os, "_exit", lambda status: pytest.fail("ended at once"))
 
     def press(name):
         function = getattr(train, name)
@@ -317,9 +338,8 @@ def test_names_are_not_taken_for_markup(elsewhere, capsys):
 
 def test_small_relu_networks_on_two_classes():
     """All ReLUs of a row are dead at first, its logit is 0, and jax.grad must be right there."""
-    plan = planned("breast_cancer", *PLAIN, "--hidden", 2)
-    params = train.jitted_init(jax.random.key(0), plan.model)
-    errors = train.cross_check(plan.model, params, plan.to_fit)
+    decided = planned("breast_cancer", *PLAIN, "--hidden", 2)
+    errors = train.cross_check(decided.model, plan.initial(decided), decided.to_fit)
     assert max(errors.values()) < 1e-5
 
 
@@ -419,6 +439,8 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     (elsewhere / "out.csv").write_text("mine")
     message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "out.csv")
     assert "--output: out.csv exists, and nothing is overwritten" in message
+    message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "nowhere/out.csv")
+    assert "--output: nowhere is not a directory" in message
     assert "iri: no such data; did you mean iris?" in refused(
         capsys, "predict", "runs/iris-1", "iri"
     )
@@ -586,7 +608,14 @@ def test_check_draws_and_writes_and_never_over(homework, elsewhere, capsys):
     assert (elsewhere / "steps.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((elsewhere / "report.json").read_text())
     assert record["verdict"] == record["second_order"]["verdict"] == "pass"
-    assert "--plot: steps.png exists" in refused(capsys, "check", "homework.py:cube", *files)
+    for option, name, message in [
+        ("--plot", "steps.png", "steps.png exists, and nothing is overwritten"),
+        ("--plot", "steps.txt", "got steps.txt, expected a name in .png, .svg, .pdf"),
+        ("--output", "report.json", "report.json exists, and nothing is overwritten"),
+        ("--output", "nowhere/report.json", "nowhere is not a directory"),
+    ]:
+        said = refused(capsys, "check", "homework.py:cube", option, name)
+        assert f"{option}: {message}" in said
 
 
 @pytest.mark.parametrize(
@@ -695,21 +724,21 @@ def test_explain_a_network_at_a_point_of_ones_own(capsys):
         (("x", "x=1", "t=2"), "t: got a value for it, but the expression has x"),
         (("x", "x=1", "x=2"), "x: got two values"),
         (("x", "x"), "x: expected NAME=VALUE, such as x=2"),
-        (("x", "x=two"), "x: 'two' is no number"),
+        (("x", "x=two"), "x: 'two' is not a number"),
         (("2*3",), "the expression has no names: there is nothing to differentiate by"),
         (("x*2", "x=1,2"), "the expression has shape (2,), expected one number: sum(...)"),
         (("x@y", "x=1,2", "y=1,2,3"), "x @ y cannot be computed: "),
         (("1 + log(x)", "x=-2"), "a = log(x) is nan for x = -2: log needs a positive number"),
         (("exq(x)", "x=1"), "exq is none of the functions; did you mean exp?\n  exq(x)\n  ^"),
         (("--network", "2"), "--network: got '2', expected sizes such as 2-3-1"),
-        (("e*x", "e=5", "x=2"), "e is 2.71828 here: call yours otherwise"),
+        (("e*x", "e=5", "x=2"), "e is 2.71828 here: use another name"),
         (("x/0", "x=1"), "y = x/0 is inf for x = 1: the denominator must not be 0"),
         (("x", "x=1", "--seed", "-1"), "--seed: got -1, expected at least 0"),
         (("--network", "-2-3"), "--network: got '-2-3', expected sizes such as 2-3-1"),
         (("--network", "20000-20000-1"), "--network: got 400,020,000 weights, expected at most"),
         (("z=1", "--network", "2-1"), "z: got a value for it, but a network has x and y"),
         (("x", "x=1", "--html", "a.txt"), "--html: got a.txt, expected a name in .html"),
-        (("x", "x=1", "--html", "no/a.html"), "--html: no is no folder"),
+        (("x", "x=1", "--html", "no/a.html"), "--html: no is not a directory"),
     ],
 )
 def test_explain_refuses(arguments, message, capsys):

@@ -1,7 +1,10 @@
 """The command line: ``jaxbp train``, ``predict``, ``check``, ``diagnose`` and ``explain``.
 
 Every heavy import and every screen lives in this folder; the library knows nothing of it.  Read
-``app``, which picks the command; ``options``, what commands share; then a command's own file.
+``app``, which picks the command; ``options``, what the user is asked; ``plan``, what is decided
+from it; ``train``, the main command; then, as needed, the other commands (``diagnose``,
+``predict``, ``check``, ``explain`` with its ``expressions``) and what they use: ``files``,
+``interrupts``, ``pictures`` and ``compilation_cache``.
 """
 
 from jaxbp.cli.app import main

@@ -1,9 +1,8 @@
-"""The command ``jaxbp``: its subcommands, and how it ends when something is wrong."""
+"""The command ``jaxbp``: its table of commands, and how it ends when something is wrong."""
 
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
 
 import jax
 import tyro
@@ -12,46 +11,41 @@ from rich.console import Console
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
 from jaxbp.cli import check, diagnose, explain, predict, train
-from jaxbp.cli.check import Check, CheckError
+from jaxbp.cli.check import Check
 from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
 from jaxbp.cli.diagnose import Diagnose
-from jaxbp.cli.explain import Explain, ExplainError
-from jaxbp.cli.options import OptionError, Train
+from jaxbp.cli.explain import Explain
+from jaxbp.cli.interrupts import INTERRUPTED
+from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
-from jaxbp.cli.train import INTERRUPTED
+from jaxbp.cli.train import Train
 from jaxbp.data.sources import DataError
 
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Check, tyro.conf.subcommand("check")]
-    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
-    | Annotated[Explain, tyro.conf.subcommand("explain")]
-)
-
-
-_RUN: dict[type, Callable[..., int]] = {
+#: the commands: their options, whose class has the command's name, and what carries them out
+COMMANDS: dict[type, Callable[..., int]] = {
     Train: train.run,
     Predict: predict.run,
     Check: check.run,
     Diagnose: diagnose.run,
     Explain: explain.run,
 }
-_REQUEST_ERRORS = (OptionError, DataError, CheckpointError, CheckError, ExplainError, OSError)
+_REQUEST_ERRORS = (UsageError, DataError, CheckpointError, OSError)
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit status: 0, 1 for a run that failed, 2 for a wrong request, 130
-    for an interrupted one."""
+    """Run a command line, that of the process unless arguments are given; the exit status.
+
+    It is 0, 1 for a run that failed, 2 for a wrong request, or 130 for an interrupted one.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["explain"]:
         arguments = explain.shielded(arguments)
     if arguments == ["--version"]:
         print(f"jaxbp {jaxbp.__version__}, jax {jax.__version__}")
         return 0
-    command = tyro.cli(
-        Command,
+    command = tyro.extras.subcommand_cli_from_dict(
+        {options.__name__.lower(): options for options in COMMANDS},
         prog="jaxbp",
         description=_description(),
         args=arguments,
@@ -63,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stderr = isinstance(command, Predict)  # whose standard output is a table
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     try:
-        status: int = _RUN[type(command)](command, console)
-        return status
+        return COMMANDS[type(command)](command, console)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -75,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _description() -> str:
-    """What the command is, and what it leaves in the user's cache."""
-    what = "Backpropagation for multilayer perceptrons, by hand, in JAX."
+    """The command in a sentence, and the folder that it keeps in the user's cache."""
+    purpose = "Backpropagation for multilayer perceptrons, by hand, in JAX."
     folder = cache_folder()
     if folder is None:
-        return what
+        return purpose
     return (
-        f"{what}\n\n"
+        f"{purpose}\n\n"
         f"Compiled programs, at most {LIMIT // 2**20} MB, are kept in {folder}\n\n"
         "JAX_COMPILATION_CACHE_DIR moves them, JAX_ENABLE_COMPILATION_CACHE=0 keeps none."
     )

@@ -1,4 +1,4 @@
-"""``jaxbp check``: our own backward pass in every combination, or a user's function."""
+"""``jaxbp check``: gradients of jaxbp's own in every combination, or of a user's function."""
 
 import importlib
 import importlib.util
@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from tyro.conf import arg
 from jaxbp import activations, heads
 from jaxbp.checking import GradientReport, compare, gradcheck
 from jaxbp.checking.verdicts import worst_verdict
+from jaxbp.cli.files import PICTURES, new_file
+from jaxbp.cli.options import UsageError
 from jaxbp.cli.pictures import step_curves
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.heads import Head
@@ -36,11 +38,7 @@ from jaxbp.text import align, number
 DEPTHS = (0, 1, 2)  # hidden layers
 _STATUS = {"pass": 0, "fail": 1, "inconclusive": 2}
 _STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
-_SAME = 1e-12  # two ways to the same float64 gradient may differ by so much
-
-
-class CheckError(ValueError):
-    """A request that cannot be carried out."""
+_SAME = 1e-12  # two ways to the same float64 gradient may differ by this relative error
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Check:
         ),
     ] = ""
     order: Annotated[Literal[1, 2], arg(help="2: the gradient's own gradient too")] = 1
-    seed: Annotated[int, arg(help="for the directions, and the parameters of our own networks")] = 0
+    seed: Annotated[int, arg(help="seed of the directions, and of jaxbp's own networks")] = 0
     plot: Annotated[
         Path | None,
         arg(
@@ -78,25 +76,24 @@ class Check:
 
 def run(options: Check, console: Console) -> int:
     """Carry out the command; the exit status."""
-    for name in ("plot", "output"):
-        path: Path | None = getattr(options, name)
-        if path and path.exists():
-            raise FileExistsError(f"--{name}: {path} exists, and nothing is overwritten")
+    new_file("--plot", options.plot, PICTURES)
+    new_file("--output", options.output)
     if options.function:
         report = check_function(options)
         print_report(report, console)
         record, verdict = report.to_dict(), report.verdict
     else:
         with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("checking", total=_count())
+            total = sum(len(_activations(depth)) * len(heads.BY_NAME) for depth in DEPTHS)
+            task = progress.add_task("checking", total=total)
             results = check_all(options, on_each=lambda: progress.advance(task))
         console.print(own_table(results), *own_summary(results), sep="\n")
         report = max(results, key=lambda result: result.error).report
         record = {"combinations": [result.to_dict() for result in results]}
         verdict = worst_verdict([result.verdict for result in results])
-    if options.output:
+    if options.output is not None:
         options.output.write_text(json.dumps(record, indent=2) + "\n")
-    if options.plot:
+    if options.plot is not None:
         step_curves(options.plot, report)
     return _STATUS[verdict]
 
@@ -105,17 +102,17 @@ def run(options: Check, console: Console) -> int:
 
 
 def check_function(options: Check) -> GradientReport:
-    """Import it with what its module says of it, and check it."""
+    """Import the function, with the arguments and options that its module names, and check it."""
     module_name, _, name = options.function.rpartition(":")
     if not module_name or not name:
-        raise CheckError(f"{options.function}: expected MODULE:FUNCTION, as in my_module:my_loss")
-    module = _imported(module_name)
+        raise UsageError(f"{options.function}: expected MODULE:FUNCTION, as in my_module:my_loss")
+    module = import_named(module_name)
     f = getattr(module, name, None)
     if not callable(f):
-        raise CheckError(f"{options.function}: {module_name} has no function {name}")
+        raise UsageError(f"{options.function}: {module_name} has no function {name}")
     args = getattr(module, f"{name}_args", None)
     if args is None:
-        raise CheckError(
+        raise UsageError(
             f"{options.function}: {module_name} does not say at which arguments; expected "
             f"{name}_args there, a tuple or a function that returns one"
         )
@@ -131,24 +128,24 @@ def check_function(options: Check) -> GradientReport:
             **{"key": jax.random.key(options.seed), "order": options.order, **own},
         )
     except (TypeError, ValueError) as error:
-        raise CheckError(f"{options.function}: {error}") from error
+        raise UsageError(f"{options.function}: {error}") from error
 
 
-def _imported(name: str) -> ModuleType:
-    """A module by its name, seen from the working directory, or by its file."""
+def import_named(name: str) -> ModuleType:
+    """Import a module by its name, as seen from the working directory, or by its file."""
     try:
         if not name.endswith(".py"):
             sys.path.insert(0, os.getcwd())
             return importlib.import_module(name)
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
         if spec is None or spec.loader is None or not Path(name).exists():
-            raise CheckError(f"{name}: no such file")
+            raise UsageError(f"{name}: no such file")
         module = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str(Path(name).resolve().parent))
         spec.loader.exec_module(module)
         return module
     except (ImportError, SyntaxError) as error:
-        raise CheckError(f"{name}: cannot be imported ({error})") from error
+        raise UsageError(f"{name}: cannot be imported ({error})") from error
 
 
 def print_report(report: GradientReport, console: Console) -> None:
@@ -165,10 +162,11 @@ def print_report(report: GradientReport, console: Console) -> None:
         print_report(report.second_order, console)
 
 
-# Our own
+# jaxbp's own backward pass
 
 
-class Combination(NamedTuple):
+@dataclass(frozen=True)
+class Combination:
     """One activation, head and depth, checked three ways."""
 
     activation: str
@@ -184,30 +182,33 @@ class Combination(NamedTuple):
 
     @property
     def verdict(self) -> Any:
-        """Of all three."""
+        """The verdict of all three."""
         return self.report.verdict if self.autodiff <= _SAME else "fail"
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
-        return self._asdict() | {"report": self.report.to_dict(), "verdict": self.verdict}
-
-
-def _count() -> int:
-    return sum(len(_activations(depth)) * len(heads.BY_NAME) for depth in DEPTHS)
+        return {
+            "activation": self.activation,
+            "head": self.head,
+            "depth": self.depth,
+            "report": self.report.to_dict(),
+            "autodiff": self.autodiff,
+            "verdict": self.verdict,
+        }
 
 
 def _activations(depth: int) -> list[str]:
-    """Without a hidden layer there is nothing to choose."""
+    """The names to go through: without a hidden layer there is nothing to choose."""
     return list(activations.BY_NAME) if depth else ["identity"]
 
 
 def check_all(options: Check, on_each: Callable[[], object]) -> list[Combination]:
-    """Every activation × head × depth."""
+    """Check every activation × head × depth; on_each is called after each combination."""
     return [result for depth in DEPTHS for result in check_depth(options, depth, on_each)]
 
 
 def check_depth(options: Check, depth: int, on_each: Callable[[], object]) -> list[Combination]:
-    """Every activation × head.
+    """Check every activation × head at one depth.
 
     Which activation and which head are numbers in the compiled program, so that there is one.
     """
@@ -227,11 +228,13 @@ def check_depth(options: Check, depth: int, on_each: Callable[[], object]) -> li
 
 
 def _programs(depth: int) -> tuple[Callable[..., Any], ...]:
-    """The objective, its gradient by hand and by jax.grad, of (params, batch, which)."""
+    """The objective, its gradient by hand and by jax.grad: functions of (params, batch, which)."""
+    units = tuple(activations.BY_NAME.values())
+    losses = tuple(head.loss for head in heads.BY_NAME.values())
 
     def model(which: jax.Array) -> MLP:
-        unit = partial(_chosen, which[0], tuple(activations.BY_NAME.values()))
-        loss = partial(_chosen, which[1], tuple(head.loss for head in heads.BY_NAME.values()))
+        unit = partial(jax.lax.switch, which[0], units)
+        loss = partial(jax.lax.switch, which[1], losses)
         return MLP(_sizes(depth), unit, Head(predict=lambda a: a, loss=loss), l2=0.1)
 
     def f(params: Params, batch: Batch, which: jax.Array) -> jax.Array:
@@ -244,10 +247,6 @@ def _programs(depth: int) -> tuple[Callable[..., Any], ...]:
         return autodiff(model(which), params, batch)[1]
 
     return jax.jit(f), jax.jit(grads), jax.jit(by_jax)
-
-
-def _chosen(which: jax.Array, functions: tuple[Callable[..., Any], ...], *args: jax.Array) -> Any:
-    return jax.lax.switch(which, functions, *args)
 
 
 def _sizes(depth: int) -> tuple[int, ...]:
@@ -267,7 +266,7 @@ def _point(depth: int, seed: list[int]) -> tuple[Params, Batch]:
 
 
 def own_table(results: list[Combination]) -> Table:
-    """Activations by heads; in each cell the largest relative error over all depths."""
+    """Tabulate activations by heads: in each cell the largest relative error over all depths."""
     title = f"backprop: largest relative error over {', '.join(map(str, DEPTHS))} hidden layers"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("")
@@ -284,7 +283,7 @@ def own_table(results: list[Combination]) -> Table:
 
 
 def own_summary(results: list[Combination]) -> list[str]:
-    """What the three ways say, a line each."""
+    """Sum up each of the three ways in a line."""
     leaves = [leaf for result in results for leaf in result.report.leaves]
     passed = sum(result.report.ok for result in results)
     resolution = max(leaf.resolution for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the next command need not compile them again."""
+"""The compilation cache: programs kept on disk, so that the next command finds them compiled."""
 
 import hashlib
 import os
@@ -12,24 +12,27 @@ import jax
 import platformdirs
 
 LIMIT = 100 * 2**20  # bytes; a run of ``jaxbp train`` keeps a third of a megabyte
-_WORTH_KEEPING = 0.1  # seconds of compiling: the rest is as quickly compiled as found
+_WORTH_KEEPING = 0.1  # seconds of compiling: a faster one takes no longer than to read the file
 _FEATURES = ("model name", "flags", "CPU part", "Features")  # the lines of x86, and those of ARM
 _config: Any = jax.config  # each version of JAX types it in its own way
 
 
 def cache_folder() -> Path | None:
-    """The folder in the user's cache for compiled programs, or None where JAX's own variables
-    decide: JAX_COMPILATION_CACHE_DIR, or JAX_ENABLE_COMPILATION_CACHE=0."""
+    """The folder in the user's cache for compiled programs.
+
+    It is None where JAX's own variables decide: JAX_COMPILATION_CACHE_DIR, or
+    JAX_ENABLE_COMPILATION_CACHE=0.
+    """
     if _config.jax_compilation_cache_dir or not _config.jax_enable_compilation_cache:
         return None
     return platformdirs.user_cache_path("jaxbp", appauthor=False) / f"programs-{_processor()}"
 
 
 def keep_compiled_programs() -> None:
-    """Have JAX look for compiled programs on disk, and leave there what took long to compile.
+    """Have JAX look for compiled programs on disk, and keep there those that took long to compile.
 
-    What the environment says comes first, the limit and the least time too.  A folder that cannot
-    be written is no error: programs are then compiled as ever.
+    The environment's settings come first, those of the limit and the least time too.  A folder that
+    cannot be written is not an error: programs are then compiled each time.
     """
     folder = cache_folder()
     if folder is None:
@@ -52,12 +55,14 @@ def keep_compiled_programs() -> None:
 
 @cache
 def _processor() -> str:
-    """A name for this kind of processor: XLA compiles for the one at hand, and a home folder may
-    serve several."""
+    """A name for this kind of processor.
+
+    XLA compiles for the processor at hand, and several machines may share a home folder.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = sorted({line for line in lines if line.startswith(_FEATURES)})
     except OSError:
         features = []
-    told = "\n".join([platform.machine(), platform.processor(), *features])
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+    description = "\n".join([platform.machine(), platform.processor(), *features])
+    return hashlib.sha256(description.encode()).hexdigest()[:8]

@@ -1,75 +1,39 @@
-"""``jaxbp diagnose``: train briefly, tell the health of every layer, and draw how it went."""
+"""``jaxbp diagnose``: train briefly, report the health of every layer, and draw how it went."""
 
 import itertools
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
 from rich.console import Console
 from tyro.conf import arg
 
-from jaxbp.cli.options import (
-    L2,
-    Activations,
-    BatchSize,
-    DataName,
-    HeadChoice,
-    Hidden,
-    LearningRate,
-    OptimizerChoice,
-    OptionError,
-    Plan,
-    Seed,
-    Target,
-    Train,
-    check_output,
-    make_plan,
-    restless,
-)
+from jaxbp.cli.files import PICTURES, new_file, next_free
+from jaxbp.cli.interrupts import Interrupts
+from jaxbp.cli.options import L2, Design, Epochs, Hidden, OptimizerOption, fixed
 from jaxbp.cli.pictures import diagnosis, flow_by_depth
-from jaxbp.cli.train import Interrupts, describe_network
+from jaxbp.cli.plan import SAMPLE, decide, fit_plan, health_after, initial
 from jaxbp.diagnostics.flow import Distributions, Flow, distributions, gradient_flow
-from jaxbp.diagnostics.report import judge, layer_report, unfelt_errors
-from jaxbp.gradient import Batch
-from jaxbp.model import Params
+from jaxbp.diagnostics.health import sample
+from jaxbp.diagnostics.report import layer_report
 from jaxbp.text import Table, align
-from jaxbp.training.epoch import jitted_init
-from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
-
-_SAMPLE = 512  # rows that distributions are taken over
-_PICTURES = (".png", ".svg", ".pdf")
+from jaxbp.training.fitting import Epoch
 
 
 @dataclass(frozen=True)
-class Diagnose:
+class Diagnose(Design):
     """Train briefly and tell how every layer fares: vanishing, exploding, dead, saturated, healthy.
 
     DATA comes first: jaxbp diagnose digits --hidden 64 64 64 64 64 64 --activation sigmoid
     """
 
-    data: DataName = "digits"
-    target: Target = None
     hidden: Hidden = (64, 64, 64, 64)
-    activation: Activations = ("relu",)
-    head: HeadChoice = "auto"
-    scheme: Annotated[
-        Literal["auto", "he", "glorot", "lecun"],
-        arg(
-            help="of the initial weights",
-            help_behavior_hint="(default: auto, which is he for the ReLU family, glorot for tanh "
-            "and sigmoid, lecun otherwise)",
-        ),
-    ] = "auto"
-    bias: Annotated[float, arg(help="every bias to start from; 0.1 keeps ReLUs alive")] = 0.0
-    optimizer: OptimizerChoice = "sgd"
-    learning_rate: LearningRate = "auto"
-    batch_size: BatchSize = "auto"
-    epochs: Annotated[int, arg(metavar="N", help="passes over the training rows")] = 10
+    optimizer: OptimizerOption = "sgd"
+    epochs: Epochs = 10
     l2: L2 = 0.0
-    seed: Seed = 0
     lecture: Annotated[
         bool,
         arg(
@@ -86,21 +50,29 @@ class Diagnose:
             "next free)",
         ),
     ] = None
+    task: Literal["auto"] = fixed("auto")
+    header: Literal["auto"] = fixed("auto")
+    stratify: bool = fixed(True)
+    schedule: str = fixed("constant")
+    label_smoothing: float = fixed(0.0)
+    patience: int = fixed(0)
+    gradient: str = fixed("backprop")
+    compute_dtype: Literal["float32"] = fixed("float32")
+    diagnostics: bool = fixed(True)
 
 
 def run(options: Diagnose, console: Console) -> int:
     """Carry out the command; the exit status."""
-    _check_picture(options.output)
-    if not math.isfinite(options.bias):
-        raise OptionError(f"--bias: got {options.bias}, expected a finite number")
+    new_file("--output", options.output, PICTURES)
+    path = options.output
+    if path is None:
+        path = next_free("gradient_flow" if options.lecture else "diagnosis", ".png")
     if options.lecture:
         flows = gradient_flow(key=jax.random.key(options.seed))
         console.print(align(flow_table(flows), console.width), soft_wrap=True)
-        path = options.output or _free("gradient_flow")
         flow_by_depth(path, flows)
         status = 0
     else:
-        path = options.output or _free("diagnosis")
         status = diagnose(options, path, console)
     console.print(f"drawn in {path}", soft_wrap=True)
     return status
@@ -109,66 +81,44 @@ def run(options: Diagnose, console: Console) -> int:
 def diagnose(options: Diagnose, path: Path, console: Console) -> int:
     """Train and watch; print the reports, draw the picture; 1 where training diverged."""
     with Interrupts(console) as interrupts:
-        plan = make_plan(_as_train(options))
-        scheme = None if options.scheme == "auto" else options.scheme
-        params = jitted_init(
-            jax.random.key(options.seed), plan.model, scheme=scheme, bias=options.bias
-        )
-        sample = _sample(plan.to_fit)
-        at_start = layer_report(plan.model, params, sample)
-        seen = [_distributions(plan, params, sample)]
+        plan = decide(options)
+        params = initial(plan)
+        rows = sample(plan.to_fit, SAMPLE)
+        at_start = layer_report(plan.model, params, rows)
+        seen = [jitted_distributions(plan.model, params, rows)]
 
         def watch(epoch: Epoch) -> bool:
-            seen.append(_distributions(plan, epoch.params, sample))
+            seen.append(jitted_distributions(plan.model, epoch.params, rows))
             return interrupts.asked
 
-        params, history, ended = _trained(options, plan, params, watch)
+        trained = fit_plan(plan, params, watch)
         interrupts.ignore()
-        start = at_start.text(console.width)
-        console.print("before training", start, sep="\n", soft_wrap=True)
-        report = at_start
-        if history.health:
-            health = jax.tree.map(lambda values: values[-1], history.health)
-            unfelt = unfelt_errors(plan.model, params, sample)
-            report = judge(plan.model, health, unfelt=unfelt, restless=restless(options))
-            epochs = len(history.training_loss)
-            heading = f"\nafter {epochs} epochs, training loss {history.training_loss[-1]:.4g}"
+        console.print("before training", at_start.text(console.width), sep="\n", soft_wrap=True)
+        report, losses = at_start, trained.history.training_loss
+        if len(losses):
+            report = health_after(plan, trained.params, trained.history, len(losses))
+            heading = f"\nafter {len(losses)} epochs, training loss {losses[-1]:.4g}"
             console.print(heading, report.text(console.width), sep="\n", soft_wrap=True)
         if interrupts.asked:
             console.print(f"interrupted: training ended with epoch {len(seen) - 1}")
-        console.print(ended or ("every layer is healthy" if report.ok else ""), soft_wrap=True)
-        units = " ".join(options.activation)
-        network = describe_network({"network": plan.model.sizes, "activation": [units]})
+        end = "every layer is healthy" if report.ok else ""
+        if trained.diverged is not None:
+            end = (
+                f"diverged in epoch {trained.diverged}: the loss or a parameter is no longer "
+                "finite. Try a smaller --learning-rate"
+            )
+        console.print(end, soft_wrap=True)
         diagnosis(
             path,
-            title=f"{options.data}: {network}, {options.optimizer}",
+            title=plan.title,
             seen=jax.tree.map(lambda *epochs: np.stack(epochs), *seen),
             start=at_start,
-            health=history.health,
+            health=trained.history.health,
         )
-    return 1 if ended else 0
+    return 0 if trained.diverged is None else 1
 
 
-def _trained(
-    options: Diagnose, plan: Plan, params: Params, watch: Any
-) -> tuple[Params, History, str]:
-    """The last finite parameters, the record, and how training ended if before its time."""
-    try:
-        params, history = fit(
-            plan.model,
-            plan.to_fit,
-            optimizer=plan.optimizer,
-            epochs=options.epochs,
-            batch_size=plan.batch_size,
-            key=jax.random.key(options.seed),
-            params=params,
-            diagnostics=True,
-            on_epoch=watch,
-        )
-    except NonFiniteLossError as error:
-        why = f"diverged in epoch {error.epoch}: the loss or a parameter is no longer finite"
-        return error.params, error.history, f"{why}. Try a smaller --learning-rate"
-    return params, history, ""
+jitted_distributions: Callable[..., Distributions] = jax.jit(distributions, static_argnums=0)
 
 
 def flow_table(flows: tuple[Flow, ...]) -> Table:
@@ -181,38 +131,3 @@ def flow_table(flows: tuple[Flow, ...]) -> Table:
     ]
     bound = ("slopes of ¼ alone", "", *(f"{0.25**depth:.0e}" for depth in depths))
     return Table(("activation", "scheme", *(f"{n} layers" for n in depths)), [*rows, bound])
-
-
-def _as_train(options: Diagnose) -> Train:
-    """The same request as ``jaxbp train`` would take it."""
-    shared = ("data", "target", "hidden", "activation", "head", "optimizer", "learning_rate")
-    more = ("batch_size", "epochs", "l2", "seed")
-    chosen: dict[str, Any] = {name: getattr(options, name) for name in (*shared, *more)}
-    return Train(**chosen, schedule="constant", label_smoothing=0.0)
-
-
-def _sample(batch: Batch) -> Batch:
-    every = -(-len(batch.x) // _SAMPLE)
-    return Batch(batch.x[::every], batch.target[::every])
-
-
-def _distributions(plan: Plan, params: Params, sample: Batch) -> Distributions:
-    seen: Distributions = _jitted_distributions(plan.model, params, sample)
-    return seen
-
-
-_jitted_distributions = jax.jit(distributions, static_argnums=0)
-
-
-def _check_picture(path: Path | None) -> None:
-    check_output(path)
-    if path and path.suffix not in _PICTURES:
-        raise OptionError(f"--output: got {path}, expected a name in {', '.join(_PICTURES)}")
-    if path and not path.parent.is_dir():
-        raise OptionError(f"--output: {path.parent} is no folder")
-
-
-def _free(stem: str) -> Path:
-    """A name that is not in use."""
-    names = (Path(f"{stem}-{number}.png") for number in itertools.count(1))
-    return next(name for name in names if not name.exists())

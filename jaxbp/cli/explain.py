@@ -19,7 +19,8 @@ from tyro.conf import Positional, arg
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
 from jaxbp.cli.expressions import ExpressionError, numbers, parse
-from jaxbp.cli.options import ActivationName, HeadName
+from jaxbp.cli.files import new_file
+from jaxbp.cli.options import ActivationName, HeadName, UsageError
 from jaxbp.graph import DomainError, Graph, named, trace
 from jaxbp.graph.symbols import SUPERSCRIPTS
 from jaxbp.initialisation import init
@@ -27,10 +28,6 @@ from jaxbp.mlp import forward
 from jaxbp.model import MLP, Layer
 
 _MOST_WEIGHTS = 1_000_000
-
-
-class ExplainError(ValueError):
-    """A request that cannot be carried out."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +45,16 @@ class Explain:
         Positional[str],
         arg(
             metavar="EXPRESSION",
-            help="of numbers, names, + - * / ** @ and functions such as exp, log, sin, tanh, sum; "
+            help="numbers, names, + - * / ** @ and functions such as exp, log, sin, tanh, sum; "
             "a = x*z; exp(a) names a value",
-            help_behavior_hint="(needed, but for --network)",
+            help_behavior_hint="(required, except with --network)",
         ),
     ] = ""
     values: Annotated[
         Positional[tuple[str, ...]],
         arg(
             metavar="NAME=VALUE ...",
-            help="a number, pi/2, a vector 1,2,3 or a matrix '1,2;3,4'; of a network, x and y",
+            help="a number, pi/2, a vector 1,2,3 or a matrix '1,2;3,4'; for a network, x and y",
             help_behavior_hint="(one for each name)",
         ),
     ] = ()
@@ -81,148 +78,139 @@ class Explain:
             help_behavior_hint="(default: none)",
         ),
     ] = None
-    activation: Annotated[ActivationName, arg(help="of the network's hidden units")] = "tanh"
+    activation: Annotated[ActivationName, arg(help="activation of the network's hidden units")] = (
+        "tanh"
+    )
     head: Annotated[HeadName, arg(help="the network's output unit and loss")] = (
         "linear_half_squared_error"
     )
-    seed: Annotated[int, arg(metavar="N", help="of the network's weights and example")] = 0
+    seed: Annotated[int, arg(metavar="N", help="seed of the network's weights and example")] = 0
 
 
 def run(options: Explain, console: Console) -> int:
     """Carry out the command; the exit status."""
-    _check_page(options.html)
+    new_file("--html", options.html, (".html", ".htm"))
     if not 0 <= options.seed < 2**63:
-        raise ExplainError(f"--seed: got {options.seed}, expected at least 0 and less than 2^63")
+        raise UsageError(f"--seed: got {options.seed}, expected at least 0 and less than 2^63")
     try:
         with jax.enable_x64(True):
-            title, graph = _of_network(options) if options.network else _of_expression(options)
+            if options.network is None:
+                title, graph = expression_graph(options)
+            else:
+                title, graph = network_graph(options.network, options)
             forms: dict[str, Callable[[], str]] = {
                 "text": lambda: graph.text(console.width),
                 "mermaid": graph.to_mermaid,
                 "dot": graph.to_dot,
             }
             console.print(forms[options.form](), soft_wrap=True)
-            if options.html:
+            if options.html is not None:
                 graph.to_html(options.html, title=title)
     except (ExpressionError, DomainError) as error:
-        raise ExplainError(str(error)) from None
-    if options.html and options.form == "text":
+        raise UsageError(str(error)) from None
+    if options.html is not None and options.form == "text":
         console.print(f"\nwritten to {options.html}: open it in a browser", soft_wrap=True)
     return 0
 
 
 def shielded(arguments: Sequence[str]) -> list[str]:
-    """The arguments with a minus before an expression as −, which the parser of options leaves
-    alone and the parser of expressions reads."""
+    """Write the minus that begins an expression as −, which is no option to the command's parser.
+
+    The parser of expressions reads it as a minus.
+    """
     expression = re.compile(r"-(?!h$|-).*[^\d.-]")
     return [f"−{text[1:]}" if expression.match(text) else text for text in arguments]
 
 
-def _of_expression(options: Explain) -> tuple[str, Graph]:
+def expression_graph(options: Explain) -> tuple[str, Graph]:
+    """Trace the expression at its values -> (title, graph)."""
     if not options.expression:
-        raise ExplainError('EXPRESSION: got none, expected one such as "exp(x*z)" x=2 z=3')
+        raise UsageError('EXPRESSION: got none, expected one such as "exp(x*z)" x=2 z=3')
     expression = parse(options.expression)
-    values = _values(options.values)
+    values = assigned(options.values)
     expression.check_values(values)
     if not expression.names:
-        raise ExplainError("the expression has no names: there is nothing to differentiate by")
+        raise UsageError("the expression has no names: there is nothing to differentiate by")
     function = expression.function()
     graph = trace(function, *(values[name] for name in expression.names))
     shape = graph[graph.output].value.shape
     if shape:
-        raise ExplainError(
+        raise UsageError(
             f"the expression has shape {shape}, expected one number: sum(...) makes one"
         )
     return expression.text, graph
 
 
-def _values(assignments: Sequence[str]) -> dict[str, Any]:
+def assigned(assignments: Sequence[str]) -> dict[str, Any]:
+    """The numbers by name, of texts such as "x=2"."""
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = (part.strip() for part in assignment.partition("="))
         name = unicodedata.normalize("NFKC", name)  # as Python does with names
         if not equals or not name.isidentifier():
-            raise ExplainError(f"{assignment}: expected NAME=VALUE, such as x=2")
+            raise UsageError(f"{assignment}: expected NAME=VALUE, such as x=2")
         if name in values:
-            raise ExplainError(f"{name}: got two values")
+            raise UsageError(f"{name}: got two values")
         try:
             values[name] = numbers(text)
         except ExpressionError as error:
-            raise ExplainError(f"{name}: {error}") from None
+            raise UsageError(f"{name}: {error}") from None
     return values
 
 
 # A network
 
 
-def _of_network(options: Explain) -> tuple[str, Graph]:
-    """One example through a network: the package's own forward pass and loss, with names."""
-    sizes = _sizes(options.network or "")
+def network_graph(description: str, options: Explain) -> tuple[str, Graph]:
+    """Trace one example through a network: the package's own forward pass and loss, with names."""
+    if not re.fullmatch(r"[1-9]\d{0,4}(-[1-9]\d{0,4})+", description):
+        raise UsageError(f"--network: got {description!r}, expected sizes such as 2-3-1")
+    sizes = tuple(map(int, description.split("-")))
     unit, head = activations.BY_NAME[options.activation], heads.BY_NAME[options.head]
-    units = tuple(partial(_named_unit, unit, layer + 1) for layer in range(len(sizes) - 2))
+    units = tuple(partial(_named_unit, unit, layer) for layer in range(1, len(sizes) - 1))
     model = MLP(sizes, units, head)
-    given = _values([text for text in (options.expression, *options.values) if text])
-    rng = np.random.default_rng(options.seed)
-    x = _of_size("x", given.pop("x", rng.normal(size=sizes[0]).round(1)), sizes[0])
-    target = _of_size("y", given.pop("y", _example(options.head, sizes[-1])), sizes[-1])
+    given = assigned([text for text in (options.expression, *options.values) if text])
+    drawn = np.random.default_rng(options.seed).normal(size=sizes[0]).round(1)
+    usual = np.eye(sizes[-1])[0] if head.target == "classes" else np.ones(sizes[-1])
+    x = _row("x", given.pop("x", drawn), sizes[0])
+    target = _row("y", given.pop("y", usual), sizes[-1])
     if given:
-        raise ExplainError(f"{min(given)}: got a value for it, but a network has x and y")
+        raise UsageError(f"{min(given)}: got a value for it, but a network has x and y")
     weights = sum(i * o for i, o in pairwise(sizes))
     if weights > _MOST_WEIGHTS:
-        raise ExplainError(
-            f"--network: got {weights:,} weights, expected at most {_MOST_WEIGHTS:,}"
-        )
+        raise UsageError(f"--network: got {weights:,} weights, expected at most {_MOST_WEIGHTS:,}")
     params = init(jax.random.key(options.seed), MLP(sizes, unit, head), dtype=jnp.float64)
     leaves = [leaf.round(2) for layer in params for leaf in layer]
-    names = [_of_layer(letter, layer) for layer in range(1, len(sizes)) for letter in "wb"]
+    names = [_symbol(letter, layer) for layer in range(1, len(sizes)) for letter in "wb"]
 
     def loss(x: Array, *leaves: Array) -> Array:
         params = tuple(map(Layer, leaves[::2], leaves[1::2]))
         logits, _ = forward(model, params, x)
-        logits = _pre_activation(logits, len(sizes) - 1)
+        logits = _named_pre_activation(logits, len(sizes) - 1)
         losses, _ = head.loss(logits, named(jnp.asarray(target), "y"))
         return named(losses, "L")
 
-    title = f"{options.network} {options.activation}, {options.head}"
+    title = f"{description} {options.activation}, {options.head}"
     return title, trace(loss, x, *leaves, names=["x", *names])
 
 
 def _named_unit(unit: Activation, layer: int, a: Array) -> tuple[Array, Array]:
-    h, slope = unit(_pre_activation(a, layer))
-    return named(h, _of_layer("z", layer)), slope
+    h, slope = unit(_named_pre_activation(a, layer))
+    return named(h, _symbol("z", layer)), slope
 
 
-def _pre_activation(a: Array, layer: int) -> Array:
-    return named(a, _of_layer("a", layer), adjoint=_of_layer("δ", layer))
+def _named_pre_activation(a: Array, layer: int) -> Array:
+    return named(a, _symbol("a", layer), adjoint=_symbol("δ", layer))
 
 
-def _of_layer(letter: str, layer: int) -> str:
+def _symbol(letter: str, layer: int) -> str:
+    """A letter with its layer, as in "w⁽²⁾"."""
     return f"{letter}⁽{str(layer).translate(SUPERSCRIPTS)}⁾"
 
 
-def _example(head: str, outputs: int) -> np.ndarray:
-    """A target: the first class of several, or one for each output."""
-    first = head == "softmax_cross_entropy"
-    return np.eye(outputs)[0] if first else np.ones(outputs)
-
-
-def _of_size(name: str, values: Any, size: int) -> np.ndarray:
+def _row(name: str, values: Any, size: int) -> np.ndarray:
+    """The values as a vector of a size.  Raises UsageError where they are none."""
     row = np.atleast_1d(np.asarray(values, float))
     if row.shape != (size,):
-        raise ExplainError(f"{name}: got shape {row.shape}, expected {size} numbers, as in 1,2,3")
+        raise UsageError(f"{name}: got shape {row.shape}, expected {size} numbers, as in 1,2,3")
     return row
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[1-9]\d{0,4}(-[1-9]\d{0,4})+", text):
-        raise ExplainError(f"--network: got {text!r}, expected sizes such as 2-3-1")
-    return tuple(map(int, text.split("-")))
-
-
-def _check_page(path: Path | None) -> None:
-    if path and path.suffix not in {".html", ".htm"}:
-        raise ExplainError(f"--html: got {path}, expected a name in .html")
-    if path and path.exists():
-        raise ExplainError(f"--html: {path} exists, and nothing is overwritten")
-    if path and not path.parent.is_dir():
-        raise ExplainError(f"--html: {path.parent} is no folder")

@@ -1,6 +1,6 @@
 """Expressions such as ``exp(x*z) + x*z/log(x)``, read without ever running them as Python.
 
-The text is parsed by Python's own parser and walked over a list of what is allowed: numbers, names,
+The text is parsed by Python's own parser, and only what is listed here is accepted: numbers, names,
 arithmetic, the functions below, and ``a = x*z; exp(a)`` to name a value.  An error points at the
 character.
 """
@@ -27,11 +27,11 @@ _TYPESET = str.maketrans("·⋅×÷−", "***/-")
 
 
 class ExpressionError(ValueError):
-    """What is wrong with an expression, and a mark below the character."""
+    """An expression that is refused: why, and where, by a mark below the character."""
 
 
 class Expression(NamedTuple):
-    """A parsed expression: the names that need a value, and what it is made of."""
+    """A parsed expression: its text, the names that need a value, and its statements."""
 
     text: str
     names: tuple[str, ...]  # in the order of their first use
@@ -45,16 +45,16 @@ class Expression(NamedTuple):
                 _fail(self.text, self._first(name), f"{name} has no value: add {name}=2, say")
         for name in sorted(given - set(self.names)):
             if name in CONSTANTS:
-                raise ExpressionError(f"{name} is {CONSTANTS[name]:.6g} here: call yours otherwise")
+                raise ExpressionError(f"{name} is {CONSTANTS[name]:.6g} here: use another name")
             known = ", ".join(self.names) or "no names"
             raise ExpressionError(f"{name}: got a value for it, but the expression has {known}")
 
     def _first(self, name: str) -> int:
         nodes = (node for statement in self.statements for node in ast.walk(statement))
-        return min(_at(self.text, n) for n in nodes if isinstance(n, ast.Name) and n.id == name)
+        return min(_start(self.text, n) for n in nodes if isinstance(n, ast.Name) and n.id == name)
 
     def function(self) -> Callable[..., Any]:
-        """The function of the names that the expression is."""
+        """Return the expression as a function of its names, in their order."""
 
         def evaluate(*values: Any) -> Any:
             try:
@@ -69,8 +69,8 @@ class Expression(NamedTuple):
         return evaluate
 
 
-def _of_several(two: Callable[..., Any], entries: Callable[..., Any]) -> Callable[..., Any]:
-    """max(a, b, ...) of several operands, and of the entries of a single one."""
+def _extremum(two: Callable[..., Any], entries: Callable[..., Any]) -> Callable[..., Any]:
+    """Make max(a, b, ...) for several operands, max(a) for the entries of a single one."""
     return lambda *operands: reduce(two, operands) if len(operands) > 1 else entries(*operands)
 
 
@@ -90,8 +90,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], range]] = {
     "softplus": (lambda a: jnp.log1p(jnp.exp(a)), _ONE),
     "relu": (lambda a: jnp.maximum(a, 0), _ONE),
     "dot": (jnp.dot, _TWO),
-    "max": (_of_several(jnp.maximum, jnp.max), _ANY),
-    "min": (_of_several(jnp.minimum, jnp.min), _ANY),
+    "max": (_extremum(jnp.maximum, jnp.max), _ANY),
+    "min": (_extremum(jnp.minimum, jnp.min), _ANY),
 }
 CONSTANTS = {"pi": math.pi, "e": math.e}
 
@@ -109,7 +109,7 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def parse(text: str) -> Expression:
-    """Read an expression.  Raises ExpressionError, pointing at the character, for what is none.
+    """Read an expression.  Raises ExpressionError, pointing at the character, for anything else.
 
     >>> parse("exp(x*z) + x").names
     ('x', 'z')
@@ -137,9 +137,9 @@ def parse(text: str) -> Expression:
 
 
 def numbers(text: str) -> np.ndarray:
-    """A value on the command line: 2, -1/3, pi/2, a vector 1,2,3 or a matrix 1,2;3,4.
+    """Read a value of the command line: 2, -1/3, pi/2, a vector 1,2,3 or a matrix 1,2;3,4.
 
-    Raises ExpressionError for what is none of them.
+    Raises ExpressionError for anything else.
 
     >>> numbers("1,2;3,pi").round(2).tolist()
     [[1.0, 2.0], [3.0, 3.14]]
@@ -156,7 +156,7 @@ def numbers(text: str) -> np.ndarray:
 def _number(text: str) -> float:
     expression = parse(text)
     if expression.names:
-        raise ExpressionError(f"{text!r} is no number")
+        raise ExpressionError(f"{text!r} is not a number")
     return float(expression.function()())
 
 
@@ -164,7 +164,7 @@ def _number(text: str) -> float:
 
 
 def _free_names(text: str, statements: list[ast.stmt]) -> Iterator[str]:
-    """The names without a value, after looking at every part of the expression."""
+    """The names without a value, after checking every part of the expression."""
     known: set[str] = set()
     seen: set[str] = set()
     for statement in statements:
@@ -195,11 +195,11 @@ def _target(text: str, statement: ast.Assign) -> str:
 
 
 def _names(text: str, node: ast.expr) -> Iterator[str]:
-    """The names in an expression, in reading order; fails for what is not allowed."""
+    """The names in an expression, in reading order; fails for a part that is not allowed."""
     match node:
         case ast.Constant(value=value):
             if isinstance(value, bool) or not isinstance(value, int | float):
-                _refuse(text, node, f"{ast.unparse(node)} is no real number")
+                _refuse(text, node, f"{ast.unparse(node)} is not a real number")
             if abs(value) > sys.float_info.max:
                 _refuse(text, node, "the number is too large")
         case ast.Name(id=name) if name in FUNCTIONS:
@@ -210,7 +210,9 @@ def _names(text: str, node: ast.expr) -> Iterator[str]:
             yield from _names(text, operand)
         case ast.BinOp(left=left, op=op, right=right):
             if type(op) not in _BINARY:
-                _fail(text, _between(text, left, right), _instead(op))
+                is_power = isinstance(op, ast.BitXor)
+                expected = "a power is written **" if is_power else "expected one of + - * / % ** @"
+                _fail(text, _between(text, left, right), expected)
             yield from _names(text, left)
             yield from _names(text, right)
         case ast.Call():
@@ -254,16 +256,16 @@ def _run(expression: Expression, values: dict[str, Any]) -> Any:
 
 
 def _compute(text: str, node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """The value of a part that has been found to be allowed."""
+    """The value of a part that has been checked."""
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, int | float)
         return node.value if abs(node.value) < 2**31 else float(node.value)
     if isinstance(node, ast.Name):
         return known[node.id]
-    function, parts = _applied(node)
+    function, parts = _function_and_operands(node)
     operands = [_compute(text, part, known) for part in parts]
     if all(isinstance(operand, int | float) for operand in operands):
-        return _of_numbers(text, node, function, operands)
+        return _compute_number(text, node, function, operands)
     try:
         return function(*operands)
     except (TypeError, ValueError) as error:
@@ -271,8 +273,7 @@ def _compute(text: str, node: ast.expr, known: Mapping[str, Any]) -> Any:
         _refuse(text, node, f"{ast.unparse(node)} cannot be computed: {reason}")
 
 
-def _applied(node: ast.expr) -> tuple[Callable[..., Any], list[ast.expr]]:
-    """What is done, and to what."""
+def _function_and_operands(node: ast.expr) -> tuple[Callable[..., Any], list[ast.expr]]:
     if isinstance(node, ast.UnaryOp):
         return (operator.neg if isinstance(node.op, ast.USub) else operator.pos), [node.operand]
     if isinstance(node, ast.BinOp):
@@ -282,10 +283,10 @@ def _applied(node: ast.expr) -> tuple[Callable[..., Any], list[ast.expr]]:
     return FUNCTIONS[node.func.id][0], node.args
 
 
-def _of_numbers(
+def _compute_number(
     text: str, node: ast.expr, function: Callable[..., Any], operands: list[float]
 ) -> float:
-    """A number made of numbers, whole where it is whole: x**(1 + 1) is x²."""
+    """The number that numbers make, an int where it is whole: x**(1 + 1) is x²."""
     try:
         with jax.ensure_compile_time_eval():
             value = function(*map(float, operands))
@@ -297,9 +298,9 @@ def _of_numbers(
     except OverflowError:
         value = math.inf
     if isinstance(value, complex) or math.isnan(value):
-        _refuse(text, node, f"{ast.unparse(node)} is no real number")
+        _refuse(text, node, f"{ast.unparse(node)} is not a real number")
     if math.isinf(value):
-        _refuse(text, node, f"{ast.unparse(node)} is no finite number")
+        _refuse(text, node, f"{ast.unparse(node)} is not a finite number")
     return int(value) if value == round(value) and abs(value) < 2**31 else value
 
 
@@ -307,7 +308,7 @@ def _of_numbers(
 
 
 def _fail(text: str, at: int, message: str) -> NoReturn:
-    """Raise with the text and a mark below the character; of a long text, what is around it."""
+    """Raise with the text and a mark below the character; a long text is cut around it."""
     start = max(0, at - 50)
     shown = text[start : start + 76]
     raise ExpressionError(f"{message}\n  {shown}\n  {' ' * (at - start)}^") from None
@@ -315,24 +316,19 @@ def _fail(text: str, at: int, message: str) -> NoReturn:
 
 def _refuse(text: str, part: ast.expr | ast.stmt, message: str) -> NoReturn:
     """Raise with a mark where a part begins."""
-    _fail(text, _at(text, part), message)
+    _fail(text, _start(text, part), message)
 
 
-def _at(text: str, node: ast.expr | ast.stmt) -> int:
-    """Where a part begins, in characters: the parser counts bytes."""
+def _start(text: str, node: ast.expr | ast.stmt) -> int:
+    """The position of a part's first character: the parser counts bytes."""
     return len(text.encode()[: node.col_offset].decode())
 
 
 def _between(text: str, left: ast.expr, right: ast.expr) -> int:
-    """Where the operator stands."""
-    end = len(text.encode()[: left.end_col_offset].decode())
-    return next((i for i in range(end, _at(text, right)) if text[i] not in " )("), _at(text, right))
-
-
-def _instead(op: ast.operator) -> str:
-    if isinstance(op, ast.BitXor):
-        return "a power is written **"
-    return "expected one of + - * / % ** @"
+    """The position of the operator between two operands."""
+    begin = len(text.encode()[: left.end_col_offset].decode())
+    end = _start(text, right)
+    return next((i for i in range(begin, end) if text[i] not in " )("), end)
 
 
 def _hint(message: str) -> str:

@@ -26,8 +26,11 @@ def learning_curve(
 ) -> None:
     """Draw loss and metric by epoch to a file: is it still learning, and is it overfitting?
 
-    metric names what was measured on the validation data, "accuracy" or "R²", and training the
-    curve of the training loss.
+    path: of the new picture; its suffix says which kind.
+    history: of the run, at least one epoch.
+    metric: name of the metric on the validation data, "accuracy" or "R²".
+    title: heading of the picture.
+    training: label of the curve of the training loss; "training" unless given.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -39,7 +42,7 @@ def learning_curve(
         losses.set_yscale("log")
     for axes, name in ((losses, "loss"), (metrics, metric)):
         axes.set(xlabel="epoch", ylabel=name)
-        _quiet(axes)
+        _grid_without_frame(axes)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -52,11 +55,12 @@ def _curve(axes: Axes, values: np.ndarray | None, label: str, color: str) -> Non
 
 
 def step_curves(path: str | Path, report: GradientReport) -> None:
-    """Draw to a file, for each leaf, how far the difference quotient is from the claimed slope at
-    each step: a V where the claim is right, a floor that does not fall where it is wrong.
+    """Draw to a file how far each leaf's difference quotient is from the claimed slope, by step.
 
-    The rounding in f rises to the left, and the remainder of the quotient to the right; marked is
-    the step that the measured slope was read off, with its error bar.
+    The curve is a V where the claim is right, and has a floor that does not fall where it is wrong.
+
+    The rounding in f rises to the left, and the remainder of the quotient to the right; a mark with
+    an error bar stands at the step that gave the measured slope.
     """
     leaves = [leaf for leaf in report.leaves if leaf.curve is not None]
     columns = min(3 if len(leaves) > 4 else 2, max(1, len(leaves)))
@@ -92,7 +96,7 @@ def _step_curve(axes: Axes, leaf: LeafReport) -> None:
     )
     axes.set(xlabel="step, relative to the leaf's size", ylabel="error of the slope")
     axes.set_title(f"{leaf.path}: {leaf.verdict}", fontsize=9)
-    _quiet(axes)
+    _grid_without_frame(axes)
 
 
 # The health of layers
@@ -114,8 +118,13 @@ def diagnosis(
     Above, for up to six layers spread over the depth, how their outputs h and their errors |δ| are
     distributed: the median and the middle 50 and 90 %.  Below, the shares of dead and of saturated
     units by epoch, and the gradient flow: ‖δ‖ by layer relative to the last, before and after,
-    beside the (¼)ᵏ that is left where all slopes are a sigmoid's steepest.  seen has the epochs
-    (E + 1, L, 5), health (E, L).
+    beside the (¼)ᵏ that is left where all slopes are a sigmoid's steepest.
+
+    path: of the new picture; its suffix says which kind.
+    title: heading of the picture.
+    seen: the distributions before training and after each epoch, (E + 1, L, 5) a field.
+    start: the report on the layers before training.
+    health: that after each epoch, (E, L) a field; None without a finished epoch.
     """
     layers = len(start.layers)
     shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_SHOWN)).round().astype(int))
@@ -142,13 +151,16 @@ def diagnosis(
     _shares(shares, start, health)
     _flow_before_and_after(flow, start, health)
     for axes in (*grid.ravel(), shares, flow):
-        _quiet(axes)
-        _counted(axes)
+        _grid_without_frame(axes)
+        _whole_numbers(axes)
     figure.savefig(path, dpi=150)
 
 
 def _bands(axes: Axes, quantiles: np.ndarray, color: Any, nothing: str) -> None:
-    """Median, middle half and middle 90 % by epoch; quantiles (E + 1, 5)."""
+    """Draw the median, the middle half and the middle 90 % by epoch; quantiles (E + 1, 5).
+
+    nothing is the text where all are NaN.
+    """
     epochs = np.arange(len(quantiles))
     if np.isnan(quantiles).all():
         axes.text(0.5, 0.5, nothing, transform=axes.transAxes, ha="center", color=color)
@@ -190,8 +202,11 @@ def _flow_before_and_after(axes: Axes, start: LayerReport, health: Health | None
 
 
 def flow_by_depth(path: str | Path, flows: tuple[Flow, ...]) -> None:
-    """Draw to a file how much of the error is left, layer by layer below the output, in the deepest
-    of these untrained networks: a panel an initialisation, a line an activation, and (¼)ᵏ."""
+    """Draw to a file how much of the error is left, layer by layer below the output, beside (¼)ᵏ.
+
+    The networks are the deepest of these flows; each initialisation has a panel, and each
+    activation a line.
+    """
     schemes = list(dict.fromkeys(flow.scheme for flow in flows))
     depths = sorted({flow.depth for flow in flows})
     figure = Figure(figsize=(4.2 * len(schemes), 4.4), layout="constrained")
@@ -202,13 +217,12 @@ def flow_by_depth(path: str | Path, flows: tuple[Flow, ...]) -> None:
         axes.plot(below, 0.25**below, color="black", ls=":", label="(¼)ᵏ, by slopes of ¼ alone")
         for flow in flows:
             if (flow.scheme, flow.depth) == (scheme, depths[-1]):
-                style = (
-                    "--" if flow.activation == "leaky_relu" else "-"
-                )  # which runs on ReLU's line
+                on_relu = flow.activation == "leaky_relu"  # whose line is all but ReLU's
+                style = "--" if on_relu else "-"
                 axes.plot(below, flow.relative[::-1], label=flow.activation, ls=style, lw=2)
         axes.set(xlabel="k, layers below the output", title=f"{scheme} initialisation")
         axes.set_yscale("log")
-        _quiet(axes)
+        _grid_without_frame(axes)
     panels[0].set_ylabel("‖δ‖ / ‖δ‖ of the output")
     panels[0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
@@ -218,13 +232,13 @@ def _layer_color(layer: int, layers: int) -> Any:
     return _LAYERS(0.1 + 0.8 * layer / max(1, layers - 1))
 
 
-def _quiet(axes: Axes) -> None:
+def _grid_without_frame(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _counted(axes: Axes) -> None:
-    """Whole numbers along the x axis: epochs, layers."""
+def _whole_numbers(axes: Axes) -> None:
+    """Mark the x axis at whole numbers alone: epochs, layers."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 

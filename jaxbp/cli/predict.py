@@ -1,12 +1,11 @@
-"""``jaxbp predict``: what a run folder's network says of new rows, as CSV."""
+"""``jaxbp predict``: the predictions of a run folder's network for new rows, as CSV."""
 
 import csv
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -14,6 +13,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load
+from jaxbp.cli.files import new_file
 from jaxbp.data.preparation import transform
 from jaxbp.data.sources import read_features
 from jaxbp.mlp import predict
@@ -31,7 +31,7 @@ class Predict:
         tyro.conf.Positional[str],
         arg(
             metavar="DATA",
-            help="rows to predict: a .csv with the columns trained on (others are left alone), an "
+            help="rows to predict: a .csv with the columns trained on (others are ignored), an "
             ".npz with an array x, or the name of a bundled set",
         ),
     ]
@@ -47,8 +47,7 @@ class Predict:
 
 def run(options: Predict, console: Console) -> int:
     """Carry out the command; the exit status."""
-    if options.output and options.output.exists():
-        raise FileExistsError(f"--output: {options.output} exists, and nothing is overwritten")
+    new_file("--output", options.output)
     path = options.run / "model.safetensors" if options.run.is_dir() else options.run
     trained = load(path)
     if trained.preparation is None:
@@ -57,12 +56,13 @@ def run(options: Predict, console: Console) -> int:
         )
     rows = read_features(options.data, trained.preparation.features)
     header, table = tabulate(trained, rows)
-    with _opened(options.output) as file:
+    output = options.output
+    with nullcontext(sys.stdout) if output is None else output.open("x", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(table)
-    if options.output:
-        console.print(f"{len(table)} predictions in {options.output}", soft_wrap=True)
+    if output is not None:
+        console.print(f"{len(table)} predictions in {output}", soft_wrap=True)
     return 0
 
 
@@ -83,12 +83,3 @@ def tabulate(trained: Checkpoint, rows: np.ndarray) -> tuple[list[str], list[lis
     return header, [
         [labels[row.argmax()], *(f"{probability:.6f}" for probability in row)] for row in prediction
     ]
-
-
-@contextmanager
-def _opened(output: Path | None) -> Iterator[IO[str]]:
-    if output is None:
-        yield sys.stdout
-    else:
-        with output.open("x", newline="") as file:
-            yield file

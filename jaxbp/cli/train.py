@@ -1,15 +1,12 @@
-"""``jaxbp train``: cross-check the gradient, train, and leave a report and a run folder behind."""
+"""``jaxbp train``: check the gradient, train, and leave a report and a run folder behind."""
 
 import json
 import math
-import os
-import signal
-import sys
-import threading
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Annotated, Any, Literal
 
 import jax
 import jaxlib
@@ -19,27 +16,48 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from tyro.conf import arg
 
 import jaxbp
 from jaxbp.checking import central_difference, compare
 from jaxbp.checkpoint import save
-from jaxbp.cli.options import GRADIENTS, Plan, Train, make_folder, make_plan, restless
+from jaxbp.cli.files import make_run_folder, new_folder
+from jaxbp.cli.interrupts import Interrupts
+from jaxbp.cli.options import Design, fixed
 from jaxbp.cli.pictures import learning_curve
-from jaxbp.diagnostics.report import judge, unfelt_errors
+from jaxbp.cli.plan import Plan, decide, fit_plan, health_after, initial
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.model import MLP, Params
 from jaxbp.text import plain
-from jaxbp.training.epoch import jitted_init
-from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
-from jaxbp.training.metrics import evaluate, metric_name
+from jaxbp.training.fitting import Epoch, History
+from jaxbp.training.metrics import Evaluation, evaluate
 
-INTERRUPTED = 130  # the exit status that shells give an end by Ctrl-C
 _TRUSTED = 1e-3  # float32 rounding stays far below, a wrong formula far above
-_SHOWN = {"accuracy": "accuracy", "r2": "R²"}
+_METRICS = {"accuracy": "accuracy", "r2": "R²"}  # how they are shown
 
 
-class Outcome(NamedTuple):
-    """What training came to."""
+@dataclass(frozen=True)
+class Train(Design):
+    """Train a multilayer perceptron by backpropagation, and keep it in a run folder.
+
+    DATA comes first: jaxbp train wine --hidden 32 16 --epochs 100
+    """
+
+    scheme: Literal["auto"] = fixed("auto")
+    bias: float = fixed(0.0)
+    output: Annotated[
+        Path | None,
+        arg(
+            metavar="FOLDER",
+            help="the run folder, new or empty",
+            help_behavior_hint="(default: the next free runs/DATA-NUMBER)",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of training."""
 
     params: Params
     history: History
@@ -47,15 +65,65 @@ class Outcome(NamedTuple):
     seconds: float  # of training, compilation included
     samples_per_second: float  # after the first epoch, which compiles; validation included
     ended: str  # why before its time; empty if not
-    diverged: bool = False
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run: planned, checked, trained and measured."""
+
+    plan: Plan
+    gradient_check: dict[str, float]  # relative errors
+    outcome: Outcome
+    scores: dict[str, Evaluation]  # of train, validation and test
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of the run that is worth knowing later, as JSON takes it."""
+        plan, options, outcome = self.plan, self.plan.options, self.outcome
+        scores: dict[str, float] = {}
+        for part, evaluation in self.scores.items():
+            scores[f"{part}_loss"] = evaluation.loss
+            scores[f"{part}_{plan.metric}"] = evaluation.metric
+        record: dict[str, Any] = plain(
+            {
+                "data": options.data,
+                "rows": {part: len(batch.x) for part, batch in plan.parts.items()},
+                "classes": plan.dataset.preparation.labels,
+                "network": plan.model.sizes,
+                "activation": options.activation,
+                "head": plan.head,
+                "parameters": plan.parameters,
+                "optimizer": options.optimizer,
+                "learning_rate": plan.learning_rate,
+                "schedule": options.schedule,
+                "batch_size": plan.batch_size,
+                "l2": options.l2,
+                "label_smoothing": plan.label_smoothing,
+                "seed": options.seed,
+                "patience": plan.patience,
+                "gradient": options.gradient,
+                "compute_dtype": options.compute_dtype,
+                "gradient_check": self.gradient_check,
+                "epochs": len(outcome.history.training_loss),
+                "kept_epoch": outcome.kept_epoch,
+                "ended": outcome.ended or None,
+                "seconds": round(outcome.seconds, 4),
+                "samples_per_second": round(outcome.samples_per_second, 1),
+                **scores,
+                "device": jax.devices()[0].device_kind,
+                "versions": {m.__name__: m.__version__ for m in (jaxbp, jax, jaxlib, optax, np)},
+            }
+        )
+        return record
 
 
 def run(options: Train, console: Console) -> int:
-    """Train as told and report to the console and to the run folder; the exit status."""
+    """Train as the options say, report to the console and to the run folder; the exit status."""
+    new_folder("--output", options.output)
     with Interrupts(console) as interrupts:
-        plan = make_plan(options)
+        plan = decide(options)
         interrupts.check()
-        params = jitted_init(jax.random.key(options.seed), plan.model)
+        params = initial(plan)
         errors = cross_check(plan.model, params, plan.to_fit)
         console.print(
             f"gradient check: relative error {errors['jax_grad']:.0e} against jax.grad, "
@@ -66,68 +134,32 @@ def run(options: Train, console: Console) -> int:
             console.print("the hand-written gradient is not the gradient: nothing trained")
             return 1
         interrupts.check()
-        folder = make_folder(options)
-        outcome = train(options, plan, params, folder, console, interrupts)
+        folder = make_run_folder(options.output, options.data)
+        outcome = train(plan, params, folder, console, interrupts)
         interrupts.ignore()  # what has been trained is now to be saved
-        summary = summarize(options, plan, outcome, errors)
-        write_run(folder, plan, outcome, summary)
+        parts = plan.parts.items()
+        scores = {part: evaluate(plan.model, outcome.params, batch) for part, batch in parts}
+        summary = Summary(plan, errors, outcome, scores)
+        write_run(folder, summary)
     console.print(facts_table(summary), scores_table(summary), sep="\n")
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
-    if outcome.history.health and outcome.kept_epoch:
-        kept = outcome.kept_epoch - 1
-        health = jax.tree.map(lambda values: values[kept], outcome.history.health)
-        sample = jax.tree.map(lambda array: array[:512], plan.to_fit)
-        unfelt = unfelt_errors(plan.model, outcome.params, sample)
-        report = judge(plan.model, health, unfelt=unfelt, restless=restless(options))
+    if options.diagnostics and outcome.kept_epoch:
+        report = health_after(plan, outcome.params, outcome.history, outcome.kept_epoch)
         console.print(report.text(console.width), soft_wrap=True)
     console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
 
 
-class Interrupts:
-    """Ctrl-C as a request: the first ends the run after the epoch, a second one at once.
-
-    An exception in the midst of a compilation could bring down the interpreter, or be lost.  Where
-    SIGINT is ignored from the start, as under nohup or in the background of a script, it stays so:
-    whoever started the command there did not want the terminal's Ctrl-C to reach it.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.asked = console, False
-        self.usual: Any = None
-
-    def __enter__(self) -> "Interrupts":
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            self.usual = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.usual is not None:
-            signal.signal(signal.SIGINT, self.usual)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            sys.stdout.flush()
-            os._exit(INTERRUPTED)
-        self.asked = True
-        self.console.print("ending after this epoch (Ctrl-C again: at once, without saving)")
-
-    def check(self) -> None:
-        """End the command here if that was asked for."""
-        if self.asked:
-            raise KeyboardInterrupt
-
-    def ignore(self) -> None:
-        """Let nothing come between the results and the disk."""
-        if self.usual is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+# Checking the gradient
 
 
 def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
-    """Relative errors of backprop on the first rows: against jax.grad in the parameters' own dtype,
-    and against central differences in float64."""
+    """Measure the relative error of backprop on the first rows, in two ways.
+
+    "jax_grad" is the error against jax.grad in the parameters' own dtype, "finite_differences" that
+    against central differences in float64.
+    """
     first = jax.tree.map(lambda array: np.asarray(array[:32]), batch)
     with jax.default_matmul_precision("highest"):
         by_autodiff = compare(*_both_gradients(model, params, first))
@@ -144,7 +176,7 @@ def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
 
 @partial(jax.jit, static_argnums=0)
 def _both_gradients(model: MLP, params: Params, batch: Batch) -> tuple[Params, Params]:
-    """By hand, and by jax.grad."""
+    """The gradient by hand, and by jax.grad."""
     return backprop(model, params, batch)[1], autodiff(model, params, batch)[1]
 
 
@@ -152,7 +184,7 @@ def _both_gradients(model: MLP, params: Params, batch: Batch) -> tuple[Params, P
 def _both_slopes(
     model: MLP, params: Params, batch: Batch, directions: Params
 ) -> tuple[jax.Array, jax.Array]:
-    """⟨∇E, d⟩ along several directions d: by hand, and by differences."""
+    """The slope ⟨∇E, d⟩ along several directions d, by hand, and by differences."""
     _, grads = backprop(model, params, batch)
 
     def slopes(direction: Params) -> tuple[jax.Array, jax.Array]:
@@ -168,15 +200,20 @@ def _to_float64(array: Any) -> np.ndarray:
     return np.asarray(values, np.float64 if values.dtype.kind == "f" else None)
 
 
+# Training
+
+
 def train(
-    options: Train,
-    plan: Plan,
-    params: Params,
-    folder: Path,
-    console: Console,
-    interrupts: Interrupts,
+    plan: Plan, params: Params, folder: Path, console: Console, interrupts: Interrupts
 ) -> Outcome:
-    """Fit with a progress bar, a line an epoch in metrics.jsonl, early stopping, and Ctrl-C."""
+    """Fit with a progress bar, a line an epoch in metrics.jsonl, early stopping, and Ctrl-C.
+
+    plan: all that was decided.
+    params: to start from.
+    folder: of the run; it has no metrics.jsonl yet.
+    console: that shows the bar.
+    interrupts: whether Ctrl-C was pressed.
+    """
     bar = Progress(
         TextColumn("epoch {task.completed}/{task.total}", markup=False),
         BarColumn(bar_width=20),
@@ -184,48 +221,35 @@ def train(
         console=console,
     )
     with (folder / "metrics.jsonl").open("x") as metrics, bar:
-        watch = _Watch(options, plan, params, bar, metrics, interrupts)
-        try:
-            _, history = fit(
-                plan.model,
-                plan.to_fit,
-                optimizer=plan.optimizer,
-                epochs=options.epochs,
-                batch_size=plan.batch_size,
-                key=jax.random.key(options.seed),
-                params=params,
-                validation=plan.parts["validation"],
-                gradient=GRADIENTS[options.gradient],
-                compute_dtype=None if options.compute_dtype == "float32" else options.compute_dtype,
-                diagnostics=options.diagnostics,
-                on_epoch=watch,
-            )
-        except NonFiniteLossError as error:
-            watch.ended = (
-                f"diverged in epoch {error.epoch}: the loss is no longer finite; kept the "
-                f"parameters after epoch {watch.kept.number}. Try a smaller --learning-rate"
-            )
-            return watch.outcome(error.history, diverged=True)
-    return watch.outcome(history)
+        watch = _Watch(plan, params, bar, metrics, interrupts)
+        trained = fit_plan(plan, params, watch, plan.parts["validation"])
+    if trained.diverged is not None:
+        watch.ended = (
+            f"diverged in epoch {trained.diverged}: the loss is no longer finite; kept the "
+            f"parameters after epoch {watch.kept.number}. Try a smaller --learning-rate"
+        )
+    timed = watch.seconds if len(watch.seconds) > 1 else [0.0, *watch.seconds]
+    epochs, span = len(timed) - 1, timed[-1] - timed[0]
+    return Outcome(
+        params=watch.kept.params,
+        history=trained.history,
+        kept_epoch=watch.kept.number,
+        seconds=time.perf_counter() - watch.started,
+        samples_per_second=epochs * len(plan.to_fit.x) / span if epochs else 0.0,
+        ended=watch.ended,
+        diverged=trained.diverged is not None,
+    )
 
 
 class _Watch:
     """``on_epoch``: shows and records each epoch, and decides whether it was the last."""
 
     def __init__(
-        self,
-        options: Train,
-        plan: Plan,
-        params: Params,
-        bar: Progress,
-        metrics: IO[str],
-        interrupts: Interrupts,
+        self, plan: Plan, params: Params, bar: Progress, metrics: IO[str], interrupts: Interrupts
     ) -> None:
         self.bar, self.metrics, self.interrupts = bar, metrics, interrupts
-        self.patience = plan.patience
-        self.metric = metric_name(plan.model.head)
-        self.rows = len(plan.parts["train"].x)
-        self.task = bar.add_task("", total=options.epochs, live="compiling")
+        self.patience, self.metric = plan.patience, plan.metric
+        self.task = bar.add_task("", total=plan.options.epochs, live="compiling")
         self.latest = self.best = Epoch(0, params, math.nan, None)
         self.best_loss = math.inf
         self.ended = ""
@@ -243,12 +267,12 @@ class _Watch:
             f"validation_{self.metric}": validation.metric,
             "seconds": round(self.seconds[-1], 6),
         }
-        if epoch.health:
+        if epoch.health is not None:
             record["layers"] = epoch.health._asdict()
         self.metrics.write(json.dumps(plain(record)) + "\n")
         self.metrics.flush()
-        metric = _SHOWN[self.metric]
-        live = f"loss {epoch.training_loss:.4f}, validation {metric} {validation.metric:.4f}"
+        metric = f"{_METRICS[self.metric]} {validation.metric:.4f}"
+        live = f"loss {epoch.training_loss:.4f}, validation {metric}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
         if validation.loss < self.best_loss:
@@ -267,109 +291,50 @@ class _Watch:
         """The latest epoch, or the best if patience asked for it."""
         return self.best if self.patience else self.latest
 
-    def outcome(self, history: History, *, diverged: bool = False) -> Outcome:
-        """What training came to."""
-        timed = self.seconds if len(self.seconds) > 1 else [0.0, *self.seconds]
-        epochs, span = len(timed) - 1, timed[-1] - timed[0]
-        return Outcome(
-            params=self.kept.params,
-            history=history,
-            kept_epoch=self.kept.number,
-            seconds=time.perf_counter() - self.started,
-            samples_per_second=epochs * self.rows / span if epochs else 0.0,
-            ended=self.ended,
-            diverged=diverged,
-        )
-
 
 # Reporting
 
 
-def summarize(
-    options: Train, plan: Plan, outcome: Outcome, errors: dict[str, float]
-) -> dict[str, Any]:
-    """All of the run that is worth knowing later, as JSON takes it."""
-    dataset, model = plan.dataset, plan.model
-    labels = dataset.preparation.labels
-    scores: dict[str, float] = {}
-    for part, batch in plan.parts.items():
-        evaluation = evaluate(model, outcome.params, batch)
-        scores[f"{part}_loss"] = evaluation.loss
-        scores[f"{part}_{metric_name(model.head)}"] = evaluation.metric
-    return {
-        "data": options.data,
-        "rows": {part: len(batch.x) for part, batch in plan.parts.items()},
-        "classes": None if labels is None else list(labels),
-        "network": list(model.sizes),
-        "activation": list(options.activation),
-        "head": plan.head,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(outcome.params)),
-        "optimizer": options.optimizer,
-        "learning_rate": plan.learning_rate,
-        "schedule": options.schedule,
-        "batch_size": plan.batch_size,
-        "l2": options.l2,
-        "label_smoothing": options.label_smoothing if labels else 0.0,
-        "seed": options.seed,
-        "patience": plan.patience,
-        "gradient": options.gradient,
-        "compute_dtype": options.compute_dtype,
-        "gradient_check": errors,
-        "epochs": len(outcome.history.training_loss),
-        "kept_epoch": outcome.kept_epoch,
-        "ended": outcome.ended or None,
-        "seconds": round(outcome.seconds, 4),
-        "samples_per_second": round(outcome.samples_per_second, 1),
-        **scores,
-        "device": jax.devices()[0].device_kind,
-        "versions": {m.__name__: m.__version__ for m in (jaxbp, jax, jaxlib, optax, np)},
-    }
+def write_run(folder: Path, summary: Summary) -> None:
+    """Write model.safetensors, summary.json and learning_curve.png beside metrics.jsonl."""
+    plan, outcome = summary.plan, summary.outcome
+    save(folder / "model.safetensors", plan.model, outcome.params, plan.dataset.preparation)
+    (folder / "summary.json").write_text(json.dumps(summary.to_dict(), indent=2) + "\n")
+    if len(outcome.history.training_loss):
+        learning_curve(
+            folder / "learning_curve.png",
+            outcome.history,
+            metric=_METRICS[plan.metric],
+            title=plan.title,
+            training="training, smoothed labels" if plan.label_smoothing else "training",
+        )
 
 
-def facts_table(summary: dict[str, Any]) -> Table:
-    """What was trained on what, and how long it took."""
-    rows, classes = summary["rows"], summary["classes"]
-    what = f"{len(classes)} classes" if classes else "regression"
-    mixed = "" if summary["compute_dtype"] == "float32" else f", in {summary['compute_dtype']}"
+def facts_table(summary: Summary) -> Table:
+    """Tabulate data, network, epochs and time, a line each."""
+    plan, options, outcome = summary.plan, summary.plan.options, summary.outcome
+    rows = {part: len(batch.x) for part, batch in plan.parts.items()}
+    labels = plan.dataset.preparation.labels
+    task = "regression" if labels is None else f"{len(labels)} classes"
+    mixed = "" if options.compute_dtype == "float32" else f", in {options.compute_dtype}"
+    epochs = len(outcome.history.training_loss)
     table = Table.grid(padding=(0, 2))
     for name, fact in {
-        "data": f"{summary['data']}, {sum(rows.values())} rows "
-        f"({rows['train']} train, {rows['validation']} validation, {rows['test']} test), {what}",
-        "network": f"{describe_network(summary)}, {summary['head']}",
-        "parameters": f"{summary['parameters']:,}",
-        "epochs": f"{summary['epochs']} by {summary['optimizer']} and {summary['gradient']}{mixed}",
-        "time": f"{summary['seconds']:.2f} s, {summary['samples_per_second']:,.0f} samples/s",
+        "data": f"{options.data}, {sum(rows.values())} rows "
+        f"({rows['train']} train, {rows['validation']} validation, {rows['test']} test), {task}",
+        "network": f"{plan.network}, {plan.head}",
+        "parameters": f"{plan.parameters:,}",
+        "epochs": f"{epochs} by {options.optimizer} and {options.gradient}{mixed}",
+        "time": f"{outcome.seconds:.2f} s, {outcome.samples_per_second:,.0f} samples/s",
     }.items():
         table.add_row(name, fact)
     return table
 
 
-def scores_table(summary: dict[str, Any]) -> Table:
-    """Loss and accuracy or R² of the three parts."""
-    metric = "accuracy" if summary["classes"] else "r2"
-    table = Table("", "loss", _SHOWN[metric], box=box.SIMPLE_HEAD)
-    for part in summary["rows"]:
-        loss, score = summary[f"{part}_loss"], summary[f"{part}_{metric}"]
-        table.add_row(part, f"{loss:.4f}" if abs(loss) < 1e4 else f"{loss:.3e}", f"{score:.4f}")
+def scores_table(summary: Summary) -> Table:
+    """Tabulate loss and accuracy or R² of the three parts."""
+    table = Table("", "loss", _METRICS[summary.plan.metric], box=box.SIMPLE_HEAD)
+    for part, score in summary.scores.items():
+        loss = f"{score.loss:.4f}" if abs(score.loss) < 1e4 else f"{score.loss:.3e}"
+        table.add_row(part, loss, f"{score.metric:.4f}")
     return table
-
-
-def describe_network(summary: dict[str, Any]) -> str:
-    """Sizes and activations, as in "64-128-10 relu"."""
-    units = summary["activation"] if len(summary["network"]) > 2 else ["linear"]
-    return f"{'-'.join(map(str, summary['network']))} {' '.join(units)}"
-
-
-def write_run(folder: Path, plan: Plan, outcome: Outcome, summary: dict[str, Any]) -> None:
-    """model.safetensors, summary.json and learning_curve.png, beside metrics.jsonl."""
-    save(folder / "model.safetensors", plan.model, outcome.params, plan.dataset.preparation)
-    (folder / "summary.json").write_text(json.dumps(plain(summary), indent=2) + "\n")
-    if summary["epochs"]:
-        title = f"{summary['data']}: {describe_network(summary)}, {summary['optimizer']}"
-        learning_curve(
-            folder / "learning_curve.png",
-            outcome.history,
-            metric=_SHOWN["accuracy" if summary["classes"] else "r2"],
-            title=title,
-            training="training, smoothed labels" if summary["label_smoothing"] else "training",
-        )

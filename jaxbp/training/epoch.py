@@ -25,7 +25,7 @@ Carry = tuple[Params, optax.OptState]
 
 _OBSERVED = 256  # rows that the health of the layers is measured on: a small part of most epochs
 
-jitted_init = jax.jit(init, static_argnames=("model", "dtype"))  # one program, not dozens
+jitted_init = jax.jit(init, static_argnames=("model", "scheme", "dtype"))  # one program, not dozens
 
 
 class Program(NamedTuple):

@@ -1,0 +1,230 @@
+"""Plan: all that is decided about a run before it starts, and the training by it.
+
+``decide`` makes a plan of a command's options and the data at hand; ``initial`` draws the weights,
+``fit_plan`` trains and ``health_after`` reports on the layers.  ``jaxbp train`` and ``jaxbp
+diagnose`` share them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxbp import activations, heads
+from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
+from jaxbp.data.loading import Dataset, load
+from jaxbp.data.sources import DataError, Task
+from jaxbp.diagnostics.health import sample
+from jaxbp.diagnostics.report import RESTLESS, LayerReport, judge, unfelt_errors
+from jaxbp.gradient import Batch
+from jaxbp.heads import smooth_labels
+from jaxbp.model import MLP, Params
+from jaxbp.training.epoch import jitted_init
+from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
+from jaxbp.training.metrics import metric_name
+
+SAMPLE = 512  # rows that a report is made on
+_LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as it will be: the options, and what they come to for the data at hand."""
+
+    options: Design
+    dataset: Dataset
+    head: str  # its name
+    model: MLP
+    parameters: int  # how many weights and biases it has
+    parts: dict[str, Batch]  # train, validation and test, with targets as the head takes them
+    label_smoothing: float  # 0 for regression
+    to_fit: Batch  # the training part, its labels smoothed
+    learning_rate: float | None  # at the start; None: the optimiser finds its own
+    optimizer: optax.GradientTransformation
+    batch_size: int | None  # None: all rows
+    patience: int
+
+    @property
+    def network(self) -> str:
+        """Sizes and activations, as in "64-128-10 relu"."""
+        units = self.options.activation if self.options.hidden else ["linear"]
+        return f"{'-'.join(map(str, self.model.sizes))} {' '.join(units)}"
+
+    @property
+    def metric(self) -> str:
+        """The metric's name: "accuracy" or "r2"."""
+        return metric_name(self.model.head)
+
+    @property
+    def title(self) -> str:
+        """Data, network and optimiser, as a picture's heading."""
+        return f"{self.options.data}: {self.network}, {self.options.optimizer}"
+
+
+def decide(options: Design) -> Plan:
+    """Load the data, and fit network and optimiser to them.  Raises UsageError and DataError."""
+    check_design(options)
+    task = _task(options)
+    dataset = load(
+        options.data,
+        target=options.target,
+        task=task,
+        seed=options.seed,
+        standardize_target=options.head != "exp_poisson",
+        stratify=options.stratify,
+        header={"auto": None, "yes": True, "no": False}[options.header],
+    )
+    labels = dataset.preparation.labels
+
+    if options.head != "auto":
+        name = options.head
+    elif labels is None:
+        name = "linear_squared_error"
+    else:
+        name = "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"
+    head = heads.BY_NAME[name]
+    if name == "exp_poisson" and dataset.train.target.min() < 0:
+        raise DataError(f"{dataset.name}: exp_poisson is for counts, and the target has negatives")
+
+    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    if labels is None:
+        outputs = dataset.train.target.shape[-1]
+    elif head.target == "classes":
+        outputs = len(labels)
+    else:  # independent outputs, each 0 or 1: of two classes, whether it is the second
+        ones = np.ones(1) if len(labels) == 2 else np.arange(len(labels))
+        outputs = len(ones)
+        for part, batch in parts.items():
+            target: Any = batch.target[:, None] == ones
+            parts[part] = batch._replace(target=target.astype(np.float32))
+    label_smoothing = 0.0 if labels is None else options.label_smoothing
+    to_fit = parts["train"]
+    if label_smoothing > 0:
+        classes = outputs if head.target == "classes" else None
+        smoothed = smooth_labels(to_fit.target, label_smoothing, classes)
+        to_fit = to_fit._replace(target=smoothed)
+
+    rows, columns = to_fit.x.shape
+    units = tuple(activations.BY_NAME[unit] for unit in options.activation)
+    model = MLP(
+        sizes=(columns, *options.hidden, outputs),
+        activation=units[0] if len(units) == 1 else units,
+        head=head,
+        l2=options.l2,
+    )
+    batch_size: int | None = 32
+    if options.batch_size == "full" or OPTIMIZERS[options.optimizer].full_batch:
+        batch_size = None
+    elif options.batch_size != "auto":
+        batch_size = options.batch_size
+    steps = options.epochs * math.ceil(rows / (batch_size or rows))
+    parameters = sum(o * (i + 1) for i, o in pairwise(model.sizes))
+    rate, optimizer = _optimizer(options, parameters, steps)
+    patience = options.patience
+    if patience == "auto":  # on diabetes it doubles R²; smoothed labels do better without
+        patience = 10 if labels is None else 0
+    return Plan(
+        options=options,
+        dataset=dataset,
+        head=name,
+        model=model,
+        parameters=parameters,
+        parts=parts,
+        label_smoothing=label_smoothing,
+        to_fit=to_fit,
+        learning_rate=rate,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        patience=patience,
+    )
+
+
+def _task(options: Design) -> Task | None:
+    """The kind of target that the options ask for; None where they leave it to the data."""
+    if options.head == "auto":
+        return None if options.task == "auto" else options.task
+    takes_values = heads.BY_NAME[options.head].target == "values"
+    task: Task = "regression" if takes_values else "classification"
+    if options.task not in {"auto", task}:
+        raise UsageError(f"--head {options.head} is not for {options.task}")
+    return task
+
+
+def _optimizer(
+    options: Design, parameters: int, steps: int
+) -> tuple[float | None, optax.GradientTransformation]:
+    """The learning rate that the optimiser starts from, if it has one, and the optimiser."""
+    name, chosen = options.optimizer, OPTIMIZERS[options.optimizer]
+    if name == "bfgs" and parameters > _LARGEST_FOR_BFGS:
+        raise UsageError(
+            f"--optimizer bfgs keeps a matrix of {parameters:,} × {parameters:,} numbers here; it "
+            f"is for at most {_LARGEST_FOR_BFGS:,} parameters, and lbfgs for more"
+        )
+    rate = chosen.rate if options.learning_rate == "auto" else options.learning_rate
+    try:
+        if rate is None:
+            return None, chosen.make()
+        return rate, chosen.make(SCHEDULES[options.schedule](rate, steps))
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--optimizer {name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of a training, good or bad."""
+
+    params: Params  # after the last epoch that was finite throughout
+    history: History
+    diverged: int | None  # the epoch in which something was no longer finite
+
+
+def initial(plan: Plan) -> Params:
+    """Draw the weights and biases to start from."""
+    options = plan.options
+    scheme = None if options.scheme == "auto" else options.scheme
+    key = jax.random.key(options.seed)
+    params: Params = jitted_init(key, plan.model, scheme=scheme, bias=options.bias)
+    return params
+
+
+def fit_plan(
+    plan: Plan, params: Params, on_epoch: Callable[[Epoch], bool], validation: Batch | None = None
+) -> Trained:
+    """Train by a plan; on_epoch and validation as ``fit`` takes them.  Divergence is no error."""
+    options = plan.options
+    try:
+        params, history = fit(
+            plan.model,
+            plan.to_fit,
+            optimizer=plan.optimizer,
+            epochs=options.epochs,
+            batch_size=plan.batch_size,
+            key=jax.random.key(options.seed),
+            params=params,
+            validation=validation,
+            gradient=GRADIENTS[options.gradient],
+            compute_dtype=None if options.compute_dtype == "float32" else options.compute_dtype,
+            diagnostics=options.diagnostics,
+            on_epoch=on_epoch,
+        )
+    except NonFiniteLossError as error:
+        return Trained(error.params, error.history, error.epoch)
+    return Trained(params, history, None)
+
+
+def health_after(plan: Plan, params: Params, history: History, epoch: int) -> LayerReport:
+    """Report on every layer after an epoch, from 1, with its params; the run had diagnostics."""
+    health = jax.tree.map(lambda values: values[epoch - 1], history.health)
+    rows = sample(plan.to_fit, SAMPLE)
+    finds_its_step = plan.learning_rate is None  # which may then be of any size
+    return judge(
+        plan.model,
+        health,
+        unfelt=unfelt_errors(plan.model, params, rows),
+        restless=math.inf if finds_its_step else RESTLESS,
+    )
