@@ -124,7 +124,7 @@ def diagnose(options: Diagnose, path: Path, console: Console) -> int:
 
         params, history, ended = _trained(options, plan, params, watch)
         interrupts.ignore()
-        console.print("before training", str(at_start), sep="\n", soft_wrap=True)
+        console.print("before training", at_start.text(console.width), sep="\n", soft_wrap=True)
         report = at_start
         if history.health:
             health = jax.tree.map(lambda values: values[-1], history.health)
@@ -132,7 +132,7 @@ def diagnose(options: Diagnose, path: Path, console: Console) -> int:
             report = judge(plan.model, health, unfelt=unfelt, restless=restless(options))
             epochs = len(history.training_loss)
             heading = f"\nafter {epochs} epochs, training loss {history.training_loss[-1]:.4g}"
-            console.print(heading, str(report), sep="\n", soft_wrap=True)
+            console.print(heading, report.text(console.width), sep="\n", soft_wrap=True)
         if interrupts.asked:
             console.print(f"interrupted: training ended with epoch {len(seen) - 1}")
         console.print(ended or ("every layer is healthy" if report.ok else ""), soft_wrap=True)

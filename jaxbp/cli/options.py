@@ -18,7 +18,7 @@ from tyro.conf import arg
 from jaxbp import activations, heads
 from jaxbp.data.loading import Dataset, load
 from jaxbp.data.sources import DataError, Task
-from jaxbp.diagnostics.report import RESTLESS
+from jaxbp.diagnostics.report import LARGE_UPDATE
 from jaxbp.gradient import Batch, autodiff, backprop
 from jaxbp.heads import smooth_labels
 from jaxbp.model import MLP
@@ -328,7 +328,7 @@ def check_output(path: Path | None) -> None:
 
 def restless(options: Any) -> float:
     """How large an update is no cause for concern: any, of an optimiser that finds its own step."""
-    return math.inf if LEARNING_RATES[options.optimizer] is None else RESTLESS
+    return math.inf if LEARNING_RATES[options.optimizer] is None else LARGE_UPDATE
 
 
 def _task(options: Train) -> Task | None:

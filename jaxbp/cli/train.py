@@ -80,7 +80,7 @@ def run(options: Train, console: Console) -> int:
         sample = jax.tree.map(lambda array: array[:512], plan.to_fit)
         unfelt = unfelt_errors(plan.model, outcome.params, sample)
         report = judge(plan.model, health, unfelt=unfelt, restless=restless(options))
-        console.print(str(report), soft_wrap=True)
+        console.print(report.text(console.width), soft_wrap=True)
     console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
 
