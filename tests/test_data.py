@@ -24,11 +24,15 @@ def write(tmp_path):
     return write
 
 
-def rows(count=30, **columns):
-    """A CSV of two numeric features and a text target, 30 rows."""
-    lines = ["height;width;kind".replace(";", ",")]
+def rows(count=30):
+    """A CSV of two numeric features and a text target."""
+    lines = ["height,width,kind"]
     lines += [f"{i}.5,{i * i % 7},{'ab'[i % 2]}" for i in range(count)]
     return "\n".join(lines) + "\n"
+
+
+def batches(dataset):
+    return dataset.train, dataset.validation, dataset.test
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,7 @@ def test_bundled_classification(name, features, classes):
     dataset = data.load(name)
     assert dataset.train.x.shape[1] == len(dataset.preparation.features) == features
     assert len(dataset.preparation.labels) == classes
-    for part in (dataset.train, dataset.validation, dataset.test):
+    for part in batches(dataset):
         assert part.x.dtype == np.float32
         assert part.target.dtype == np.int32
         assert set(part.target) == set(range(classes))
@@ -55,7 +59,7 @@ def test_bundled_regression():
 
 def test_the_split_loses_no_row_and_depends_on_the_seed_alone():
     parts = [data.load("wine", seed=seed, standardize=False) for seed in (3, 3, 4)]
-    everything = np.vstack([part.x for part in parts[0][1:4]])
+    everything = np.vstack([part.x for part in batches(parts[0])])
     whole = sources._read_bundled("wine").x
     assert sorted(map(tuple, everything)) == sorted(map(tuple, whole.astype(np.float32)))
     np.testing.assert_array_equal(parts[0].test.x, parts[1].test.x)
@@ -64,7 +68,7 @@ def test_the_split_loses_no_row_and_depends_on_the_seed_alone():
 
 def test_the_split_is_stratified():
     dataset = data.load("breast_cancer")
-    shares = [part.target.mean() for part in dataset[1:4]]
+    shares = [part.target.mean() for part in batches(dataset)]
     np.testing.assert_allclose(shares, 357 / 569, atol=0.01)
 
 
@@ -90,7 +94,7 @@ def test_csv(write, delimiter):
     assert dataset.name == "table"
     assert dataset.preparation.features == ("height", "width")
     assert dataset.preparation.labels == ("a", "b")
-    assert sum(len(part.x) for part in dataset[1:4]) == 30
+    assert sum(len(part.x) for part in batches(dataset)) == 30
 
 
 @pytest.mark.parametrize("target", ["kind", 0, -3, "0"])
@@ -104,7 +108,7 @@ def test_target_by_name_or_position(write, target):
 def test_csv_without_a_header(write):
     dataset = data.load(write("".join(f"{i},{i % 4},{i % 2}\n" for i in range(20))))
     assert dataset.preparation.features == ("column 0", "column 1")
-    assert sum(len(part.x) for part in dataset[1:4]) == 20
+    assert sum(len(part.x) for part in batches(dataset)) == 20
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,12 @@ def test_npz_with_several_quantities(tmp_path):
 BODY = rows()
 
 
+def test_a_class_of_one_row_needs_a_split_without_stratifying(write):
+    dataset = data.load(write(BODY + "1,2,c\n"), stratify=False)
+    assert dataset.preparation.labels == ("a", "b", "c")
+    assert sum(len(part.x) for part in batches(dataset)) == 31
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -163,7 +173,10 @@ BODY = rows()
         (BODY + "1,wide,a\n", "table.csv, row 32, column 'width': 'wide' where a number belongs"),
         (BODY + "1,inf,a\n", "table.csv, row 32, column 'width': inf is not finite in float32"),
         (BODY.replace(",b", ",a"), "table.csv: every row has the target a, expected two classes"),
-        (BODY + "1,2,c\n", "table.csv: class 'c' has 1 row.*needs 3 of each"),
+        (
+            BODY + "1,2,c\n",
+            "table.csv: class 'c' has 1 row.*needs 3 of each; use stratify=False to allow it",
+        ),
         ("a,a,y\n1,2,3\n", "table.csv: two columns are called 'a'"),
         (BODY + "1,1e308,a\n", "table.csv, row 32, column 'width': 1e308 is not finite in float32"),
         (BODY + '"1\n",x,a\n', "table.csv, row 32, column 'width': 'x' where a number"),
@@ -192,7 +205,7 @@ def test_a_file_that_is_no_csv(write):
         ({"target": 7}, "no column '7' .the columns are"),
         ({"task": "regression"}, r"table\.csv, row 2, column 'kind': 'a' where a number belongs"),
         ({"validation": 0.6, "test": 0.5}, "validation, test: got 0.6 and 0.5"),
-        ({"test": 0.01, "validation": 0.01}, "30 rows cannot be split so"),
+        ({"test": 0.01, "validation": 0.01}, "30 rows cannot be split into these shares"),
     ],
 )
 def test_options_that_do_not_fit(write, options, message):

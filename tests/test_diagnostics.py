@@ -1,5 +1,6 @@
-"""Diagnostics: every planted sickness is found at its layer, and the healthy are left in peace."""
+"""Diagnostics: every planted fault is found at its layer, and nothing in a healthy network."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -47,7 +48,7 @@ def of(unit, change=lambda params: params, *, batch=None, hidden=(64, 64, 64), *
 
 
 def mixed(change=lambda params: params, **options):
-    """One network for several sicknesses, so that it is compiled once."""
+    """One network for several faults, so that it is compiled once."""
     return of(MIXED, change, hidden=(64,) * 4, **options)
 
 
@@ -108,7 +109,7 @@ def plant(name):
 
 
 #: what is planted, the layer to be named, the verdict there, and a word of what is said
-SICKNESSES = [
+FAULTS = [
     ("ReLUs dead by a large negative bias", 2, "dead", "100% of its units have zero slope"),
     ("half of the ReLUs dead", 3, "dead", "zero slope"),
     ("saturation by scaled inputs", 1, "saturated", "of its units are flat"),
@@ -128,12 +129,12 @@ SICKNESSES = [
 ]
 
 
-def test_every_planted_sickness_is_looked_for():
-    assert [name for name, *_ in SICKNESSES] == list(PLANTED)
+def test_every_planted_fault_is_looked_for():
+    assert [name for name, *_ in FAULTS] == list(PLANTED)
 
 
-@pytest.mark.parametrize(("name", "layer", "verdict", "said"), SICKNESSES)
-def test_a_planted_sickness_is_found_at_its_layer(name, layer, verdict, said):
+@pytest.mark.parametrize(("name", "layer", "verdict", "said"), FAULTS)
+def test_a_planted_fault_is_found_at_its_layer(name, layer, verdict, said):
     report = diagnostics.layer_report(*plant(name))
     assert not report
     first = report.findings[0]
@@ -151,13 +152,13 @@ HEALTHY = [name for name in ACTIVATIONS if "sigmoid" not in name]
     "activation",
     [pytest.param(name, marks=() if name == "relu" else pytest.mark.slow) for name in HEALTHY],
 )
-def test_healthy_networks_are_left_in_peace(activation):
+def test_nothing_is_found_in_a_healthy_network(activation):
     report = diagnostics.layer_report(*network(ACTIVATIONS[activation]), batch_of())
     assert report.ok, str(report)
     assert not report.findings
 
 
-def test_a_healthy_network_of_every_activation_is_left_in_peace():
+def test_nothing_is_found_in_a_healthy_network_of_every_activation():
     units = tuple(ACTIVATIONS[name] for name in HEALTHY)
     report = diagnostics.layer_report(*network(units, (64,) * len(units)), batch_of())
     assert report.ok, str(report)
@@ -168,7 +169,7 @@ def test_a_healthy_network_of_every_activation_is_left_in_peace():
     "head",
     ["softmax_cross_entropy", pytest.param("linear_squared_error", marks=pytest.mark.slow)],
 )
-def test_the_vital_signs_are_what_they_are_said_to_be(head, x64):
+def test_health_is_what_its_fields_say(head, x64):
     model = jaxbp.MLP((3, 6, 4, 2), ACTIVATIONS["relu"], HEADS[head], l2=0.1)
     params, batch = random_params(model, 1), random_batch(model, 9, 2)
     updates = random_params(model, 3)
@@ -311,7 +312,7 @@ def test_an_update_has_its_bound():
 
 
 def healthy(sign, value):
-    """A model of two layers, and their vital signs with one of the first layer's replaced."""
+    """A model of two layers, and their health with one measure of the first layer replaced."""
     shares = dict.fromkeys(("dead", "saturated", "mean"), 0.0)
     signs = dict.fromkeys(diagnostics.Health._fields, 1.0) | shares | {"update_to_weight": 1e-3}
     health = {field: np.full(2, usual) for field, usual in signs.items()}
@@ -353,11 +354,39 @@ def test_a_report_prints_itself_and_is_json():
     assert record["findings"][0]["layer"] == 3
 
 
-def test_a_report_fits_a_terminal():
-    text = diagnostics.layer_report(*plant("explosion by depth")).text(80)
-    table = text.split("\nlayer 2:", maxsplit=1)[0].splitlines()
+def test_a_report_fits_the_width_it_is_given():
+    report = diagnostics.layer_report(*plant("explosion by depth"))
+    table = report.text(80).split("\nlayer 2:", maxsplit=1)[0].splitlines()
     assert len(table) == 8
     assert max(map(len, table)) <= 80
+    assert len(report.text(40).splitlines()) > 7 * 8  # a line a cell
+
+
+def test_a_report_prints_alike_in_every_terminal(monkeypatch):
+    report = diagnostics.layer_report(*plant("half of the ReLUs dead"))
+    for columns in ("40", "80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert str(report) == report.text(100)
+
+
+def test_a_report_cannot_be_changed():
+    report = judged("dead", 0.9)
+    for part in (report, report.layers[0], report.findings[0]):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            part.layer = 2
+    assert report.layers[0].dead == 0.9
+    assert report == judged("dead", 0.9) != judged("dead", 0.8)
+
+
+def test_every_layer_has_the_fields_of_health_by_name():
+    names = [field.name for field in dataclasses.fields(diagnostics.LayerHealth)]
+    assert names == ["layer", "verdict", *diagnostics.Health._fields]
+    model, _ = healthy("mean", 0)
+    values = {field: np.arange(n, n + 2.0) for n, field in enumerate(diagnostics.Health._fields)}
+    rows = diagnostics.judge(model, diagnostics.Health(**values)).layers
+    for number, row in enumerate(rows):
+        for field, expected in values.items():
+            assert getattr(row, field) == expected[number]
 
 
 def test_what_does_not_fit_is_named():
@@ -404,7 +433,7 @@ def test_forty_sigmoid_layers_leave_what_float32_holds():
     assert 0 < health.delta[0] < 1e-22
 
 
-def test_a_gradient_that_is_not_finite_is_told_of():
+def test_a_gradient_that_is_not_finite_is_reported():
     """tanh hides an infinite input from everything but the gradient of its weights."""
     report = diagnostics.layer_report(*mixed(batch=with_input(np.inf)))
     assert [f.layer for f in report.findings] == [1]

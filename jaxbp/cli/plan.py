@@ -20,7 +20,7 @@ from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageErr
 from jaxbp.data.loading import Dataset, load
 from jaxbp.data.sources import DataError, Task
 from jaxbp.diagnostics.health import sample
-from jaxbp.diagnostics.report import RESTLESS, LayerReport, judge, unfelt_errors
+from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
 from jaxbp.gradient import Batch
 from jaxbp.heads import smooth_labels
 from jaxbp.model import MLP, Params
@@ -226,5 +226,5 @@ def health_after(plan: Plan, params: Params, history: History, epoch: int) -> La
         plan.model,
         health,
         unfelt=unfelt_errors(plan.model, params, rows),
-        restless=math.inf if finds_its_step else RESTLESS,
+        restless=math.inf if finds_its_step else LARGE_UPDATE,
     )

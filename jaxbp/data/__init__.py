@@ -1,7 +1,7 @@
-"""Data: real tables and images as batches, split and standardised, and the errors they deserve.
+"""Data: a table or images from a file, as standardised batches to train, validate and test on.
 
-Read ``loading``, whose ``load`` is the whole way from a file to three batches; then its steps in
-order: ``sources`` reads, ``split`` deals the rows out, ``preparation`` scales them.
+Read ``loading`` first: its ``load`` is the whole way, and calls the other three in this order:
+``sources`` reads a file, ``split`` deals out its rows, ``preparation`` encodes and scales them.
 """
 
 from jaxbp.data.loading import Dataset, load

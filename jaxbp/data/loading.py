@@ -1,10 +1,7 @@
-"""Data: real tables and images as batches, split and standardised, and the errors they deserve.
+"""Loading: the whole way from a file to batches to train, validate and test on.
 
-``load`` reads one of scikit-learn's bundled real sets, a ``.csv`` or an ``.npz``, splits it at
-random into training, validation and test rows, and standardises with the statistics of the training
-rows alone.  A ``Preparation`` remembers what was done, so that new rows are treated the same way.
-Whatever is wrong with a file is a ``DataError`` of one line, naming file, row and column; a CSV's
-row is the file's line number, as an editor shows it, an array's row counts from 0.
+Standardising uses the statistics of the training rows alone; the ``Preparation`` that ``load``
+returns scales new rows in the same way.
 """
 
 from pathlib import Path
@@ -12,14 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbp.data.preparation import Preparation, encode_target, moments, transform
-from jaxbp.data.sources import DataError, Task, read_table
+from jaxbp.data.preparation import Preparation, encode_target, guess_task, moments, transform
+from jaxbp.data.sources import DataError, Task, read_source
 from jaxbp.data.split import split_rows
 from jaxbp.gradient import Batch
 
 
 class Dataset(NamedTuple):
-    """Real data, ready for ``fit``: classes are integers (B,), quantities are values (B, K)."""
+    """Three batches, ready for ``fit``, and how they were prepared.
+
+    A target is integer classes (B,) in classification, and values (B, K) in regression.
+    """
 
     name: str
     train: Batch
@@ -43,12 +43,23 @@ def load(
 ) -> Dataset:
     """Read, split and standardise a data set.
 
-    source is a name in ``BUNDLED``, a ``.csv`` (comma, semicolon or tab; a first row without a
-    number is its header, unless header says) or an ``.npz`` with arrays ``x`` (N, ...) and ``y``.
-    target is the CSV's column by name or position, the last one by default, or the name of the
-    array.  Unless task says, a target of text, of booleans or of at most 20 different integers is
-    classification, anything else regression.  validation and test are shares of the rows, drawn by
-    seed; every class keeps its proportion if stratify.  Raises DataError.
+    source: a name in ``BUNDLED``; a ``.csv`` with commas, semicolons or tabs; or an ``.npz`` with
+        arrays x (N, ...) and y (N,) or (N, K).
+    target: the CSV's target column by name or position, the last one unless given; or the name of
+        the ``.npz``'s target array, y unless given.
+    task: "classification" or "regression".  Unless given, a target of text, of booleans or of at
+        most 20 different integers is classification, and anything else regression.
+    validation: share of the rows to validate on; 0.15 unless given.
+    test: share of the rows to test on; 0.2 unless given.
+    seed: fixes which rows go where, 0 to 2³² - 1; 0 unless given.
+    standardize: whether each input column is scaled to mean 0 and standard deviation 1 over the
+        training rows.
+    standardize_target: whether the target of a regression is scaled in the same way.
+    stratify: whether every class keeps its proportion in each of the three batches.
+    header: whether a CSV's first row names the columns.  Unless given, it does if none of its
+        cells is a number.
+
+    Raises DataError for an argument out of range, and for anything wrong with the source.
 
     >>> data = load("iris")
     >>> data.train.x.shape, data.preparation.labels
@@ -63,31 +74,22 @@ def load(
         )
     if task not in {None, "classification", "regression"}:
         raise DataError(f"task: got {task!r}, expected classification or regression")
-    table = read_table(source, target, task, header)
-    labels, values = encode_target(table, task)
-    parts = split_rows(table.name, values, labels if stratify else None, validation, test, seed)
-    quantity = None if labels else values[parts[0]]
-    preparation = Preparation(
-        table.features,
-        *moments(table.x[parts[0]] if standardize else None, table.x.shape[1]),
-        labels,
-        *moments(quantity if standardize_target else None, values.shape[-1] if not labels else 1),
+    raw = read_source(source, target, task, header)
+    labels, values = encode_target(raw, guess_task(raw) if task is None else task)
+    train_rows, validation_rows, test_rows = split_rows(
+        raw.name, values, labels if stratify else None, validation, test, seed
     )
+    mean, scale = moments(raw.x[train_rows], standardize)
+    target_mean, target_scale = np.zeros(1), np.ones(1)
     if labels is None:
-        values = (values - preparation.target_mean) / preparation.target_scale
-        values = values.astype(np.float32)
-    x = transform(preparation, table.x)
-    train_rows, validation_rows, test_rows = parts
+        target_mean, target_scale = moments(values[train_rows], standardize_target)
+        values = ((values - target_mean) / target_scale).astype(np.float32)
+    preparation = Preparation(raw.features, mean, scale, labels, target_mean, target_scale)
+    x = transform(preparation, raw.x)
     return Dataset(
-        name=Path(table.name).stem,
+        name=Path(raw.name).stem,
         train=Batch(x[train_rows], values[train_rows]),
         validation=Batch(x[validation_rows], values[validation_rows]),
         test=Batch(x[test_rows], values[test_rows]),
         preparation=preparation,
     )
-
-
-# Reading a source
-
-
-# Targets, splits and scales

@@ -1,4 +1,8 @@
-"""Sources: a CSV, an .npz or a bundled set, as names and numbers."""
+"""Sources: a CSV, an ``.npz`` or one of scikit-learn's bundled sets, read as raw arrays.
+
+Anything wrong with a file is a ``DataError`` of one line that names the file, the row and the
+column.  Rows of a CSV are its line numbers, as an editor shows them; rows of an array count from 0.
+"""
 
 import csv
 import importlib
@@ -12,285 +16,58 @@ import numpy as np
 
 Task = Literal["classification", "regression"]
 
-
-BUNDLED = ("digits", "breast_cancer", "wine", "iris", "diabetes")
-
-
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
-
-
-_MISSING_LABEL = {"", "na", "n/a", "nan", "?"}  # "none" can be the name of a class
-
-
-LARGEST = float(np.finfo(np.float32).max)
+BUNDLED = ("digits", "breast_cancer", "wine", "iris", "diabetes")  # real sets of scikit-learn
 
 
 class DataError(ValueError):
     """Something is wrong with the data; the message says where."""
 
 
-class RawTable(NamedTuple):
-    """What a source holds, before it is split."""
+class RawData(NamedTuple):
+    """The contents of a source, before they are split and scaled."""
 
     name: str  # as the user gave it
-    features: tuple[str, ...]
+    features: tuple[str, ...]  # names of the D columns of x
     x: np.ndarray  # (N, D)
     target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
     labels: tuple[str, ...] | None = None  # of classes 0, 1, ... where the source names them
 
 
-class _Cells(NamedTuple):
-    """A CSV as text."""
-
-    source: str | Path
-    names: tuple[str, ...]
-    has_header: bool
-    lines: tuple[int, ...]  # (N,) each row's line number in the file
-    text: np.ndarray  # (N, columns)
-
-
-def read_table(
+def read_source(
     source: str | Path, target: str | int | None, task: Task | None, header: bool | None
-) -> RawTable:
-    """A CSV, an .npz or a bundled set, as it is.  Raises DataError."""
-    if _is_csv(source):
+) -> RawData:
+    """Read a CSV, an ``.npz`` or a bundled set, unscaled.  Raises DataError."""
+    suffix = Path(source).suffix.lower()
+    if suffix == ".csv":
         return _read_csv(source, target, task, header)
-    if _is_npz(source):
+    if suffix == ".npz":
         return _read_npz(source, "y" if target is None else str(target))
-    table = _read_bundled(str(source))
+    bundled = _read_bundled(str(source))
     if target is not None:
         raise DataError(f"target: got {target!r}, but {source} has its own target")
-    return table
-
-
-def _read_bundled(name: str) -> RawTable:
-    if name not in BUNDLED:
-        near = get_close_matches(name, BUNDLED, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(
-            f"{name}: no such data{hint} (there are {', '.join(BUNDLED)}, and .csv and .npz files)"
-        )
-    bunch = getattr(sklearn("datasets"), f"load_{name}")()
-    features = tuple(map(str, bunch.feature_names))
-    labels = None if name == "diabetes" else tuple(map(str, bunch.target_names))
-    return RawTable(name, features, bunch.data, bunch.target, labels)
-
-
-def _read_npz(source: str | Path, target: str) -> RawTable:
-    arrays = _arrays(source)
-    x = _rows(source, arrays)
-    y = _array(source, arrays, target)
-    if y.ndim not in {1, 2} or len(y) != len(x) or not y.size or y.dtype.kind not in "biufU":
-        raise DataError(
-            f"{source}: {target} is {y.dtype} of shape {y.shape}, expected text or numbers for "
-            f"each of x's {len(x)} rows"
-        )
-    if y.dtype.kind == "f":
-        _check_finite(source, target, y)
-    y = y[:, 0] if y.shape[1:] == (1,) else y
-    return RawTable(str(source), tuple(f"x{i}" for i in range(x.shape[1])), x, y)
-
-
-def _rows(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The array x, images flattened, as (N, D) numbers."""
-    x = _array(source, arrays, "x")
-    if x.dtype.kind not in "biuf" or x.ndim < 2 or not x.size:
-        raise DataError(f"{source}: x is {x.dtype} of shape {x.shape}, expected rows of numbers")
-    x = x.reshape(len(x), -1).astype(np.float64)
-    _check_finite(source, "x", x)
-    return x
-
-
-def _arrays(source: str | Path) -> dict[str, np.ndarray]:
-    _check_is_file(source)
-    if not zipfile.is_zipfile(source):
-        raise DataError(f"{source}: not a complete .npz")
-    try:
-        with Path(source).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged archive fails in every way numpy and zlib know
-        pickled = "pickle" in str(error)
-        reason = "it holds pickled objects, which are never read" if pickled else error
-        raise DataError(f"{source}: not an .npz of plain arrays ({reason})") from None
-    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
-
-
-def _array(source: str | Path, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in arrays:
-        raise DataError(f"{source}: no array {name!r}; it holds {', '.join(arrays) or 'nothing'}")
-    return arrays[name]
-
-
-def _read_csv(
-    source: str | Path, target: str | int | None, task: Task | None, header: bool | None
-) -> RawTable:
-    cells = _read_cells(source, header=header)
-    if len(cells.names) < 2:
-        raise DataError(
-            f"{source}: one column, expected features and a target with a comma, semicolon or tab "
-            "between"
-        )
-    chosen = _column(cells, -1 if target is None else target)
-    others = [column for column in range(len(cells.names)) if column != chosen]
-    values = _numbers(cells, [chosen])[:, 0] if task == "regression" else _target(cells, chosen)
-    names = tuple(cells.names[column] for column in others)
-    return RawTable(str(source), names, _numbers(cells, others), values)
-
-
-def _read_cells(
-    source: str | Path, *, header: bool | None = None, names: Sequence[str] = ()
-) -> _Cells:
-    """A CSV's text; the first row is a header if header says so, if it has names, or no number."""
-    _check_is_file(source)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        with Path(source).open(encoding="utf-8-sig", newline="") as file:
-            delimiter = max(",;\t", key=file.readline().count)
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            line = 1
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if any(cells):
-                    rows.append((line, cells))
-                line = reader.line_num + 1
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: not a readable CSV ({error})") from None
-    if not rows:
-        raise DataError(f"{source}: the file is empty")
-    first = rows[0][1]
-    if header is None:
-        header = (bool(names) and set(names) <= set(first)) or not any(map(_is_number, first))
-    columns = tuple(first) if header else tuple(f"column {i}" for i in range(len(first)))
-    repeated = next((name for name in columns if columns.count(name) > 1), None)
-    if repeated is not None:
-        raise DataError(f"{source}: two columns are called {brief(repeated)}")
-    body = rows[header:]
-    if not body:
-        raise DataError(f"{source}: a header and no rows")
-    for line, row in body:
-        if len(row) != len(columns):
-            raise DataError(f"{source}, row {line}: {len(row)} columns, expected {len(columns)}")
-    lines, text = zip(*body, strict=True)
-    return _Cells(source, columns, header, lines, np.array(text, object))
-
-
-def _column(cells: _Cells, target: str | int) -> int:
-    """The position of a column given by name or position."""
-    if target in cells.names:
-        return cells.names.index(str(target))
-    try:
-        return range(len(cells.names))[int(target)]
-    except (ValueError, IndexError):
-        raise _no_column(cells, target) from None
-
-
-def _no_column(cells: _Cells, wanted: str | int) -> DataError:
-    near = get_close_matches(str(wanted), cells.names, n=1)
-    hint = f"; did you mean {brief(near[0])}?" if near else ""
-    names = ", ".join(map(brief, cells.names[:10])) + (", ..." if len(cells.names) > 10 else "")
-    return DataError(f"{cells.source}: no column {brief(wanted)}{hint} (the columns are {names})")
-
-
-def _numbers(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
-    """Columns as float64, or an error that names the first cell that is none."""
-    text = cells.text[:, list(columns)]
-    try:
-        values = text.astype(np.float64)
-        if (np.abs(values) <= LARGEST).all():
-            return values
-    except ValueError:
-        pass
-    for line, row in zip(cells.lines, text, strict=True):
-        for column, cell in zip(columns, row, strict=True):
-            where = _where(cells, line, column)
-            if cell.lower() in _MISSING:
-                raise DataError(f"{where}: missing value")
-            if not _is_number(cell):
-                raise DataError(f"{where}: {brief(cell)} where a number belongs")
-            if not abs(float(cell)) <= LARGEST:
-                raise DataError(f"{where}: {cell} is not finite in float32")
-    raise AssertionError("float() and numpy disagree about a number")
-
-
-def _target(cells: _Cells, column: int) -> np.ndarray:
-    """A column as integers or numbers, where all of it is, or else as text."""
-    text = cells.text[:, column]
-    for line, cell in zip(cells.lines, text, strict=True):
-        if cell.lower() in _MISSING_LABEL:
-            raise DataError(f"{_where(cells, line, column)}: missing value")
-    try:
-        return text.astype(np.int64)
-    except (ValueError, OverflowError):
-        return _numbers(cells, [column])[:, 0] if all(map(_is_number, text)) else text.astype(str)
-
-
-def _where(cells: _Cells, line: int, column: int) -> str:
-    return f"{cells.source}, row {line}, column {brief(cells.names[column])}"
-
-
-def brief(value: object) -> str:
-    """A quoted name or cell on one line, however long it is."""
-    text = str(value)
-    return repr(text if len(text) <= 40 else f"{text[:37]}...")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _check_is_file(source: str | Path) -> None:
-    if not Path(source).is_file():
-        raise DataError(f"{source}: no such file")
-
-
-def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
-    beyond = np.argwhere(~(np.abs(array) <= LARGEST))
-    if len(beyond):
-        where = beyond[0]
-        row, column = where[0], f", column {where[1]}" if array.ndim > 1 else ""
-        value = array[tuple(where)]
-        raise DataError(f"{source}: {name}, row {row}{column}: {value:g} is not finite in float32")
-
-
-def _is_csv(source: str | Path) -> bool:
-    return Path(source).suffix.lower() == ".csv"
-
-
-def _is_npz(source: str | Path) -> bool:
-    return Path(source).suffix.lower() == ".npz"
-
-
-def sklearn(module: str) -> Any:
-    """A module of scikit-learn, which is an extra."""
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise ImportError(
-            "jaxbp.data.loading needs scikit-learn: pip install 'jaxbp[cli]'"
-        ) from error
+    return bundled
 
 
 def read_features(source: str | Path, features: Sequence[str]) -> np.ndarray:
-    """The named columns of a source as raw numbers (N, D): rows to predict; a target is not needed.
+    """Read the named columns of a source as raw numbers (N, D), to predict from; no target needed.
 
-    A CSV with a header is read by name; one without, and an ``.npz``, must hold just these columns
-    in this order.  Raises DataError.
+    A CSV with a header is read by name.  A CSV without one, and an ``.npz``, must hold exactly
+    these columns in this order.  Raises DataError.
     """
-    if _is_csv(source):
-        cells = _read_cells(source, names=features)
+    suffix = Path(source).suffix.lower()
+    if suffix == ".csv":
+        cells = _read_cells(source, expected=features)
         if cells.has_header:
             absent = next((name for name in features if name not in cells.names), None)
             if absent is not None:
-                raise _no_column(cells, absent)
-            return _numbers(cells, [cells.names.index(name) for name in features])
+                raise _no_such_column(cells, absent)
+            return _numeric_columns(cells, [cells.names.index(name) for name in features])
         _check_width(source, len(cells.names), features)
-        return _numbers(cells, range(len(features)))
-    x = _rows(source, _arrays(source)) if _is_npz(source) else _read_bundled(str(source)).x
+        return _numeric_columns(cells, range(len(features)))
+    if suffix == ".npz":
+        x = _npz_features(source, _npz_arrays(source))
+    else:
+        x = _read_bundled(str(source)).x
     _check_width(source, x.shape[1], features)
     return x
 
@@ -301,3 +78,249 @@ def _check_width(source: str | Path, width: int, features: Sequence[str]) -> Non
             f"{source}: {width} columns, expected the {len(features)} the network was trained on, "
             f"without the target ({', '.join(features[:5])}{', ...' if len(features) > 5 else ''})"
         )
+
+
+# Bundled sets
+
+
+def _read_bundled(name: str) -> RawData:
+    if name not in BUNDLED:
+        near = get_close_matches(name, BUNDLED, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"{name}: no such data{hint} (there are {', '.join(BUNDLED)}, and .csv and .npz files)"
+        )
+    bunch = getattr(scikit_learn("datasets"), f"load_{name}")()
+    features = tuple(map(str, bunch.feature_names))
+    labels = None if name == "diabetes" else tuple(map(str, bunch.target_names))
+    return RawData(name, features, bunch.data, bunch.target, labels)
+
+
+def scikit_learn(module: str) -> Any:
+    """Import a module of scikit-learn, which only an extra installs."""
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise ImportError("jaxbp.data needs scikit-learn: pip install 'jaxbp[cli]'") from error
+
+
+# Arrays
+
+
+def _read_npz(source: str | Path, target: str) -> RawData:
+    arrays = _npz_arrays(source)
+    x = _npz_features(source, arrays)
+    y = _npz_array(source, arrays, target)
+    if y.ndim not in {1, 2} or len(y) != len(x) or not y.size or y.dtype.kind not in "biufU":
+        raise DataError(
+            f"{source}: {target} is {y.dtype} of shape {y.shape}, expected text or numbers for "
+            f"each of x's {len(x)} rows"
+        )
+    if y.dtype.kind == "f":
+        _check_finite(source, target, y)
+    if y.shape[1:] == (1,):
+        y = y[:, 0]
+    return RawData(str(source), tuple(f"x{i}" for i in range(x.shape[1])), x, y)
+
+
+def _npz_arrays(source: str | Path) -> dict[str, np.ndarray]:
+    """Load all plain arrays of a file; nothing pickled is ever read."""
+    _check_is_file(source)
+    if not zipfile.is_zipfile(source):
+        raise DataError(f"{source}: not a complete .npz")
+    try:
+        with Path(source).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # a damaged archive raises any of numpy's and zlib's exceptions
+        pickled = "pickle" in str(error)
+        reason = "it holds pickled objects, which are never read" if pickled else error
+        raise DataError(f"{source}: not an .npz of plain arrays ({reason})") from None
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def _npz_array(source: str | Path, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in arrays:
+        raise DataError(f"{source}: no array {name!r}; it holds {', '.join(arrays) or 'nothing'}")
+    return arrays[name]
+
+
+def _npz_features(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Take the array x as numbers (N, D), each image as one row."""
+    x = _npz_array(source, arrays, "x")
+    if x.dtype.kind not in "biuf" or x.ndim < 2 or not x.size:
+        raise DataError(f"{source}: x is {x.dtype} of shape {x.shape}, expected rows of numbers")
+    x = x.reshape(len(x), -1).astype(np.float64)
+    _check_finite(source, "x", x)
+    return x
+
+
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
+    beyond = np.argwhere(~(np.abs(array) <= LARGEST_FLOAT32))
+    if len(beyond):
+        first = tuple(beyond[0])
+        column = f", column {first[1]}" if array.ndim > 1 else ""
+        raise DataError(
+            f"{source}: {name}, row {first[0]}{column}: {array[first]:g} is not finite in float32"
+        )
+
+
+def _check_is_file(source: str | Path) -> None:
+    if not Path(source).is_file():
+        raise DataError(f"{source}: no such file")
+
+
+# CSV
+
+
+class _Cells(NamedTuple):
+    """A CSV as text, before any cell is read as a number."""
+
+    source: str | Path
+    names: tuple[str, ...]  # of the columns
+    has_header: bool
+    lines: tuple[int, ...]  # (N,) each row's line number in the file
+    text: np.ndarray  # (N, columns)
+
+
+def _read_csv(
+    source: str | Path, target: str | int | None, task: Task | None, header: bool | None
+) -> RawData:
+    cells = _read_cells(source, header=header)
+    if len(cells.names) < 2:
+        raise DataError(
+            f"{source}: one column, expected features and a target with a comma, semicolon or tab "
+            "between"
+        )
+    chosen = _position(cells, -1 if target is None else target)
+    if task == "regression":
+        values = _numeric_columns(cells, [chosen])[:, 0]
+    else:
+        values = _target_column(cells, chosen)
+    others = [position for position in range(len(cells.names)) if position != chosen]
+    features = tuple(cells.names[position] for position in others)
+    return RawData(str(source), features, _numeric_columns(cells, others), values)
+
+
+def _read_cells(
+    source: str | Path, *, header: bool | None = None, expected: Sequence[str] = ()
+) -> _Cells:
+    """Read a CSV as text.
+
+    header: whether the first row names the columns.  Unless given, it does if it holds all
+        expected names, or if none of its cells is a number.
+    """
+    _check_is_file(source)
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        with Path(source).open(encoding="utf-8-sig", newline="") as file:
+            delimiter = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            line = 1
+            for cells in reader:
+                row = [cell.strip() for cell in cells]
+                if any(row):
+                    rows.append((line, row))
+                line = reader.line_num + 1  # a quoted cell may go over several lines
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{source}: not a readable CSV ({error})") from None
+    if not rows:
+        raise DataError(f"{source}: the file is empty")
+    _, first = rows[0]
+    if header is None:
+        named = len(expected) > 0 and set(expected) <= set(first)
+        header = named or not any(_is_number(cell) for cell in first)
+    names = tuple(first) if header else tuple(f"column {i}" for i in range(len(first)))
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"{source}: two columns are called {quoted(repeated)}")
+    body = rows[1:] if header else rows
+    if not body:
+        raise DataError(f"{source}: a header and no rows")
+    for line, row in body:
+        if len(row) != len(names):
+            raise DataError(f"{source}, row {line}: {len(row)} columns, expected {len(names)}")
+    lines, text = zip(*body, strict=True)
+    return _Cells(source, names, header, lines, np.array(text, object))
+
+
+def _position(cells: _Cells, target: str | int) -> int:
+    """Find a column given by name or by position; a negative position counts from the end."""
+    if target in cells.names:
+        return cells.names.index(str(target))
+    try:
+        return range(len(cells.names))[int(target)]
+    except (ValueError, IndexError):
+        raise _no_such_column(cells, target) from None
+
+
+def _no_such_column(cells: _Cells, wanted: str | int) -> DataError:
+    near = get_close_matches(str(wanted), cells.names, n=1)
+    hint = f"; did you mean {quoted(near[0])}?" if near else ""
+    names = ", ".join(map(quoted, cells.names[:10])) + (", ..." if len(cells.names) > 10 else "")
+    return DataError(f"{cells.source}: no column {quoted(wanted)}{hint} (the columns are {names})")
+
+
+_MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
+
+
+def _numeric_columns(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
+    """Read columns as float64.  Raises DataError that names the first cell float32 cannot hold."""
+    text = cells.text[:, list(columns)]
+    try:
+        values = text.astype(np.float64)
+        if (np.abs(values) <= LARGEST_FLOAT32).all():
+            return values
+    except ValueError:
+        pass  # the loop below finds the cell
+    for line, row in zip(cells.lines, text, strict=True):
+        for column, cell in zip(columns, row, strict=True):
+            place = _place(cells, line, column)
+            if cell.lower() in _MISSING:
+                raise DataError(f"{place}: missing value")
+            if not _is_number(cell):
+                raise DataError(f"{place}: {quoted(cell)} where a number belongs")
+            if not abs(float(cell)) <= LARGEST_FLOAT32:
+                raise DataError(f"{place}: {cell} is not finite in float32")
+    raise AssertionError("float() and numpy disagree about a number")
+
+
+_MISSING_TARGET = {"", "na", "n/a", "nan", "?"}  # "none" can be the name of a class
+
+
+def _target_column(cells: _Cells, column: int) -> np.ndarray:
+    """Read a column as integers if every cell is one, else as numbers if it can be, else as text.
+
+    Raises DataError that names the first missing cell.
+    """
+    text = cells.text[:, column]
+    for line, cell in zip(cells.lines, text, strict=True):
+        if cell.lower() in _MISSING_TARGET:
+            raise DataError(f"{_place(cells, line, column)}: missing value")
+    try:
+        return text.astype(np.int64)
+    except (ValueError, OverflowError):
+        if all(_is_number(cell) for cell in text):
+            return _numeric_columns(cells, [column])[:, 0]
+        return text.astype(str)
+
+
+def _place(cells: _Cells, line: int, column: int) -> str:
+    return f"{cells.source}, row {line}, column {quoted(cells.names[column])}"
+
+
+def quoted(value: object) -> str:
+    """Quote a name or a cell for a message, cut to 40 characters of one line."""
+    text = str(value)
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,39 +1,50 @@
-"""Split: rows for training, validation and test."""
+"""Split: random rows for training, validation and test, each class in proportion."""
 
 from typing import Any
 
 import numpy as np
 
-from jaxbp.data.sources import DataError, brief, sklearn
+from jaxbp.data.sources import DataError, quoted, scikit_learn
 
 
 def split_rows(
     name: str,
-    values: np.ndarray,
+    target: np.ndarray,
     labels: tuple[str, ...] | None,
     validation: float,
     test: float,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row numbers for training, validation and test; labels given: in the classes' proportions."""
-    if labels:
-        counts = np.bincount(values)
+    """Deal out row numbers at random -> those of training, validation and test.
+
+    name: the source, for messages.
+    target: (N,) integer classes, or (N, K) values.
+    labels: the classes' names, if each part is to hold them in proportion; else None.
+    validation: share of the rows for validation.
+    test: share of the rows for test.
+    seed: fixes which rows go where.
+
+    Raises DataError if a part would be empty, or miss a class that it is to hold.
+    """
+    if labels is not None:
+        counts = np.bincount(target)
         if counts.min() < 3:
             raise DataError(
-                f"{name}: class {brief(labels[counts.argmin()])} has {counts.min()} row(s), and a "
-                "stratified split in three needs 3 of each; without stratifying any will do"
+                f"{name}: class {quoted(labels[counts.argmin()])} has {counts.min()} row(s), and a "
+                "stratified split in three needs 3 of each; use stratify=False to allow it"
             )
-    split = sklearn("model_selection").train_test_split
-    rows = np.arange(len(values))
+    train_test_split = scikit_learn("model_selection").train_test_split
 
-    def part(rows: np.ndarray, share: float) -> Any:
-        by = values[rows] if labels else None
-        return split(rows, test_size=share, random_state=seed, stratify=by)
+    def split(rows: np.ndarray, share: float) -> Any:
+        classes = None if labels is None else target[rows]
+        return train_test_split(rows, test_size=share, random_state=seed, stratify=classes)
 
     try:
-        rest, test_rows = part(rows, test)
-        train_rows, validation_rows = part(rest, validation / (1 - test))
+        rest, test_rows = split(np.arange(len(target)), test)
+        train_rows, validation_rows = split(rest, validation / (1 - test))
     except ValueError as error:
         reason = str(error).split(", the resulting")[0]
-        raise DataError(f"{name}: {len(values)} rows cannot be split so ({reason})") from None
+        raise DataError(
+            f"{name}: {len(target)} rows cannot be split into these shares ({reason})"
+        ) from None
     return train_rows, validation_rows, test_rows

@@ -1,7 +1,7 @@
-"""Diagnostics: the health of every layer, read off (z, δ), and the lectures' remedies.
+"""Diagnostics: the health of every layer, read off (z, δ), and what the lectures recommend.
 
-Read ``health``, which measures on the device; ``report``, which turns the measures into verdicts
-and advice on the host; and ``flow``, the lectures' experiment with vanishing gradients.
+Read ``health``, which measures on the device; then ``report``, which turns the measures into
+verdicts, findings and advice; and ``flow``, the lectures' experiment on vanishing gradients.
 """
 
 from jaxbp.diagnostics.flow import (

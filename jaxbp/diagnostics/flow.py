@@ -1,4 +1,4 @@
-"""Flow: how outputs and errors fare from layer to layer."""
+"""Gradient flow: how outputs and errors change from layer to layer."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -21,26 +21,25 @@ QUANTILES = (5, 25, 50, 75, 95)  # per cent
 
 
 class Distributions(NamedTuple):
-    """Quantiles over a layer's units and a batch's examples, of every layer: (L, 5)."""
+    """Quantiles over the units of a layer and the examples of a batch, (L, 5)."""
 
     output: Array  # of h
-    delta: Array  # of |δ| where it is not 0, as it is below a ReLU that is off; NaN: it is nowhere
+    delta: Array  # of |δ| where it is not 0, as it is below a ReLU that is off; NaN if it is all 0
 
 
 def distributions(model: MLP, params: Params, batch: Batch) -> Distributions:
-    """How outputs h and errors |δ| are spread in every layer, at 5, 25, 50, 75 and 95 %."""
+    """Quantiles of outputs h and errors |δ| in every layer, at 5, 25, 50, 75 and 95 %."""
     _, residuals, deltas = per_example_pass(model, params, batch)
     levels = jnp.array(QUANTILES) / 100
+    nonzero = [jnp.where(delta == 0, jnp.nan, jnp.abs(delta)) for delta in deltas]
     return Distributions(
         output=jnp.stack([jnp.quantile(h, levels) for h in outputs_of(params, residuals)]),
-        delta=jnp.stack(
-            [jnp.nanquantile(jnp.where(d == 0, jnp.nan, jnp.abs(d)), levels) for d in deltas]
-        ),
+        delta=jnp.stack([jnp.nanquantile(size, levels) for size in nonzero]),
     )
 
 
 class Flow(NamedTuple):
-    """How errors fare on their way back through one network."""
+    """‖δ‖ in every layer of one network, as it is propagated backward."""
 
     activation: str
     scheme: str
@@ -49,7 +48,7 @@ class Flow(NamedTuple):
 
     @property
     def relative(self) -> np.ndarray:
-        """‖δ‖ over that of the last layer."""
+        """‖δ‖ relative to that of the last layer."""
         return np.asarray(self.delta / self.delta[-1])
 
 
@@ -71,16 +70,23 @@ def gradient_flow(
     rows: int = 128,
     key: Array | None = None,
 ) -> tuple[Flow, ...]:
-    """The lectures' story as an experiment: ‖δ‖ by layer in untrained networks of every kind.
+    """Measure ‖δ‖ by layer in untrained networks, one for each scheme, activation and depth.
 
     δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾ has a factor h' ≤ ¼ for every sigmoid layer, so that after k of
     them at most (¼)ᵏ of the error is left where the weights keep its length (‖W‖₂ ≤ 1), or keep it
-    on average (glorot and lecun, between layers of one width).  Networks of depth hidden layers,
-    each width wide, softmax over ten classes, inputs from the normal distribution and random
-    classes; activations are those of the lectures unless named.
+    on average (glorot and lecun, between layers of one width).  The networks end in a softmax over
+    ten classes; inputs are drawn from the normal distribution, and classes uniformly.
 
-    >>> sigmoid, relu = gradient_flow((8,), {"sigmoid": units.sigmoid, "relu": units.relu}, ("he",))
-    >>> bool(sigmoid.relative[0] < 1e-3 < 0.1 < relu.relative[0])
+    depths: numbers of hidden layers.
+    activations: hidden units by name; ``LECTURE_ACTIVATIONS`` unless given.
+    schemes: those of ``init``.
+    width: inputs of the network, and units of each hidden layer; 64 unless given.
+    rows: examples in the batch; 128 unless given.
+    key: draws the batch and the weights; ``jax.random.key(0)`` unless given.
+
+    >>> from jaxbp.activations import relu, sigmoid
+    >>> flows = gradient_flow((8,), {"sigmoid": sigmoid, "relu": relu}, ("he",))
+    >>> bool(flows[0].relative[0] < 1e-3 < 0.1 < flows[1].relative[0])
     True
     """
     activations = LECTURE_ACTIVATIONS if activations is None else activations
@@ -90,18 +96,18 @@ def gradient_flow(
         x=jax.random.normal(x_key, (rows, width)),
         target=jax.random.randint(class_key, (rows,), 0, 10),
     )
+
+    def network(depth: int, unit: Activation) -> MLP:
+        return MLP((width, *[width] * depth, 10), unit, softmax_cross_entropy)
+
     flows = []
     for scheme in schemes:
-        deepest = _hidden(width, max(depths), units.identity)
+        deepest = network(max(depths), units.identity)
         params = init(params_key, deepest, scheme=scheme)  # shallower ones take its first layers
         for (name, unit), depth in product(activations.items(), depths):
-            model = _hidden(width, depth, unit)
+            model = network(depth, unit)
             _, _, deltas = per_example_pass(model, (*params[:depth], params[-1]), batch)
             examples = [np.linalg.norm(np.asarray(delta, float), axis=-1) for delta in deltas]
             norms = [np.sqrt(np.mean(norm**2)) for norm in examples]
             flows.append(Flow(name, scheme, depth, np.array(norms)))
     return tuple(flows)
-
-
-def _hidden(width: int, depth: int, unit: Activation) -> MLP:
-    return MLP((width, *(width,) * depth, 10), unit, softmax_cross_entropy)

@@ -1,26 +1,9 @@
-"""Diagnostics: the health of every layer, read off (z, δ), and what the lectures say against ills.
+"""Report: the measures of ``Health`` turned, on the host, into verdicts, findings and advice."""
 
-Layers are counted from 1, as on the page: layer 1 has the parameters ``params[0]``, and its δ is
-∂L/∂a of its own pre-activations.  Its verdict is the first of these that holds:
-
-    not finite   an activation, an error or a weight of the layer is infinite or NaN
-    dead         40 % of the units or more have zero slope on the whole batch (the share at which
-                 Karpathy, CS231n notes, "Neural Networks Part 1", starts to worry)
-    saturated    half of the units or more are flat: |h'| below 5 % of the activation's steepest, as
-                 at |tanh| > 0.975, on three quarters of the batch or more (after Glorot and Bengio
-                 2010, section 3, who watch the units at ±1); of an activation with a steep side,
-                 such as leaky ReLU, on all of it.  Comes before dead where there is no steep side
-    exploding    ‖δ‖ is more than 1000 times that of the last layer
-    vanishing    ‖δ‖ is less than a thousandth of that of the last layer: five sigmoid layers, each
-                 with a slope of at most ¼, are enough (Hochreiter 1998)
-    healthy      nothing of this
-
-Some hundred different rows are needed to tell a dead unit from one that is off for these few.
-"""
-
+from dataclasses import asdict, dataclass
 from html import escape
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,36 +16,29 @@ from jaxbp.text import Table, align, html, number, plain
 
 Verdict = Literal["healthy", "vanishing", "exploding", "dead", "saturated", "not finite"]
 
-DEAD, SATURATED = 0.4, 0.5  # shares of a layer's units
-VANISHING, EXPLODING = 1e-3, 1e3  # ‖δ‖ relative to the last layer's
-RESTLESS = 0.1  # an update relative to its weights; a healthy one is about 1e-3 (Karpathy, CS231n)
-WRONG, UNFELT, MANY = 0.25, 1e-2, 0.1  # an example's loss; ‖error‖ relative to its √; their share
 
-_UNITS_ARE_SICK = {"dead", "saturated"}
+@dataclass(frozen=True)
+class LayerHealth:
+    """One layer's verdict, and the measures of ``Health`` that it rests on.
 
-ADVICE: dict[str, str] = {
-    "vanishing": "hidden units of the ReLU family (relu, leaky_relu, elu), whose slope is 1 where "
-    "they are on, with He initialisation; fewer layers",
-    "exploding": "initial weights by He or Glorot; optax.clip_by_global_norm before the optimiser; "
-    "a smaller learning rate",
-    "weights": "initial weights by He or Glorot, whose size keeps ‖δ‖ from layer to layer",
-    "dead": "small positive biases to start from, init(..., bias=0.1); leaky_relu or elu, which "
-    "never have zero slope; a smaller learning rate",
-    "saturated": "standardised inputs and smaller initial weights, so that |a| stays near 1; "
-    "hidden units of the ReLU family, which do not saturate",
-    "not finite": "look for it in the data first; then a smaller learning rate, and standardised "
-    "inputs",
-    "restless": "a learning rate ten times smaller",
-    "unfelt": "the loss that belongs to the output unit: sigmoid_logistic or "
-    "softmax_cross_entropy, whose error is ŷ - y",
-}
+    Layers are counted from 1, as on the page: layer 1 has the parameters ``params[0]``, and its δ
+    is ∂L/∂a of its own pre-activations.  The verdict is the first of these that holds:
 
+        not finite   an activation, an error or a weight of the layer is infinite or NaN
+        dead         40 % of the units or more have zero slope on the whole batch (the fraction at
+                     which Karpathy, CS231n notes, "Neural Networks Part 1", starts to worry)
+        saturated    half of the units or more are flat: |h'| below 5 % of the activation's
+                     steepest, as at |tanh| > 0.975, on three quarters of the batch or more (after
+                     Glorot and Bengio 2010, section 3, who watch the units at ±1); for an
+                     activation with a steep side, such as leaky ReLU, on all of it.  Precedes dead
+                     where there is no steep side
+        exploding    ‖δ‖ is more than 1000 times that of the last layer
+        vanishing    ‖δ‖ is less than a thousandth of that of the last layer: five sigmoid layers,
+                     each with a slope of at most ¼, are enough (Hochreiter 1998)
+        healthy      none of these
 
-# The report
-
-
-class LayerHealth(NamedTuple):
-    """One layer's row of a report; the numbers as in ``Health``."""
+    It takes a few hundred rows to tell a dead unit from one that happens to be off.
+    """
 
     layer: int  # from 1
     verdict: Verdict
@@ -78,16 +54,18 @@ class LayerHealth(NamedTuple):
     spread: float
 
 
-class Finding(NamedTuple):
-    """What is wrong, at the layer where it starts, and what the lectures say against it."""
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, the layer where it starts, and what the lectures recommend."""
 
     layer: int  # from 1
     what: str
     advice: str
 
 
-class LayerReport(NamedTuple):
-    """The health of a network; printed, a table and what was found."""
+@dataclass(frozen=True)
+class LayerReport:
+    """The health of a network: printed, it is a table of the layers and the findings in words."""
 
     layers: tuple[LayerHealth, ...]
     findings: tuple[Finding, ...]  # in the order in which to mend them
@@ -100,47 +78,59 @@ class LayerReport(NamedTuple):
     def __bool__(self) -> bool:
         return self.ok
 
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
-        record: dict[str, Any] = plain(
-            {
-                "layers": [row._asdict() for row in self.layers],
-                "findings": [finding._asdict() for finding in self.findings],
-            }
-        )
-        return record
-
-    def table(self) -> Table:
-        """A row a layer."""
-        signs = ("‖δ‖", "ratio", "∇W/W", "ΔW/W", "dead", "saturated", "output")
-        return Table(("layer", *signs, "verdict"), [_cells(row) for row in self.layers])
-
     def text(self, width: int = 100) -> str:
-        """The table, in that many columns of text, and what was found."""
+        """The table and the findings.
+
+        width: columns of text that the table is to fit; 100 unless given.
+        """
         return "\n".join([align(self.table(), width), *self.lines()])
 
     def __str__(self) -> str:
         return self.text()
 
+    def _repr_html_(self) -> str:
+        return html(self.table()) + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All layers and findings as values for JSON."""
+        record: dict[str, Any] = plain(asdict(self))
+        return record
+
+    def table(self) -> Table:
+        """One row for each layer."""
+        signs = ("‖δ‖", "ratio", "∇W/W", "ΔW/W", "dead", "saturated", "output")
+        return Table(("layer", *signs, "verdict"), [_table_row(row) for row in self.layers])
+
     def lines(self) -> list[str]:
-        """The findings in words, and after those of one kind what is recommended."""
+        """The findings in words; the advice follows the last of those that share it."""
         lines = []
         for advice, findings in groupby(self.findings, key=lambda finding: finding.advice):
             lines += [f"layer {finding.layer}: {finding.what}" for finding in findings]
             lines.append(f"  recommended: {advice}")
         return lines
 
-    def _repr_html_(self) -> str:
-        return html(self.table()) + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
+
+def _table_row(row: LayerHealth) -> tuple[str, ...]:
+    ratios = (row.delta_ratio, row.gradient_to_weight, row.update_to_weight)
+    return (
+        str(row.layer),
+        number(row.delta),
+        *("" if np.isnan(ratio) else number(ratio) for ratio in ratios),
+        f"{row.dead:.0%}",
+        f"{row.saturated:.0%}",
+        f"{row.mean:.2g}±{row.spread:.2g}",
+        row.verdict,
+    )
 
 
 def layer_report(
     model: MLP, params: Params, batch: Batch, updates: Params | None = None
 ) -> LayerReport:
-    """Measure every layer on a batch, and say which is sick, of what, and what helps.
+    """Measure every layer on a batch, and report what is wrong, where, and what is recommended.
 
-    A batch of some hundred rows is enough.  updates are the changes ΔW that a step would make, as
-    optax returns them.  Raises ValueError and TypeError where params or batch do not fit the model.
+    A batch of a few hundred rows is enough.  updates are the changes ΔW that a step would make, as
+    optax returns them.  Raises ValueError and TypeError where params, batch or updates do not fit
+    the model.
 
     >>> from jaxbp import activations, heads, init
     >>> model = MLP((2, 3, 1), activations.relu, heads.linear_squared_error)
@@ -149,20 +139,25 @@ def layer_report(
     >>> [row.verdict for row in report.layers], report.findings[0].what
     (['dead', 'healthy'], '100% of its units have zero slope on the whole batch')
     """
-    health = jitted_health(model, params, batch, updates)
-    return judge(
-        model, jax.tree.map(np.asarray, health), unfelt=unfelt_errors(model, params, batch)
-    )
+    health = jax.tree.map(np.asarray, jitted_health(model, params, batch, updates))
+    return judge(model, health, unfelt=unfelt_errors(model, params, batch))
+
+
+LARGE_UPDATE = 0.1  # relative to the weights; a healthy one is about 1e-3 (Karpathy, CS231n)
 
 
 def judge(
-    model: MLP, health: Health, *, unfelt: bool = False, restless: float = RESTLESS
+    model: MLP, health: Health, *, unfelt: bool = False, restless: float = LARGE_UPDATE
 ) -> LayerReport:
-    """The report on measured health, such as that of one epoch of a ``History``: (L,) a field.
+    """Report on measured health at one time, such as the last epoch of a ``History``.
 
-    unfelt is whether the output's error is small while the loss is not, and restless how large an
-    update may be: infinite for a method that finds its own step.  Raises ValueError for a health
-    that is not of one time.
+    model: the network's description.
+    health: each field (L,).
+    unfelt: whether the output's error is small while the loss is not, as ``unfelt_errors`` finds.
+    restless: the largest ‖ΔW‖ / ‖W‖ that is no finding, 0.1 unless given; infinite for a method
+        that finds its own step.
+
+    Raises ValueError for a health with fields of another shape.
     """
     layers = len(model.sizes) - 1
     if np.shape(health.delta) != (layers,):
@@ -171,58 +166,105 @@ def judge(
             "jax.tree.map(lambda values: values[-1], history.health)"
         )
     columns = {field: np.asarray(values, float) for field, values in health._asdict().items()}
-    rows = [
-        LayerHealth(layer + 1, _verdict(columns, layer), *(c[layer] for c in columns.values()))
-        for layer in range(layers)
-    ]
+    last_delta = float(columns["delta"][-1])
+    rows = []
+    for layer in range(layers):
+        measures = {field: float(values[layer]) for field, values in columns.items()}
+        rows.append(LayerHealth(layer + 1, _verdict(measures, last_delta), **measures))
     return LayerReport(tuple(rows), tuple(_findings(rows, unfelt, restless)))
 
 
-# Verdicts and findings, on the host
+WRONG_LOSS = 0.25  # the loss of an example beyond which its prediction is wrong
+VANISHED_ERROR = 1e-2  # ‖error‖ relative to √loss: below this, training hardly changes the example
+MANY_EXAMPLES = 0.1  # the share of wrong examples with a vanished error that is a finding
 
 
-def _verdict(columns: dict[str, np.ndarray], layer: int) -> Verdict:
-    here = {field: values[layer] for field, values in columns.items()}
-    relative = here["delta"] / (columns["delta"][-1] or 1.0)
-    vital = [here["delta"], here["mean"], here["weight"]]
-    if not np.isfinite([*vital, here["gradient_to_weight"] if here["weight"] else 0]).all():
+def unfelt_errors(model: MLP, params: Params, batch: Batch) -> bool:
+    """Whether many examples are wrong but have next to no error: the loss saturates with the unit.
+
+    Such a loss is not convex in the logits, as squared error is not behind a sigmoid.
+    """
+    if model.head.gauss_newton is None:  # convex in the logits: a wrong example has an error
+        return False
+    loss, _, deltas = per_example_pass(model, params, batch)
+    vanished = jnp.sum(deltas[-1] ** 2, axis=-1) < VANISHED_ERROR**2 * loss
+    share = jnp.sum(example_shares(batch, loss) * ((loss > WRONG_LOSS) & vanished))
+    return bool(share > MANY_EXAMPLES)
+
+
+# Verdicts, each layer by itself
+
+DEAD, SATURATED = 0.4, 0.5  # fractions of a layer's units
+VANISHING, EXPLODING = 1e-3, 1e3  # ‖δ‖ relative to the last layer's
+
+
+def _verdict(measures: dict[str, float], last_delta: float) -> Verdict:
+    """The first verdict of the table in ``LayerHealth`` that holds; measures are its fields."""
+    vital = ["delta", "mean", "weight"]
+    if measures["weight"]:  # a layer of zero weights has an infinite ratio and is in order
+        vital.append("gradient_to_weight")
+    if not np.isfinite([measures[field] for field in vital]).all():
         return "not finite"
-    if here["dead"] >= DEAD and here["dead"] > here["saturated"]:
+    if measures["dead"] >= DEAD and measures["dead"] > measures["saturated"]:
         return "dead"
-    if here["saturated"] >= SATURATED:
+    if measures["saturated"] >= SATURATED:
         return "saturated"
+    relative = measures["delta"] / (last_delta or 1.0)
     if relative > EXPLODING:
         return "exploding"
-    return "vanishing" if relative < VANISHING and columns["delta"][-1] else "healthy"
+    return "vanishing" if relative < VANISHING and last_delta else "healthy"
+
+
+# Findings, from the layers together
+
+ADVICE: dict[str, str] = {
+    "vanishing": "hidden units of the ReLU family (relu, leaky_relu, elu), whose slope is 1 where "
+    "they are on, with He initialisation; fewer layers",
+    "exploding": "initial weights by He or Glorot; optax.clip_by_global_norm before the optimiser; "
+    "a smaller learning rate",
+    "weights": "initial weights by He or Glorot, whose size keeps ‖δ‖ from layer to layer",
+    "dead": "small positive biases to start from, init(..., bias=0.1); leaky_relu or elu, which "
+    "never have zero slope; a smaller learning rate",
+    "saturated": "standardised inputs and smaller initial weights, so that |a| stays near 1; "
+    "hidden units of the ReLU family, which do not saturate",
+    "not finite": "look for it in the data first; then a smaller learning rate, and standardised "
+    "inputs",
+    "large update": "a learning rate ten times smaller",
+    "vanished error": "the loss that belongs to the output unit: sigmoid_logistic or "
+    "softmax_cross_entropy, whose error is ŷ - y",
+}
+
+_UNIT_VERDICTS = {"dead", "saturated"}  # on the units of a layer, not on ‖δ‖
 
 
 def _findings(rows: list[LayerHealth], unfelt: bool, restless: float) -> list[Finding]:
     """Causes, not consequences: a layer is named where the trouble starts."""
-    strange = _not_finite(rows)
-    if strange:
-        return [strange]
+    not_finite = _first_not_finite(rows)
+    if not_finite is not None:
+        return [not_finite]
     findings = []
-    starved = [False, *(row.verdict in _UNITS_ARE_SICK and row.spread == 0 for row in rows)]
-    for row in [row for row in rows if not starved[row.layer - 1]]:  # by a layer found already
-        if row.verdict == "dead":
+    constant_input = False  # from the layer before, which is named already
+    for row in rows:
+        if row.verdict == "dead" and not constant_input:
             what = f"{row.dead:.0%} of its units have zero slope on the whole batch"
             findings.append(Finding(row.layer, what, ADVICE["dead"]))
-        elif row.verdict == "saturated":
+        if row.verdict == "saturated" and not constant_input:
             what = f"{row.saturated:.0%} of its units are flat on most of the batch"
             findings.append(Finding(row.layer, what, ADVICE["saturated"]))
-    findings += _along_the_depth(rows)
-    for row in [row for row in rows if row.weight]:
-        if row.update_to_weight > restless:
+        constant_input = row.verdict in _UNIT_VERDICTS and row.spread == 0
+    findings += _vanishing_or_exploding(rows)
+    for row in rows:
+        if row.weight and row.update_to_weight > restless:
             what = f"a step changes its weights by {row.update_to_weight:.0%}"
-            findings.append(Finding(row.layer, what, ADVICE["restless"]))
+            findings.append(Finding(row.layer, what, ADVICE["large update"]))
     if unfelt:
         what = "the output is wrong, and its error next to nothing"
-        findings.append(Finding(rows[-1].layer, what, ADVICE["unfelt"]))
+        findings.append(Finding(rows[-1].layer, what, ADVICE["vanished error"]))
     return findings
 
 
-def _not_finite(rows: list[LayerHealth]) -> Finding | None:
-    """The first layer, in the order of computation, that is not finite."""
+def _first_not_finite(rows: list[LayerHealth]) -> Finding | None:
+    """The first layer, in the order of computation, with a measure that is not finite."""
     for row in rows:
         if not np.isfinite(row.weight):
             return Finding(row.layer, "its weights are not finite", ADVICE["not finite"])
@@ -240,54 +282,28 @@ def _not_finite(rows: list[LayerHealth]) -> Finding | None:
     return None
 
 
-def _along_the_depth(rows: list[LayerHealth]) -> list[Finding]:
+def _vanishing_or_exploding(rows: list[LayerHealth]) -> list[Finding]:
     """Where ‖δ‖ vanishes or explodes on its way back: at one layer, or little by little."""
     last = rows[-1].delta
     beyond = [row for row in rows if last and not VANISHING <= row.delta / last <= EXPLODING]
     if not beyond:
         return []
-    reached = beyond[-1]  # the layer nearest to the output where it is too small, or too large
+    reached = beyond[-1]  # the layer nearest to the output where ‖δ‖ is too small, or too large
     kind = "vanishing" if reached.delta < last else "exploding"
-    way = rows[reached.layer - 1 : -1]
+    path = rows[reached.layer - 1 : -1]  # from that layer to the one before the output
     with np.errstate(divide="ignore"):
         whole = np.abs(np.log(reached.delta / last))
-        steps = np.abs(np.log([row.delta_ratio for row in way]))
-        slopes = np.abs(np.log([row.slope for row in way]))
-    at = int(np.argmax(steps))
-    if way[at].verdict in _UNITS_ARE_SICK:  # which says it already
+        ratios = np.abs(np.log([row.delta_ratio for row in path]))
+        slopes = np.abs(np.log([row.slope for row in path]))
+    largest = int(np.argmax(ratios))
+    row = path[largest]
+    if row.verdict in _UNIT_VERDICTS:  # it is named already
         return []
-    if steps[at] < whole / 2:
-        a_layer = (reached.delta / last) ** (1 / len(way))
-        what = f"{kind}: from the output down to here ‖δ‖ is multiplied by {a_layer:.2g} a layer"
+    if ratios[largest] < whole / 2:
+        per_layer = (reached.delta / last) ** (1 / len(path))
+        what = f"{kind}: from the output down to here ‖δ‖ is multiplied by {per_layer:.2g} a layer"
         return [Finding(reached.layer, what, ADVICE[kind])]
-    by = f"multiply ‖δ‖ by {number(way[at].delta_ratio)}"
-    if kind == "vanishing" and slopes[at] > steps[at] / 2:
-        return [Finding(way[at].layer, f"{kind}: its slopes {by}", ADVICE[kind])]
-    return [Finding(way[at].layer + 1, f"{kind}: its weights {by}", ADVICE["weights"])]
-
-
-def unfelt_errors(model: MLP, params: Params, batch: Batch) -> bool:
-    """Whether many examples are wrong and hardly felt: the loss saturates with the output unit."""
-    if model.head.gauss_newton is None:  # convex in the logits: what is wrong has an error
-        return False
-    loss, _, deltas = per_example_pass(model, params, batch)
-    small = jnp.sum(deltas[-1] ** 2, axis=-1) < UNFELT**2 * loss
-    return bool(jnp.sum(example_shares(batch, loss) * ((loss > WRONG) & small)) > MANY)
-
-
-def _cells(row: LayerHealth) -> tuple[str, ...]:
-    return (
-        str(row.layer),
-        number(row.delta),
-        *(
-            "" if np.isnan(ratio) else number(ratio)
-            for ratio in (row.delta_ratio, row.gradient_to_weight, row.update_to_weight)
-        ),
-        f"{row.dead:.0%}",
-        f"{row.saturated:.0%}",
-        f"{row.mean:.2g}±{row.spread:.2g}",
-        row.verdict,
-    )
-
-
-# Distributions, and the lectures' experiment
+    by = f"multiply ‖δ‖ by {number(row.delta_ratio)}"
+    if kind == "vanishing" and slopes[largest] > ratios[largest] / 2:
+        return [Finding(row.layer, f"{kind}: its slopes {by}", ADVICE[kind])]
+    return [Finding(row.layer + 1, f"{kind}: its weights {by}", ADVICE["weights"])]
