@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxbp.mlp import backward, forward, gradients
-from jaxbp.model import MLP, Deltas, Layer, Params, Residuals
+from jaxbp.model import MLP, Deltas, Params, Residuals, penalty, with_penalty
 
 
 class Batch(NamedTuple):
@@ -75,21 +75,3 @@ def example_shares(batch: Batch, loss: Array) -> Array:
         raise ValueError(f"weight: got shape {weight.shape}, expected {loss.shape}, one an example")
     total = jnp.sum(weight)
     return weight / jnp.where(total == 0, 1, total)
-
-
-def penalty(model: MLP, params: Params) -> Array | float:
-    """½·l2·Σ‖W‖²."""
-    return model.l2 / 2 * sum(jnp.sum(w.weight**2) for w in params) if penalised(model) else 0.0
-
-
-def with_penalty(model: MLP, params: Params, grads: Params) -> Params:
-    """∇E = grads + l2·W: the penalty's gradient added; grads may have leading axes."""
-    if not penalised(model):
-        return grads
-    pairs = zip(grads, params, strict=True)
-    return tuple(Layer(grad.weight + model.l2 * w.weight, grad.bias) for grad, w in pairs)
-
-
-def penalised(model: MLP) -> bool:
-    """Whether the objective has a penalty: l2 is not 0, or is an array, maybe under trace."""
-    return isinstance(model.l2, Array) or model.l2 != 0

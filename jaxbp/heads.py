@@ -106,14 +106,11 @@ def poisson(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     return jnp.sum(rate - y * logits, axis=-1), rate - y
 
 
-# Output units and decisions: functions of our own, because JAX's compiled ones cannot be pickled
-
-
 def _linear(logits: Array) -> Array:
     return logits
 
 
-def _sigmoid(logits: Array) -> Array:
+def _sigmoid(logits: Array) -> Array:  # jax.nn.sigmoid itself cannot be pickled
     return jax.nn.sigmoid(logits)
 
 

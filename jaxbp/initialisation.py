@@ -19,7 +19,8 @@ from jaxbp.activations import (
     softplus,
     tanh,
 )
-from jaxbp.model import MLP, Layer, Params, units_of
+from jaxbp.mlp import units_of
+from jaxbp.model import MLP, Layer, Params
 
 SCHEMES = {
     "he": jax.nn.initializers.he_normal(in_axis=1, out_axis=0),

@@ -17,9 +17,19 @@ import numpy as np
 from jax import Array
 
 from jaxbp.curvature import hessian_vector_product
-from jaxbp.gradient import Batch, example_shares, penalised, penalty, per_example_pass, with_penalty
+from jaxbp.gradient import Batch, example_shares, per_example_pass
 from jaxbp.mlp import gradients
-from jaxbp.model import MLP, Deltas, Layer, Params, Residual, Residuals
+from jaxbp.model import (
+    MLP,
+    Deltas,
+    Layer,
+    Params,
+    Residual,
+    Residuals,
+    penalised,
+    penalty,
+    with_penalty,
+)
 from jaxbp.trees import wide_enough
 
 Reduction = Literal["mean", "sum"]

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxbp.gradient import Batch, Gradient, penalty, with_penalty
-from jaxbp.model import MLP, Layer, Params
+from jaxbp.gradient import Batch, Gradient
+from jaxbp.model import MLP, Layer, Params, penalty, with_penalty
 
 
 def mixed_precision(gradient: Gradient, compute_dtype: DTypeLike = jnp.bfloat16) -> Gradient:

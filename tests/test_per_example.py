@@ -21,7 +21,7 @@ from tables import (
 
 import jaxbp
 from jaxbp import per_example
-from jaxbp.gradient import with_penalty
+from jaxbp.model import with_penalty
 
 pytestmark = pytest.mark.usefixtures("strict")
 slow = pytest.mark.slow

@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array
 
 from jaxbp.activations import Activation
-from jaxbp.gradient import Batch, example_shares, per_example_pass, with_penalty
-from jaxbp.model import MLP, Params, Residuals, units_of
+from jaxbp.gradient import Batch, example_shares, per_example_pass
+from jaxbp.mlp import units_of
+from jaxbp.model import MLP, Params, Residuals, with_penalty
 from jaxbp.per_example import weighted_gradients
 from jaxbp.trees import check_like
 
