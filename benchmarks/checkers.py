@@ -3,19 +3,17 @@
     python -m benchmarks.checkers [--output results.json] [--short | --quick] [--only scipy torch]
     python -m benchmarks.checkers --table results.json
 
-The mutants and the right gradients are those of tests/mutants.py.  Every checker is used as its
-documentation says, with its defaults, on the same function, point and claimed gradient; one that
-cannot take an argument (an integer, a tree, a result that is no scalar) has nothing to say of it.
+The mutants and the right gradients are those of benchmarks/gradient_bugs.py.  Every checker is used
+as its documentation says, with its defaults, on the same function, point and claimed gradient; one
+that cannot take an argument (an integer, a tree) or a result that is not a scalar cannot tell.
 """
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,12 +21,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.gradient_bugs import CORRECT, MUTANTS
 from benchmarks.protocol import command, extent
 from jaxbp import gradcheck
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from mutants import CORRECT, MUTANTS
 
 DRAWS = 3  # points of each right gradient
 CAUGHT, PASSED, SILENT = "caught", "passed", "cannot tell"
@@ -193,9 +188,9 @@ def asked(check: Callable[[Question], str], question: Question) -> tuple[str, fl
 
 def mutants() -> dict[str, Question]:
     questions = {}
-    for name, (make, _) in MUTANTS.items():
+    for name, mutant in MUTANTS.items():
         with jax.enable_x64(True):
-            case = make()
+            case = mutant.make()
         questions[name] = Question(case.f, case.args, case.grads)
     return questions
 

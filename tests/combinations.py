@@ -1,11 +1,10 @@
-"""Everything that can be combined, by name, and random batches for it."""
+"""Everything that can be combined, by name: activations, heads, optimisers, networks of them."""
 
 from functools import cache, partial
 from itertools import cycle
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -71,30 +70,6 @@ def any_model(sizes, activation, head, l2=0.0):
 def numbers(activation, head):
     """Of an activation and a head, for any_model."""
     return list(ACTIVATIONS).index(activation), list(HEADS).index(head)
-
-
-def random_params(model, seed, dtype=np.float64):
-    """Weights and biases of order one, so that no unit is dead and none is saturated."""
-    rng = np.random.default_rng(seed)
-    return tuple(
-        jaxbp.Layer(
-            jnp.asarray(rng.normal(size=(o, i)) / np.sqrt(i), dtype),
-            jnp.asarray(rng.normal(size=o) / 2, dtype),
-        )
-        for i, o in zip(model.sizes[:-1], model.sizes[1:], strict=True)
-    )
-
-
-def random_batch(model, rows, seed, *, weighted=True, integer=False, dtype=np.float64):
-    """Inputs, soft labels (or counts, or integer classes) and example weights."""
-    rng = np.random.default_rng([seed, 1])
-    inputs, outputs = model.sizes[0], model.sizes[-1]
-    if integer:
-        target = jnp.asarray(rng.integers(outputs, size=rows), jnp.int32)
-    else:
-        target = jnp.asarray(rng.uniform(size=(rows, outputs)), dtype)
-    weight = jnp.asarray(rng.uniform(0.1, 2, size=rows), dtype) if weighted else None
-    return jaxbp.Batch(jnp.asarray(rng.normal(size=(rows, inputs)), dtype), target, weight)
 
 
 def lecture(x, z):
