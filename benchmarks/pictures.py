@@ -1,4 +1,4 @@
-"""The README's pictures of the committed results.
+"""The pictures of the committed results.
 
     python -m benchmarks.pictures [DEVICE]
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks import limit, manual_vs_auto, scaling, training
-from benchmarks.protocol import ratio
+from benchmarks import limit, manual_vs_auto, protocol, scaling
+from benchmarks.peers import OURS as FIT
 
 ROOT = Path(__file__).parent.parent
 OURS, OTHER, QUIET = "#1f5fa8", "#c0392b", "#8c8c8c"
@@ -27,7 +27,7 @@ def manual(path, result):
     figure = Figure(figsize=(8, 3), layout="constrained")
     figure.suptitle("backprop over jax.grad of a jax.nn network: 8 × 256, batch 2048", fontsize=11)
     measures = {
-        "time": lambda cell: ratio(cell[manual_vs_auto.NN]),
+        "time": lambda cell: protocol.ratio(cell[manual_vs_auto.NN]),
         "temporary memory": lambda cell: manual_vs_auto.over(
             cell, manual_vs_auto.NN, "temporary_mib"
         ),
@@ -51,7 +51,7 @@ def peers(path, result):
     names = list(cells[0]["contenders"])
     for axes, cell in zip(figure.subplots(1, len(cells), sharey=True), cells, strict=True):
         rates = [cell["contenders"][name]["samples_per_second"] for name in names]
-        colors = [OURS if name == training.OURS else QUIET for name in names]
+        colors = [OURS if name == FIT else QUIET for name in names]
         bars = axes.barh(names, rates, color=colors)
         labels = [f" {rate:,.0f}" for rate in rates]
         axes.bar_label(bars, labels, fontsize=8)
@@ -64,7 +64,7 @@ def peers(path, result):
 
 
 def efficiency(path, result):
-    """A step's floor over the step, by width."""
+    """The floor over the step, by width."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for mode in result["peaks"]:
@@ -72,7 +72,6 @@ def efficiency(path, result):
         widths = [cell["width"] for cell in cells]
         axes.plot(widths, [limit.efficiency(cell) for cell in cells], marker="o", label=mode)
     axes.axhline(1, color=QUIET, lw=0.8)
-    axes.hlines(limit.TARGET, limit.FROM_WIDTH, max(widths), color=QUIET, ls="--", label="target")
     axes.set_xscale("log", base=2)
     axes.set(
         xlabel="width of three layers, batch 512",
@@ -107,11 +106,11 @@ def differentiation(path, result):
 
 
 def quiet(axes):
-    """Without the frame's upper and right line."""
+    """Remove the upper and right line of the frame."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
-PICTURES = {  # of which result
+PICTURES = {  # name: (the benchmark, how to draw its result)
     "manual_vs_auto": ("manual_vs_auto", manual),
     "peers": ("training", peers),
     "efficiency": ("limit", efficiency),
@@ -120,10 +119,10 @@ PICTURES = {  # of which result
 
 
 def draw(device, folder):
-    """Every picture, into a folder."""
-    for picture, (name, of) in PICTURES.items():
+    """Draw every picture into a folder."""
+    for picture, (name, draw_result) in PICTURES.items():
         path = ROOT / "benchmarks" / "results" / f"{name}-{device}.json"
-        of(folder / f"{picture}.png", json.loads(path.read_text()))
+        draw_result(folder / f"{picture}.png", json.loads(path.read_text()))
 
 
 def main():
