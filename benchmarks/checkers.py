@@ -248,8 +248,8 @@ A check's time is the median over the planted bugs, compilation included, and wi
 search for a diagnosis: it measures each slope at many steps, which takes longer. Every checker is
 used as its documentation says, with its defaults; scipy and torch in float64, as they ask for, and
 scipy's number held against 1e-5 of the gradient's size. "Cannot tell" is an honest answer of
-`jaxbp`, and of the others an argument that they do not take, or one with so many entries that they
-would take hours."""
+`jaxbp`; of the others it means an argument that they do not take, or one of more than 20,000
+entries, for which they would take hours."""
 
 
 def row(checker: str, result: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ class Parts(NamedTuple):
     weight: Callable = lambda delta, z: delta.T @ z  # W̄ = Σₙ δₙ zₙᵀ
     bias: Callable = lambda delta: delta.sum(0)  # b̄ = Σₙ δₙ
     penalty: Callable = lambda l2, layer: (l2 * layer.weight, 0)  # its share of W̄ and b̄
-    # what the lines above are given, and what comes out in the end
+    # the arguments of the lines above, and the result
     batch: Callable = lambda batch: batch
     params: Callable = lambda params: params
     deltas: Callable = lambda deltas: deltas

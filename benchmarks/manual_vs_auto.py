@@ -183,7 +183,7 @@ takes the slopes of tanh and sigmoid from their output too, and there neither is
 
 
 def row(cell):
-    """Ratios first, then what they are ratios of."""
+    """Ratios first, then the time of our gradient."""
 
     def counted(other):
         return ", ".join(f"{over(cell, other, each):.2f}" for each in ("flops", "bytes_accessed"))

@@ -436,7 +436,7 @@ def was_asked(part, name):
 
 
 def row(cell):
-    """Ratios first, then what they are ratios of."""
+    """Ratios first, then the time of our norms."""
     clipping = group_of(cell["clipped"], "backprop")
     return protocol.line(
         cell["network"],

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.gradient_bugs import CORRECT, MUTANTS
 from jaxbp import gradcheck
 
-#: networks that take long, or serve one bug whose like is planted in another
+#: bugs whose network takes long, or serves this bug alone while another has a similar one
 COSTLY = [
     "hidden error clipped",
     "2 of the squared error forgotten",
@@ -40,7 +40,7 @@ def test_there_are_enough_of_them():
 
 
 def missed(names, *, by_value):
-    """Those bugs that are not caught, or not named as expected, and what is said of them.
+    """The bugs that are not caught, or not named as expected, and the verdict or diagnosis of each.
 
     By value, a network's first bug is claimed as a function and the others as values: to compile a
     claim takes longer than to check it.
@@ -75,7 +75,7 @@ def test_every_planted_bug_is_caught_and_named_as_expected(number, by_value):
     assert not missed(part(number, list(MUTANTS)), by_value=by_value)
 
 
-#: what cannot be told, by anyone who sees only values
+#: cases that nobody can decide from values alone
 UNDECIDABLE = {
     "swamped by an offset",
     "zeros",
@@ -120,7 +120,7 @@ CHOSEN = [
 
 
 def verdicts(name, draws):
-    """On a right gradient at several points; it fails at none."""
+    """The verdicts on a right gradient at several points; none is fail."""
     correct, found = CORRECT[name], []
     for draw in range(draws):
         args = correct.draw(np.random.default_rng([draw, 11]))
