@@ -1,1 +1,8 @@
-"""Benchmarks: each file is a command, and each figure in the README comes from one."""
+"""Benchmarks: every figure in the README and its pages comes from a command in this folder.
+
+Read ``protocol`` first (how to time, and the command line that all share) and ``problems`` (the
+networks and batches), then the benchmark of your question: ``manual_vs_auto``, ``training`` (with
+``peers``), ``limit``, ``scaling``, ``checkers`` (with ``gradient_bugs``), ``per_example`` or
+``curvature``.  ``python -m benchmarks`` runs all, ``accelerator`` those that depend on the device;
+``report`` and ``pictures`` make a page and pictures of the results.
+"""

@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick]
 
-Each file runs alone as well, and in full: ``python -m benchmarks.limit``.
+Each file is also a command of its own, which measures in full: ``python -m benchmarks.limit``.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""The benchmarks that a device decides, on whatever device JAX finds; results bear its name.
+"""The benchmarks that depend on the device, run on the device that JAX finds.
 
     python -m benchmarks.accelerator [--short | --quick] [--output FOLDER]
 
 ``manual_vs_auto``, ``limit``, ``scaling`` and ``training``, each in a process of its own, as an
-accelerator's memory belongs to one at a time.  Each writes FOLDER/NAME-DEVICE.json, by default
-among the committed results; ``python -m benchmarks.report`` then puts them on the page.
+accelerator's memory belongs to one process at a time.  Each writes FOLDER/NAME-DEVICE.json, by
+default among the committed results; ``python -m benchmarks.report`` then puts them on the page.
 """
 
 import argparse
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def run(names, *flags):
-    """Each benchmark's own command, and how long it took."""
+    """Run each benchmark's command, and print how long it took."""
     for name in names:
         start = time.perf_counter()
         subprocess.run(

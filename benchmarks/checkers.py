@@ -1,21 +1,21 @@
-"""Which gradient checker catches what: planted bugs, false alarms, and time.
+"""Which gradient checker catches most planted bugs, with fewest false alarms, in what time?
 
     python -m benchmarks.checkers [--output results.json] [--short | --quick] [--only scipy torch]
     python -m benchmarks.checkers --table results.json
 
-The mutants and the right gradients are those of tests/mutants.py.  Every checker is used as its
-documentation says, with its defaults, on the same function, point and claimed gradient; one that
-cannot take an argument (an integer, a tree, a result that is no scalar) has nothing to say of it.
+The mutants and the right gradients are those of benchmarks/gradient_bugs.py.  Every checker is used
+as its documentation says, with its defaults, on the same function, point and claimed gradient.  A
+checker that does not take an argument (an integer, a tree) or a result that is not a scalar cannot
+tell.
 """
 
 import argparse
+import importlib.util
 import json
-import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,32 +23,30 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.protocol import command, extent
+from benchmarks import protocol
+from benchmarks.gradient_bugs import CORRECT, MUTANTS
 from jaxbp import gradcheck
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from mutants import CORRECT, MUTANTS
-
-DRAWS = 3  # points of each right gradient
+DRAWS = 3  # points for each right gradient
+MOST_ENTRIES = 20_000  # for checkers that differentiate by every entry: above, they take hours
 CAUGHT, PASSED, SILENT = "caught", "passed", "cannot tell"
 
 
 class Question(NamedTuple):
-    """A function, where, and the gradient that is claimed for it; differentiated by args[0]."""
+    """A function, its arguments, and the gradient claimed for it, with respect to args[0]."""
 
     f: Callable[..., Any]
     args: tuple[Any, ...]
-    grads: Any
+    grads: Any  # a function, a value, or None: JAX's own
 
     def claimed(self, *args: Any) -> Any:
         """The claim at a point."""
-        if callable(self.grads):
-            return self.grads(*args)
-        return jax.grad(self.f)(*args) if self.grads is None else self.grads
+        if self.grads is None:
+            return jax.grad(self.f)(*args)
+        return self.grads(*args) if callable(self.grads) else self.grads
 
     def as_rule(self) -> Callable[..., Any]:
-        """f with the claimed gradient as its custom_vjp, which is what most checkers look at."""
+        """f with the claimed gradient as its custom_vjp, which most checkers ask for."""
         if self.grads is None:
             return self.f
 
@@ -90,7 +88,7 @@ def by_chex(question: Question) -> str:
 
 
 def in_float64(args: tuple[Any, ...]) -> Any:
-    """What scipy and torch ask for."""
+    """Arguments in float64, which scipy and torch ask for."""
 
     def wide(leaf: Any) -> Any:
         is_float = jnp.issubdtype(jnp.result_type(leaf), np.floating)
@@ -100,15 +98,17 @@ def in_float64(args: tuple[Any, ...]) -> Any:
 
 
 def by_scipy(question: Question) -> str:
-    """scipy.optimize.check_grad(func, grad, x0), of one float64 vector; it gives a number, which is
-    compared with the gradient's size."""
+    """scipy.optimize.check_grad(func, grad, x0), of one float64 vector.
+
+    It returns a number, which counts as an error above 1e-5 of the gradient's size.
+    """
     from scipy.optimize import check_grad  # noqa: PLC0415
 
     with jax.enable_x64(True):
         first, *rest = in_float64(question.args)
         flat, unravel = jax.flatten_util.ravel_pytree(first)
-        if flat.size > 20_000:
-            return SILENT  # it differentiates by every entry: hours
+        if flat.size > MOST_ENTRIES:
+            return SILENT
 
         def f(x: np.ndarray) -> float:
             return float(question.f(unravel(jnp.asarray(x)), *rest))
@@ -123,13 +123,13 @@ def by_scipy(question: Question) -> str:
 
 
 def by_torch(question: Question) -> str:
-    """torch.autograd.gradcheck(func, inputs), in float64; its function calls f and the claim."""
+    """torch.autograd.gradcheck(func, inputs) in float64; func calls f and, backward, the claim."""
     import torch  # noqa: PLC0415
 
     with jax.enable_x64(True):
         first, *rest = in_float64(question.args)
         flat, unravel = jax.flatten_util.ravel_pytree(first)
-        if flat.size > 20_000:
+        if flat.size > MOST_ENTRIES:
             return SILENT
 
         class Function(torch.autograd.Function):
@@ -169,18 +169,16 @@ CHECKERS: dict[str, Callable[[Question], str]] = {
 
 
 def installed() -> dict[str, Callable[[Question], str]]:
-    """Those whose library is here."""
-    found = dict(CHECKERS)
-    for library in ("chex", "scipy", "torch"):
-        try:
-            __import__(library)
-        except ImportError:
-            found = {name: check for name, check in found.items() if not name.startswith(library)}
-    return found
+    """The checkers whose library is installed."""
+    return {
+        name: check
+        for name, check in CHECKERS.items()
+        if importlib.util.find_spec(name.split(".")[0]) is not None
+    }
 
 
 def asked(check: Callable[[Question], str], question: Question) -> tuple[str, float]:
-    """What a checker says, and how long it takes, compilation included, as a user waits for it."""
+    """A checker's answer, and the seconds that a user waits for it, compilation included."""
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
@@ -192,16 +190,17 @@ def asked(check: Callable[[Question], str], question: Question) -> tuple[str, fl
 
 
 def mutants() -> dict[str, Question]:
+    """The planted bugs, by name."""
     questions = {}
-    for name, (make, _) in MUTANTS.items():
+    for name, mutant in MUTANTS.items():
         with jax.enable_x64(True):
-            case = make()
+            case = mutant.make()
         questions[name] = Question(case.f, case.args, case.grads)
     return questions
 
 
 def right() -> dict[str, list[Question]]:
-    """Right gradients, at several points each; by the first argument."""
+    """The right gradients with respect to a first argument, by name, at several points each."""
     questions = {}
     for name, correct in CORRECT.items():
         if "argnums" in correct.options:
@@ -213,7 +212,7 @@ def right() -> dict[str, list[Question]]:
 
 
 def ask(checkers: dict[str, Callable[[Question], str]], every: int) -> dict[str, Any]:
-    """Each checker on each question, or on every so many."""
+    """Ask each checker each question, or, to be quick, only one in every few."""
     result: dict[str, Any] = {"mutants": {}, "right": {}}
     seconds: dict[str, list[float]] = {name: [] for name in checkers}
     for name, question in list(mutants().items())[::every]:
@@ -236,7 +235,7 @@ def ask(checkers: dict[str, Callable[[Question], str]], every: int) -> dict[str,
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Results with those of some checkers measured anew."""
+    """A result in which those checkers that were measured anew are replaced."""
     both = {
         part: {name: row | new[part][name] for name, row in old[part].items()}
         for part in ("mutants", "right")
@@ -244,31 +243,49 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return both | {"seconds": old["seconds"] | new["seconds"]}
 
 
+EXPLANATION = """\
+A check's time is the median over the planted bugs, compilation included, and with `jaxbp` also the
+search for a diagnosis: it measures each slope at many steps, which takes longer. Every checker is
+used as its documentation says, with its defaults; scipy and torch in float64, as they ask for, and
+scipy's number held against 1e-5 of the gradient's size. "Cannot tell" is an honest answer of
+`jaxbp`; of the others it means an argument that they do not take, or one of more than 20,000
+entries, for which they would take hours."""
+
+
+def row(checker: str, result: Mapping[str, Any]) -> str:
+    """Counts of a checker's answers, and its time."""
+    answers = Counter(told(row[checker]) for row in result["mutants"].values())
+    verdicts: Counter[str] = Counter()
+    for of_gradient in result["right"].values():
+        for answer, count in of_gradient[checker].items():
+            verdicts[told(answer)] += count
+    return protocol.line(
+        f"`{checker}`",
+        f"{answers[CAUGHT]}",
+        f"{verdicts[CAUGHT]}",
+        f"{answers[SILENT]}, {verdicts[SILENT]}",
+        f"{result['seconds'][checker]:.2f}",
+    )
+
+
+def told(answer: str) -> str:
+    """An answer without the name of the exception behind it."""
+    return SILENT if answer.startswith(SILENT) else answer
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """The README's table: planted bugs caught, false alarms, time a check."""
-    count = len(result["mutants"])
-    points = sum(sum(each.values()) for row in result["right"].values() for each in [_first(row)])
-    lines = [
-        f"| checker | bugs caught, of {count} | false alarms, of {points} | cannot tell "
-        "(bugs, right) | seconds a check |",
-        "|---|---|---|---|---|",
-    ]
-    for checker in result["seconds"]:
-        answers = [row[checker] for row in result["mutants"].values()]
-        verdicts: Counter[str] = Counter()
-        for row in result["right"].values():
-            verdicts.update(row[checker])
-        silent = sum(n for answer, n in verdicts.items() if answer.startswith(SILENT))
-        unsaid = sum(answer.startswith(SILENT) for answer in answers)
-        lines.append(
-            f"| `{checker}` | {answers.count(CAUGHT)} | {verdicts[CAUGHT]} | {unsaid}, {silent} | "
-            f"{result['seconds'][checker]:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def _first(row: dict[str, Any]) -> dict[str, int]:
-    return next(iter(row.values()))
+    """The table and its text: planted bugs caught, false alarms, time a check."""
+    checkers = list(result["seconds"])
+    points = sum(sum(row[checkers[0]].values()) for row in result["right"].values())
+    columns = (
+        "checker",
+        f"bugs caught, of {len(result['mutants'])}",
+        f"false alarms, of {points}",
+        "cannot tell (bugs, right)",
+        "seconds a check",
+    )
+    rows = [row(checker, result) for checker in checkers]
+    return protocol.table(columns, rows, EXPLANATION)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -277,7 +294,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.only:
         checkers = {n: check for n, check in checkers.items() if n.startswith(tuple(options.only))}
     print(*checkers, sep="\n", end="\n\n")
-    result = ask(checkers, every=extent(options, 1, 10, 60))
+    result = ask(checkers, every=protocol.extent(options, 1, 10, 60))
     if options.only and options.output and options.output.exists():
         result = merged(json.loads(options.output.read_text()), result)
     print("\n" + markdown(result))
@@ -289,4 +306,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    command(__doc__, measure, markdown, add_arguments)
+    protocol.command(__doc__, measure, markdown, add_arguments)

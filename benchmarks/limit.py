@@ -1,14 +1,16 @@
-"""A training step against its floor: the matrix products alone, at the same shapes.
+"""How much of a training step is matrix products, which no implementation can save?
 
     python -m benchmarks.limit [--output results.json] [--short | --quick]
     python -m benchmarks.limit --table results.json
 
-A step of ``fit`` (gather, forward, backward, update, in one compiled epoch) and the 3L - 1 products
-of a network of L layers and nothing else, both in a compiled loop; and for the smallest networks
-where the rest of a step goes.  Float32; on an accelerator also TF32 and mixed precision.
+A step of ``fit`` (gather, forward, backward, update, in one compiled epoch) against its floor: the
+3L - 1 products of a network with L layers and nothing else, at the same shapes, in a compiled loop.
+For the smallest networks also the time of each part of a step.  In float32; on an accelerator also
+in TF32 and in mixed precision.
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -17,34 +19,21 @@ import numpy as np
 import optax
 
 import jaxbp
-from benchmarks.per_example import CLASSES, problem
-from benchmarks.protocol import (
-    Contender,
-    command,
-    compiled,
-    entry,
-    extent,
-    heading,
-    interleaved,
-    line,
-    median,
-    ratio,
-)
-from jaxbp.model import Layer
+from benchmarks import protocol
+from benchmarks.problems import CLASSES, name_of, problem
 from jaxbp.training.epoch import Program, one_epoch
 
-TARGET, FROM_WIDTH = 0.85, 512  # of the floor, at this width and above
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 SIZES = [((width,) * 3 + (CLASSES,), 512) for width in WIDTHS]
 NAMED = [((64, 128, 10), 32), ((784, 128, 10), 128), ((784, 512, 512, 10), 128)]
 GRID, SHORT, QUICK = SIZES + NAMED, SIZES[2:7:2] + NAMED[:1], [((16, 16, 16, CLASSES), 32)]
 SMALL = [((16, 16, 16, CLASSES), 32), ((64, 128, CLASSES), 32)]  # where parts can be told apart
-SECONDS = 4.0  # of the rounds of a cell
-LOOP_FLOPS = 4e9  # of a compiled loop: enough steps that starting it is nothing
-PEAK = (1024, 2048, 4096, 8192)  # sizes of the square product that the peak is read off
+SECONDS = 4.0  # for the rounds of a row
+LOOP_FLOPS = 4e9  # of a compiled loop: enough steps that the time to start it does not count
+PEAK = (1024, 2048, 4096, 8192)  # sizes of the square products that give the peak
 
 STEP, PRODUCTS = "step", "products"
-PARTS = {  # of a small step, each with all before it
+PARTS = {  # of a small step, each together with all before it
     "products": "the 3L - 1 matrix products",
     "backprop": "+ activations, loss, sums over the batch",
     "update": "+ gradient descent",
@@ -54,7 +43,7 @@ PARTS = {  # of a small step, each with all before it
 
 
 class Mode(NamedTuple):
-    """How products are computed."""
+    """The arithmetic of matrix products."""
 
     name: str
     precision: str | None  # JAX's default_matmul_precision
@@ -62,7 +51,7 @@ class Mode(NamedTuple):
 
 
 def modes():
-    """float32; on an accelerator also what is faster there."""
+    """float32; on an accelerator also the faster ones."""
     if jax.default_backend() == "cpu":
         return [Mode("float32", None)]
     return [
@@ -73,93 +62,95 @@ def modes():
 
 
 def flops(sizes, rows):
-    """Of a step's products: forward and W̄ in every layer, Wᵀδ in all but the first."""
-    pairs = list(zip(sizes[1:], sizes, strict=False))
-    return sum(2 * rows * o * i * (3 if layer else 2) for layer, (o, i) in enumerate(pairs))
+    """FLOPs of a step's products: forward and W̄ in every layer, Wᵀδ in all but the first."""
+    pairs = enumerate(pairwise(sizes))
+    return sum(2 * rows * i * o * (2 if layer == 0 else 3) for layer, (i, o) in pairs)
 
 
-def products(params, x):
-    """All products of a step, each depending on the one before; -> x, changed by next to nothing,
-    so that no compiler can leave one out or take it out of the loop."""
+def products(x, params):
+    """All products of a step, each depending on the one before, for a compiled loop.
+
+    Returns x, changed by next to nothing: so no compiler can leave a product out, or move it out of
+    the loop.
+    """
     zs = [x]
-    for weight, _ in params:
-        zs.append(zs[-1] @ weight.T)
-    delta, results = zs[-1], []
-    for layer in range(len(params) - 1, -1, -1):
-        results.append(jnp.einsum("no,ni->oi", delta, zs[layer]))
-        if layer:
-            delta = delta @ params[layer].weight
+    for layer in params:
+        zs.append(zs[-1] @ layer.weight.T)
+    delta, results = zs.pop(), []
+    for layer, z in zip(reversed(params), reversed(zs), strict=True):
+        results.append(jnp.einsum("no,ni->oi", delta, z))
+        if layer is not params[0]:
+            delta = delta @ layer.weight
     held = jax.lax.optimization_barrier(results)
     return x.at[0, 0].add(1e-30 * sum(each[0, 0].astype(x.dtype) for each in held))
 
 
 def looped(body, steps):
-    """A compiled loop of so many steps of a function of the carry."""
+    """A loop of steps: body(carry, *fixed), the carry handed on from step to step."""
     return lambda carry, *fixed: jax.lax.fori_loop(0, steps, lambda _, c: body(c, *fixed), carry)
 
 
 def contenders(sizes, rows, mode, steps):
-    """The compiled epoch of ``fit`` and the products, as many steps each."""
-    model, params, batch = problem(sizes, rows)
-    data = jax.tree.map(lambda leaf: jnp.tile(leaf, (4,) + (1,) * (leaf.ndim - 1)), batch)
+    """The compiled epoch of ``fit`` and the products alone, as many steps each."""
+    case = problem(sizes, rows)
+    data = jax.tree.map(lambda leaf: jnp.tile(leaf, (4,) + (1,) * (leaf.ndim - 1)), case.batch)
     order = np.random.default_rng(0).integers(4 * rows, size=steps * rows).astype(np.int32)
     optimizer, gradient = optax.sgd(1e-6), jaxbp.backprop
-    if mode.compute_dtype:
+    if mode.compute_dtype is not None:
         gradient = jaxbp.mixed_precision(gradient, mode.compute_dtype)
-    epoch = partial(one_epoch, Program(model, optimizer, gradient, rows))
+    epoch = partial(one_epoch, Program(case.model, optimizer, gradient, rows))
     dtype = mode.compute_dtype or "float32"
-    operands = [Layer(weight.astype(dtype), bias) for weight, bias in params]
+    operands = [layer._replace(weight=layer.weight.astype(dtype)) for layer in case.params]
+    x = case.batch.x.astype(dtype)
+    state = optimizer.init(case.params)
     return {
-        STEP: compiled(epoch, params, optimizer.init(params), data, order, None),
-        PRODUCTS: compiled(
-            looped(lambda x, params: products(params, x), steps), batch.x.astype(dtype), operands
-        ),
+        STEP: protocol.compiled(epoch, case.params, state, data, order, None),
+        PRODUCTS: protocol.compiled(looped(products, steps), x, operands),
     }
 
 
 def compare(sizes, rows, mode, seconds):
-    """One row of the table: seconds are of a single step."""
+    """One row of the table; its seconds are those of all steps."""
     steps = int(np.clip(LOOP_FLOPS / flops(sizes, rows), 4, 1024))
     with jax.default_matmul_precision(mode.precision):
         candidates = contenders(sizes, rows, mode, steps)
-    timings = interleaved(candidates, at_most_seconds=seconds)
     return {
-        "network": "-".join(map(str, sizes)),
+        "network": name_of(sizes),
         "width": max(sizes[1:]),
         "batch": rows,
         "mode": mode.name,
         "flops": flops(sizes, rows),
         "steps": steps,
-        **{name: entry(candidates[name], timings[name]) for name in candidates},
+        **protocol.timed(candidates, at_most_seconds=seconds),
     }
 
 
 def peak(mode, seconds):
-    """The most FLOPs a second of a square product, of the sizes that take no longer than a second:
-    -> size, FLOPs a second."""
+    """The most FLOPs a second of a square product, and its size; larger ones are tried until a
+    product takes a quarter of a second."""
     dtype = mode.compute_dtype or "float32"
     best = (0, 0.0)
     for size in PEAK:
         square = jnp.ones((size, size), dtype)
         with jax.default_matmul_precision(mode.precision):
-            product = compiled(jnp.matmul, square, square)
-        took = interleaved({"product": product}, at_most_seconds=seconds)["product"].median
+            product = protocol.compiled(jnp.matmul, square, square)
+        took = protocol.interleaved({"product": product}, at_most_seconds=seconds)["product"].median
         best = max(best, (size, 2 * size**3 / took), key=lambda pair: pair[1])
         if took > 0.25:
             break
     return {"size": best[0], "flops_per_second": best[1]}
 
 
-# Where a small step goes
+# The parts of a small step
 
 
 def anatomy(sizes, rows, seconds):
-    """Seconds of a step made of more and more of its parts, on digits-sized data."""
-    model, params, _ = problem(sizes, rows)
-    steps = 56
-    _, _, batch = problem(sizes, steps * rows)
+    """Microseconds of a step made of more and more of its parts, on as many rows as the digits."""
+    steps, epochs = 56, 20
+    case = problem(sizes, steps * rows)
+    model, params, batch = case.model, case.params, case.batch
     one = jax.tree.map(lambda leaf: leaf[:rows], batch)
-    optimizer, epochs = optax.sgd(1e-6), 20
+    optimizer = optax.sgd(1e-6)
     order = np.random.default_rng(0).permutation(steps * rows).astype(np.int32)
     host = jax.tree.map(np.asarray, batch)
 
@@ -185,18 +176,16 @@ def anatomy(sizes, rows, seconds):
 
     epoch = partial(one_epoch, Program(model, optimizer, jaxbp.backprop, rows))
     candidates = {
-        "products": compiled(
-            looped(lambda x, params: products(params, x), steps), one.x, list(params)
-        ),
-        "backprop": compiled(looped(backprop, steps), one.x, params, one),
-        "update": compiled(looped(update, steps), params, one),
-        "step": compiled(epoch, params, optimizer.init(params), batch, order, None),
-        "fit": Contender(fit),
+        "products": protocol.compiled(looped(products, steps), one.x, list(params)),
+        "backprop": protocol.compiled(looped(backprop, steps), one.x, params, one),
+        "update": protocol.compiled(looped(update, steps), params, one),
+        "step": protocol.compiled(epoch, params, optimizer.init(params), batch, order, None),
+        "fit": protocol.Contender(fit),
     }
-    timings = interleaved(candidates, at_most_seconds=seconds)
+    timings = protocol.interleaved(candidates, at_most_seconds=seconds)
     per = {name: steps * (epochs if name == "fit" else 1) for name in candidates}
     return {
-        "network": "-".join(map(str, sizes)),
+        "network": name_of(sizes),
         "batch": rows,
         "flops": flops(sizes, rows),
         "microseconds": {name: timings[name].median / per[name] * 1e6 for name in candidates},
@@ -208,13 +197,7 @@ def anatomy(sizes, rows, seconds):
 
 def efficiency(cell):
     """The floor over the step."""
-    return 1 / ratio(cell[PRODUCTS])
-
-
-def note(cell):
-    if cell["width"] < FROM_WIDTH or efficiency(cell) >= TARGET:
-        return ""
-    return f"target {TARGET}"
+    return 1 / protocol.ratio(cell[PRODUCTS])
 
 
 COLUMNS = (
@@ -224,70 +207,75 @@ COLUMNS = (
     "a step",
     "GFLOP/s of the step",
     "of the peak",
-    "note",
 )
-EXPLANATION = f"""\
+EXPLANATION = """\
 The floor is the time of the same matrix products alone, in a compiled loop at the same shapes; the
-step is one of `fit`'s, in its compiled epoch. Target: at least {TARGET} of the floor from width
-{FROM_WIDTH} on. The median, over the rounds, of the ratio of two runs of one round. The peak is the
-fastest square product of the same run; the floor lies below it as narrow products do."""
+step is one of `fit`'s, in its compiled epoch. The median, over the rounds, of the ratio of two runs
+of one round. The smaller the network, the less of a step is products: the next table shows what
+else is in it. The peak is the fastest square product of the same run; the floor lies below it as
+narrow products do, and a product of another shape, or in a faster spell of the machine, can exceed
+it. Peak: {peaks}."""
 ANATOMY = """\
 Where a small step goes: microseconds of a step made of more and more of its parts, medians of
-interleaved runs, and what each part adds. The products are XLA's, one kernel each."""
+interleaved runs, and in brackets what each part adds. The products are XLA's, one kernel each."""
 
 
 def row(cell, peaks):
-    rate = cell["flops"] * cell["steps"] / median(cell[STEP])
-    return line(
+    rate = cell["flops"] * cell["steps"] / protocol.median(cell[STEP])
+    return protocol.line(
         f"{cell['network']}, {cell['batch']}",
         cell["mode"],
         f"{efficiency(cell):.2f}",
-        f"{median(cell[STEP]) / cell['steps'] * 1e6:.4g} µs",
+        f"{protocol.median(cell[STEP]) / cell['steps'] * 1e6:.4g} µs",
         f"{rate / 1e9:.3g}",
         f"{rate / peaks[cell['mode']]['flops_per_second']:.0%}",
-        note(cell),
     )
 
 
-def markdown(result):
-    """The table, the peak, and where a small step goes."""
-    peaks = result["peaks"]
-    rows = [row(cell, peaks) for cell in result["cells"]]
-    measured = ", ".join(
-        f"{name} {each['flops_per_second'] / 1e9:.4g} GFLOP/s at {each['size']}"
-        for name, each in peaks.items()
-    )
-    table = [heading(*COLUMNS), *rows, "", f"{EXPLANATION} Peak: {measured}.".replace("\n", " ")]
-    return "\n".join([*table, "", *parts(result["anatomy"]), "", ANATOMY.replace("\n", " ")])
+def row_of_part(part, before, anatomies):
+    """A part's time in each network, and what it adds to the part before, where there is one."""
+    cells = []
+    for each in anatomies:
+        took = each["microseconds"]
+        added = "" if before is None else f" ({took[part] - took[before]:+.1f})"
+        cells.append(f"{took[part]:.1f} µs{added}")
+    return protocol.line(PARTS[part], *cells)
 
 
 def parts(anatomies):
-    """The table of where a small step goes."""
-    lines = [heading("part", *(f"{each['network']}, batch {each['batch']}" for each in anatomies))]
-    for name, before in zip(PARTS, [None, *PARTS], strict=False):
-        cells = []
-        for each in anatomies:
-            microseconds = each["microseconds"]
-            added = f" ({microseconds[name] - microseconds[before]:+.1f})" if before else ""
-            cells.append(f"{microseconds[name]:.1f} µs{added}")
-        lines.append(line(PARTS[name], *cells))
-    return lines
+    """The table of a small step's parts."""
+    columns = ["part", *(f"{each['network']}, batch {each['batch']}" for each in anatomies)]
+    rows = [row_of_part(*pair, anatomies) for pair in zip(PARTS, [None, *PARTS], strict=False)]
+    return protocol.table(columns, rows, ANATOMY)
+
+
+def markdown(result):
+    """The table with the peak, and the table of a small step's parts."""
+    peaks = ", ".join(
+        f"{name} {each['flops_per_second'] / 1e9:.4g} GFLOP/s at {each['size']}"
+        for name, each in result["peaks"].items()
+    )
+    rows = [row(cell, result["peaks"]) for cell in result["cells"]]
+    table = protocol.table(COLUMNS, rows, EXPLANATION.format(peaks=peaks))
+    return f"{table}\n\n{parts(result['anatomy'])}"
 
 
 def measure(options):
     """The peak, every cell, and the parts of small steps."""
     seconds = 0.0 if options.quick else 2.0 if options.short else SECONDS
     peaks = {mode.name: peak(mode, seconds / 4) for mode in modes()}
-    print(heading(*COLUMNS))
+    print(protocol.heading(*COLUMNS))
     cells = []
-    for sizes, rows in extent(options, GRID, SHORT, QUICK):
+    for sizes, rows in protocol.extent(options, GRID, SHORT, QUICK):
         for mode in modes():
             cells.append(compare(sizes, rows, mode, seconds))
             print(row(cells[-1], peaks), flush=True)
-    anatomies = [anatomy(*each, seconds) for each in extent(options, SMALL, SMALL[-1:], QUICK)]
-    print("", *parts(anatomies), sep="\n")
+    anatomies = [
+        anatomy(*each, seconds) for each in protocol.extent(options, SMALL, SMALL[-1:], QUICK)
+    ]
+    print(f"\n{parts(anatomies)}")
     return {"peaks": peaks, "cells": cells, "anatomy": anatomies}
 
 
 if __name__ == "__main__":
-    command(__doc__, measure, markdown)
+    protocol.command(__doc__, measure, markdown)

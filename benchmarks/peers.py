@@ -1,11 +1,11 @@
-"""How each library trains the same network: plain SGD on minibatches, softmax cross-entropy.
+"""The peers: how each library trains one network, by plain SGD on minibatches.
 
     python -m benchmarks.peers NAME CASE
 
-trains a case that was kept as a file by one of them, alone, and prints its peak memory as JSON;
-``benchmarks.training`` is what compares them.  Each is as its own documentation has it, and where
-that offers a choice, as it is fastest.  A library is imported where it is first used, so that a
-process holds the memory of no other.
+trains the case of a file by one peer, alone, and prints its peak memory as JSON.
+``benchmarks.training`` compares them.  Each is written as its own documentation has it and, where
+that offers a choice, the fastest way.  A library is imported where it is first used, so that a
+process holds no other in its memory.
 """
 # ruff: noqa: PLC0415
 
@@ -26,7 +26,7 @@ import numpy as np
 
 
 class Case(NamedTuple):
-    """What is to be trained on what, and how."""
+    """Data, initial weights, and how to train; the loss is softmax cross-entropy."""
 
     x: np.ndarray  # (N, D) float32
     target: np.ndarray  # (N,) int32, classes
@@ -50,9 +50,9 @@ def minibatches(case, seed):
             yield order[start : start + case.batch_size]
 
 
-# Each of these gives a function of a seed, of the shuffles, that trains from the initial weights
-# and returns the final ones, as NumPy arrays: so that it has finished.  What a program would do
-# once, of the network's shape alone, is done outside of it.
+# Each by_... returns run(seed), which trains from the initial weights, shuffling by the seed, and
+# returns the final weights: as NumPy arrays, so training has finished.  Work that a program does
+# once for a network's shape stands outside of run.
 
 
 def by_jaxbp(case):
@@ -117,8 +117,11 @@ def by_jax(case):
 
 
 def by_flax(case):
-    """Flax NNX, by ``nnx.jit_partial``, which goes through the objects once; ``nnx.jit`` does at
-    every call, which takes longer than a small step (see its guide to performance)."""
+    """Flax NNX, by ``nnx.jit_partial``, which goes through the objects once.
+
+    ``nnx.jit`` does so at every call, which takes longer than a small step (see its guide to
+    performance).
+    """
     import jax.numpy as jnp
     import optax
     from flax import nnx
@@ -187,7 +190,7 @@ def by_equinox(case):
         updates, state = optimizer.update(grads, state, eqx.filter(network, eqx.is_array))
         return eqx.apply_updates(network, updates), state, value
 
-    key = jax.random.key(0)  # of weights that every run replaces
+    key = jax.random.key(0)  # for weights that every run replaces
     untrained = Network([eqx.nn.Linear(i, o, key=key) for i, o in pairwise(case.sizes)])
 
     def arrays(network):
@@ -206,10 +209,10 @@ def by_equinox(case):
 
 
 def by_pytorch(case, *, compiled=False):
-    """PyTorch, eager or with its loss compiled, on as many threads as it takes by itself.
+    """PyTorch, eager or with its loss compiled, on its default number of threads.
 
-    Rows are put in order once an epoch, and minibatches are views: no DataLoader, which would take
-    many times longer than a small step.
+    Rows are put in order once an epoch, and minibatches are views.  A DataLoader would take many
+    times longer than a small step.
     """
     import torch
 
@@ -248,9 +251,9 @@ def by_pytorch(case, *, compiled=False):
 
 
 def by_sklearn(case):
-    """``MLPClassifier.fit``, warm-started at the initial weights; it stops after its epochs only.
+    """``MLPClassifier.fit``, warm-started at the initial weights; it stops only after its epochs.
 
-    What a warm start needs to be there comes of an epoch on one row of every class.
+    An epoch on one row of every class makes the attributes that a warm start needs.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
@@ -272,7 +275,7 @@ def by_sklearn(case):
 
     def fit(rows, **settings):
         network.set_params(**settings)
-        with warnings.catch_warnings():  # of having stopped before it converged
+        with warnings.catch_warnings():  # that it stopped before it converged
             warnings.simplefilter("ignore", ConvergenceWarning)
             network.fit(case.x[rows], case.target[rows])
 
@@ -292,35 +295,34 @@ def by_sklearn(case):
 
 
 def can_compile():
-    """Whether torch.compile finds what it needs: a C++ compiler, and Python's headers."""
+    """Whether torch.compile finds a C++ compiler and Python's headers, which it needs."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
 
 
 class Peer(NamedTuple):
-    """A contender, and what it needs to be there."""
+    """A contender, and its requirements."""
 
     build: Callable[[Case], Callable[..., Any]]
-    package: str
-    module: str
+    module: str  # that must be installed
     available: Callable[[], bool] = lambda: True
 
 
 OURS, LOOP, EAGER, SKLEARN = "jaxbp.fit", "JAX + optax", "PyTorch", "scikit-learn"
 COMPILED = "torch.compile"
 PEERS = {
-    OURS: Peer(by_jaxbp, "jaxbp", "jaxbp"),
-    LOOP: Peer(by_jax, "optax", "optax"),
-    "Flax": Peer(by_flax, "flax", "flax"),
-    "Equinox": Peer(by_equinox, "equinox", "equinox"),
-    EAGER: Peer(by_pytorch, "torch", "torch"),
-    COMPILED: Peer(partial(by_pytorch, compiled=True), "torch", "torch", can_compile),
-    SKLEARN: Peer(by_sklearn, "scikit-learn", "sklearn"),
+    OURS: Peer(by_jaxbp, "jaxbp"),
+    LOOP: Peer(by_jax, "optax"),
+    "Flax": Peer(by_flax, "flax"),
+    "Equinox": Peer(by_equinox, "equinox"),
+    EAGER: Peer(by_pytorch, "torch"),
+    COMPILED: Peer(partial(by_pytorch, compiled=True), "torch", can_compile),
+    SKLEARN: Peer(by_sklearn, "sklearn"),
 }
 
 
 def installed():
-    """The names of those that can run here."""
+    """The names of the peers that can run here."""
     return [
         name
         for name, peer in PEERS.items()
@@ -332,7 +334,7 @@ def installed():
 
 
 def keep(path, case):
-    """A case as a file."""
+    """Write a case to a file."""
     arrays = {
         f"{kind}{number}": array
         for number, layer in enumerate(case.weights)
@@ -360,14 +362,14 @@ def kept(path):
 def peak_mib():
     """This process's peak memory.
 
-    Linux' ru_maxrss starts from that of the process that started this one, which has every library
-    in it; VmHWM is of this program alone.
+    On Linux ru_maxrss starts from the peak of the parent process, which has imported every library;
+    VmHWM is that of this program alone.
     """
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
-    import resource  # which Windows has not
+    import resource  # missing on Windows
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

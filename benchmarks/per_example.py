@@ -1,19 +1,17 @@
-"""Norms, clipping and moments of single examples' gradients against vmap of jax.grad.
+"""How fast are norms, clipping and moments of per-example gradients, against vmap of jax.grad?
 
     python -m benchmarks.per_example [--output results.json] [--short | --quick]
     python -m benchmarks.per_example --table results.json
 
 Time and temporary memory of one call, in float32, of relu networks with softmax cross-entropy: the
-functions of ``jaxbp.per_example`` beside what one writes with ``jax.vmap``, ``jax.grad`` and optax
-and, at the headline shapes and where they are installed, beside Opacus and BackPACK.
+functions of ``jaxbp.per_example`` beside what one writes with ``jax.vmap``, ``jax.grad`` and optax.
+At the headline shapes Opacus and BackPACK are measured too, where they are installed.
 """
 
-import importlib.metadata
 import os
 import time
 import warnings
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -22,63 +20,28 @@ import numpy as np
 import optax
 
 import jaxbp
-from benchmarks.protocol import (
-    Contender,
-    agreeing,
-    command,
-    compiled,
-    compiled_in_turn,
-    entry,
-    extent,
-    heading,
-    interleaved,
-    line,
-    median,
-)
-from jaxbp import MLP, Batch, Layer, activations, heads, per_example
+from benchmarks import protocol
+from benchmarks.problems import CLASSES, name_of, problem
+from jaxbp import Layer, per_example
 
-CLASSES = 10
 WIDTHS, ROWS = (64, 256, 512, 1024, 2048), (32, 128, 512, 1024, 4096)
 HEADLINES = [((784, 512, 512, CLASSES), rows) for rows in (128, 1024)]
 GRID = HEADLINES + [((width,) * 3 + (CLASSES,), rows) for width in WIDTHS for rows in ROWS]
 SHORT = [((784, 512, 512, CLASSES), 128), ((256, 256, 256, CLASSES), 1024)]
 QUICK = [((16, 16, 16, CLASSES), 32)]
 
-MEMORY_LIMIT = 4 * 2**30  # bytes that a contender may take
-FUSED_LIMIT = 2**30  # entries of all examples' gradients: a call takes seconds
-REDUCED_LIMIT = 2**27  # of which XLA takes the variance over the leading axis in about as long
-SECONDS = 0.5  # of the rounds of contenders that are interleaved
+MEMORY_LIMIT = 4 * 2**30  # bytes of temporary memory that a contender may take
+# entries of all examples' gradients together, above which a call takes seconds
+FUSED_LIMIT, REDUCED_LIMIT = 2**30, 2**27
+SECONDS = 0.5  # for the rounds of contenders that are interleaved
 
 OURS = "jaxbp"
 SEPARATE, FUSED = "vmap(grad), then norms", "vmap(norm of grad)"
 CLIPPED = "vmap(grad), optax's clip"
 REDUCED, CONTRACTED = "vmap(grad), mean and var", "vmap(grad), contracted"
-FORMING = {SEPARATE, CLIPPED, REDUCED, CONTRACTED, "Opacus"}  # every example's gradient, in memory
+#: contenders that keep every example's gradient in memory
+FORMING = {SEPARATE, CLIPPED, REDUCED, CONTRACTED, "Opacus"}
 OTHERS = ("torch", "opacus", "backpack-for-pytorch")
-
-
-class Problem(NamedTuple):
-    """A network, and a batch for it."""
-
-    model: MLP
-    params: tuple[Layer, ...]
-    batch: Batch
-
-
-def problem(sizes, rows, activation=activations.relu):
-    """Weights of size √(2/I), normal inputs and random classes."""
-    rng = np.random.default_rng(0)
-
-    def normal(*shape):
-        return rng.normal(size=shape).astype(np.float32)
-
-    params = tuple(
-        Layer(jnp.asarray(normal(o, i) * np.float32((2 / i) ** 0.5)), jnp.zeros(o, jnp.float32))
-        for i, o in pairwise(sizes)
-    )
-    target = jnp.asarray(rng.integers(sizes[-1], size=rows), jnp.int32)
-    model = MLP(sizes, activation, heads.softmax_cross_entropy)
-    return Problem(model, params, Batch(jnp.asarray(normal(rows, sizes[0])), target))
 
 
 # By autodiff: what one writes without this package
@@ -94,7 +57,7 @@ def loss_of_one(params, x, label):
 
 
 def each(function, params, batch):
-    """A function of (params, x, label) of every example."""
+    """function(params, x, label) of every example."""
     return jax.vmap(function, in_axes=(None, 0, 0))(params, batch.x, batch.target)
 
 
@@ -123,7 +86,7 @@ def reduced_moments(params, batch):
 
 
 def contracted_moments(params, batch):
-    """The same by products with a vector of 1/B, of which XLA makes much faster code on a CPU."""
+    """Mean and variance by products with a vector of 1/B: much faster code by XLA on a CPU."""
     gradients = gradients_of_each(params, batch)
     share = jnp.full(batch.target.size, 1 / batch.target.size)
 
@@ -138,14 +101,16 @@ def contracted_moments(params, batch):
 
 
 class Torch(NamedTuple):
-    """The problem as torch has it."""
+    """A problem as tensors."""
 
     network: Any  # a fresh torch.nn.Sequential
+    criterion: Any  # the mean loss
     x: Any
     target: Any
 
 
 def in_torch(case):
+    """The problem in torch, on every core."""
     import torch  # noqa: PLC0415
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -156,17 +121,22 @@ def in_torch(case):
             linear.weight.copy_(torch.from_numpy(np.array(layer.weight)))
             linear.bias.copy_(torch.from_numpy(np.array(layer.bias)))
         layers += [linear, torch.nn.ReLU()]
-    x, target = (torch.from_numpy(np.array(part)) for part in case.batch[:2])
-    return Torch(torch.nn.Sequential(*layers[:-1]), x, target.long())
+    return Torch(
+        torch.nn.Sequential(*layers[:-1]),
+        torch.nn.CrossEntropyLoss(),
+        torch.from_numpy(np.array(case.batch.x)),
+        torch.from_numpy(np.array(case.batch.target)).long(),
+    )
 
 
 def as_params(tensors):
-    """Arrays of torch.nn.Sequential.parameters(), weight, bias, weight, ..., as params."""
+    """Tensors in the order of a network's parameters, weight, bias, weight, ..., as params."""
     arrays = [tensor.detach().numpy() for tensor in tensors]
     return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
 
 
 def root_of_sum(squares):
+    """The norm of each example's gradient, from squared norms of its leaves."""
     import torch  # noqa: PLC0415
 
     return torch.stack(squares).sum(dim=0).sqrt().numpy()
@@ -174,15 +144,14 @@ def root_of_sum(squares):
 
 def norms_by_opacus(case):
     """Every gradient by GradSampleModule, and then their norms."""
-    import torch  # noqa: PLC0415
     from opacus.grad_sample import GradSampleModule  # noqa: PLC0415
 
-    network, x, target = in_torch(case)
-    module, criterion = GradSampleModule(network), torch.nn.CrossEntropyLoss()
+    given = in_torch(case)
+    module = GradSampleModule(given.network)
 
     def run():
         module.zero_grad()
-        criterion(module(x), target).backward()
+        given.criterion(module(given.x), given.target).backward()
         return root_of_sum([p.grad_sample.flatten(1).norm(dim=1) ** 2 for p in module.parameters()])
 
     return run
@@ -190,16 +159,14 @@ def norms_by_opacus(case):
 
 def norms_by_opacus_ghost(case):
     """Norms alone, by GradSampleModuleFastGradientClipping."""
-    import torch  # noqa: PLC0415
     from opacus.grad_sample import GradSampleModuleFastGradientClipping  # noqa: PLC0415
 
-    network, x, target = in_torch(case)
-    module = GradSampleModuleFastGradientClipping(network)
-    criterion = torch.nn.CrossEntropyLoss()
+    given = in_torch(case)
+    module = GradSampleModuleFastGradientClipping(given.network)
 
     def run():
         module.zero_grad()
-        criterion(module(x), target).backward()
+        given.criterion(module(given.x), given.target).backward()
         return module.get_norm_sample().numpy()
 
     return run
@@ -228,17 +195,18 @@ def moments_by_backpack(case):
 
 
 def by_backpack(case, extension, answer):
+    """The answer that an extension of BackPACK leaves at the network's parameters."""
     import torch  # noqa: PLC0415
     from backpack import backpack, extend  # noqa: PLC0415
 
-    network, x, target = in_torch(case)
-    network = extend(network)
+    given = in_torch(case)
+    network = extend(given.network)
     criterion = extend(torch.nn.CrossEntropyLoss(reduction="sum"))
 
     def run():
         network.zero_grad()
         with backpack(extension()):
-            criterion(network(x), target).backward()
+            criterion(network(given.x), given.target).backward()
         return answer(network)
 
     return run
@@ -246,49 +214,48 @@ def by_backpack(case, extension, answer):
 
 def clipped_by_opacus(max_norm, case):
     """Every gradient by GradSampleModule, clipped and added up by DPOptimizer."""
-    import torch  # noqa: PLC0415
     from opacus.grad_sample import GradSampleModule  # noqa: PLC0415
     from opacus.optimizers import DPOptimizer  # noqa: PLC0415
 
-    network, x, target = in_torch(case)
-    module, criterion = GradSampleModule(network), torch.nn.CrossEntropyLoss()
-    optimizer = noiseless(DPOptimizer, module, max_norm, len(x))
+    given = in_torch(case)
+    rows, module = len(given.x), GradSampleModule(given.network)
+    optimizer = noiseless(DPOptimizer, module, max_norm, rows)
 
     def run():
         optimizer.zero_grad()
-        loss = criterion(module(x), target)
+        loss = given.criterion(module(given.x), given.target)
         loss.backward()
         optimizer.clip_and_accumulate()
-        return loss.detach().numpy(), as_params(p.summed_grad / len(x) for p in optimizer.params)
+        return loss.detach().numpy(), as_params(p.summed_grad / rows for p in optimizer.params)
 
     return run
 
 
 def clipped_by_opacus_ghost(max_norm, case):
     """Norms by a first backward pass, the clipped sum by a second."""
-    import torch  # noqa: PLC0415
     from opacus.grad_sample import GradSampleModuleFastGradientClipping  # noqa: PLC0415
     from opacus.optimizers import DPOptimizerFastGradientClipping  # noqa: PLC0415
     from opacus.utils.fast_gradient_clipping_utils import (  # noqa: PLC0415
         DPLossFastGradientClipping,
     )
 
-    network, x, target = in_torch(case)
-    module = GradSampleModuleFastGradientClipping(network, max_grad_norm=max_norm)
-    optimizer = noiseless(DPOptimizerFastGradientClipping, module, max_norm, len(x))
-    criterion = DPLossFastGradientClipping(module, optimizer, torch.nn.CrossEntropyLoss())
+    given = in_torch(case)
+    rows = len(given.x)
+    module = GradSampleModuleFastGradientClipping(given.network, max_grad_norm=max_norm)
+    optimizer = noiseless(DPOptimizerFastGradientClipping, module, max_norm, rows)
+    criterion = DPLossFastGradientClipping(module, optimizer, given.criterion)
 
     def run():
         optimizer.zero_grad()
-        loss = criterion(module(x), target)
+        loss = criterion(module(given.x), given.target)
         loss.backward()
-        return loss.detach().numpy(), as_params(p.grad / len(x) for p in optimizer.params)
+        return loss.detach().numpy(), as_params(p.grad / rows for p in optimizer.params)
 
     return run
 
 
 def noiseless(optimizer, module, max_norm, rows):
-    """One of Opacus' optimizers, of which only the clipping is asked."""
+    """One of Opacus' optimizers, without noise: it clips and sums."""
     import torch  # noqa: PLC0415
 
     return optimizer(
@@ -309,10 +276,10 @@ MOMENTS_BY_OTHERS = {"BackPACK Variance": moments_by_backpack}
 
 
 def of_others(functions, case):
-    """Those that are installed; torch runs as it does for everyone, uncompiled, on every core.
+    """The contenders whose package is installed, uncompiled.
 
-    But its waiting threads sleep: by default they spin, which costs whoever runs next, and torch
-    itself a factor of ten where a core is not free.
+    torch's waiting threads sleep: by default they spin, which slows down the next contender, and
+    torch itself by a factor of ten where a core is not free.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
     contenders = {}
@@ -323,41 +290,35 @@ def of_others(functions, case):
         except ImportError:
             continue
         seconds = time.perf_counter() - start
-        contenders[name] = Contender(run, compile_seconds=seconds, temporary_bytes=None)
+        contenders[name] = protocol.Contender(run, compile_seconds=seconds)
     return contenders
-
-
-def installed():
-    """The versions of the other packages, None for one that is absent."""
-    versions = {}
-    for name in OTHERS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 # Comparing
 
 
 def fitting(contenders, left_out):
-    """The contenders that are to be run; of those that do not fit, left_out is told why."""
+    """The contenders to run; those that need too much memory join left_out, with the reason."""
     for name, contender in contenders.items():
-        size = contender.temporary_bytes or 0
-        if size > MEMORY_LIMIT and name != OURS:
+        size = contender.temporary_bytes
+        if size is not None and size > MEMORY_LIMIT and name != OURS:
             left_out[name] = {"not_run": f"{rounded(size / 2**30)} GiB"}
     return {name: contenders[name] for name in contenders if name not in left_out}
 
 
 def comparison(build, seconds, *, unlike=(), skipped=()):
-    """Time the contenders that fit, ours first; of the others say why they were not run.
+    """Time the contenders that fit, ours first; the others come with the reason they did not run.
 
     Those that form every example's gradient are timed apart from those that do not: giving back so
-    much memory slows down whoever comes next.  Ours is timed with both.
+    much memory slows down the next contender.  Ours is timed with both.
+
+    build: makes the contenders, by name.
+    seconds: how long the rounds of each group may take.
+    unlike: names of those that answer another question.
+    skipped: names of those that would take seconds a call.
     """
     left_out = {name: {"not_run": "too slow"} for name in skipped}
-    contenders = agreeing(lambda: fitting(build(), left_out), unlike=unlike)
+    contenders = protocol.agreeing(lambda: fitting(build(), left_out), unlike=unlike)
     everyone = contenders.keys() | left_out.keys()
     groups = {"without": everyone - FORMING - {OURS}, "forming": everyone & FORMING}
     result, ours_timed = {}, False
@@ -366,18 +327,20 @@ def comparison(build, seconds, *, unlike=(), skipped=()):
         group = {}
         if present or (names and not ours_timed):
             group, ours_timed = {name: contenders[name] for name in (OURS, *present)}, True
-        timings = interleaved(group, at_most_seconds=seconds)
-        result[kind] = {name: entry(group[name], timings[name]) for name in group}
+        result[kind] = protocol.timed(group, at_most_seconds=seconds)
         result[kind] |= {name: left_out[name] for name in left_out if name in names}
     return result
 
 
 def norms(case, seconds, entries, others):
+    """Norms of all examples' gradients."""
+    given = case.params, case.batch
+
     def build():
         return {
-            OURS: compiled(partial(per_example.per_example_norms, case.model), *case[1:]),
-            SEPARATE: compiled_in_turn(gradients_of_each, norms_of_each, *case[1:]),
-            FUSED: compiled(fused_norms, *case[1:]),
+            OURS: protocol.compiled(partial(per_example.per_example_norms, case.model), *given),
+            SEPARATE: protocol.compiled_in_turn(gradients_of_each, norms_of_each, *given),
+            FUSED: protocol.compiled(fused_norms, *given),
             **of_others(NORMS_BY_OTHERS if others else {}, case),
         }
 
@@ -385,8 +348,9 @@ def norms(case, seconds, entries, others):
 
 
 def clipped(case, seconds, others):
-    """Clipped at the median norm, so that half of the examples are."""
-    lengths = jax.jit(partial(per_example.per_example_norms, case.model))(*case[1:])
+    """The mean of clipped gradients, clipped at the median norm: half of the examples are."""
+    given = case.params, case.batch
+    lengths = jax.jit(partial(per_example.per_example_norms, case.model))(*given)
     max_norm = float(jnp.median(lengths))
 
     def by_hand(params, batch):
@@ -397,9 +361,9 @@ def clipped(case, seconds, others):
             name: partial(function, max_norm) for name, function in CLIPPED_BY_OTHERS.items()
         }
         return {
-            OURS: compiled(by_hand, *case[1:]),
-            CLIPPED: compiled(partial(clipped_by_optax, max_norm), *case[1:]),
-            "backprop": compiled(partial(jaxbp.backprop, case.model), *case[1:]),
+            OURS: protocol.compiled(by_hand, *given),
+            CLIPPED: protocol.compiled(partial(clipped_by_optax, max_norm), *given),
+            "backprop": protocol.compiled(partial(jaxbp.backprop, case.model), *given),
             **of_others(functions if others else {}, case),
         }
 
@@ -407,15 +371,18 @@ def clipped(case, seconds, others):
 
 
 def moments(case, seconds, entries, others):
+    """Mean and variance of the gradient over examples."""
+    given = case.params, case.batch
+
     def by_hand(params, batch):
         moments = per_example.gradient_moments(case.model, params, batch)
         return moments.mean, moments.variance
 
     def build():
         return {
-            OURS: compiled(by_hand, *case[1:]),
-            REDUCED: compiled(reduced_moments, *case[1:]),
-            CONTRACTED: compiled(contracted_moments, *case[1:]),
+            OURS: protocol.compiled(by_hand, *given),
+            REDUCED: protocol.compiled(reduced_moments, *given),
+            CONTRACTED: protocol.compiled(contracted_moments, *given),
             **of_others(MOMENTS_BY_OTHERS if others else {}, case),
         }
 
@@ -428,7 +395,7 @@ def compare(sizes, rows, seconds):
     entries = rows * sum(leaf.size for leaf in jax.tree.leaves(case.params))
     others = (sizes, rows) in HEADLINES and jax.default_backend() == "cpu"
     return {
-        "network": f"{'-'.join(map(str, sizes))}, batch {rows}",
+        "network": f"{name_of(sizes)}, batch {rows}",
         "entries": entries,
         "norms": norms(case, seconds, entries, others),
         "clipped": clipped(case, seconds, others),
@@ -444,35 +411,41 @@ def rounded(ratio):
 
 
 def times_better(part, *names):
-    """How many times faster, and with how many times less memory, ours is than the faster one of
-    these contenders; or why none of them was run."""
+    """How many times faster ours is than the fastest of these, and with how many times less memory;
+    or the reason why none of them was run."""
     group = group_of(part, names[-1])
     run = [name for name in names if "seconds" in group[name]]
     if not run:
         return f"– ({group[names[-1]]['not_run']})"
-    ours, theirs = group[OURS], min((group[name] for name in run), key=median)
-    faster = f"{rounded(median(theirs) / median(ours))}×"
-    if not theirs["temporary_mib"] or not ours["temporary_mib"]:
+    ours, theirs = group[OURS], min((group[name] for name in run), key=protocol.median)
+    faster = f"{rounded(protocol.median(theirs) / protocol.median(ours))}×"
+    memory = ours["temporary_mib"], theirs["temporary_mib"]
+    if any(size in (None, 0) for size in memory):
         return faster
-    return f"{faster}, {rounded(theirs['temporary_mib'] / ours['temporary_mib'])}×"
+    return f"{faster}, {rounded(memory[1] / memory[0])}×"
 
 
 def group_of(part, name):
-    """The contenders that were interleaved with this one."""
+    """The contenders that were timed together with this one."""
     return next(group for group in part.values() if name in group)
 
 
+def was_asked(part, name):
+    """Whether a contender is in a part of the result, run or not."""
+    return any(name in group for group in part.values())
+
+
 def row(cell):
-    """Ratios first, then what they are ratios of."""
+    """Ratios first, then the time of our norms."""
     clipping = group_of(cell["clipped"], "backprop")
-    return line(
+    return protocol.line(
         cell["network"],
         times_better(cell["norms"], SEPARATE),
         times_better(cell["norms"], FUSED),
         times_better(cell["clipped"], CLIPPED),
-        f"{median(clipping[OURS]) / median(clipping['backprop']):.2f}",
+        f"{protocol.median(clipping[OURS]) / protocol.median(clipping['backprop']):.2f}",
         times_better(cell["moments"], REDUCED, CONTRACTED),
-        f"{median(group_of(cell['norms'], OURS)[OURS]) * 1e3:.3g} ms",
+        f"{protocol.median(group_of(cell['norms'], OURS)[OURS]) * 1e3:.3g} ms",
     )
 
 
@@ -492,60 +465,55 @@ seconds a call. "Clipped over backprop" is what clipping costs: the time of `cli
 the median norm, over that of `backprop`, the gradient without it. "vmap(grad), then norms" is two
 programs, the first returning every example's gradient; all else is one program each. Mean and
 variance by autodiff are the faster of `jnp.mean` with `jnp.var` and of contractions with a vector.
-What keeps every example's gradient is timed apart from what does not, and `jaxbp` with both.
-Medians of interleaved calls, compilation apart; answers compared before."""
+Contenders that keep every example's gradient are timed apart from those that do not, and `jaxbp`
+with both. Medians of interleaved calls, compilation apart; answers compared before."""
+OTHERS_EXPLANATION = """\
+How many times faster than packages for PyTorch, uncompiled, on the same cores and in the same
+process ({versions}; OMP_WAIT_POLICY=passive, so that waiting threads sleep)."""
 
 
 def table_of_others(result):
-    """Beside Opacus and BackPACK, where they were installed."""
+    """The table beside Opacus and BackPACK, of the cells in which they were run; empty without."""
     asked = {"norms": NORMS_BY_OTHERS, "clipped": CLIPPED_BY_OTHERS, "moments": MOMENTS_BY_OTHERS}
-    pairs = [(part, name) for part, names in asked.items() for name in names]
-    rows = [
-        [times_better(cell[part], name) for part, name in pairs if was_asked(cell[part], name)]
-        for cell in result["cells"]
-    ]
     first = result["cells"][0]
-    pairs = [(part, name) for part, name in pairs if was_asked(first[part], name)]
-    if not pairs:
-        return []
-    versions = ", ".join(f"{name} {version}" for name, version in result["others"].items())
-    return [
-        "",
-        heading("network, batch", *(f"{part}: {name}" for part, name in pairs)),
-        *(
-            line(cell["network"], *ratios)
-            for cell, ratios in zip(result["cells"], rows, strict=True)
-            if ratios
-        ),
-        "",
-        "How many times faster than packages for PyTorch, uncompiled, on the same cores and in the "
-        f"same process ({versions}; OMP_WAIT_POLICY=passive, so that waiting threads sleep).",
+    pairs = [
+        (part, name)
+        for part, names in asked.items()
+        for name in names
+        if was_asked(first[part], name)
     ]
-
-
-def was_asked(part, name):
-    return any(name in group for group in part.values())
+    rows = []
+    for cell in result["cells"]:
+        ratios = [
+            times_better(cell[part], name) for part, name in pairs if was_asked(cell[part], name)
+        ]
+        if ratios:
+            rows.append(protocol.line(cell["network"], *ratios))
+    if not rows:
+        return []
+    columns = ["network, batch", *(f"{part}: {name}" for part, name in pairs)]
+    versions = ", ".join(f"{name} {version}" for name, version in result["others"].items())
+    return [protocol.table(columns, rows, OTHERS_EXPLANATION.format(versions=versions))]
 
 
 def markdown(result):
-    """Both tables, and what they say."""
-    rows = [row(cell) for cell in result["cells"]]
-    explanation = EXPLANATION.replace("\n", " ")
-    return "\n".join([heading(*COLUMNS), *rows, "", explanation, *table_of_others(result)])
+    """Both tables, each with its text."""
+    table = protocol.table(COLUMNS, map(row, result["cells"]), EXPLANATION)
+    return "\n\n".join([table, *table_of_others(result)])
 
 
 def measure(options):
     """Every cell, printed as it is measured."""
-    print(heading(*COLUMNS))
+    print(protocol.heading(*COLUMNS))
     seconds = 0.0 if options.quick else SECONDS
     cells = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook")  # torch's, of a given input
-        for sizes, rows in extent(options, GRID, SHORT, QUICK):
+        for sizes, rows in protocol.extent(options, GRID, SHORT, QUICK):
             cells.append(compare(sizes, rows, seconds))
             print(row(cells[-1]), flush=True)
-    return {"others": installed(), "cells": cells}
+    return {"others": protocol.versions(*OTHERS), "cells": cells}
 
 
 if __name__ == "__main__":
-    command(__doc__, measure, markdown)
+    protocol.command(__doc__, measure, markdown)

@@ -1,4 +1,4 @@
-"""The README's pictures of the committed results.
+"""The pictures of the committed results.
 
     python -m benchmarks.pictures [DEVICE]
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks import limit, manual_vs_auto, scaling, training
-from benchmarks.protocol import ratio
+from benchmarks import limit, manual_vs_auto, protocol, scaling
+from benchmarks.peers import OURS
 
 ROOT = Path(__file__).parent.parent
-OURS, OTHER, QUIET = "#1f5fa8", "#c0392b", "#8c8c8c"
+BLUE, RED, GREY = "#1f5fa8", "#c0392b", "#8c8c8c"
 
 
 def manual(path, result):
@@ -26,17 +26,18 @@ def manual(path, result):
     names = list(cells)
     figure = Figure(figsize=(8, 3), layout="constrained")
     figure.suptitle("backprop over jax.grad of a jax.nn network: 8 × 256, batch 2048", fontsize=11)
-    measures = {
-        "time": lambda cell: ratio(cell[manual_vs_auto.NN]),
-        "temporary memory": lambda cell: manual_vs_auto.over(
-            cell, manual_vs_auto.NN, "temporary_mib"
-        ),
+    other = manual_vs_auto.NN
+    ratios = {
+        "time": [protocol.ratio(cells[name][other]) for name in names],
+        "temporary memory": [
+            manual_vs_auto.over(cells[name], other, "temporary_mib") for name in names
+        ],
     }
     both = figure.subplots(1, 2, sharey=True)
-    for axes, (measure, of) in zip(both, measures.items(), strict=True):
-        bars = axes.barh(names, [of(cells[name]) for name in names], color=OURS)
+    for axes, (measure, values) in zip(both, ratios.items(), strict=True):
+        bars = axes.barh(names, values, color=BLUE)
         axes.bar_label(bars, fmt="%.2f ", fontsize=8, label_type="center", color="white")
-        axes.axvline(1, color=QUIET, lw=0.8, ls="--")
+        axes.axvline(1, color=GREY, lw=0.8, ls="--")
         axes.set(xlabel=f"{measure}, theirs = 1", xlim=(0, 1.2))
         quiet(axes)
     axes.invert_yaxis()  # of both, as they share it
@@ -51,7 +52,7 @@ def peers(path, result):
     names = list(cells[0]["contenders"])
     for axes, cell in zip(figure.subplots(1, len(cells), sharey=True), cells, strict=True):
         rates = [cell["contenders"][name]["samples_per_second"] for name in names]
-        colors = [OURS if name == training.OURS else QUIET for name in names]
+        colors = [BLUE if name == OURS else GREY for name in names]
         bars = axes.barh(names, rates, color=colors)
         labels = [f" {rate:,.0f}" for rate in rates]
         axes.bar_label(bars, labels, fontsize=8)
@@ -64,15 +65,14 @@ def peers(path, result):
 
 
 def efficiency(path, result):
-    """A step's floor over the step, by width."""
+    """The floor over the step, by width."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for mode in result["peaks"]:
         cells = [cell for cell in result["cells"] if cell["mode"] == mode and cell["batch"] == 512]
         widths = [cell["width"] for cell in cells]
         axes.plot(widths, [limit.efficiency(cell) for cell in cells], marker="o", label=mode)
-    axes.axhline(1, color=QUIET, lw=0.8)
-    axes.hlines(limit.TARGET, limit.FROM_WIDTH, max(widths), color=QUIET, ls="--", label="target")
+    axes.axhline(1, color=GREY, lw=0.8)
     axes.set_xscale("log", base=2)
     axes.set(
         xlabel="width of three layers, batch 512",
@@ -93,8 +93,8 @@ def differentiation(path, result):
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, title, color in (
-        ("differences", "central differences", OTHER),
-        ("backprop", "backpropagation", OURS),
+        ("differences", "central differences", RED),
+        ("backprop", "backpropagation", BLUE),
     ):
         weights, seconds = scaling.of_weights(result, name)
         label = f"{title}: W to the {scaling.exponent(weights, seconds):.1f}"
@@ -107,11 +107,11 @@ def differentiation(path, result):
 
 
 def quiet(axes):
-    """Without the frame's upper and right line."""
+    """Remove the upper and right line of the frame."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
-PICTURES = {  # of which result
+PICTURES = {  # name: (the benchmark, how to draw its result)
     "manual_vs_auto": ("manual_vs_auto", manual),
     "peers": ("training", peers),
     "efficiency": ("limit", efficiency),
@@ -120,10 +120,10 @@ PICTURES = {  # of which result
 
 
 def draw(device, folder):
-    """Every picture, into a folder."""
-    for picture, (name, of) in PICTURES.items():
+    """Draw every picture into a folder."""
+    for picture, (name, draw_result) in PICTURES.items():
         path = ROOT / "benchmarks" / "results" / f"{name}-{device}.json"
-        of(folder / f"{picture}.png", json.loads(path.read_text()))
+        draw_result(folder / f"{picture}.png", json.loads(path.read_text()))
 
 
 def main():

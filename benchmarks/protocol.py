@@ -1,16 +1,19 @@
-"""How to time: in one process, interleaved, warmed up, blocked until ready, compilation apart.
+"""The protocol of every benchmark: how contenders are timed, and how results are kept and printed.
 
-Machines are noisy, so the figure to quote is the ratio of two medians of the same run.
+Contenders are timed in one process, in turn, warmed up, blocked until ready, with compilation
+apart.  Machines are noisy, so the figure to quote is a ratio within one run: of two calls of the
+same round, the median over all rounds.
 """
 
 import argparse
+import importlib.metadata
 import json
 import math
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,8 +31,12 @@ def command(
     markdown: Callable[[Any], str],
     add_arguments: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
 ) -> None:
-    """A benchmark's command line: measure under a heading that says where, and keep the result;
-    or print the table of one that was kept."""
+    """Run a benchmark's command line: measure and keep a result, or print the table of a kept one.
+
+    measure: takes the command's options, prints what it measures and returns the result.
+    markdown: turns such a result into its table for the README.
+    add_arguments: adds options of the benchmark's own; none unless given.
+    """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--short", action="store_true", help="the cells that say most")
@@ -51,12 +58,12 @@ def command(
 
 
 def extent(options: argparse.Namespace, full: Cells, short: Cells, quick: Cells) -> Cells:
-    """The cells that the options ask for."""
+    """The cells that the options ask for: all, with --short fewer, with --quick the smallest."""
     return quick if options.quick else short if options.short else full
 
 
 class Contender(NamedTuple):
-    """A compiled function and what compiling it came to; None where it is not XLA's to know."""
+    """A compiled function and the cost of compiling it; None where XLA cannot tell."""
 
     run: Callable[[], Any]
     compile_seconds: float | None = None
@@ -66,17 +73,17 @@ class Contender(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds a call, and how many times the first contender's."""
+    """Seconds a call, and the first contender's time over this one's."""
 
     median: float
-    lower: float  # the quartiles
-    upper: float
-    ratio: float  # the first contender's over this one's, round by round: the median
+    lower: float  # quartile
+    upper: float  # quartile
+    ratio: float  # of the first contender's time to this one's in the same round: the median
     rounds: int
 
 
 def compiled(function: Callable[..., Any], *args: Any) -> Contender:
-    """Compile a function for these arguments, ahead of time."""
+    """A function, compiled for these arguments ahead of time."""
     start = time.perf_counter()
     executable = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -93,17 +100,17 @@ def compiled(function: Callable[..., Any], *args: Any) -> Contender:
 def compiled_in_turn(
     first: Callable[..., Any], second: Callable[..., Any], *args: Any
 ) -> Contender:
-    """Two programs, the second of what the first returns; that counts as temporary memory."""
+    """Two programs, the second taking the first one's result, which counts as temporary memory."""
     start = time.perf_counter()
     one = jax.jit(first).lower(*args).compile()
     two = jax.jit(second).lower(jax.eval_shape(first, *args)).compile()
     seconds = time.perf_counter() - start
-    memory = one.memory_analysis(), two.memory_analysis()
+    of_one, of_two = one.memory_analysis(), two.memory_analysis()
+    temporary = max(of_one.temp_size_in_bytes, of_two.temp_size_in_bytes)
     return Contender(
         run=lambda: two(one(*args)),
         compile_seconds=seconds,
-        temporary_bytes=memory[0].output_size_in_bytes
-        + max(each.temp_size_in_bytes for each in memory),
+        temporary_bytes=of_one.output_size_in_bytes + temporary,
     )
 
 
@@ -113,10 +120,14 @@ def agreeing(
     unlike: tuple[str, ...] = (),
     tolerance: float = 1e-4,
 ) -> dict[str, Contender]:
-    """The contenders, once their answers are found to be the first one's, up to rounding.
+    """Build the contenders and check that their answers are the first one's, up to rounding.
 
-    They are asked at the highest precision of a matrix product; where that is not the default,
-    those to be timed are built anew.  Those named unlike answer another question.
+    They answer at the highest precision of a matrix product; where that is not the default, those
+    to be timed are built anew.  Raises AssertionError where two answers differ.
+
+    build: makes the contenders, by name.
+    unlike: names of those that answer another question and are not compared.
+    tolerance: largest relative error that counts as rounding; 1e-4 unless given.
     """
     with jax.default_matmul_precision("highest"):
         contenders = build()
@@ -135,15 +146,21 @@ def interleaved(
     at_most_seconds: float = math.inf,
     pause_seconds: float = 0.0,
 ) -> dict[str, Timing]:
-    """Time the contenders in turn, A B C C B A ..., so that a slow spell of the machine hits all,
-    and whatever one leaves behind does not always hit the same other.
+    """Time the contenders in turn: A B C C B A ...
 
-    A sample repeats a call, doubling, until it lasts long enough to be measured.  The rounds are
-    fewer, though at least 3, where all of them would take longer than at_most_seconds.  A pause
-    before each sample lets the threads of another library go to sleep: OpenMP's spin for a while
-    after a call, on the cores of whoever is next.
+    So a slow spell of the machine hits all, and the traces of one contender in caches and memory do
+    not always hit the same other.  Each sample repeats a call as often as sample_seconds need.
+
+    contenders: by name; ratios are of the first.
+    rounds: samples of each; 21 unless given.
+    sample_seconds: how long a sample lasts at the least; 0.02 unless given.
+    at_most_seconds: how long all rounds may take; where they would take longer there are fewer
+        rounds, 3 at the least.
+    pause_seconds: wait before each sample, in which the threads of another library go to sleep;
+        OpenMP's spin for a while after a call, on the cores of the next contender.
     """
-    repeats, round_seconds = {}, 0.0
+    repeats: dict[str, int] = {}
+    round_seconds = 0.0
     for name, contender in contenders.items():
         repeats[name], seconds = 1, _sample(contender, 1)  # warm up
         if seconds < 10 * sample_seconds:
@@ -163,8 +180,14 @@ def interleaved(
     return {name: _timing(values, first) for name, values in samples.items()}
 
 
+def timed(contenders: Mapping[str, Contender], **limits: Any) -> dict[str, dict[str, Any]]:
+    """Time the contenders, within the limits that ``interleaved`` takes -> the entry of each."""
+    timings = interleaved(contenders, **limits)
+    return {name: entry(contenders[name], timings[name]) for name in contenders}
+
+
 def entry(contender: Contender, timing: Timing) -> dict[str, Any]:
-    """What a result keeps of a contender."""
+    """A contender and its timing, as a result keeps them."""
     size = contender.temporary_bytes
     return {
         "seconds": timing._asdict(),
@@ -176,17 +199,12 @@ def entry(contender: Contender, timing: Timing) -> dict[str, Any]:
 
 
 def ratio(entry: Mapping[str, Any]) -> float:
-    """The time of the first contender over this one's."""
+    """The first contender's time over that of this entry."""
     return entry["seconds"]["ratio"]
 
 
-def device_name() -> str:
-    """The device as a part of a file's name: cpu, nvidia-h100-80gb-hbm3."""
-    return jax.devices()[0].device_kind.lower().replace(" ", "-")
-
-
 def median(entry: Mapping[str, Any]) -> float:
-    """Seconds a call of such an entry."""
+    """Seconds a call of this entry."""
     return entry["seconds"]["median"]
 
 
@@ -198,6 +216,11 @@ def heading(*columns: str) -> str:
 def line(*entries: str) -> str:
     """A line of a markdown table."""
     return f"| {' | '.join(entries)} |"
+
+
+def table(columns: Iterable[str], rows: Iterable[str], text: str) -> str:
+    """A markdown table, and the paragraph below it."""
+    return "\n".join([heading(*columns), *rows, "", text.replace("\n", " ")])
 
 
 def _sample(contender: Contender, repeats: int) -> float:
@@ -214,8 +237,24 @@ def _timing(values: list[float], first: list[float]) -> Timing:
     return Timing(median, lower, upper, ratio, len(values))
 
 
+def device_name() -> str:
+    """The device as a part of a file's name: cpu, nvidia-h100-80gb-hbm3."""
+    return jax.devices()[0].device_kind.lower().replace(" ", "-")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def conditions() -> dict[str, Any]:
-    """Where and with what a result was measured."""
+    """The command, machine and versions of a measurement."""
     flags = [flag for flag in ("--short", "--quick") if flag in sys.argv]
     return {
         "command": " ".join([f"python -m {_module()}", *flags]),
@@ -245,7 +284,7 @@ def _processor() -> str:
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result with its conditions as JSON, in a folder under the device's name."""
+    """Write a result with its conditions as JSON; into a folder, as NAME-DEVICE.json."""
     if path.is_dir():
         path = path / f"{_module().removeprefix('benchmarks.')}-{device_name()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Every benchmark's committed results, as benchmarks/README.md.
+"""The page of all committed results, benchmarks/README.md.
 
 python -m benchmarks.report
 """
@@ -24,13 +24,13 @@ INTRODUCTION = """\
 under ten minutes on two cores; PyTorch is measured too where it is installed. Each file is also a
 command of its own, named beside its table, that measures in full (`--short` for less), prints and,
 with `--output`, keeps a result; the committed ones are in [results](results).
-`python -m benchmarks.accelerator` runs those that a device decides on whatever device JAX finds,
-and names their results after it.
+`python -m benchmarks.accelerator` runs the benchmarks that depend on the device, on the device that
+JAX finds, and names their results after it.
 
 Contenders are timed in one process, in turn, warmed up, with compilation apart
-([protocol.py](protocol.py)), and their answers are compared before. Machines are noisy: the figures
+([protocol.py](protocol.py)), and their answers are compared first. Machines are noisy: the figures
 to quote are ratios of the same run. `python -m benchmarks.report` writes this page from the
-results, `python -m benchmarks.pictures` the README's pictures.
+results, `python -m benchmarks.pictures` draws the pictures of docs/.
 """
 
 
@@ -40,7 +40,7 @@ def text():
 
 
 def section(name):
-    """What a benchmark measures, then its results one by one, each with where it was measured."""
+    """A benchmark's question, then its results, each with the machine it was measured on."""
     module = importlib.import_module(f"benchmarks.{name}")
     first_line = module.__doc__.splitlines()[0].replace("``", "`")
     title = name.replace("_", " ").capitalize()
@@ -50,6 +50,7 @@ def section(name):
 
 
 def measured(module, path):
+    """The command and machine of a result, then its tables."""
     result = json.loads(path.read_text())
     where = result["conditions"]
     command, machine = f"`{where['command']}`", f"{where['processor']}, {where['device']}"

@@ -1,12 +1,12 @@
-"""How cost grows: with batch, width and depth, against finite differences, with many networks.
+"""How does cost grow: with the network, against finite differences, and with many networks?
 
     python -m benchmarks.scaling [--output results.json] [--short | --quick]
     python -m benchmarks.scaling --table results.json
 
-The exponent of ``backprop``'s time in batch, width and depth; numerical differentiation's O(W²)
-beside backpropagation's O(W), W the number of weights, as the lectures claim it; and how many small
-networks a second are trained by ``fit`` in a loop, ``fit_many``, ``jax.vmap`` and ``jax.lax.map``,
-on one device and over several.
+Three tables.  Growth: the exponent of ``backprop``'s time in batch, width and depth.  Differences:
+numerical differentiation's O(W²) beside backpropagation's O(W), W the number of weights, as the
+lectures claim it.  Networks: how many small networks a second are trained by ``fit`` in a loop,
+``fit_many``, ``jax.vmap`` and ``jax.lax.map``, on one device and over several.
 """
 
 import json
@@ -25,19 +25,8 @@ import optax
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxbp
-from benchmarks.per_example import CLASSES, problem
-from benchmarks.protocol import (
-    Contender,
-    agreeing,
-    command,
-    compiled,
-    entry,
-    extent,
-    heading,
-    interleaved,
-    line,
-    median,
-)
+from benchmarks import protocol
+from benchmarks.problems import CLASSES, name_of, problem
 from jaxbp import activations
 from jaxbp.checking import central_difference
 from jaxbp.training.epoch import Program, one_epoch, shuffled_rows
@@ -52,17 +41,17 @@ AXES = {
 SHORT_AXES = {axis: values[1:-1:2] for axis, values in AXES.items()}
 QUICK_AXES = {"width": (16, 32)}
 WIDTHS, SHORT_WIDTHS, QUICK_WIDTHS = (8, 16, 32, 64, 96, 192, 384, 768), (16, 32, 64, 256), (2, 4)
-WIDEST = 96  # network that is differentiated numerically: it takes seconds
+WIDEST = 96  # width up to which networks are differentiated numerically, which takes seconds
 EXAMPLES = 128
 
 
 class Many(NamedTuple):
-    """A number of networks to train, and for how long."""
+    """Networks to train, all of the same sizes on the same rows."""
 
     sizes: tuple[int, ...]
     batch_size: int
     rows: int
-    count: int
+    count: int  # of networks
     epochs: int
 
 
@@ -74,10 +63,10 @@ MANY = [
 ]
 SHORT_MANY, QUICK_MANY = MANY[1:2], [Many((4, 8, 3), 16, 64, 3, 2)]
 LOOP, FIT_MANY, MAP, VMAP, SHARDED = "fit in a loop", "fit_many", "lax.map", "vmap", "shard_map"
-SECONDS = 4.0  # of the rounds of contenders that are interleaved
+SECONDS = 4.0  # for the rounds of contenders that are timed together
 
 
-# By batch, width and depth
+# Growth: by batch, width and depth
 
 
 def along(axis, values, seconds):
@@ -86,23 +75,24 @@ def along(axis, values, seconds):
     for value in values:
         at = BASE | {axis: value}
         sizes = (at["width"],) * (at["depth"] + 1) + (CLASSES,)
-        model, *given = problem(sizes, at["batch"])
-        candidates[str(value)] = compiled(partial(jaxbp.backprop, model), *given)
-    timings = interleaved(candidates, at_most_seconds=seconds)
-    return {
-        "values": values,
-        "cells": [entry(candidates[name], timings[name]) for name in candidates],
-    }
+        case = problem(sizes, at["batch"])
+        gradient = partial(jaxbp.backprop, case.model)
+        candidates[str(value)] = protocol.compiled(gradient, case.params, case.batch)
+    timed = protocol.timed(candidates, at_most_seconds=seconds)
+    return {"values": values, "cells": list(timed.values())}
 
 
 def exponent(sizes, seconds):
-    """Of the power law through the larger half of the sizes, where starting up no longer counts."""
+    """The exponent p of seconds ∝ sizesᵖ, fitted to the larger half of the sizes.
+
+    There the time to start a call no longer counts.
+    """
     half = min(len(sizes) // 2, len(sizes) - 2)
     slope, _ = np.polyfit(np.log(sizes[half:]), np.log(seconds[half:]), 1)
     return float(slope)
 
 
-# Against numerical differentiation
+# Differences: against numerical differentiation
 
 
 def numerically(model, params, batch):
@@ -121,28 +111,30 @@ def numerically(model, params, batch):
 
 def against_differences(width, seconds):
     """Backpropagation and, up to some width, finite differences; both gradients agree."""
-    model, params, batch = problem((width,) * 3 + (CLASSES,), EXAMPLES, activations.tanh)
+    case = problem((width,) * 3 + (CLASSES,), EXAMPLES, activations.tanh)
+    given = case.params, case.batch
+
+    def gradient(params, batch):
+        return jaxbp.backprop(case.model, params, batch)[1]
 
     def build():
-        both = {"backprop": compiled(lambda p, b: jaxbp.backprop(model, p, b)[1], params, batch)}
+        both = {"backprop": protocol.compiled(gradient, *given)}
         if width <= WIDEST:
-            both["differences"] = compiled(partial(numerically, model), params, batch)
+            both["differences"] = protocol.compiled(partial(numerically, case.model), *given)
         return both
 
-    candidates = agreeing(build, tolerance=1e-2)
-    timings = interleaved(candidates, at_most_seconds=seconds)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {"weights": weights} | {
-        name: entry(candidates[name], timings[name]) for name in candidates
-    }
+    candidates = protocol.agreeing(build, tolerance=1e-2)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(case.params))
+    return {"weights": weights} | protocol.timed(candidates, at_most_seconds=seconds)
 
 
-# Many networks
+# Networks: many at once
 
 
 def ways(many):
-    """The ways to train many networks -> each one's parameters, stacked."""
-    model, _, batch = problem(many.sizes, many.rows)
+    """The ways to train many networks, by name: functions that return all parameters, stacked."""
+    case = problem(many.sizes, many.rows)
+    model, batch = case.model, case.batch
     host = jax.tree.map(np.asarray, batch)
     keys = jax.random.split(jax.random.key(0), many.count)
     rates = np.geomspace(1e-3, 1e-2, many.count).astype(np.float32)
@@ -171,6 +163,7 @@ def ways(many):
         return jax.lax.map(lambda one: epoch(*one), each)
 
     def by(program):
+        """Train by a program for one epoch of all networks."""
         program = jax.jit(program)
 
         def train():
@@ -194,13 +187,13 @@ def ways(many):
 
 
 def many_networks(many, seconds):
-    """Networks a second, by way, on the devices of this process; all ways agree."""
-    contenders = {name: Contender(way) for name, way in ways(many).items()}
+    """Networks a second on the devices of this process, by each way; all ways agree."""
+    contenders = {name: protocol.Contender(way) for name, way in ways(many).items()}
     trained = {name: each.run() for name, each in contenders.items()}
     for params in trained.values():
         comparison = jaxbp.compare(params, trained[LOOP])
         assert comparison.relative_error < 1e-3, comparison
-    timings = interleaved(contenders, at_most_seconds=seconds)
+    timings = protocol.interleaved(contenders, at_most_seconds=seconds)
     return many._asdict() | {
         "devices": len(jax.devices()),
         "ways": {
@@ -211,7 +204,7 @@ def many_networks(many, seconds):
 
 
 def on_devices(many, devices, seconds):
-    """The same in a process that sees so many CPU devices."""
+    """Networks a second, by each way, in a process that sees this number of CPU devices."""
     code = (
         f"import jax, json; jax.config.update('jax_num_cpu_devices', {devices}); "
         "from benchmarks.scaling import Many, many_networks; "
@@ -224,7 +217,7 @@ def on_devices(many, devices, seconds):
 
 
 def trained(many, seconds):
-    """On the device or, where it is a CPU, on one and on as many as it has cores."""
+    """Networks a second on this device; on a CPU both on one and on as many devices as cores."""
     if jax.default_backend() != "cpu" or many in QUICK_MANY:
         return [many_networks(many, seconds)]
     return [on_devices(many, devices, seconds) for devices in sorted({1, os.cpu_count() or 1})]
@@ -233,97 +226,90 @@ def trained(many, seconds):
 # Reading the result
 
 
-EXPLANATION = """\
+GROWTH = """\
 The exponent p of time ∝ sizeᵖ, through the larger half of the sizes: of `backprop` by batch, width
 and depth, about a base of batch 256, width 256 and depth 4."""
 DIFFERENCES = """\
 A gradient of W weights by central differences, 2W forward passes of O(W), and by `backprop`, whose
-cost is that of two or three: both compiled, batch 128, answers compared before."""
+cost is that of two or three: both compiled, batch 128, answers compared before. Exponents, through
+the larger half: {differences:.2f} and {backprop:.2f}, below the 2 and 1 of counted operations, as
+larger products run nearer to the machine's peak."""
 NETWORKS = """\
 Networks trained a second, shuffling and everything else included, and how many times that is what
 `fit` in a loop trains on the same devices. `lax.map` and `vmap` are compiled epochs of all networks
 on one device, `shard_map` spreads the former over the devices; of these three only the epochs are
 timed, of the first two everything. `fit_many` takes tiny networks together, larger ones one after
-another, in as many threads as there are devices or cores. All networks come out equal."""
+another, in as many threads as there are devices or cores. Steps of small networks leave most of a
+machine idle; those of 784-512-512-10 do not, so on two cores training them side by side gains
+nothing. All networks come out equal."""
 
 
 def growth(result):
+    """The table of exponents."""
     rows = []
     for axis, part in result["growth"].items():
-        seconds = [median(cell) for cell in part["cells"]]
+        seconds = [protocol.median(cell) for cell in part["cells"]]
         values = ", ".join(
             f"{value}: {took * 1e3:.3g}"
             for value, took in zip(part["values"], seconds, strict=True)
         )
-        rows.append(line(axis, f"{exponent(part['values'], seconds):.2f}", values))
-    return [heading("axis", "exponent", "ms by size"), *rows, "", EXPLANATION.replace("\n", " ")]
+        rows.append(protocol.line(axis, f"{exponent(part['values'], seconds):.2f}", values))
+    return protocol.table(("axis", "exponent", "ms by size"), rows, GROWTH)
 
 
 def differences(result):
+    """The table beside numerical differentiation."""
     rows = []
     for cell in result["differences"]:
-        ours, theirs = cell["backprop"], cell.get("differences")
-        rows.append(
-            line(
-                f"{cell['weights']:,}",
-                f"{median(theirs) / median(ours):,.0f}×" if theirs else "–",
-                f"{median(ours) * 1e3:.3g} ms",
-                f"{median(theirs) * 1e3:.3g} ms" if theirs else "–",
-            )
-        )
-    fitted = [exponent(*of_weights(result, name)) for name in ("differences", "backprop")]
-    found = (
-        "Exponents, through the larger half: {:.2f} and {:.2f}, below the 2 and 1 of counted "
-        "operations, as larger products run nearer to the machine's peak."
-    ).format(*fitted)
-    return [
-        heading("weights", "differences over backprop", "backprop", "differences"),
-        *rows,
-        "",
-        f"{DIFFERENCES} {found}".replace("\n", " "),
-    ]
+        ours, ratio, theirs = protocol.median(cell["backprop"]), "–", "–"
+        if "differences" in cell:
+            numerical = protocol.median(cell["differences"])
+            ratio, theirs = f"{numerical / ours:,.0f}×", f"{numerical * 1e3:.3g} ms"
+        rows.append(protocol.line(f"{cell['weights']:,}", ratio, f"{ours * 1e3:.3g} ms", theirs))
+    columns = ("weights", "differences over backprop", "backprop", "differences")
+    fitted = {name: exponent(*of_weights(result, name)) for name in ("differences", "backprop")}
+    return protocol.table(columns, rows, DIFFERENCES.format(**fitted))
 
 
 def of_weights(result, name):
-    """Numbers of weights, and the seconds of a gradient, as far as it was taken."""
+    """Numbers of weights and the seconds of a gradient, for the networks where it was taken."""
     cells = [cell for cell in result["differences"] if name in cell]
-    return [cell["weights"] for cell in cells], [median(cell[name]) for cell in cells]
+    return [cell["weights"] for cell in cells], [protocol.median(cell[name]) for cell in cells]
 
 
 def networks(result):
+    """The table of many networks."""
     names = (LOOP, FIT_MANY, MAP, VMAP, SHARDED)
     rows = []
     for cell in result["networks"]:
-        base = cell["ways"][LOOP]["networks_per_second"]
-        cells = []
-        for name in names:
-            way = cell["ways"].get(name)
-            rate = way and way["networks_per_second"]
-            cells.append(f"{rate:.3g} ({rate / base:.2f}×)" if rate else "–")
-        what = f"{cell['count']} of {'-'.join(map(str, cell['sizes']))}, batch {cell['batch_size']}"
-        rows.append(line(what, str(cell["devices"]), *cells))
-    columns = ("networks", "devices", *names)
-    return [heading(*columns), *rows, "", NETWORKS.replace("\n", " ")]
+        rates = {name: way["networks_per_second"] for name, way in cell["ways"].items()}
+        cells = [
+            f"{rates[name]:.3g} ({rates[name] / rates[LOOP]:.2f}×)" if name in rates else "–"
+            for name in names
+        ]
+        what = f"{cell['count']} of {name_of(cell['sizes'])}, batch {cell['batch_size']}"
+        rows.append(protocol.line(what, str(cell["devices"]), *cells))
+    return protocol.table(("networks", "devices", *names), rows, NETWORKS)
 
 
 def markdown(result):
-    """Three tables, and what they say."""
-    return "\n".join([*growth(result), "", *differences(result), "", *networks(result)])
+    """The three tables, each with its text."""
+    return "\n\n".join([growth(result), differences(result), networks(result)])
 
 
 def measure(options):
-    """All three, printed at the end."""
+    """All three tables, printed at the end."""
     seconds = 0.0 if options.quick else 2.0 if options.short else SECONDS
-    axes = extent(options, AXES, SHORT_AXES, QUICK_AXES)
+    axes = protocol.extent(options, AXES, SHORT_AXES, QUICK_AXES)
     result = {
         "growth": {axis: along(axis, values, 2 * seconds) for axis, values in axes.items()},
         "differences": [
             against_differences(width, seconds)
-            for width in extent(options, WIDTHS, SHORT_WIDTHS, QUICK_WIDTHS)
+            for width in protocol.extent(options, WIDTHS, SHORT_WIDTHS, QUICK_WIDTHS)
         ],
         "networks": [
             cell
-            for many in extent(options, MANY, SHORT_MANY, QUICK_MANY)
+            for many in protocol.extent(options, MANY, SHORT_MANY, QUICK_MANY)
             for cell in trained(many, 2 * seconds)
         ],
     }
@@ -332,4 +318,4 @@ def measure(options):
 
 
 if __name__ == "__main__":
-    command(__doc__, measure, markdown)
+    protocol.command(__doc__, measure, markdown)

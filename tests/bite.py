@@ -1,9 +1,9 @@
-"""Do the tests bite?  ``python -m tests.bite`` plants the one-line faults of faults.toml, one at a
-time, in a copy of the package, runs the default tests of that module on it, and prints a table of
-which test caught which fault.
+"""Faults that the tests must catch: ``python -m tests.bite`` plants those of faults.toml.
 
-The table is kept in tests/bite.md.  It takes some minutes and is no part of CI; that every fault
-can still be planted is a test.  ``--only WORD`` plants those with a word in their name.
+It plants one fault at a time in a copy of the package, runs the default tests of that module, and
+prints a table of which test caught which fault, kept in tests/bite.md.  It takes some minutes, so
+CI does not run it; a test checks that every fault can still be planted.  ``--only WORD`` plants
+those with a word in their name.
 """
 
 import argparse
@@ -27,14 +27,14 @@ class Fault(NamedTuple):
     """One line of a module gone wrong."""
 
     module: str  # a file of the package, without .py
-    tests: tuple[str, ...]
-    what: str
-    right: str  # stands in the module once
-    wrong: str
+    tests: tuple[str, ...]  # files of tests/, without .py
+    what: str  # is wrong
+    right: str  # text that stands in the module once
+    wrong: str  # text in its place
 
     @property
     def file(self) -> Path:
-        """Where it is planted, in a checkout."""
+        """The file in which it is planted, below a checkout's root."""
         return Path("jaxbp", self.module).with_suffix(".py")
 
     def planted(self, text: str) -> str:
@@ -55,7 +55,12 @@ def faults() -> list[Fault]:
 
 
 def first_failure(fault: Fault | None, tests: Iterable[str], right: Path) -> str | None:
-    """The first default test to fail in a copy of a right checkout with the fault planted in it."""
+    """The first default test to fail in a copy of a checkout with the fault planted in it.
+
+    fault: None plants nothing.
+    tests: files of tests/, without .py.
+    right: the checkout without faults.
+    """
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(right, folder, dirs_exist_ok=True)
         if fault is not None:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from combinations import ACTIVATIONS, REFERENCES, cpu_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
-from tables import ACTIVATIONS, REFERENCES, cpu_compiler
 
 import jaxbp
 from jaxbp import activations, heads

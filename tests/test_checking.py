@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import random_params
 
 import jaxbp
+from benchmarks.problems import random_params
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
 from jaxbp.checking.comparing import Entry
 from jaxbp.checking.finite_differences import Samples, Slopes, extrapolate, sample_lines, step_sizes

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("safetensors")
 
 import safetensors.numpy
-from tables import random_params
 
 import jaxbp
+from benchmarks.problems import random_params
 from jaxbp import activations, heads
 from jaxbp.checkpoint import CheckpointError
 from jaxbp.data.preparation import Preparation

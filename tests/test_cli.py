@@ -18,9 +18,9 @@ for module in ("tyro", "rich", "matplotlib", "safetensors", "sklearn", "platform
     pytest.importorskip(module)
 
 import tyro
-from tables import random_params
 
 import jaxbp
+from benchmarks.problems import random_params
 from jaxbp import activations, cli, diagnostics, heads
 from jaxbp.cli import check, compilation_cache, diagnose, interrupts, options, plan, train
 

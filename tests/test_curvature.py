@@ -8,20 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from combinations import ACTIVATIONS, HEADS, ONE_OF_EACH, any_model, made, numbers, sgd
 from jax.flatten_util import ravel_pytree
-from tables import (
-    ACTIVATIONS,
-    HEADS,
-    ONE_OF_EACH,
-    any_model,
-    made,
-    numbers,
-    random_batch,
-    random_params,
-    sgd,
-)
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import batch_methods, curvature
 
 slow = pytest.mark.slow

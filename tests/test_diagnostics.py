@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tables import ACTIVATIONS, HEADS, random_batch, random_params
+from combinations import ACTIVATIONS, HEADS
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, diagnostics, heads
 
 CLASSES = heads.softmax_cross_entropy

@@ -7,19 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from combinations import ACTIVATIONS, HEADS, any_model, chosen, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import (
-    ACTIVATIONS,
-    HEADS,
-    any_model,
-    chosen,
-    numbers,
-    random_batch,
-    random_params,
-)
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, heads
 from jaxbp.checking import central_difference
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from combinations import HEADS, lecture
 from hypothesis import assume, given, settings
 from jax import lax
-from tables import HEADS, lecture, random_batch, random_params
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, graph
 from jaxbp.cli.expressions import ExpressionError, parse
 from jaxbp.graph import rules

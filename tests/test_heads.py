@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from combinations import HEADS, chosen, cpu_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import special
-from tables import HEADS, chosen, cpu_compiler
 
 import jaxbp
 from jaxbp import heads

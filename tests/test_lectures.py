@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tables
-from tables import random_batch
 
 import jaxbp
+from benchmarks import problems
+from benchmarks.problems import random_batch
 from jaxbp import Batch, Layer, activations, heads
 from jaxbp.checking import central_difference
 from jaxbp.cli.expressions import parse
@@ -67,7 +67,7 @@ def deltas_of(model, params, x, target):
 
 def random_params(model, seed, dtype=np.float64):
     """Those of the other tests, in NumPy."""
-    return jax.tree.map(np.asarray, tables.random_params(model, seed, dtype))
+    return jax.tree.map(np.asarray, problems.random_params(model, seed, dtype))
 
 
 # Backpropagation in Neural Nets

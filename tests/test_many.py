@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tables import cpu_compiler, initial, made
+from combinations import cpu_compiler, initial, made
 
 import jaxbp
 from jaxbp import Batch, activations, heads

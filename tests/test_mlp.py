@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tables import initial, random_batch, random_params
+from combinations import initial
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import MLP, activations, heads
 
 predict = jax.jit(jaxbp.predict, static_argnums=0)

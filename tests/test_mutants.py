@@ -9,11 +9,11 @@ import re
 import jax
 import numpy as np
 import pytest
-from mutants import CORRECT, MUTANTS
 
+from benchmarks.gradient_bugs import CORRECT, MUTANTS
 from jaxbp import gradcheck
 
-#: networks that take long, or serve one bug whose like is planted in another
+#: bugs whose network takes long, or serves this bug alone while another has a similar one
 COSTLY = [
     "hidden error clipped",
     "2 of the squared error forgotten",
@@ -36,20 +36,20 @@ def test_there_are_enough_of_them():
     assert len(MUTANTS) >= 40
     assert len(CORRECT) >= len(MUTANTS)
     assert sum(correct.draws for correct in CORRECT.values()) >= 1000
-    assert sum(bool(expected) for _, expected in MUTANTS.values()) >= len(MUTANTS) / 2
+    assert sum(mutant.diagnosis != "" for mutant in MUTANTS.values()) >= len(MUTANTS) / 2
 
 
 def missed(names, *, by_value):
-    """Those bugs that are not caught, or not named as expected, and what is said of them.
+    """The bugs that are not caught, or not named as expected, and the verdict or diagnosis of each.
 
     By value, a network's first bug is claimed as a function and the others as values: to compile a
     claim takes longer than to check it.
     """
     found, networks = {}, set()
     for name in names:
-        make, expected = MUTANTS[name]
+        mutant = MUTANTS[name]
         with jax.enable_x64(True):
-            case = make()
+            case = mutant.make()
             if by_value and case.f in networks and name != "non-deterministic":
                 case = case._replace(grads=case.grads(*case.args))
             networks.add(case.f)
@@ -58,7 +58,7 @@ def missed(names, *, by_value):
         said = [report.diagnosis, *(leaf.diagnosis for leaf in report.leaves)]
         if report.verdict != "fail":
             found[name] = report.verdict
-        elif expected and not any(re.search(expected, words) for words in said):
+        elif not any(re.search(mutant.diagnosis, words) for words in said):
             found[name] = said
     return found
 
@@ -75,7 +75,7 @@ def test_every_planted_bug_is_caught_and_named_as_expected(number, by_value):
     assert not missed(part(number, list(MUTANTS)), by_value=by_value)
 
 
-#: what cannot be told, by anyone who sees only values
+#: cases that nobody can decide from values alone
 UNDECIDABLE = {
     "swamped by an offset",
     "zeros",
@@ -120,7 +120,7 @@ CHOSEN = [
 
 
 def verdicts(name, draws):
-    """On a right gradient at several points; it fails at none."""
+    """The verdicts on a right gradient at several points; none is fail."""
     correct, found = CORRECT[name], []
     for draw in range(draws):
         args = correct.draw(np.random.default_rng([draw, 11]))

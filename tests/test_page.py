@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tables import lecture
+from combinations import lecture
 
 from jaxbp import graph
 from jaxbp.graph.nodes import value_text

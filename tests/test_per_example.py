@@ -6,20 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from combinations import ACTIVATIONS, HEADS, ONE_OF_EACH, any_model, cpu_compiler, numbers, sgd
 from jax.flatten_util import ravel_pytree
-from tables import (
-    ACTIVATIONS,
-    HEADS,
-    ONE_OF_EACH,
-    any_model,
-    cpu_compiler,
-    numbers,
-    random_batch,
-    random_params,
-    sgd,
-)
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import per_example
 from jaxbp.model import with_penalty
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tables import ACTIVATIONS, initial, random_batch, random_params, sgd
+from combinations import ACTIVATIONS, initial, sgd
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import Batch, activations, heads, mixed_precision
 
 MODEL = jaxbp.MLP((6, 16, 16, 3), activations.relu, heads.softmax_cross_entropy)

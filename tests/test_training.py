@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tables import adam, initial, random_params, sgd
+from combinations import adam, initial, sgd
 
 import jaxbp
+from benchmarks.problems import random_params
 from jaxbp import Batch, activations, heads
 
 slow = pytest.mark.slow

@@ -1,8 +1,13 @@
-"""Backward passes with a planted bug each, and right gradients that are hard to check.
+"""Gradient bugs: wrong gradients for a checker to catch, and right ones that it must not fail.
 
-A mutant is what people really write: one line of a correct backward pass gone wrong.  Each says in
-a few words, as a regular expression, how the checker should name it; where nothing simple explains
-the damage it says nothing.
+MUTANTS holds gradients with one planted bug each.  They are mistakes that people really make: one
+line of a correct backward pass gone wrong, or one rule of a custom derivative.  CORRECT holds right
+gradients that are hard to check: at kinks, at extreme scales, where f is flat, in low precision.
+``tests/test_mutants.py`` holds ``jaxbp.gradcheck`` to both, ``benchmarks/checkers.py`` compares it
+with other checkers on them.
+
+The file reads from top to bottom: a network's backward pass in replaceable parts, other functions
+with a wrong rule, the mutants, and the right gradients.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
-from tables import random_batch, random_params
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, heads
+from jaxbp.model import units_of
 
 
 class Case(NamedTuple):
@@ -29,17 +35,21 @@ class Case(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
 
 
+# A network's backward pass, in parts
+
+
 class Parts(NamedTuple):
     """The lines of a backward pass, each of which a mutant may replace."""
 
-    share: Callable = lambda weight: weight / weight.sum()
+    share: Callable = lambda weight: weight / weight.sum()  # each example's part of the mean
     error: Callable = lambda model, logits, target: model.head.loss(logits, target)[1]
-    slope: Callable = lambda unit, a, z, slope: slope  # of a pre-activation and its output
-    step: Callable = lambda delta, above, slope: (delta @ above) * slope
-    weight: Callable = lambda delta, z: delta.T @ z
-    bias: Callable = lambda delta: delta.sum(0)
-    penalty: Callable = lambda l2, layer: (l2 * layer.weight, 0)
-    batch: Callable = lambda batch: batch  # as the backward pass sees it
+    slope: Callable = lambda unit, a, z, slope: slope  # h'(a) of a layer, a and z = h(a) known
+    step: Callable = lambda delta, above, slope: (delta @ above) * slope  # δ = h'(a) Wᵀδ
+    weight: Callable = lambda delta, z: delta.T @ z  # W̄ = Σₙ δₙ zₙᵀ
+    bias: Callable = lambda delta: delta.sum(0)  # b̄ = Σₙ δₙ
+    penalty: Callable = lambda l2, layer: (l2 * layer.weight, 0)  # its share of W̄ and b̄
+    # the arguments of the lines above, and the result
+    batch: Callable = lambda batch: batch
     params: Callable = lambda params: params
     deltas: Callable = lambda deltas: deltas
     slopes: Callable = lambda slopes: slopes
@@ -48,13 +58,13 @@ class Parts(NamedTuple):
 
 
 def backward_with(parts, model):
-    """The gradient of the objective of a batch, put together from its parts."""
+    """The gradient of a batch's objective, put together from its parts."""
 
     def gradient(params, batch, l2):
         batch, above = parts.batch(batch), parts.params(params)
         logits, residuals = jaxbp.forward(model, params, batch.x)
         inputs = [residual.input for residual in residuals]
-        slopes, units = [], jaxbp.mlp.units_of(model)
+        slopes, units = [], units_of(model)
         for unit, layer, residual, z in zip(units, params, residuals, inputs[1:], strict=False):
             a = residual.input @ layer.weight.T + layer.bias
             slopes.append(parts.slope(unit, a, z, residual.slope))
@@ -65,18 +75,18 @@ def backward_with(parts, model):
             deltas.insert(0, parts.step(deltas[0], layer.weight, slope))
         grads = []
         for layer, delta, z in zip(params, parts.deltas(deltas), inputs, strict=True):
-            penalties = parts.penalty(l2, layer)
+            of_weight, of_bias = parts.penalty(l2, layer)
             grads.append(
-                jaxbp.Layer(parts.weight(delta, z) + penalties[0], parts.bias(delta) + penalties[1])
+                jaxbp.Layer(parts.weight(delta, z) + of_weight, parts.bias(delta) + of_bias)
             )
         return tuple(parts.grads(grads))
 
     return gradient
 
 
-@cache  # and under jit: one for all mutants of a network, compiled once
+@cache  # so that all mutants of a network share one program
 def objective_of(model):
-    """A network's objective as a function of parameters, batch and l2."""
+    """A network's objective as a compiled function of parameters, batch and l2."""
     return jax.jit(lambda params, batch, l2: jaxbp.objective(model._replace(l2=l2), params, batch))
 
 
@@ -93,7 +103,19 @@ def network(
     scale=1.0,
     **parts,
 ):
-    """A network's objective, and its gradient with some of its parts replaced."""
+    """A network's objective, and its gradient with some of its parts replaced.
+
+    sizes: (D, hidden..., K); three layers of 4 unless given.
+    activation: one for all hidden layers, or a tuple; tanh unless given.
+    head: softmax_cross_entropy unless given.
+    l2: strength of the penalty; 0.1 unless given.
+    rows: B, the batch's number of examples; 6 unless given.
+    weighted: with random example weights instead of equal ones.
+    smooth: with smoothed labels as targets.
+    dtype: float64 unless given.
+    scale: factor on all initial parameters; 1 unless given.
+    parts: fields of Parts to replace, by name.
+    """
     model = jaxbp.MLP(sizes, activation, head)
     params = jax.tree.map(lambda leaf: leaf * scale, random_params(model, 1, dtype))
     batch = random_batch(model, rows, 2, weighted=weighted, dtype=dtype)
@@ -106,66 +128,94 @@ def network(
     return Case(objective_of(model), args, backward_with(Parts(**parts), model))
 
 
+def slope_of(activation, wrong):
+    """A network with four activations, and the slope of one of them replaced by wrong(a, h)."""
+    units = (activations.sigmoid, activations.softplus, activations.leaky_relu, activations.elu)
+    return network(
+        sizes=(4,) * 6,
+        activation=units,
+        slope=lambda unit, a, h, slope: wrong(a, h) if unit is activation else slope,
+    )
+
+
 def edit(number, name, change):
-    """Grads with one leaf of one layer changed."""
+    """The change of one leaf of one layer's gradient, as a part ``grads``."""
 
     def edited(grads):
-        leaf = getattr(grads[number], name)
-        return [
-            *grads[:number],
-            grads[number]._replace(**{name: change(leaf)}),
-            *grads[number + 1 :],
-        ]
+        layer = grads[number]
+        layer = layer._replace(**{name: change(getattr(layer, name))})
+        return [*grads[:number], layer, *grads[number + 1 :]]
 
     return edited
 
 
 def wide_entry(dtype, factor):
-    """784-300-10 with one entry of the first weight off."""
+    """784-300-10 with one entry of the first weight's gradient multiplied by a factor."""
     change = edit(0, "weight", lambda w: w.at[17, 123].multiply(factor))
     return network(
         sizes=(784, 300, 10), activation=activations.relu, rows=8, l2=0.0, dtype=dtype, grads=change
     )
 
 
-def custom(forward, backward, x, dtype=np.float64):
-    """A function with a custom_vjp, summed."""
+def softmax_over_the_batch(model, logits, target):
+    return jax.nn.softmax(logits, axis=0) * target.sum(-1, keepdims=True) - target
+
+
+def diagonal_only(model, logits, target):
+    return target * (jax.nn.softmax(logits) - 1)
+
+
+def unsmoothed(batch):
+    likeliest = jnp.argmax(batch.target, axis=1)
+    return batch._replace(target=jax.nn.one_hot(likeliest, batch.target.shape[1]))
+
+
+def bf16(delta, z):
+    product = delta.astype(jnp.bfloat16).T @ z.astype(jnp.bfloat16)
+    return product.astype(z.dtype)
+
+
+def round_to(digits):
+    return lambda grads: jax.tree.map(lambda leaf: jnp.round(leaf, digits), grads)
+
+
+def non_deterministic():
+    """A gradient that is off by another factor at every call."""
+    case, calls = network(), []
+
+    def varying(*args):
+        calls.append(1)
+        return jax.tree.map(lambda leaf: leaf * (1 + 1e-3 * len(calls)), case.grads(*args))
+
+    return case._replace(grads=varying)
+
+
+# Other functions with a wrong rule
+
+
+X = np.linspace(0.3, 2.0, 6)
+
+
+def custom_vjp(forward, backward):
+    """A function of X with a rule of its own: backward(x, cotangent)."""
 
     @jax.custom_vjp
     def function(x):
         return forward(x)
 
     function.defvjp(lambda x: (forward(x), x), lambda x, cotangent: (backward(x, cotangent),))
-    return Case(lambda x: 3.0 * jnp.sum(function(x) ** 2), (jnp.asarray(x, dtype),))
+    return Case(lambda x: 3.0 * jnp.sum(function(x) ** 2), (jnp.asarray(X),))
 
 
-def custom_tangent(forward, tangent, x):
-    """A function with a custom_jvp."""
+def custom_jvp(forward, tangent):
+    """A function of X with a rule of its own: tangent(x, t)."""
     function = jax.custom_jvp(forward)
     function.defjvp(lambda primals, tangents: (forward(*primals), tangent(*primals, *tangents)))
-    return Case(lambda x: jnp.sum(jnp.sin(function(x))), (jnp.asarray(x),))
-
-
-X = np.linspace(0.3, 2.0, 6)
-
-
-def counting(grads):
-    """Another result at every call."""
-    calls = []
-
-    def varying(*args):
-        calls.append(1)
-        return jax.tree.map(lambda leaf: leaf * (1 + 1e-3 * len(calls)), grads(*args))
-
-    return varying
-
-
-def non_deterministic():
-    case = network()
-    return case._replace(grads=counting(case.grads))
+    return Case(lambda x: jnp.sum(jnp.sin(function(x))), (jnp.asarray(X),))
 
 
 def integer_claim():
+    """A slope for an integer leaf, which has none."""
     return Case(
         lambda p: jnp.sum(p["w"] ** 2) * p["n"],
         ({"w": jnp.asarray(X), "n": 3},),
@@ -174,7 +224,7 @@ def integer_claim():
 
 
 def batching_rule():
-    """Right in a loop, wrong under vmap."""
+    """A gradient that is right in a loop and wrong under vmap."""
 
     @jax.custom_batching.custom_vmap
     def slope(x):
@@ -188,7 +238,7 @@ def batching_rule():
 
 
 def float32_only():
-    """A branch that only the dtype users run takes."""
+    """A gradient that is wrong only in the dtype that users run."""
     x = jnp.asarray(X, jnp.float32)
     return Case(
         lambda x: jnp.sum(jnp.exp(x)),
@@ -197,282 +247,265 @@ def float32_only():
     )
 
 
-def softmax_over_the_batch(model, logits, target):
-    return jax.nn.softmax(logits, axis=0) * target.sum(-1, keepdims=True) - target
+# The mutants
 
 
-def diagonal_only(model, logits, target):
-    return target * (jax.nn.softmax(logits) - 1)
+class Mutant(NamedTuple):
+    """A planted bug, made when it is asked for, and the diagnosis that names it.
+
+    The diagnosis is a regular expression; it is empty where nothing simple explains the damage.
+    """
+
+    make: Callable[[], Case]
+    diagnosis: str
 
 
-def round_to(digits):
-    return lambda grads: jax.tree.map(lambda leaf: jnp.round(leaf, digits), grads)
-
-
-def unsmoothed(batch):
-    likeliest = jnp.argmax(batch.target, axis=1)
-    return batch._replace(target=jax.nn.one_hot(likeliest, batch.target.shape[1]))
-
-
-def bf16(delta, z):
-    product = delta.astype(jnp.bfloat16).T @ z.astype(jnp.bfloat16)
-    return product.astype(z.dtype)
-
-
-def slope_of(activation, wrong):
-    """A network of all activations, and the slope of one of them wrong."""
-    units = (activations.sigmoid, activations.softplus, activations.leaky_relu, activations.elu)
-    return network(
-        sizes=(4,) * 6,
-        activation=units,
-        slope=lambda unit, a, h, slope: wrong(a, h) if unit is activation else slope,
-    )
-
-
-small = {"sizes": (4, 4, 4)}
-squared = {**small, "head": heads.linear_squared_error, "l2": 0.0}
-deep_tanh = {"sizes": (4, 4, 4, 4, 4, 4), "l2": 0.0}
-relu = {"activation": activations.relu, "l2": 0.0}
-one_example = {"rows": 1, "l2": 0.0, "sizes": (4, 6, 4)}
-
-#: what is said where the leaves above are right, and where none is
+#: the diagnosis where the leaves above are right, and where no leaf is
 PASSED_BACK = r"every leaf up to params\[\d\].bias: right above; look at what is passed back"
 AT_THE_OUTPUT = "every leaf: look at the error at the output"
 
-#: name -> (how to make it, how it should be named)
-MUTANTS: dict[str, tuple[Callable[[], Case], str]] = {
+# networks that several mutants share
+SMALL = {"sizes": (4, 4, 4)}
+SQUARED = {**SMALL, "head": heads.linear_squared_error, "l2": 0.0}
+DEEP = {"sizes": (4, 4, 4, 4, 4, 4), "l2": 0.0}
+RELU = {"activation": activations.relu, "l2": 0.0}
+ONE_EXAMPLE = {"rows": 1, "l2": 0.0, "sizes": (4, 6, 4)}
+
+MUTANTS: dict[str, Mutant] = {
     # the recursion δ = h'(a) Wᵀδ
-    "weight untransposed": (lambda: network(step=lambda d, w, s: (d @ w.T) * s), PASSED_BACK),
-    "slope forgotten": (lambda: network(step=lambda d, w, s: d @ w), PASSED_BACK),
-    "slope forgotten, one example": (
-        lambda: network(**one_example, step=lambda d, w, s: d @ w),
+    "weight untransposed": Mutant(lambda: network(step=lambda d, w, s: (d @ w.T) * s), PASSED_BACK),
+    "slope forgotten": Mutant(lambda: network(step=lambda d, w, s: d @ w), PASSED_BACK),
+    "slope forgotten, one example": Mutant(
+        lambda: network(**ONE_EXAMPLE, step=lambda d, w, s: d @ w),
         r"slope h'\(a\) is missing",
     ),
-    "slope squared": (lambda: network(step=lambda d, w, s: (d @ w) * s**2), PASSED_BACK),
-    "slope of the wrong layer": (lambda: network(slopes=lambda s: s[::-1]), PASSED_BACK),
-    "sign of the recursion": (
+    "slope squared": Mutant(lambda: network(step=lambda d, w, s: (d @ w) * s**2), PASSED_BACK),
+    "slope of the wrong layer": Mutant(lambda: network(slopes=lambda s: s[::-1]), PASSED_BACK),
+    "sign of the recursion": Mutant(
         lambda: network(l2=0.0, sizes=(4, 4, 4), step=lambda d, w, s: -(d @ w) * s),
         r"factor of -1",
     ),
-    "0.1 % in one activation": (
+    "0.1 % in one activation": Mutant(
         lambda: network(l2=0.0, sizes=(4, 4, 4), step=lambda d, w, s: (d @ w) * s * 1.001),
         r"factor of 1\.001",
     ),
-    "deltas off by one layer": (lambda: network(deltas=lambda d: [*d[1:], d[0]]), ""),
-    "deltas reversed": (
+    "deltas off by one layer": Mutant(lambda: network(deltas=lambda d: [*d[1:], d[0]]), ""),
+    "deltas reversed": Mutant(
         lambda: network(l2=0.0, grads=lambda grads: grads[::-1]),
         r"permuted: what is claimed for params\[2\]",
     ),
-    "stopped gradient": (
+    "stopped gradient": Mutant(
         lambda: network(l2=0.0, step=lambda d, w, s: stop_gradient(d) * 0 @ w * s),
         "zero everywhere",
     ),
-    "hidden error clipped": (
-        lambda: network(**deep_tanh, step=lambda d, w, s: jnp.clip((d @ w) * s, -0.02, 0.02)),
+    "hidden error clipped": Mutant(
+        lambda: network(**DEEP, step=lambda d, w, s: jnp.clip((d @ w) * s, -0.02, 0.02)),
         PASSED_BACK,
     ),
-    "upper weights already updated": (
+    "upper weights already updated": Mutant(
         lambda: network(params=lambda p: jax.tree.map(lambda w: w * 0.99, p)),
         PASSED_BACK,
     ),
     # slopes
-    "slope from a instead of h": (
+    "slope from a instead of h": Mutant(
         lambda: slope_of(activations.sigmoid, lambda a, h: a * (1 - a)),
         PASSED_BACK,
     ),
-    "tanh's slope without its square": (
+    "tanh's slope without its square": Mutant(
         lambda: network(slope=lambda unit, a, h, s: 1 - h),
         PASSED_BACK,
     ),
-    "sigmoid's slope with a plus": (
+    "sigmoid's slope with a plus": Mutant(
         lambda: slope_of(activations.sigmoid, lambda a, h: h * (1 + h)),
         PASSED_BACK,
     ),
-    "softplus's slope is its value": (
+    "softplus's slope is its value": Mutant(
         lambda: slope_of(activations.softplus, lambda a, h: h),
         PASSED_BACK,
     ),
-    "ReLU's slope by h >= 0": (
-        lambda: network(**relu, rows=1, slope=lambda unit, a, h, s: (h >= 0) * 1.0),
+    "ReLU's slope by h >= 0": Mutant(
+        lambda: network(**RELU, rows=1, slope=lambda unit, a, h, s: (h >= 0) * 1.0),
         "right only where the slope is 1",
     ),
-    "leaky slope on the wrong side": (
+    "leaky slope on the wrong side": Mutant(
         lambda: slope_of(activations.leaky_relu, lambda a, h: jnp.where(a > 0, 0.01, 1.0)),
         PASSED_BACK,
     ),
-    "ELU's slope as the lecture prints it": (
+    "ELU's slope as the lecture prints it": Mutant(
         lambda: slope_of(activations.elu, lambda a, h: jnp.where(a > 0, 1, h - 1)),
         PASSED_BACK,
     ),
     # the contraction δ zᵀ
-    "weight gradient transposed": (
+    "weight gradient transposed": Mutant(
         lambda: network(l2=0.0, weight=lambda d, z: z.T @ d),
         "transposed",
     ),
-    "weight gradient transposed and reshaped": (
+    "weight gradient transposed and reshaped": Mutant(
         lambda: network(
             sizes=(5, 3), l2=0.0, weight=lambda d, z: (z.T @ d).reshape(d.shape[1], z.shape[1])
         ),
         "transposed, then reshaped",
     ),
-    "bias gradient dropped": (
+    "bias gradient dropped": Mutant(
         lambda: network(bias=lambda d: 0 * d.sum(0)),
         "every bias: zero everywhere",
     ),
-    "bias gradient averaged": (
+    "bias gradient averaged": Mutant(
         lambda: network(bias=lambda d: d.mean(0)),
         r"every bias: off by a factor of 1/6 \(the length",
     ),
-    "bias gradient twice": (
+    "bias gradient twice": Mutant(
         lambda: network(bias=lambda d: 2 * d.sum(0)),
         "every bias: off by a factor of 2",
     ),
-    "bias gradient of one example": (lambda: network(bias=lambda d: d[0]), ""),
-    "rows of z and delta misaligned": (
+    "bias gradient of one example": Mutant(lambda: network(bias=lambda d: d[0]), ""),
+    "rows of z and delta misaligned": Mutant(
         lambda: network(l2=0.0, weight=lambda d, z: d.T @ z[::-1]),
         "",
     ),
-    "stale residual": (
+    "stale residual": Mutant(
         lambda: network(inputs=lambda z: [1.01 * z[0], *z[1:]], l2=0.0),
         r"params\[0\].weight: off by a factor of 1.01",
     ),
-    "bfloat16 accumulation": (lambda: network(weight=bf16), ""),
+    "bfloat16 accumulation": Mutant(lambda: network(weight=bf16), ""),
     # the error and the mean
-    "wrong sign": (
+    "wrong sign": Mutant(
         lambda: network(grads=lambda g: jax.tree.map(jnp.negative, g)),
         "every leaf: off by a factor of -1",
     ),
-    "1/B dropped": (
+    "1/B dropped": Mutant(
         lambda: network(l2=0.0, share=lambda w: w),
         r"every leaf: off by a factor of 6 \(the length",
     ),
-    "1/B twice": (
+    "1/B twice": Mutant(
         lambda: network(l2=0.0, share=lambda w: w / w.sum() ** 2),
         r"every leaf: off by a factor of 1/6 \(the length",
     ),
-    "mean over outputs too": (
+    "mean over outputs too": Mutant(
         lambda: network(l2=0.0, error=lambda m, a, t: m.head.loss(a, t)[1] / 4),
         "every leaf: off by a factor of 1/4",
     ),
-    "2 of the squared error forgotten": (
-        lambda: network(**squared, error=lambda m, a, t: a - t),
+    "2 of the squared error forgotten": Mutant(
+        lambda: network(**SQUARED, error=lambda m, a, t: a - t),
         "every leaf: off by a factor of 1/2",
     ),
-    "softmax's Jacobian diagonal only": (lambda: network(error=diagonal_only), AT_THE_OUTPUT),
-    "softmax over the batch": (lambda: network(error=softmax_over_the_batch), AT_THE_OUTPUT),
-    "Huber's error unclipped": (
-        lambda: network(**small, head=heads.linear_huber, scale=3.0, error=lambda m, a, t: a - t),
+    "softmax's Jacobian diagonal only": Mutant(lambda: network(error=diagonal_only), AT_THE_OUTPUT),
+    "softmax over the batch": Mutant(lambda: network(error=softmax_over_the_batch), AT_THE_OUTPUT),
+    "Huber's error unclipped": Mutant(
+        lambda: network(**SMALL, head=heads.linear_huber, scale=3.0, error=lambda m, a, t: a - t),
         AT_THE_OUTPUT,
     ),
-    "absolute error without its sign": (
-        lambda: network(**small, head=heads.linear_absolute_error, error=lambda m, a, t: a - t),
+    "absolute error without its sign": Mutant(
+        lambda: network(**SMALL, head=heads.linear_absolute_error, error=lambda m, a, t: a - t),
         AT_THE_OUTPUT,
     ),
-    "Poisson's error without its target": (
-        lambda: network(**small, head=heads.exp_poisson, error=lambda m, a, t: jnp.exp(a)),
+    "Poisson's error without its target": Mutant(
+        lambda: network(**SMALL, head=heads.exp_poisson, error=lambda m, a, t: jnp.exp(a)),
         AT_THE_OUTPUT,
     ),
-    "label smoothing forgotten": (
-        lambda: network(**small, smooth=True, batch=unsmoothed),
+    "label smoothing forgotten": Mutant(
+        lambda: network(**SMALL, smooth=True, batch=unsmoothed),
         AT_THE_OUTPUT,
     ),
-    "example weight squared": (
-        lambda: network(**small, weighted=True, share=lambda w: w**2 / (w**2).sum()),
+    "example weight squared": Mutant(
+        lambda: network(**SMALL, weighted=True, share=lambda w: w**2 / (w**2).sum()),
         AT_THE_OUTPUT,
     ),
-    "example weight forgotten": (
-        lambda: network(**small, weighted=True, share=lambda w: jnp.ones_like(w) / len(w)),
+    "example weight forgotten": Mutant(
+        lambda: network(**SMALL, weighted=True, share=lambda w: jnp.ones_like(w) / len(w)),
         AT_THE_OUTPUT,
     ),
     # L2
-    "L2 forgotten": (
+    "L2 forgotten": Mutant(
         lambda: network(penalty=lambda l2, p: (0, 0)),
         r"0\.1 times the argument itself is missing",
     ),
-    "L2 doubled": (
+    "L2 doubled": Mutant(
         lambda: network(penalty=lambda l2, p: (2 * l2 * p.weight, 0)),
         r"0\.1 times the argument itself is too much",
     ),
-    "L2's sign": (
+    "L2's sign": Mutant(
         lambda: network(penalty=lambda l2, p: (-l2 * p.weight, 0)),
         r"0\.2 times the argument itself is missing",
     ),
-    "L2 on the bias": (
+    "L2 on the bias": Mutant(
         lambda: network(penalty=lambda l2, p: (l2 * p.weight, l2 * p.bias)),
         r"every bias: 0\.1 times the argument itself is too much",
     ),
-    "L2 as lasso": (lambda: network(penalty=lambda l2, p: (l2 * jnp.sign(p.weight), 0)), ""),
+    "L2 as lasso": Mutant(lambda: network(penalty=lambda l2, p: (l2 * jnp.sign(p.weight), 0)), ""),
     # in one place
-    "one entry of 784×300 off by 1 %": (lambda: wide_entry(np.float64, 1.01), "one entry is wrong"),
-    "one entry of 784×300 off by its size, float32": (
+    "one entry of 784×300 off by 1 %": Mutant(
+        lambda: wide_entry(np.float64, 1.01), "one entry is wrong"
+    ),
+    "one entry of 784×300 off by its size, float32": Mutant(
         lambda: wide_entry(np.float32, 2.0),
         "one entry is wrong",
     ),
-    "one entry zero": (
+    "one entry zero": Mutant(
         lambda: network(grads=edit(1, "weight", lambda w: w.at[2, 3].set(0))),
         "one entry is wrong",
     ),
-    "one row zero": (
+    "one row zero": Mutant(
         lambda: network(grads=edit(1, "weight", lambda w: w.at[2].set(0))),
         "row 2 is wrong",
     ),
-    "one column doubled": (
+    "one column doubled": Mutant(
         lambda: network(grads=edit(1, "weight", lambda w: w.at[:, 1].multiply(2))),
         "column 1 is wrong",
     ),
-    "rows shifted": (
+    "rows shifted": Mutant(
         lambda: network(grads=edit(1, "weight", lambda w: jnp.roll(w, 1, 0))),
         "shifted by one",
     ),
-    "NaN in one entry": (
+    "NaN in one entry": Mutant(
         lambda: network(grads=edit(1, "bias", lambda b: b.at[3].set(jnp.nan))),
         r"not finite at 1 of 4 entries: \[3\]",
     ),
-    "rounded to two decimals": (lambda: network(grads=round_to(2)), ""),
+    "rounded to two decimals": Mutant(lambda: network(grads=round_to(2)), ""),
     # custom rules, and other functions than ours
-    "times the cotangent for divided by it": (
-        lambda: custom(jnp.log, lambda x, c: 1 / (x * c), X),
+    "times the cotangent for divided by it": Mutant(
+        lambda: custom_vjp(jnp.log, lambda x, c: 1 / (x * c)),
         "",
     ),
-    "custom_vjp that ignores its cotangent": (
-        lambda: custom(jnp.sin, lambda x, c: jnp.cos(x), X),
+    "custom_vjp that ignores its cotangent": Mutant(
+        lambda: custom_vjp(jnp.sin, lambda x, c: jnp.cos(x)),
         "",
     ),
-    "custom_vjp with half the slope": (
-        lambda: custom(lambda x: x**2, lambda x, c: x * c, X),
+    "custom_vjp with half the slope": Mutant(
+        lambda: custom_vjp(lambda x: x**2, lambda x, c: x * c),
         "factor of 1/2",
     ),
-    "batching rule that sums over the batch": (batching_rule, "vmap of the gradient"),
-    "custom_jvp of another power": (
-        lambda: custom_tangent(lambda x: x**2, lambda x, t: 3 * x * t, X),
+    "batching rule that sums over the batch": Mutant(batching_rule, "vmap of the gradient"),
+    "custom_jvp of another power": Mutant(
+        lambda: custom_jvp(lambda x: x**2, lambda x, t: 3 * x * t),
         "factor of 3/2",
     ),
-    "non-deterministic": (non_deterministic, "non-deterministic"),
-    "a slope for an integer": (integer_claim, "not differentiable: it is int"),
-    "wrong in float32 only": (float32_only, "wrong in float32 only"),
+    "non-deterministic": Mutant(non_deterministic, "non-deterministic"),
+    "a slope for an integer": Mutant(integer_claim, "not differentiable: it is int"),
+    "wrong in float32 only": Mutant(float32_only, "wrong in float32 only"),
 }
 
 
-# Functions whose gradients are right, and hard to check
+# Right gradients that are hard to check
 
 
 class Correct(NamedTuple):
-    """f, under jit so that many points of it need one compilation, and a way to draw its args."""
+    """A compiled function, and a way to draw its arguments at many points."""
 
     f: Callable[..., Any]
     draw: Callable[[np.random.Generator], tuple[Any, ...]]
     options: Mapping[str, Any] = MappingProxyType({})
-    draws: int = 20
+    draws: int = 20  # of the slow tests
 
 
-def normal(*shape, scale=1.0, shift=0.0, dtype=np.float32):
-    """Draws one array."""
+def vector(*shape, scale=1.0, shift=0.0, dtype=np.float32):
+    """Draws one array of normal numbers."""
     return lambda rng: (np.asarray(shift + scale * rng.normal(size=shape), dtype),)
 
 
-@cache  # one objective for all that is checked of a network, compiled once
-def of_model(model):
-    """Its objective and gradient, with parameters and batch as arguments."""
+@cache  # so that all points of a network share one program
+def objective_and_gradient(model):
+    """Compiled functions of parameters and batch."""
     return (
         jax.jit(lambda params, batch: jaxbp.objective(model, params, batch)),
         jax.jit(lambda params, batch: jaxbp.backprop(model, params, batch)[1]),
@@ -480,9 +513,17 @@ def of_model(model):
 
 
 def of_network(sizes, activation, head, rows, dtype=np.float32, bias=None, sparse=False):
-    """Random points of a network's objective."""
+    """A network's objective and our gradient of it, at random points.
+
+    sizes, activation, head: the network.
+    rows: B, the batch's number of examples.
+    dtype: float32 unless given.
+    bias: value of every bias; random unless given.
+    sparse: with every other row of inputs zero; where biases are zero too, those rows put every
+        hidden unit on its kink.
+    """
     model = jaxbp.MLP(sizes, activation, head, 0.01)
-    f, grads = of_model(model)
+    f, grads = objective_and_gradient(model)
 
     def draw(rng):
         number = int(rng.integers(2**31))
@@ -491,7 +532,7 @@ def of_network(sizes, activation, head, rows, dtype=np.float32, bias=None, spars
             batch = random_batch(model, rows, number, dtype=dtype)
             if bias is not None:
                 params = tuple(p._replace(bias=jnp.full_like(p.bias, bias)) for p in params)
-            if sparse:  # where rows and biases are zero, every hidden unit sits on its kink
+            if sparse:
                 batch = batch._replace(x=batch.x.at[::2].set(0))
         return jax.tree.map(np.asarray, (params, batch))
 
@@ -503,7 +544,7 @@ def relu_network(*sizes, rows=16, dtype=np.float32, **options):
 
 
 def on_a_kink(rng):
-    """Some coordinates exactly 0, some next to it."""
+    """Draws a vector with some entries exactly 0 and some next to it."""
     x = rng.normal(size=8) * 10.0 ** rng.uniform(-12, 0, size=8)
     return (np.where(rng.uniform(size=8) < 0.4, 0, x).astype(np.float32),)
 
@@ -521,16 +562,12 @@ clipped_log.defvjp(lambda x: (jnp.log(x), x), lambda x, cotangent: (cotangent / 
 
 
 def f32(fn):
-    """In float32 whatever comes in: nothing finer can be measured."""
+    """A function in float32 whatever comes in: nothing finer can be measured."""
     return lambda x: fn(x.astype(jnp.float32))
 
 
 def jitted(fn, draw, **options):
     return Correct(jax.jit(fn), draw, options)
-
-
-def vector(*shape, **kwargs):
-    return normal(*shape, **kwargs)
 
 
 CORRECT: dict[str, Correct] = {

@@ -1,11 +1,10 @@
-"""Everything that can be combined, by name, and random batches for it."""
+"""Everything that can be combined, by name: activations, heads, optimisers, networks of them."""
 
 from functools import cache, partial
 from itertools import cycle
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -15,15 +14,15 @@ from jaxbp import activations, heads
 ACTIVATIONS = activations.BY_NAME | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
 HEADS = heads.BY_NAME
 
-#: what is claimed of XLA's compiler for CPUs alone, such as results equal to the last bit
+#: marks claims about XLA's compiler for CPUs alone, such as results equal to the last bit
 cpu_compiler = pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="a claim about XLA's compiler for CPUs"
 )
 
-#: every head and every activation; how one is combined with the other is the backward pass's matter
+#: every head and every activation at least once: how they combine is up to the backward pass
 ONE_OF_EACH = list(zip(ACTIVATIONS, cycle(HEADS), strict=False))
 
-#: the same functions as JAX's own library writes them
+#: the activations as JAX's own library writes them
 REFERENCES = {
     "identity": lambda a: a,
     "sigmoid": jax.nn.sigmoid,
@@ -43,8 +42,8 @@ initial = jax.jit(jaxbp.init, static_argnums=1, static_argnames=("scheme", "dtyp
 
 @cache
 def made(make, rate):
-    """An optimiser of a learning rate, the same at every call: for another one, even an equal one,
-    fit compiles another epoch."""
+    """make(rate), one object for all calls: fit compiles an epoch for each new optimiser, even for
+    an equal one."""
     return make(rate)
 
 
@@ -52,13 +51,17 @@ adam, sgd = partial(made, optax.adam), partial(made, optax.sgd)
 
 
 def chosen(which, functions):
-    """One of some functions, by a number that is known only when the program runs."""
+    """One of the functions, by a number that is known only when the program runs."""
     return lambda *args: jax.lax.switch(which, functions, *args)
 
 
 def any_model(sizes, activation, head, l2=0.0):
-    """A network whose loss and activation, or one a hidden layer, are chosen by number: one program
-    for all combinations.  An activation itself will do as well."""
+    """A network whose loss and activation are chosen by number, so one program does for all.
+
+    activation: a number, a traced one too, or a tuple with one for each hidden layer; an activation
+        itself may stand for its number.
+    head: a number.
+    """
 
     def unit(which):
         return which if callable(which) else chosen(which, list(ACTIVATIONS.values()))
@@ -69,32 +72,8 @@ def any_model(sizes, activation, head, l2=0.0):
 
 
 def numbers(activation, head):
-    """Of an activation and a head, for any_model."""
+    """The numbers of an activation and a head, for any_model."""
     return list(ACTIVATIONS).index(activation), list(HEADS).index(head)
-
-
-def random_params(model, seed, dtype=np.float64):
-    """Weights and biases of order one, so that no unit is dead and none is saturated."""
-    rng = np.random.default_rng(seed)
-    return tuple(
-        jaxbp.Layer(
-            jnp.asarray(rng.normal(size=(o, i)) / np.sqrt(i), dtype),
-            jnp.asarray(rng.normal(size=o) / 2, dtype),
-        )
-        for i, o in zip(model.sizes[:-1], model.sizes[1:], strict=True)
-    )
-
-
-def random_batch(model, rows, seed, *, weighted=True, integer=False, dtype=np.float64):
-    """Inputs, soft labels (or counts, or integer classes) and example weights."""
-    rng = np.random.default_rng([seed, 1])
-    inputs, outputs = model.sizes[0], model.sizes[-1]
-    if integer:
-        target = jnp.asarray(rng.integers(outputs, size=rows), jnp.int32)
-    else:
-        target = jnp.asarray(rng.uniform(size=(rows, outputs)), dtype)
-    weight = jnp.asarray(rng.uniform(0.1, 2, size=rows), dtype) if weighted else None
-    return jaxbp.Batch(jnp.asarray(rng.normal(size=(rows, inputs)), dtype), target, weight)
 
 
 def lecture(x, z):
