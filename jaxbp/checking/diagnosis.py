@@ -41,7 +41,7 @@ class FailedGradient:
 
 
 class Diagnosis(NamedTuple):
-    """What is wrong with a leaf, and where."""
+    """The mistake that a failing leaf looks like, and the entries that are furthest off."""
 
     mistake: str  # empty if nothing simple explains it
     worst: tuple[Entry, ...]  # the entries that are furthest off
