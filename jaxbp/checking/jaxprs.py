@@ -86,7 +86,7 @@ def enable_float64(enabled: bool, *, numpy_constants: bool) -> Iterator[None]:
     with such constants its caches are cleared on the way in and on the way out, and all functions
     are compiled again.
     """
-    switches = numpy_constants and enabled != jax.config.jax_enable_x64
+    switches = numpy_constants and enabled != (jnp.result_type(float) == np.float64)
     if switches:
         jax.clear_caches()  # type: ignore[no-untyped-call]
     try:

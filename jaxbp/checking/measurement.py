@@ -39,7 +39,7 @@ class Arithmetic:
 
     def enabled(self) -> AbstractContextManager[Any]:
         """The context to evaluate in."""
-        float64 = self.float64 or jax.config.jax_enable_x64
+        float64 = self.float64 or bool(jnp.result_type(float) == np.float64)
         return enable_float64(float64, numpy_constants=self.numpy_constants)
 
     @property

@@ -72,7 +72,7 @@ def trace_arguments(
         recording=record(flat, values),
         names=tuple(leaves if names is None else names),
         treedef=treedef,
-        float64=jax.config.jax_enable_x64,
+        float64=bool(jnp.result_type(float) == np.float64),
     )
 
 
