@@ -1,8 +1,10 @@
-"""The house rules: imports run one way, the core stays short, the README is true."""
+"""The house rules: imports run one way, the core stays short, README and docs are true."""
 
 import ast
 import importlib
 import json
+import math
+import pkgutil
 import re
 import sys
 from graphlib import TopologicalSorter
@@ -83,77 +85,142 @@ def test_the_core_four_stay_under_500_lines():
     assert sum(lines.values()) < 500, lines
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# README and docs: what they show is run, and what they name exists
+
+#: the text of every page, by its path
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md"]
+}
+README = PAGES["README.md"]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-#: in the blocks that train for seconds; the others show training as well
-LONG = ("dp_accounting", "fit_many", "epochs=30")
+def examples():
+    """Every block of Python, with the block of text right below it: README's by default."""
+    for page, text in PAGES.items():
+        pairs = re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", text, re.DOTALL)
+        runs = [pair for pair in pairs if not pair[0].startswith("# jaxbp/")]
+        marks = () if page == "README.md" else pytest.mark.slow
+        for number, pair in enumerate(runs, 1):
+            yield pytest.param(*pair, marks=marks, id=f"{page}-{number}")
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        pytest.param(block, marks=pytest.mark.slow if any(map(block.count, LONG)) else ())
-        for block in blocks("python")
-    ],
-)
-def test_readme_blocks_run_and_print_what_they_say(block, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("code", "below"), list(examples()))
+def test_examples_run_and_print_what_they_say(code, below, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
     pytest.importorskip("safetensors")
-    if "dp_accounting" in block:
+    if "dp_accounting" in code:
         pytest.importorskip("dp_accounting")
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(code, "a page", "exec"), {"__name__": "page"})
     printed = capsys.readouterr().out.splitlines()
-    promised = re.findall(r"^(?:print.*  )?# (.*)$", block, re.MULTILINE)
-    assert printed == promised
+    promised = re.findall(r"^(?:print.*  )?# (.*)$", code, re.MULTILINE)
+    assert printed[: len(promised)] == promised
+    assert_alike("\n".join(printed[len(promised) :]), below)
 
 
-def test_readme_names_only_what_exists():
-    for name in re.findall(r"`jaxbp\.([\w.]+)", README):
-        target = jaxbp
-        for part in name.split("."):
-            target = getattr(target, part)
-    for path in re.findall(r"\]\((?!http)([\w./]+)\)", README):
-        assert (ROOT / path).exists(), path
+def assert_alike(printed, promised):
+    """The same words, and the same numbers but for the last digits; rounding errors may differ."""
+    number = r"\d+\.?\d*(?:e[-+]\d+)?"
+    assert re.sub(number, "#", printed).split() == re.sub(number, "#", promised).split()
+    for one, other in zip(*(re.findall(number, text) for text in (printed, promised)), strict=True):
+        assert math.isclose(float(one), float(other), rel_tol=0.02, abs_tol=1e-9), (one, other)
+
+
+def test_quoted_lines_stand_in_their_files():
+    (quotes,) = [block for block in blocks("python", README) if block.startswith("# jaxbp/")]
+    quoted = re.findall(r"^# (jaxbp/[\w/]+\.py), (\w+).*\n((?:    .*\n)+)", quotes, re.MULTILINE)
+    assert sum(lines.count("\n") + 1 for _, _, lines in quoted) == quotes.count("\n")
+    for path, function, lines in quoted:
+        module = ast.parse(source := (ROOT / path).read_text(encoding="utf-8"))
+        (found,) = [each for each in module.body if getattr(each, "name", "") == function]
+        assert lines in ast.get_source_segment(source, found) + "\n", (path, function)
+
+
+def test_pages_name_only_what_exists():
+    for page in PAGES.keys() - {"CHANGELOG.md"}:  # which names what has gone, too
+        for name in re.findall(r"`(jaxbp\.[\w.]+)", PAGES[page]):
+            pkgutil.resolve_name(name)
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\((?!https?:)([^)]*)\)", text):
+            assert (ROOT / page).parent.joinpath(link).exists(), (page, link)
+
+
+def test_readme_fits_on_a_few_screens_and_links_every_page():
+    assert len(README.splitlines()) <= 150
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in README
+
+
+def test_every_picture_is_shown():
+    shown = {
+        Path(link).name for text in PAGES.values() for link in re.findall(r"!\[.*\]\((.*)\)", text)
+    }
+    assert shown == {path.name for path in (ROOT / "docs").glob("*.png")}
 
 
 def test_ci_runs_the_readmes_own_test_command():
     ci = (ROOT / ".ci" / "run").read_text()
     assert "README.md" in ci
-    commands = [line for block in blocks("sh") for line in block.splitlines() if "pytest" in line]
-    assert len(commands) == 1
+    lines = [line for block in blocks("sh", README) for line in block.splitlines()]
+    (command,) = [line for line in lines if "pytest" in line]
+    assert command.startswith("python -m pip install ")  # as .ci/run looks for it
 
 
-def test_readme_page_is_what_explain_prints(monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/graphs.md"])
+def test_the_page_of_a_graph_is_what_explain_prints(page, monkeypatch):
     pytest.importorskip("tyro")
     from rich.console import Console
 
     from jaxbp.cli import explain
 
     monkeypatch.setenv("COLUMNS", "100")
-    command = re.search(r'`jaxbp explain "(.*?)" x=2 z=3`', README)
+    command = re.search(r'`jaxbp explain "(.*?)" x=2 z=3`', PAGES[page])
     console = Console(width=100)
     with console.capture() as printed:
         explain.run(explain.Explain(command[1], ("x=2", "z=3")), console)
-    assert f"```text\n{printed.get()}```" in README
+    assert f"```text\n{printed.get()}```" in PAGES[page]
 
 
-def test_readme_figures_are_the_committed_ones():
+@pytest.mark.slow
+def test_the_table_of_layers_is_what_diagnose_prints(python, tmp_path):
+    pytest.importorskip("tyro")
+    page = PAGES["docs/diagnostics.md"]
+    command = re.search(r"`jaxbp (diagnose .*?)`", page)[1].split()
+    printed, _ = python("-m", "jaxbp", *command, "--output", tmp_path / "layers.png").ended()
+    after = printed[printed.index("after 10 epochs") : printed.index("\n\ndrawn in")]
+    assert_alike(after, blocks("text", page)[0])
+
+
+def test_figures_of_training_are_the_committed_ones():
     from benchmarks import training
 
     result = json.loads((ROOT / "benchmarks" / "results" / "training-cpu.json").read_text())
     table, _, _ = training.markdown(result).partition("\n\n")
-    assert f"\n\n{table}\n\n" in README
+    assert f"\n\n{table}\n\n" in PAGES["docs/measurements.md"]
+    shown = rows_of(re.search(r"^\| network, batch .*\n(\|.*\n)+", README, re.MULTILINE)[0])
+    committed = rows_of(table)
+    columns = [committed[0].index(heading) for heading in shown[0]]
+    assert shown == [[row[column] for column in columns] for row in committed]
 
 
-def test_readme_table_of_checkers_is_the_committed_one():
+def rows_of(table):
+    """The cells of a table in Markdown, without its rule."""
+    heading, _, *rows = table.splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, *rows)]
+
+
+def test_the_table_of_checkers_is_the_committed_one():
     from benchmarks import checkers
 
     result = json.loads((ROOT / "benchmarks" / "results" / "checkers-cpu.json").read_text())
-    table, _, _ = checkers.markdown(result).partition("\n\n")
-    assert f"\n\n{table}\n\n" in README
+    assert f"\n\n{checkers.markdown(result)}\n\n" in PAGES["docs/proving.md"]
+
+
+def test_tables_say_what_is():
+    for page, text in PAGES.items():
+        assert "(target" not in text, page
