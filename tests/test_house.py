@@ -124,11 +124,17 @@ def test_examples_run_and_print_what_they_say(code, below, capsys, tmp_path, mon
 
 
 def assert_alike(printed, promised):
-    """The same words, and the same numbers but for the last digits; rounding errors may differ."""
-    number = r"\d+\.?\d*(?:e[-+]\d+)?"
-    assert re.sub(number, "#", printed).split() == re.sub(number, "#", promised).split()
-    for one, other in zip(*(re.findall(number, text) for text in (printed, promised)), strict=True):
-        assert math.isclose(float(one), float(other), rel_tol=0.02, abs_tol=1e-9), (one, other)
+    """The same words, and the same numbers but for their last digits and rounding errors.
+
+    A row that passes shows the direction of its largest rounding error, which is another elsewhere.
+    """
+    number = r"-?\d+\.?\d*(?:e[-+]\d+)?"
+    for text, other in zip(printed.splitlines(), promised.splitlines(), strict=True):
+        assert re.sub(number, "#", text).split() == re.sub(number, "#", other).split()
+        if text.endswith("  pass"):
+            continue
+        for a, b in zip(re.findall(number, text), re.findall(number, other), strict=True):
+            assert math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=1e-9), (text, other)
 
 
 def test_quoted_lines_stand_in_their_files():
