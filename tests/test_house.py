@@ -162,6 +162,18 @@ def test_readme_fits_on_a_few_screens_and_links_every_page():
         assert f"](docs/{page.name})" in README
 
 
+def test_every_activation_and_head_is_named():
+    for name in [*jaxbp.activations.BY_NAME, *jaxbp.heads.BY_NAME]:
+        assert f"`{name}`" in PAGES["docs/reading.md"], name
+
+
+def test_contributing_shows_the_tree():
+    tree = blocks("text", PAGES["CONTRIBUTING.md"])[0]
+    shown = {name.strip("/") for name in re.findall(r"^  ([\w.]+/?)", tree, re.MULTILINE)}
+    there = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
+    assert shown == there
+
+
 def test_every_picture_is_shown():
     shown = {
         Path(link).name for text in PAGES.values() for link in re.findall(r"!\[.*\]\((.*)\)", text)
