@@ -72,6 +72,12 @@ def test_importing_jaxbp_needs_jax_and_optax_alone(python):
     python("-c", code).ended()
 
 
+def test_every_subject_can_be_imported_by_its_name():
+    for name in ("batch_methods", "checking", "curvature", "data", "diagnostics", "graph"):
+        module = importlib.import_module(f"jaxbp.{name}")
+        assert module is getattr(jaxbp, name)
+
+
 def test_no_module_bears_the_name_of_a_function_beside_it():
     for package in {path.parent for path in MODULES.values()}:
         face = importlib.import_module(".".join(package.relative_to(ROOT).parts))
