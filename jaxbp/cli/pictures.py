@@ -122,9 +122,9 @@ def diagnosis(
 
     path: of the new picture; its suffix says which kind.
     title: heading of the picture.
-    seen: the distributions before training and after each epoch, (E + 1, L, 5) a field.
+    seen: the distributions before training and after each epoch, each field (E + 1, L, 5).
     start: the report on the layers before training.
-    health: that after each epoch, (E, L) a field; None without a finished epoch.
+    health: that after each epoch, each field (E, L); None without a finished epoch.
     """
     layers = len(start.layers)
     shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_SHOWN)).round().astype(int))
