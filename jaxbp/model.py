@@ -4,6 +4,7 @@ The letters of every shape: B batch, D inputs, I and O the inputs and outputs of
 of the network.  For B, no axis or several may stand as well.
 """
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,6 +72,11 @@ def penalised(model: MLP) -> bool:
 
 def _comparable(part: Any) -> Any:
     """A part of a model; a partial, which ``functools`` compares by identity, as what it holds."""
+    if isinstance(part, tuple):
+        return tuple(map(_comparable, part))
     if isinstance(part, partial):
-        return part.func, part.args, frozenset(part.keywords.items())
-    return tuple(map(_comparable, part)) if isinstance(part, tuple) else part
+        held = (part.func, _comparable(part.args), *sorted(part.keywords.items()))
+        with suppress(TypeError):  # of one that holds an array, which cannot be hashed
+            hash(held)
+            return held
+    return part

@@ -93,6 +93,8 @@ def test_equal_models_are_equal_and_picklable():
     assert one == model(0.2, 2.0)
     assert hash(one) == hash(model(0.2, 2.0))
     assert one not in (model(0.3, 2.0), model(0.2, 1.0), one._replace(l2=0.0), tuple(one))
+    learned = partial(activations.leaky_relu, alpha=jnp.array(0.2))
+    assert len({MLP((2, 3, 1), learned, heads.linear_huber) for _ in range(2)}) == 1
     for head in heads.BY_NAME.values():
         again = pickle.loads(pickle.dumps(one._replace(head=head)))
         assert again == one._replace(head=head)
