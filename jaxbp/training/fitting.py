@@ -31,9 +31,7 @@ class History(NamedTuple):
     training_loss: np.ndarray  # (epochs,) mean objective of the steps, each before its update
     validation_loss: np.ndarray | None  # (epochs,) after the epoch; None without validation data
     metric: np.ndarray | None  # (epochs,) accuracy or R² on the validation data, likewise
-    health: Health | None = (
-        None  # each field (epochs, L), after the epoch; None without diagnostics
-    )
+    health: Health | None = None  # each field (epochs, L); None without diagnostics
 
 
 class Epoch(NamedTuple):

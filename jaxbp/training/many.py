@@ -129,13 +129,13 @@ def fit_many(
         return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
 
     record: list[Epoch] = []
-    for groups, outcomes in _epochs(program, groups, orders_of, epochs):  # noqa: B020
+    for trained, outcomes in _epochs(program, groups, orders_of, epochs):
         loss, validated = dealt.gather(outcomes)
         evaluation = None if validated is None else Evaluation(*validated)
         record.append(Epoch(len(record) + 1, (), loss, evaluation))
-        if on_epoch is not None and on_epoch(record[-1]._replace(params=_params(dealt, groups))):
+        if on_epoch is not None and on_epoch(record[-1]._replace(params=_params(dealt, trained))):
             break
-    return _params(dealt, groups), history_of(record)
+    return _params(dealt, trained), history_of(record)
 
 
 def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
