@@ -23,7 +23,7 @@ from jax.lax import stop_gradient
 import jaxbp
 from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, heads
-from jaxbp.mlp import units_of
+from jaxbp.model import units_of
 
 
 class Case(NamedTuple):

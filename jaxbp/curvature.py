@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxbp.gradient import Batch, example_shares, per_example_pass
-from jaxbp.mlp import backward, forward, gradients, units_of
-from jaxbp.model import MLP, Layer, Params, Residual, Residuals, with_penalty
+from jaxbp.mlp import backward, forward, gradients
+from jaxbp.model import MLP, Layer, Params, Residual, Residuals, units_of, with_penalty
 from jaxbp.trees import check_like, wide_enough
 
 

@@ -19,8 +19,7 @@ from jaxbp.activations import (
     softplus,
     tanh,
 )
-from jaxbp.mlp import units_of
-from jaxbp.model import MLP, Layer, Params
+from jaxbp.model import MLP, Layer, Params, units_of
 
 SCHEMES = {
     "he": jax.nn.initializers.he_normal(in_axis=1, out_axis=0),

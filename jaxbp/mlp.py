@@ -9,16 +9,12 @@ Hinton and Williams (1986) and Bishop (2006), section 5.3.  forward broadcasts t
 the batch axes, so the gradients sum over them.
 """
 
-from itertools import pairwise
-from numbers import Integral
-
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxbp.activations import Activation, identity
-from jaxbp.heads import Head
-from jaxbp.model import MLP, Deltas, Layer, Params, Residual, Residuals
+from jaxbp.activations import Activation
+from jaxbp.model import MLP, Deltas, Layer, Params, Residual, Residuals, checked_input, units_of
 
 
 def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, Residuals]:
@@ -26,7 +22,7 @@ def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, Residuals]
 
     Raises TypeError for an invalid model, ValueError where params or x do not fit its sizes.
     """
-    units, z = units_of(model), _checked_input(model, params, x)
+    units, z = units_of(model), checked_input(model, params, x)
     residuals = []
     for layer, unit in zip(params, units, strict=True):
         z = z.astype(layer.weight.dtype)
@@ -83,34 +79,3 @@ def _product(a: Array, b: Array, like: Array) -> Array:
 def _times_slope(slope: Array, back: Array) -> Array:
     """h' ⊙ back, rounded once, to the dtype of h': a factor of the products that follow."""
     return (slope.astype(back.dtype) * back).astype(slope.dtype)
-
-
-def units_of(model: MLP) -> tuple[Activation, ...]:
-    """One activation a layer; the last is linear, because the output unit belongs to the head."""
-    if not isinstance(model, MLP):
-        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
-    sizes, activation = model.sizes, model.activation
-    if not isinstance(model.head, Head):
-        raise TypeError(f"head: got {model.head!r}, expected one of jaxbp.heads, or a jaxbp.Head")
-    if not isinstance(sizes, tuple) or not all(isinstance(size, Integral) for size in sizes):
-        raise TypeError(f"sizes: got {sizes!r}, expected a tuple of ints (D, hidden..., K)")
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"sizes: got {sizes}, expected at least (D, K), every size positive")
-    hidden = len(sizes) - 2
-    units = activation if isinstance(activation, tuple) else (activation,) * hidden
-    if not all(map(callable, units)):
-        raise TypeError(f"activation: got {activation!r}, expected functions a -> (h, slope)")
-    if len(units) != hidden:
-        raise ValueError(f"activation: got {len(units)}, expected one, or {hidden} for {sizes}")
-    return (*units, identity)
-
-
-def _checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
-    expected = [((o, i), (o,)) for i, o in pairwise(model.sizes)]
-    shapes = [(jnp.shape(layer.weight), jnp.shape(layer.bias)) for layer in params]
-    if shapes != expected:
-        raise ValueError(f"params: got weights and biases {shapes}, expected {expected}")
-    z = jnp.asarray(x)
-    if z.shape[-1:] != model.sizes[:1]:
-        raise ValueError(f"x: got shape {z.shape}, expected (..., {model.sizes[0]})")
-    return z

@@ -1,4 +1,4 @@
-"""The model: a network's description, its parameters and the penalty on them.
+"""The model: a network's description, the checks of it, its parameters and their penalty.
 
 The letters of every shape: B batch, D inputs, I and O the inputs and outputs of a layer, K outputs
 of the network.  For B, no axis or several may stand as well.
@@ -6,12 +6,15 @@ of the network.  For B, no axis or several may stand as well.
 
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
-from jaxbp.activations import Activation
+from jaxbp.activations import Activation, identity
 from jaxbp.heads import Head
 
 
@@ -50,6 +53,38 @@ class Residual(NamedTuple):
 Params = tuple[Layer, ...]
 Residuals = tuple[Residual, ...]
 Deltas = tuple[Array, ...]  # (B, O) of every layer
+
+
+def units_of(model: MLP) -> tuple[Activation, ...]:
+    """One activation a layer; the last is linear, because the output unit belongs to the head."""
+    if not isinstance(model, MLP):
+        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
+    sizes, activation = model.sizes, model.activation
+    if not isinstance(model.head, Head):
+        raise TypeError(f"head: got {model.head!r}, expected one of jaxbp.heads, or a jaxbp.Head")
+    if not isinstance(sizes, tuple) or not all(isinstance(size, Integral) for size in sizes):
+        raise TypeError(f"sizes: got {sizes!r}, expected a tuple of ints (D, hidden..., K)")
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"sizes: got {sizes}, expected at least (D, K), every size positive")
+    hidden = len(sizes) - 2
+    units = activation if isinstance(activation, tuple) else (activation,) * hidden
+    if not all(map(callable, units)):
+        raise TypeError(f"activation: got {activation!r}, expected functions a -> (h, slope)")
+    if len(units) != hidden:
+        raise ValueError(f"activation: got {len(units)}, expected one, or {hidden} for {sizes}")
+    return (*units, identity)
+
+
+def checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
+    """x as an array.  Raises ValueError where x or params do not fit the sizes of the model."""
+    expected = [((o, i), (o,)) for i, o in pairwise(model.sizes)]
+    shapes = [(jnp.shape(layer.weight), jnp.shape(layer.bias)) for layer in params]
+    if shapes != expected:
+        raise ValueError(f"params: got weights and biases {shapes}, expected {expected}")
+    z = jnp.asarray(x)
+    if z.shape[-1:] != model.sizes[:1]:
+        raise ValueError(f"x: got shape {z.shape}, expected (..., {model.sizes[0]})")
+    return z
 
 
 def penalty(model: MLP, params: Params) -> Array | float:

@@ -11,8 +11,7 @@ from jax import Array
 
 from jaxbp.activations import Activation
 from jaxbp.gradient import Batch, example_shares, per_example_pass
-from jaxbp.mlp import units_of
-from jaxbp.model import MLP, Params, Residuals, with_penalty
+from jaxbp.model import MLP, Params, Residuals, units_of, with_penalty
 from jaxbp.per_example import weighted_gradients
 from jaxbp.trees import check_like
 
