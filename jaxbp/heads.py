@@ -169,10 +169,10 @@ def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = No
     if not 0 <= amount <= 1:
         raise ValueError(f"amount: got {amount}, expected a share of the label in [0, 1]")
     y = jnp.asarray(target)
-    if num_classes:
+    if num_classes is not None:
         y = _labels(jnp.empty((*y.shape[:1], num_classes)), y)
     y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)
-    return (1 - amount) * y + amount / (num_classes or 2)
+    return (1 - amount) * y + amount / (2 if num_classes is None else num_classes)
 
 
 def _values(logits: Array, target: ArrayLike) -> Array:

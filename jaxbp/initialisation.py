@@ -1,11 +1,14 @@
 """Initialisation: weights to start from, by He, Glorot or LeCun, and biases."""
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, nn
 from jax.typing import DTypeLike
 
 from jaxbp.activations import (
@@ -26,10 +29,12 @@ SCHEMES = {
     "glorot": jax.nn.initializers.glorot_normal(in_axis=1, out_axis=0),
     "lecun": jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0),
 }
-#: the scheme of each activation; that of any other, and of the linear last layer, is lecun
-SCHEME_OF: dict[Activation, str] = {
+#: the scheme of each activation, ours or JAX's own by ``with_slope``; that of any other, and of the
+#: linear last layer, is lecun
+SCHEME_OF: dict[Callable[..., Any], str] = {
     **dict.fromkeys((relu, leaky_relu, elu, softplus, gelu, silu), "he"),
-    **dict.fromkeys((sigmoid, tanh), "glorot"),
+    **dict.fromkeys((nn.relu, nn.leaky_relu, nn.elu, nn.softplus, nn.gelu, nn.silu), "he"),
+    **dict.fromkeys((sigmoid, tanh, nn.sigmoid, jnp.tanh), "glorot"),
 }
 
 
@@ -59,7 +64,14 @@ def init(
     layers, units = [], units_of(model)
     keys = jax.random.split(key, len(units))
     for unit, layer_key, (i, o) in zip(units, keys, pairwise(model.sizes), strict=True):
-        function = unit.func if isinstance(unit, partial) else unit
-        initializer = SCHEMES[scheme or SCHEME_OF.get(function, "lecun")]
+        initializer = SCHEMES[scheme or _scheme_of(unit)]
         layers.append(Layer(initializer(layer_key, (o, i), dtype), bias=jnp.full(o, bias, dtype)))
     return tuple(layers)
+
+
+def _scheme_of(unit: Activation) -> str:
+    """The scheme of an activation, also where keywords are set, or another function wraps it."""
+    known = inspect.unwrap(unit, stop=lambda function: function in SCHEME_OF)
+    if isinstance(known, partial):
+        known = known.func
+    return SCHEME_OF.get(known, "lecun")

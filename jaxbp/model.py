@@ -32,6 +32,9 @@ class MLP(NamedTuple):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MLP) and _comparable(self) == _comparable(other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(_comparable(self))
 
@@ -88,7 +91,7 @@ def checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
 
 
 def penalty(model: MLP, params: Params) -> Array | float:
-    """½·l2·Σ‖W‖²."""
+    """The penalty ½·l2·Σ‖W‖² on the weights, 0 without one."""
     return model.l2 / 2 * sum(jnp.sum(w.weight**2) for w in params) if penalised(model) else 0.0
 
 

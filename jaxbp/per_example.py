@@ -110,7 +110,7 @@ def clipped_gradient(
     )
     grads = with_penalty(model, params, gradients(residuals, scaled))
     value = jnp.sum(share * loss) + penalty(model, params)
-    return value, grads if reduction == "mean" else _times(loss.size, grads)
+    return value, grads if reduction == "mean" else _scaled(loss.size, grads)
 
 
 def noisy_clipped_gradient(
@@ -157,7 +157,7 @@ def noisy_clipped_gradient(
         for leaf, leaf_key in zip(leaves, keys, strict=True)
     ]
     grads = cast(Params, jax.tree.unflatten(tree, noisy))
-    return value, grads if reduction == "mean" else _times(share.size, grads)
+    return value, grads if reduction == "mean" else _scaled(share.size, grads)
 
 
 # Moments
@@ -197,7 +197,7 @@ def signal_to_noise(model: MLP, params: Params, batch: Batch) -> Params:
     """
 
     def ratio(mean: Array, variance: Array) -> Array:
-        return jnp.where(mean == 0, 0, _over(jnp.abs(mean), jnp.sqrt(variance)))
+        return jnp.where(mean == 0, 0, _ratio_or_inf(jnp.abs(mean), jnp.sqrt(variance)))
 
     moments = gradient_moments(model, params, batch)
     return cast(Params, jax.tree.map(ratio, moments.mean, moments.variance))
@@ -241,7 +241,7 @@ def gradient_noise_scale(
     noise = correction * jnp.maximum(square - _dot(data, data), 0)
     grads = with_penalty(model, params, data)
     signal = _dot(grads, grads) - noise * jnp.sum(share**2)
-    simple = _over(noise, signal)
+    simple = _ratio_or_inf(noise, signal)
     if key is None:
         return NoiseScale(simple, None, signal, noise)
     if probes < 1:
@@ -256,7 +256,7 @@ def gradient_noise_scale(
 
     trace = correction * jnp.mean(jax.lax.map(probe, jax.random.split(key, probes)))
     slope = _dot(grads, product(grads)) - trace * jnp.sum(share**2)  # unbiased, as signal is
-    return NoiseScale(simple, _over(trace, slope), signal, noise)
+    return NoiseScale(simple, _ratio_or_inf(trace, slope), signal, noise)
 
 
 # Contractions of (z, δ)
@@ -289,7 +289,7 @@ def _squares_of_penalty(l2: float, params: Params, residuals: Residuals, deltas:
     return jnp.stack(added, axis=-1)
 
 
-def _over(a: Array, b: Array) -> Array:
+def _ratio_or_inf(a: Array, b: Array) -> Array:
     """a / b, infinite where b is not positive."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), jnp.inf)
 
@@ -299,7 +299,7 @@ def _dot(a: Params, b: Params) -> Array:
     return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
-def _times(factor: float, tree: Params) -> Params:
+def _scaled(factor: float, tree: Params) -> Params:
     return cast(Params, jax.tree.map(lambda leaf: factor * leaf, tree))
 
 

@@ -91,6 +91,7 @@ def test_equal_models_are_equal_and_picklable():
 
     one = model(0.2, 2.0)
     assert one == model(0.2, 2.0)
+    assert not one != model(0.2, 2.0)  # noqa: SIM202 (a tuple has its own)
     assert hash(one) == hash(model(0.2, 2.0))
     assert one not in (model(0.3, 2.0), model(0.2, 1.0), one._replace(l2=0.0), tuple(one))
     learned = partial(activations.leaky_relu, alpha=jnp.array(0.2))

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from jaxbp.checking.comparing import norm
-from jaxbp.checking.diagnosis import FailedGradient, diagnose, summary
-from jaxbp.checking.finite_differences import Slopes, rounding_bar
+from jaxbp.checking.diagnosis import FailedGradient, common_mistake, diagnose
+from jaxbp.checking.finite_differences import Leaves, Slopes, rounding_bar
 from jaxbp.checking.jaxprs import UNTRACEABLE, eps_of, first_axes
 from jaxbp.checking.leaf_verdicts import (
     NEARBY,
@@ -25,7 +25,6 @@ from jaxbp.checking.measurement import Measurement, arithmetic_of, measure
 from jaxbp.checking.problem import (
     Claim,
     Held,
-    Leaves,
     Problem,
     Purpose,
     claim,
@@ -199,7 +198,7 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         value=measurement.value,
         precision=measurement.arithmetic.precision,
         threshold=check.threshold,
-        diagnosis=summary([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
+        diagnosis=common_mistake([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
         notes=tuple(dict.fromkeys([*overflow, *held, *raised, *failures_of_vmap])),
         verdict=overall(leaves, joint),
     )
@@ -306,7 +305,7 @@ def _leaf_report(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafRepor
     samples, slopes = measurement.samples.take(rows), measurement.slopes.take(rows)
     jointly = index == len(problem.paths)
     size = norm(np.array(measurement.sizes)) if jointly else measurement.sizes[index]
-    claimed = check.slopes[rows]
+    claimed = check.claimed_slopes[rows]
     scale = check.scale(index)
     discrepancy = found.agreement.discrepancy
     line = int(np.argmax(np.where(np.isnan(discrepancy), np.inf, discrepancy)))

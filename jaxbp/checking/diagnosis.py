@@ -365,7 +365,7 @@ def _factor_by_row(entries: _Entries) -> str:
 # All leaves together
 
 
-def summary(verdicts: Sequence[tuple[str, str, str]]) -> str:
+def common_mistake(verdicts: Sequence[tuple[str, str, str]]) -> str:
     """The mistake common to the leaves that failed, from (path, verdict, diagnosis) of all leaves
     in the arguments' order, which is taken for that of the forward pass."""
     failed = [(path, diagnosis) for path, verdict, diagnosis in verdicts if verdict == "fail"]

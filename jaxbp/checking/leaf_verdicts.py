@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.checking.comparing import Entry, norm
+from jaxbp.checking.finite_differences import Leaves
 from jaxbp.checking.jaxprs import UNTRACEABLE, enable_float64, eps_of, largest_of
 from jaxbp.checking.measurement import Measurement
-from jaxbp.checking.problem import Claim, GradientFunction, Held, Leaves, Problem, Purpose, compiled
+from jaxbp.checking.problem import Claim, GradientFunction, Held, Problem, Purpose, compiled
 from jaxbp.checking.verdicts import THRESHOLDS, Agreement, Verdict, agreement
 from jaxbp.text import one_line
 
@@ -63,7 +64,9 @@ class ClaimCheck:
         """The agreement of one leaf of the claim, or of all moving jointly, along its lines."""
         rows = self.measurement.rows(index)
         samples, slopes = self.measurement.samples.take(rows), self.measurement.slopes.take(rows)
-        return agreement(self.slopes[rows], samples, slopes, self.scale(index), self.threshold)
+        return agreement(
+            self.claimed_slopes[rows], samples, slopes, self.scale(index), self.threshold
+        )
 
     def scale(self, index: int) -> float:
         """The size of a slope along the lines of a leaf, by the claim or by the measurement."""
@@ -72,7 +75,7 @@ class ClaimCheck:
         return float(max(claimed, norm(measured) / np.sqrt(len(measured))))
 
     @cached_property
-    def slopes(self) -> np.ndarray:
+    def claimed_slopes(self) -> np.ndarray:
         """The claimed slope of every line."""
         return self.measurement.slopes_of(self.values)
 
@@ -131,10 +134,11 @@ class ClaimCheck:
             shift = 1 + 8 * eps * generator.uniform(-1, 1, leaf.shape)
             return np.asarray(np.asarray(leaf) * shift, leaf.dtype) if is_float else leaf
 
-        rounded, spread = np.zeros_like(self.slopes), [np.zeros_like(self.slopes)]
+        rounded, spread = np.zeros_like(self.claimed_slopes), [np.zeros_like(self.claimed_slopes)]
         notes: tuple[str, ...] = ()
         try:
-            function = self.claim.function or self.jax_grad()
+            claimed = self.claim.function
+            function = self.jax_grad() if claimed is None else claimed
             there = slopes_of(tuple(function(*point)))
             for _ in range(_PERTURBATIONS):
                 moved = function(*jax.tree.map(perturbed, point))
@@ -222,7 +226,7 @@ def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verd
         return "pass"
     rows = check.measurement.rows(index)
     nearby = np.array([near.measurement.slopes.value[rows] for near in check.nearby])
-    among = _among(check.measurement, rows, check.slopes[rows], nearby)
+    among = _among(check.measurement, rows, check.claimed_slopes[rows], nearby)
     if np.all(compared.passed | compared.subgradient | among):
         return "pass" if known_nearby else "inconclusive"
     return "inconclusive" if known_nearby else "fail"
@@ -248,7 +252,7 @@ def _is_zero_up_to_rounding(check: ClaimCheck, index: int) -> bool:
     other slope is measured."""
     measurement = check.measurement
     rows = measurement.rows(index)
-    slopes, claimed = measurement.slopes.take(rows), check.slopes[rows]
+    slopes, claimed = measurement.slopes.take(rows), check.claimed_slopes[rows]
     small = np.abs(claimed) + np.abs(slopes.value) + slopes.error <= 1e-10 * abs(measurement.value)
     if check.float64_values is None or not small.all():
         return False

@@ -13,6 +13,7 @@ from jaxbp.checking.comparing import norm
 from jaxbp.checking.finite_differences import (
     JOINTLY,
     RATIO,
+    Leaves,
     Samples,
     Slopes,
     extrapolate,
@@ -21,7 +22,7 @@ from jaxbp.checking.finite_differences import (
     step_sizes,
 )
 from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
-from jaxbp.checking.problem import Leaves, Problem, Purpose
+from jaxbp.checking.problem import Problem, Purpose
 from jaxbp.text import one_line
 
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too

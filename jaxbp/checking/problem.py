@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbp.checking.finite_differences import Leaves
 from jaxbp.checking.jaxprs import UNTRACEABLE, Tracing, trace_twice
 from jaxbp.trees import argument_names, named_leaves, positions_of
-
-Leaves = tuple[Any, ...]
 
 
 class Held(NamedTuple):
@@ -52,7 +51,7 @@ class Objective:
         return self.f(*self.arguments(leaves, held))
 
     def __call__(self, leaves: Leaves, held: Held) -> Array:
-        """φ."""
+        """φ at the leaves, a scalar."""
         results = jax.tree.leaves(self.results(leaves, held))
         if held.cotangent is None:
             return jnp.asarray(results[0])

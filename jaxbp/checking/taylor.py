@@ -14,16 +14,9 @@ import numpy as np
 from jax import Array
 
 from jaxbp.checking.comparing import norm
-from jaxbp.checking.finite_differences import rounding_bar
+from jaxbp.checking.finite_differences import Leaves, rounding_bar
 from jaxbp.checking.measurement import Measurement, arithmetic_of, measure
-from jaxbp.checking.problem import (
-    Claim,
-    Leaves,
-    claim,
-    gradient_leaves,
-    numpy_constants,
-    pose,
-)
+from jaxbp.checking.problem import Claim, claim, gradient_leaves, numpy_constants, pose
 from jaxbp.checking.verdicts import Order, Verdict, observed_order, taylor_verdict
 from jaxbp.text import Table, align, number, plain
 

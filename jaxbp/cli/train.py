@@ -165,7 +165,7 @@ def cross_check(model: MLP, params: Params, batch: Batch) -> dict[str, float]:
         by_autodiff = compare(*_both_gradients(model, params, first))
     directions = np.random.default_rng(0)  # drawn on the host: cheaper than to compile a generator
     with jax.enable_x64(True):
-        exact = jax.tree.map(_to_float64, (params, first))
+        exact = jax.tree.map(_in_float64, (params, first))
         along = jax.tree.map(lambda leaf: directions.normal(size=(8, *leaf.shape)), params)
         by_differences = compare(*_both_slopes(model, *exact, along))
     return {
@@ -187,15 +187,15 @@ def _both_slopes(
     """The slope ⟨∇E, d⟩ along several directions d, by hand, and by differences."""
     _, grads = backprop(model, params, batch)
 
-    def slopes(direction: Params) -> tuple[jax.Array, jax.Array]:
+    def both(direction: Params) -> tuple[jax.Array, jax.Array]:
         unit = optax.tree.scale(1 / optax.tree.norm(direction), direction)
         measured = central_difference(lambda p: objective(model, p, batch), params, unit, 1e-5)
         return optax.tree.vdot(grads, unit), measured
 
-    return jax.vmap(slopes)(directions)
+    return jax.vmap(both)(directions)
 
 
-def _to_float64(array: Any) -> np.ndarray:
+def _in_float64(array: Any) -> np.ndarray:
     values: np.ndarray = np.asarray(array)
     return np.asarray(values, np.float64 if values.dtype.kind == "f" else None)
 

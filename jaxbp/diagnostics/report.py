@@ -14,7 +14,7 @@ from jaxbp.gradient import Batch, example_shares, per_example_pass
 from jaxbp.model import MLP, Params
 from jaxbp.text import Table, align, html, number, plain
 
-Verdict = Literal["healthy", "vanishing", "exploding", "dead", "saturated", "not finite"]
+LayerVerdict = Literal["healthy", "vanishing", "exploding", "dead", "saturated", "not finite"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LayerHealth:
     """
 
     layer: int  # from 1
-    verdict: Verdict
+    verdict: LayerVerdict
     delta: float
     delta_ratio: float
     gradient_to_weight: float
@@ -170,7 +170,7 @@ def judge(
     rows = []
     for layer in range(layers):
         measures = {field: float(values[layer]) for field, values in columns.items()}
-        rows.append(LayerHealth(layer + 1, _verdict(measures, last_delta), **measures))
+        rows.append(LayerHealth(layer + 1, _layer_verdict(measures, last_delta), **measures))
     return LayerReport(tuple(rows), tuple(_findings(rows, unfelt, restless)))
 
 
@@ -198,7 +198,7 @@ DEAD, SATURATED = 0.4, 0.5  # fractions of a layer's units
 VANISHING, EXPLODING = 1e-3, 1e3  # ‖δ‖ relative to the last layer's
 
 
-def _verdict(measures: dict[str, float], last_delta: float) -> Verdict:
+def _layer_verdict(measures: dict[str, float], last_delta: float) -> LayerVerdict:
     """The first verdict of the table in ``LayerHealth`` that holds; measures are its fields."""
     vital = ["delta", "mean", "weight"]
     if measures["weight"]:  # a layer of zero weights has an infinite ratio and is in order

@@ -81,12 +81,14 @@ def check_domain(recording: Recording, nodes: Sequence[Node | None]) -> None:
     index = tuple(map(int, np.argwhere(~np.isfinite(value))[0]))
     where = f" at {list(index)}" if index else ""
     if not step.primitive or node is None:
-        name = node.name if node else "a constant"
+        name = "a constant" if node is None else node.name
         raise DomainError(f"{name}: got {value[index]}{where}, expected finite numbers")
     operands = [np.asarray(steps[operand].value) for operand in step.operands]
     entries = [values[index] if values.shape == value.shape else values for values in operands]
     named = zip([nodes[operand] for operand in step.operands], entries, strict=True)
-    texts = [f"{parent.name} = {figures(x)}" for parent, x in named if parent and not x.shape]
+    texts = [
+        f"{parent.name} = {figures(x)}" for parent, x in named if parent is not None and not x.shape
+    ]
     operand_values = f" for {', '.join(dict.fromkeys(texts))}" if texts else ""
     reason = _reason(step.primitive, value[index], entries)
     raise DomainError(
@@ -144,7 +146,12 @@ def notes(
         for part in received[position]:
             consumer, adjoint = nodes[part.consumer], found[part.consumer]
             is_infinite = not np.all(np.isfinite(part.value))
-            if consumer and is_infinite and adjoint is not None and np.all(np.isfinite(adjoint)):
+            if (
+                consumer is not None
+                and is_infinite
+                and adjoint is not None
+                and np.all(np.isfinite(adjoint))
+            ):
                 sentences.append(f"{_equation(consumer)} has no finite slope at this {node.name}")
     return tuple(dict.fromkeys(sentences))
 
@@ -161,4 +168,4 @@ def _kinks(step: Step, steps: Sequence[Step], gy: Any) -> Iterator[str]:
 
 
 def _equation(node: Node | None) -> str:
-    return f"{node.name} = {node.operation}" if node else ""
+    return "" if node is None else f"{node.name} = {node.operation}"

@@ -176,7 +176,9 @@ def _operation(step: Step, operands: Sequence[Any]) -> str:
     if not step.primitive or step.is_constant:
         return ""
     rule = RULES.get(step.primitive)
-    notation = rule.notation if rule else NOTATIONS.get(step.primitive, call(step.primitive))
+    notation: Any = NOTATIONS.get(step.primitive, call(step.primitive))
+    if rule is not None:
+        notation = rule.notation
     formulas = [symbol(o.item()) if isinstance(o, Array) else o for o in operands]
     return str(notation(*formulas, **step.params))
 

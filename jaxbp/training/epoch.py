@@ -60,7 +60,7 @@ def one_epoch(
     """
     model, batch_size = program.model, program.batch_size
 
-    def step(carry: Carry, minibatch: Any) -> tuple[Carry, Array]:
+    def minibatch_step(carry: Carry, minibatch: Any) -> tuple[Carry, Array]:
         rows, number = minibatch
         examples = batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
         gradient = program.gradient
@@ -72,18 +72,18 @@ def one_epoch(
 
     before, carry = params, (params, state)
     if order is None or batch_size is None:
-        (params, state), loss = step(carry, (None, 0))
+        (params, state), loss = minibatch_step(carry, (None, 0))
     else:
         last = order.size % batch_size  # rows of the ragged last minibatch, a step of its own size
         if program.diagnostics and last == 0:
             last = batch_size  # the last step apart, to see its update
         full = order[: order.size - last].reshape(-1, batch_size)
         numbers = jnp.arange(len(full), dtype=jnp.int32)
-        carry, losses = jax.lax.scan(step, carry, (full, numbers))
+        carry, losses = jax.lax.scan(minibatch_step, carry, (full, numbers))
         total = batch_size * jnp.sum(losses)
         if last:
             before, _ = carry
-            carry, last_loss = step(carry, (order[-last:], len(full)))
+            carry, last_loss = minibatch_step(carry, (order[-last:], len(full)))
             total = total + last * last_loss
         (params, state), loss = carry, total / order.size
     health = None

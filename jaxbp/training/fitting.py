@@ -22,7 +22,7 @@ from jaxbp.training.epoch import (
     run_epoch,
     shuffled_rows,
 )
-from jaxbp.training.metrics import Evaluation, jitted_evaluate
+from jaxbp.training.metrics import Evaluation, compiled_evaluation
 
 
 class History(NamedTuple):
@@ -112,9 +112,10 @@ def fit(
         gradient = mixed_precision(gradient, compute_dtype)
     if params is None:
         params = jitted_init(key, model, dtype=dtype_of(batch))
+    shapes = initial_state.eval_shape(optimizer, params)  # type: ignore[no-untyped-call]
+    check_state(shapes, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
     state = initial_state(optimizer, params)
-    check_state(state, batch_size)
     rows = len(batch.x)
     if batch_size is not None:
         batch_size = min(batch_size, rows)
@@ -134,7 +135,7 @@ def fit(
             raise NonFiniteLossError(number, params, history_of(record))
         params, evaluation = trained, None
         if validation is not None:
-            evaluation = Evaluation(*map(float, jitted_evaluate(model, params, validation)))
+            evaluation = compiled_evaluation(model, params, validation)
         health = jax.tree.map(np.asarray, health)
         epoch = Epoch(number, params, float(loss), evaluation, health)
         record.append(epoch._replace(params=()))  # parameters are the caller's to keep

@@ -131,7 +131,9 @@ def fit_many(
     record: list[Epoch] = []
     for trained, outcomes in _epochs(program, groups, orders_of, epochs):
         loss, validated = dealt.gather(outcomes)
-        evaluation = None if validated is None else Evaluation(*validated)
+        evaluation = None
+        if validated is not None:
+            evaluation = Evaluation(loss=validated[0], metric=validated[1])
         record.append(Epoch(len(record) + 1, (), loss, evaluation))
         if on_epoch is not None and on_epoch(record[-1]._replace(params=_params(dealt, trained))):
             break
@@ -290,7 +292,7 @@ def _one_epoch_each(
 def _together(program: Program, batch: Batch) -> bool:
     """Whether a group's networks are worth a batched product: on an accelerator, and on a CPU where
     a step is so small that starting its products takes longer than computing them."""
-    rows = program.batch_size or len(batch.x)
+    rows = len(batch.x) if program.batch_size is None else program.batch_size
     weights = sum(i * o for i, o in pairwise(program.model.sizes))
     return jax.default_backend() != "cpu" or rows * weights < _SMALL
 

@@ -31,7 +31,7 @@ def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
     are weighted like the loss.  Raises ValueError where the batch does not fit the model.
     """
     batch = checked_batch(model, params, batch, "batch")
-    return Evaluation(*map(float, jitted_evaluate(model, params, batch)))
+    return compiled_evaluation(model, params, batch)
 
 
 def metric_name(head: Head) -> str:
@@ -50,7 +50,13 @@ def loss_and_metric(model: MLP, params: Params, batch: Batch) -> tuple[Array, Ar
     return objective(model, params, batch), metric
 
 
-jitted_evaluate = jax.jit(loss_and_metric, static_argnums=0)
+_compiled = jax.jit(loss_and_metric, static_argnums=0)
+
+
+def compiled_evaluation(model: MLP, params: Params, batch: Batch) -> Evaluation:
+    """``evaluate`` on a batch that is checked already, and on the device."""
+    loss, metric = _compiled(model, params, batch)
+    return Evaluation(loss=float(loss), metric=float(metric))
 
 
 def _accuracy(
