@@ -136,8 +136,10 @@ def layer_report(
     >>> model = MLP((2, 3, 1), activations.relu, heads.linear_squared_error)
     >>> params = init(jax.random.key(0), model, bias=-9.0)
     >>> report = layer_report(model, params, Batch(jnp.eye(2), jnp.ones((2, 1))))
-    >>> [row.verdict for row in report.layers], report.findings[0].what
-    (['dead', 'healthy'], '100% of its units have zero slope on the whole batch')
+    >>> [row.verdict for row in report.layers]
+    ['dead', 'healthy']
+    >>> report.findings[0].what
+    '100% of its units have zero slope on the whole batch'
     """
     health = jax.tree.map(np.asarray, jitted_health(model, params, batch, updates))
     return judge(model, health, unfelt=unfelt_errors(model, params, batch))
@@ -154,8 +156,8 @@ def judge(
     model: the network's description.
     health: each field (L,).
     unfelt: whether the output's error is small while the loss is not, as ``unfelt_errors`` finds.
-    restless: the largest ‖ΔW‖ / ‖W‖ that is no finding, 0.1 unless given; infinite for a method
-        that finds its own step.
+    restless: the ‖ΔW‖ / ‖W‖ beyond which an update is reported, 0.1 unless given; infinite for a
+        method that finds its own step.
 
     Raises ValueError for a health with fields of another shape.
     """
