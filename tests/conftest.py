@@ -2,6 +2,7 @@
 user's, and child processes that always end."""
 
 import atexit
+import builtins
 import os
 import shutil
 import signal
@@ -66,10 +67,11 @@ def pytest_configure(config):
 
 
 class Forgetful:
-    """A plugin, for the package's doctests as well: what a file has compiled leaves the memory with
-    it.  The cache on disk still has it."""
+    """A plugin, for the package's doctests as well: a file's compiled programs leave the memory
+    with it (the cache on disk still has them), and a doctest's last value does, as ``_``."""
 
     def pytest_runtest_teardown(self, item, nextitem):
+        vars(builtins).pop("_", None)  # which tyro would hash when it is imported
         if nextitem is None or nextitem.path != item.path:
             jax.clear_caches()
 

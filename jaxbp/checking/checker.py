@@ -97,16 +97,18 @@ def gradcheck(
     'off by a factor of 1/2'
     """
     _check_options(threshold, order, directions=directions, coordinates=coordinates, chunk=chunk)
-    options = threshold, directions, coordinates, chunk
+    checked = partial(
+        _checked, threshold=threshold, directions=directions, coordinates=coordinates, chunk=chunk
+    )
     with jax.default_matmul_precision("highest"):
         problem = pose(f, args, argnums, cotangent, key)
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
-        report, measurement = _checked(problem, claimed, *options)
+        report, measurement = checked(problem, claimed)
         if order == 1:
             return report
         slope = pose(_slope_of(claimed, measurement), (problem.leaves, problem.held), 0, None, key)
         slope = replace(slope, paths=problem.paths)  # as the user knows them
-        second, _ = _checked(slope, claim(slope, None, random_cotangent=False), *options)
+        second, _ = checked(slope, claim(slope, None, random_cotangent=False))
     verdict = worst_verdict([report.verdict, second.verdict])
     return replace(report, second_order=second, verdict=verdict)
 
@@ -124,6 +126,7 @@ def _check_options(threshold: float | None, order: int, **counts: int | None) ->
 def _checked(
     problem: Problem,
     claimed: Claim,
+    *,
     threshold: float | None,
     directions: int,
     coordinates: int,

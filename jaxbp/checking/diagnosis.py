@@ -128,7 +128,7 @@ class _LeafSlopes:
 
 
 def _factor(slopes: _LeafSlopes, lengths: frozenset[int]) -> tuple[str, bool]:
-    """claimed = factor × true."""
+    """The claim is a factor times the measured gradient."""
     overlap = float(slopes.claimed @ slopes.measured)
     if not overlap:
         return "", False

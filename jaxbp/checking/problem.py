@@ -339,7 +339,7 @@ def _vmapped(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
 
 def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tuple[str, ...]]:
     """A gradient's leaves in the problem's order, and the paths of leaves that cannot move but get
-    a slope all the same.  None, zeros and JAX's float0 are no slope."""
+    a slope all the same.  None, zeros and JAX's float0 do not count as a slope."""
     parts = (tree,) if problem.single else tree
     if not isinstance(parts, tuple | list) or len(parts) != len(problem.roots):
         raise ValueError(f"{title}got {type(tree).__name__}, expected a tuple, one an argument")

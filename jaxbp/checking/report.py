@@ -80,7 +80,7 @@ class GradientReport:
         return result
 
     def table(self) -> Table:
-        """A row a leaf."""
+        """The leaves, one a row, and all at once."""
         columns = ("leaf", "shape", "claimed", "measured", "error", "resolution", "verdict")
         joint = [] if self.joint is None else [self.joint]
         return Table(columns, [_row(leaf) for leaf in (*self.leaves, *joint)])

@@ -89,8 +89,9 @@ def taylor_test(
     order: 3 also takes ⟨d, H d⟩ from the gradient by ``jax.jvp``, and judges that; 2 unless given.
     key: a ``jax.random.key`` for direction and cotangent; always the same numbers unless given.
 
-    The order is read off just above the floor of rounding.  A kink
-    at the point leaves first order in any gradient's remainder: ``gradcheck`` tells the two apart.
+    The order is read off just above the floor of rounding.  A kink at the point leaves first order
+    in any gradient's remainder: ``gradcheck`` tells the two apart.
+
     The test is the one of pyadjoint's ``taylor_test`` and of Farrell et al. (2013, section 4.1).
     Raises what ``gradcheck`` raises, and ValueError for a direction that is zero or not like the
     argument.

@@ -81,7 +81,7 @@ def _description() -> str:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """The exit status and the one line of an error that is no bug."""
+    """The exit status and the one line of an error that is not a bug."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; nothing was saved"
     if isinstance(error, _RUN_ERRORS):

@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.table
 import tyro
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 from tyro.conf import arg
 
@@ -265,10 +265,10 @@ def _point(depth: int, seed: list[int]) -> tuple[Params, Batch]:
     return params, Batch(drawn(5, 3), target, jnp.asarray(rng.uniform(0.5, 2, size=5)))
 
 
-def own_table(results: list[Combination]) -> Table:
+def own_table(results: list[Combination]) -> rich.table.Table:
     """Tabulate activations by heads: in each cell the largest relative error over all depths."""
     title = f"backprop: largest relative error over {', '.join(map(str, DEPTHS))} hidden layers"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table = rich.table.Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("")
     for head in heads.BY_NAME:
         table.add_column(head.replace("_", "\n"), justify="right")

@@ -14,7 +14,7 @@ from tyro.conf import arg
 from jaxbp.cli.files import PICTURES, new_file, next_free
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import L2, Design, Epochs, Hidden, OptimizerOption, fixed
-from jaxbp.cli.pictures import diagnosis, flow_by_depth
+from jaxbp.cli.pictures import flow_by_depth, health_by_epoch
 from jaxbp.cli.plan import SAMPLE, decide, fit_plan, health_after, initial
 from jaxbp.diagnostics.flow import Distributions, Flow, distributions, gradient_flow
 from jaxbp.diagnostics.health import sample
@@ -73,12 +73,12 @@ def run(options: Diagnose, console: Console) -> int:
         flow_by_depth(path, flows)
         status = 0
     else:
-        status = diagnose(options, path, console)
+        status = train_and_report(options, path, console)
     console.print(f"drawn in {path}", soft_wrap=True)
     return status
 
 
-def diagnose(options: Diagnose, path: Path, console: Console) -> int:
+def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
     """Train and watch; print the reports, draw the picture; 1 where training diverged."""
     with Interrupts(console) as interrupts:
         plan = decide(options)
@@ -108,7 +108,7 @@ def diagnose(options: Diagnose, path: Path, console: Console) -> int:
                 "finite. Try a smaller --learning-rate"
             )
         console.print(end, soft_wrap=True)
-        diagnosis(
+        health_by_epoch(
             path,
             title=plan.title,
             seen=jax.tree.map(lambda *epochs: np.stack(epochs), *seen),

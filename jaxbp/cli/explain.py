@@ -114,7 +114,7 @@ def run(options: Explain, console: Console) -> int:
 
 
 def shielded(arguments: Sequence[str]) -> list[str]:
-    """Write the minus that begins an expression as −, which is no option to the command's parser.
+    """Write the minus that begins an expression as −, which the parser does not take for an option.
 
     The parser of expressions reads it as a minus.
     """

@@ -105,7 +105,7 @@ _MOST_SHOWN = 6  # layers whose distributions are drawn, when a network has more
 _LAYERS = colormaps["viridis"]
 
 
-def diagnosis(
+def health_by_epoch(
     path: str | Path,
     *,
     title: str,

@@ -195,7 +195,7 @@ def initial(plan: Plan) -> Params:
 def fit_plan(
     plan: Plan, params: Params, on_epoch: Callable[[Epoch], bool], validation: Batch | None = None
 ) -> Trained:
-    """Train by a plan; on_epoch and validation as ``fit`` takes them.  Divergence is no error."""
+    """Train by a plan; on_epoch and validation as ``fit`` takes them.  It may diverge."""
     options = plan.options
     try:
         params, history = fit(

@@ -12,10 +12,10 @@ import jax
 import jaxlib
 import numpy as np
 import optax
+import rich.table
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 from tyro.conf import arg
 
 import jaxbp
@@ -310,7 +310,7 @@ def write_run(folder: Path, summary: Summary) -> None:
         )
 
 
-def facts_table(summary: Summary) -> Table:
+def facts_table(summary: Summary) -> rich.table.Table:
     """Tabulate data, network, epochs and time, a line each."""
     plan, options, outcome = summary.plan, summary.plan.options, summary.outcome
     rows = {part: len(batch.x) for part, batch in plan.parts.items()}
@@ -318,7 +318,7 @@ def facts_table(summary: Summary) -> Table:
     task = "regression" if labels is None else f"{len(labels)} classes"
     mixed = "" if options.compute_dtype == "float32" else f", in {options.compute_dtype}"
     epochs = len(outcome.history.training_loss)
-    table = Table.grid(padding=(0, 2))
+    table = rich.table.Table.grid(padding=(0, 2))
     for name, fact in {
         "data": f"{options.data}, {sum(rows.values())} rows "
         f"({rows['train']} train, {rows['validation']} validation, {rows['test']} test), {task}",
@@ -331,9 +331,9 @@ def facts_table(summary: Summary) -> Table:
     return table
 
 
-def scores_table(summary: Summary) -> Table:
+def scores_table(summary: Summary) -> rich.table.Table:
     """Tabulate loss and accuracy or R² of the three parts."""
-    table = Table("", "loss", _METRICS[summary.plan.metric], box=box.SIMPLE_HEAD)
+    table = rich.table.Table("", "loss", _METRICS[summary.plan.metric], box=box.SIMPLE_HEAD)
     for part, score in summary.scores.items():
         loss = f"{score.loss:.4f}" if abs(score.loss) < 1e4 else f"{score.loss:.3e}"
         table.add_row(part, loss, f"{score.metric:.4f}")

@@ -66,6 +66,7 @@ def _index(
 
 
 def _affine(a: Array, b: Array, *terms: Array, **params: Any) -> Array:
+    """A product, and terms added to it."""
     return sum(terms, jax.lax.dot_general(a, b, **params))
 
 
@@ -288,6 +289,7 @@ def _more_axes(variables: Sequence[Any], avals: Sequence[Any]) -> int:
 
 
 def _row(recorder: _Recorder, position: int, row: int) -> int:
+    """A step for one row of an array: x[row]."""
     shape = recorder.steps[position].value.shape
     limits = {
         "start_indices": (row, *(0 for _ in shape[1:])),
@@ -299,6 +301,7 @@ def _row(recorder: _Recorder, position: int, row: int) -> int:
 
 
 def _stacked(recorder: _Recorder, rows: Sequence[int], aval: Any) -> int:
+    """A step for rows stacked to an array, of this type where there are none."""
     if not rows:
         return recorder.constant(jnp.zeros(aval.shape, aval.dtype))
     return recorder.run_function(lambda *values: jnp.stack(values), rows)[0]
@@ -319,7 +322,8 @@ def _unstack(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> lis
     )
 
 
-def _same(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
+def _operands(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
+    """The operands as they are: an operation that changes no value."""
     return list(operands)
 
 
@@ -327,7 +331,7 @@ _CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
 _CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 _REPLACED: dict[str, Callable[..., list[int]]] = {
     **dict.fromkeys((*_CALLS, *_CUSTOM_RULES), _call),
-    **dict.fromkeys(("copy", "copy_p", "optimization_barrier"), _same),
+    **dict.fromkeys(("copy", "copy_p", "optimization_barrier"), _operands),
     "name": _name,
     "cond": _cond,
     "while": _while,

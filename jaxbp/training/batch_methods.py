@@ -107,8 +107,9 @@ def nonlinear_cg(
     The search halves the step until the objective has fallen by a ten-thousandth of what the slope
     promises (Nocedal and Wright 2006, section 3.1).  A step of the transformation is one evaluation
     of the objective, and of its gradient where the search accepts the point; in between the
-    parameters stay where they are.  By optimistix, an extra: ``pip install
-    'jaxbp[batch]'``.  Raises ValueError for another method.
+    parameters stay where they are.
+
+    By optimistix, an extra: ``pip install 'jaxbp[batch]'``.  Raises ValueError for another method.
     """
     if method not in _CARRIED_ON:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(_CARRIED_ON)}")

@@ -24,7 +24,14 @@ def check_arguments(
     batch_size: int | None,
     key: Array,
 ) -> None:
-    """Raise ValueError or TypeError for the argument that does not fit."""
+    """Raise ValueError or TypeError for the argument that does not fit.
+
+    model: a jaxbp.MLP with a finite l2 ≥ 0.
+    optimizer: of optax.
+    epochs: a positive int.
+    batch_size: a positive int, or None.
+    key: one ``jax.random.key(seed)``.
+    """
     if not isinstance(model, MLP):
         raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
     if not 0 <= model.l2 < np.inf:

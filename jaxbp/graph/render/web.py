@@ -31,7 +31,7 @@ class Frame(NamedTuple):
     says: tuple[str, ...]  # the equation, the local derivative, the running sum
     adjoint: str  # the sum so far, in the box of the adjoint
     row: int  # of the table of its direction
-    term: int  # of the row's sum, -1 where it is no sum
+    term: int  # of the row's sum, -1 where it is not a sum
     done: bool  # whether the row is complete
 
 
