@@ -105,8 +105,8 @@ def clipped_gradient(
     clipped = bounds / jnp.sqrt(jnp.maximum(squares, bounds**2))  # (B, L), or (B, 1)
     factors = share[..., None] * clipped.astype(share.dtype)
     scaled = tuple(
-        delta * factors[..., number if per_layer else 0, None]
-        for number, delta in enumerate(deltas)
+        delta * factors[..., index if per_layer else 0, None]
+        for index, delta in enumerate(deltas)
     )
     grads = with_penalty(model, params, gradients(residuals, scaled))
     value = jnp.sum(share * loss) + penalty(model, params)
@@ -268,8 +268,10 @@ def weighted_gradients(factors: Array, residuals: Residuals, deltas: Deltas) -> 
 
 
 def _squared_norms(residuals: Residuals, deltas: Deltas) -> Array:
-    """‖δₙ‖² (‖zₙ‖² + 1) of every layer, (B, L): the squared norm of δₙ zₙᵀ and of δₙ; in float32
-    or wider, for the squares of half precision soon are too large for it."""
+    """‖δₙ‖² (‖zₙ‖² + 1) of every layer, (B, L): the squared norm of δₙ zₙᵀ and of δₙ.
+
+    It is summed in float32 or wider, because squares soon overflow in half precision.
+    """
     wide = wide_enough(deltas[0])
     squares = [
         jnp.sum(delta.astype(wide) ** 2, axis=-1)

@@ -1,7 +1,7 @@
 """The network: its description, its parameters, and what it says when they do not fit."""
 
 import pickle
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,15 @@ def variances(activation, **options):
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_relu_family_starts_by_he(name):
     np.testing.assert_allclose(variances(getattr(activations, name)), [2, 2, 1], rtol=0.06)
+
+
+def test_the_scheme_sees_through_a_wrapper_and_knows_jaxs_own():
+    @wraps(activations.relu)
+    def watched(a):
+        return activations.relu(a)
+
+    for unit in (watched, jaxbp.with_slope(jax.nn.relu)):
+        np.testing.assert_allclose(variances(unit), [2, 2, 1], rtol=0.06)
 
 
 @pytest.mark.parametrize("activation", [activations.sigmoid, activations.tanh])

@@ -199,7 +199,7 @@ class _Dealt(NamedTuple):
         """A tree of all N networks as one tree a group."""
         groups = len(self.devices)
         members = np.resize(np.arange(self.total), (groups, -(-self.total // groups)))
-        return [jax.tree.map(itemgetter(numbers), networks) for numbers in members]
+        return [jax.tree.map(itemgetter(each), networks) for each in members]
 
     def gather(self, groups: list[Any]) -> Any:
         """One tree a group as a tree of all N networks, on the host."""
@@ -238,12 +238,16 @@ def _epochs(
     """
     orders = orders_of(1)
     compiled = [
-        _one_epoch_each.lower(program, *group, order, np.int32(1)).compile()
+        _one_epoch_each.lower(
+            program, group.networks, group.batch, group.validation, order, np.int32(1)
+        ).compile()
         for group, order in zip(groups, orders, strict=True)
     ]
 
     def run(each: Any, group: _Group, order: np.ndarray | None, number: int) -> tuple[_Group, Any]:
-        networks, record = each(*group, order, np.int32(number))
+        networks, record = each(
+            group.networks, group.batch, group.validation, order, np.int32(number)
+        )
         return group._replace(networks=networks), jax.device_get(record)  # waits
 
     with ThreadPoolExecutor(len(groups)) as pool:
