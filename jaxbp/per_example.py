@@ -105,8 +105,7 @@ def clipped_gradient(
     clipped = bounds / jnp.sqrt(jnp.maximum(squares, bounds**2))  # (B, L), or (B, 1)
     factors = share[..., None] * clipped.astype(share.dtype)
     scaled = tuple(
-        delta * factors[..., index if per_layer else 0, None]
-        for index, delta in enumerate(deltas)
+        delta * factors[..., index if per_layer else 0, None] for index, delta in enumerate(deltas)
     )
     grads = with_penalty(model, params, gradients(residuals, scaled))
     value = jnp.sum(share * loss) + penalty(model, params)
