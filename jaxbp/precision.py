@@ -1,4 +1,14 @@
-"""Mixed precision: products in bfloat16, sums, weights and their updates in float32.
+"""Precision: what is multiplied in which dtype, and how exactly.
+
+A product of float32 arrays is not everywhere a float32 product.  JAX's ``default_matmul_precision``
+says how exact it is; ``fit(..., precision=)`` sets it for a run, by JAX's own names:
+
+    device                    "default"                       "highest"
+    CPU                       float32                         float32
+    NVIDIA GPU from 2020 on   TF32, 10 binary digits of 23    float32
+    TPU                       bfloat16, 7 binary digits       float32, by several products
+
+Mixed precision goes further: what is kept for the backward pass is rounded as well.
 
     W, z, h'(a), δ              bfloat16: what is multiplied, and what is kept for the backward pass
     Wz + b, Wᵀδ, W̄, b̄           bfloat16 operands, summed in float32
@@ -11,6 +21,7 @@ float32's range, so that no δ underflows and no loss needs scaling; its 8 bits 
 error of about 1 % in the gradient.  After Micikevicius et al. (2018), section 3.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from typing import Any
 
@@ -21,6 +32,25 @@ from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, Gradient
 from jaxbp.model import MLP, Layer, Params, penalty, with_penalty
+
+
+def matmul_precision(precision: str | None) -> AbstractContextManager[None]:
+    """The context in which products of float32 arrays have a precision, by JAX's name for it.
+
+    None leaves it as the caller has it.  Raises ValueError for a name that JAX does not know.
+    """
+    if precision is None:
+        return nullcontext()
+    try:
+        with jax.default_matmul_precision(precision):
+            pass
+    except ValueError:
+        raise ValueError(
+            f"precision: got {precision!r}, expected a name of jax.default_matmul_precision, such "
+            'as "default", "high" or "highest"'
+        ) from None
+    context: AbstractContextManager[None] = jax.default_matmul_precision(precision)
+    return context
 
 
 def mixed_precision(gradient: Gradient, compute_dtype: DTypeLike = jnp.bfloat16) -> Gradient:

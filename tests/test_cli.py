@@ -168,11 +168,13 @@ def test_independent_sigmoids_for_several_classes():
 def test_several_activations_and_the_other_options(elsewhere, capsys):
     options = ["--activation", "tanh", "elu", "--hidden", 8, 4, "--schedule", "linear"]
     options += ["--epochs", 2, "--gradient", "autodiff", "--compute-dtype", "bfloat16"]
+    options += ["--precision", "highest"]
     assert run("train", "iris", *PLAIN, *options) == 0
     out = capsys.readouterr().out
     assert "4-8-4-3 tanh elu" in out
     assert "2 by sgd and autodiff, in bfloat16" in out
-    assert summary_of(elsewhere / "runs" / "iris-1")["batch_size"] is None
+    summary = summary_of(elsewhere / "runs" / "iris-1")
+    assert (summary["batch_size"], summary["precision"]) == (None, "highest")
 
 
 def test_the_names_on_offer_are_the_tables_names():

@@ -1,4 +1,4 @@
-"""Mixed precision: what is rounded, what is summed in float32, and what it costs in accuracy."""
+"""Precision: what is rounded, what is summed in float32, and what it costs in accuracy."""
 
 from functools import partial
 
@@ -11,6 +11,8 @@ from combinations import ACTIVATIONS, initial, sgd
 import jaxbp
 from benchmarks.problems import random_batch, random_params
 from jaxbp import Batch, activations, heads, mixed_precision
+from jaxbp.training.epoch import Program, one_epoch
+from jaxbp.trees import opened, subjaxprs
 
 MODEL = jaxbp.MLP((6, 16, 16, 3), activations.relu, heads.softmax_cross_entropy)
 
@@ -151,3 +153,65 @@ def test_a_wider_dtype_than_the_parameters_is_refused():
     half = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.bfloat16), params)
     with pytest.raises(ValueError, match="compute_dtype: got float32, expected none wider than"):
         compiled(mixed_precision(jaxbp.backprop, "float32"), MODEL, half, batch)
+
+
+# The precision of float32 products, by JAX's names
+
+
+def products(jaxpr):
+    """The precision of every matrix product in a jaxpr, and in those inside it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.params["precision"]
+        for inner in subjaxprs(equation):
+            yield from products(opened(inner))
+
+
+@pytest.mark.parametrize("precision", ["default", "highest"])
+def test_every_product_of_an_epoch_has_the_precision_of_the_run(precision):
+    params, batch = problem(rows=6)
+    optimizer, order = sgd(0.1), np.arange(6, dtype=np.int32)
+    program = Program(MODEL, optimizer, jaxbp.backprop, 4, diagnostics=True, precision=precision)
+    epoch = jax.make_jaxpr(partial(one_epoch, program))
+    found = list(products(epoch(params, optimizer.init(params), batch, order, None).jaxpr))
+    assert len(found) > 16  # two steps, 3 + 2 + 3 products each, and the health of the layers
+    assert {each.name.lower() for pair in found for each in pair} == {precision}
+
+
+def test_precision_is_heard_by_fit_fit_many_and_evaluation():
+    heard, between = [], []
+
+    def precision_now(told):
+        told.append(jax.config.jax_default_matmul_precision)
+
+    def relu(a):  # the last that calls it is an evaluation
+        precision_now(heard)
+        return activations.relu(a)
+
+    def gradient(model, params, batch):
+        precision_now(heard)
+        assert heard[-1] == "highest"
+        return jaxbp.backprop(model, params, batch)
+
+    model, (params, batch) = MODEL._replace(activation=relu), problem(rows=6)
+    keys = jax.random.split(jax.random.key(0), 2)
+    how = {"epochs": 1, "batch_size": None, "validation": batch, "gradient": gradient}
+    how |= {"precision": "highest", "on_epoch": lambda epoch: precision_now(between)}
+    jaxbp.fit(model, batch, optimizer=sgd(0.1), key=keys[0], **how)
+    assert heard[-1] == "highest"
+    jaxbp.fit_many(model, batch, keys=keys, learning_rate=0.1, **how)
+    assert heard[-1] == "highest"
+    jaxbp.evaluate(model, params, batch, precision="high")
+    assert heard[-1] == "high"
+    assert between == [None, None]  # what the user does there is the user's own
+
+
+def test_an_unknown_precision_is_named():
+    _, batch = problem(rows=6)
+    options = {"epochs": 1, "batch_size": 2, "precision": "exact"}
+    message = "precision: got 'exact', expected a name of jax.default_matmul_precision"
+    with pytest.raises(ValueError, match=message):
+        jaxbp.fit(MODEL, batch, optimizer=sgd(0.1), key=jax.random.key(0), **options)
+    keys = jax.random.split(jax.random.key(0), 2)
+    with pytest.raises(ValueError, match=message):
+        jaxbp.fit_many(MODEL, batch, keys=keys, learning_rate=0.1, **options)

@@ -58,6 +58,7 @@ class Diagnose(Design):
     patience: int = fixed(0)
     gradient: str = fixed("backprop")
     compute_dtype: Literal["float32"] = fixed("float32")
+    precision: Literal["auto"] = fixed("auto")
     diagnostics: bool = fixed(True)
 
 

@@ -206,6 +206,14 @@ class Design:
         Literal["float32", "bfloat16"],
         arg(help="type of the matrix products; weights, sums and updates are float32"),
     ] = "float32"
+    precision: Annotated[
+        Literal["auto", "default", "high", "highest"],
+        arg(
+            help="how exact the products of float32 numbers are, by JAX's names",
+            help_behavior_hint="(default: auto, which is JAX's own for the device: less than "
+            "float32 on recent GPUs and TPUs)",
+        ),
+    ] = "auto"
     diagnostics: Annotated[
         bool, arg(help="record the health of every layer after each epoch, and report problems")
     ] = False

@@ -56,6 +56,11 @@ class Plan:
         return f"{'-'.join(map(str, self.model.sizes))} {' '.join(units)}"
 
     @property
+    def precision(self) -> str | None:
+        """The precision of float32 products, by JAX's name; None: the one that JAX is set to."""
+        return None if self.options.precision == "auto" else self.options.precision
+
+    @property
     def metric(self) -> str:
         """The metric's name: "accuracy" or "r2"."""
         return metric_name(self.model.head)
@@ -209,6 +214,7 @@ def fit_plan(
             validation=validation,
             gradient=GRADIENTS[options.gradient],
             compute_dtype=None if options.compute_dtype == "float32" else options.compute_dtype,
+            precision=plan.precision,
             diagnostics=options.diagnostics,
             on_epoch=on_epoch,
         )

@@ -103,6 +103,7 @@ class Summary:
                 "patience": plan.patience,
                 "gradient": options.gradient,
                 "compute_dtype": options.compute_dtype,
+                "precision": options.precision,
                 "gradient_check": self.gradient_check,
                 "epochs": len(outcome.history.training_loss),
                 "kept_epoch": outcome.kept_epoch,
@@ -137,8 +138,10 @@ def run(options: Train, console: Console) -> int:
         folder = make_run_folder(options.output, options.data)
         outcome = train(plan, params, folder, console, interrupts)
         interrupts.ignore()  # what has been trained is now to be saved
-        parts = plan.parts.items()
-        scores = {part: evaluate(plan.model, outcome.params, batch) for part, batch in parts}
+        scores = {
+            part: evaluate(plan.model, outcome.params, batch, precision=plan.precision)
+            for part, batch in plan.parts.items()
+        }
         summary = Summary(plan, errors, outcome, scores)
         write_run(folder, summary)
     console.print(facts_table(summary), scores_table(summary), sep="\n")

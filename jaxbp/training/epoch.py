@@ -20,6 +20,7 @@ from jaxbp.diagnostics.health import Health, layer_health, sample
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import init
 from jaxbp.model import MLP, Params
+from jaxbp.precision import matmul_precision
 
 Carry = tuple[Params, optax.OptState]
 
@@ -36,6 +37,7 @@ class Program(NamedTuple):
     gradient: Gradient
     batch_size: int | None  # None: all rows in one step
     diagnostics: bool = False  # whether the epoch ends with the health of every layer
+    precision: str | None = None  # of products, by JAX's name; None: the caller's
 
 
 def one_epoch(
@@ -68,7 +70,8 @@ def one_epoch(
             gradient = partial(gradient, key=jax.random.fold_in(key, number))
         if batch.weight is not None:
             gradient = _times_mean_weight(gradient)
-        return make_step(model, program.optimizer, gradient)(carry, examples)
+        with matmul_precision(program.precision):
+            return make_step(model, program.optimizer, gradient)(carry, examples)
 
     before, carry = params, (params, state)
     if order is None or batch_size is None:
@@ -89,7 +92,8 @@ def one_epoch(
     health = None
     if program.diagnostics:
         updates = jax.tree.map(jnp.subtract, params, before)
-        health = layer_health(model, params, sample(batch, _OBSERVED), updates)
+        with matmul_precision(program.precision):
+            health = layer_health(model, params, sample(batch, _OBSERVED), updates)
     finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
     return params, state, jnp.where(jnp.all(finite), loss, jnp.nan), health
 

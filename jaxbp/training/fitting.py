@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
-from jaxbp.precision import mixed_precision
+from jaxbp.precision import matmul_precision, mixed_precision
 from jaxbp.training.checks import check_arguments, check_state, checked_data, dtype_of
 from jaxbp.training.epoch import (
     Program,
@@ -72,6 +72,7 @@ def fit(
     validation: Batch | None = None,
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
+    precision: str | None = None,
     diagnostics: bool = False,
     on_epoch: Callable[[Epoch], Any] | None = None,
 ) -> tuple[Params, History]:
@@ -90,6 +91,8 @@ def fit(
         (see ``random_gradient``) is given another key at every step.
     compute_dtype: of the products, such as ``jnp.bfloat16``: see ``mixed_precision``; else that of
         params.
+    precision: of products of float32 arrays, by JAX's names ("default", "high", "highest", ...):
+        see ``jaxbp.precision``; that of ``jax.default_matmul_precision`` unless given.
     diagnostics: whether each epoch ends with the health of every layer, measured on up to 256 rows
         spread over the batch, with the last step's update.
     on_epoch: called with an ``Epoch`` after each; if it returns True, training ends there.
@@ -108,6 +111,7 @@ def fit(
     """
     check_arguments(model, optimizer, epochs, batch_size, key)
     random = is_random(gradient)
+    matmul_precision(precision)  # raises, where there is none of that name
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     if params is None:
@@ -119,7 +123,7 @@ def fit(
     rows = len(batch.x)
     if batch_size is not None:
         batch_size = min(batch_size, rows)
-    program = Program(model, optimizer, gradient, batch_size, diagnostics)
+    program = Program(model, optimizer, gradient, batch_size, diagnostics, precision)
     seed = np.asarray(jax.random.key_data(key)).tolist()
 
     def order_of(number: int) -> Array | None:
@@ -135,7 +139,7 @@ def fit(
             raise NonFiniteLossError(number, params, history_of(record))
         params, evaluation = trained, None
         if validation is not None:
-            evaluation = compiled_evaluation(model, params, validation)
+            evaluation = compiled_evaluation(model, params, validation, precision)
         health = jax.tree.map(np.asarray, health)
         epoch = Epoch(number, params, float(loss), evaluation, health)
         record.append(epoch._replace(params=()))  # parameters are the caller's to keep

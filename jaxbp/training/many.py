@@ -24,7 +24,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
-from jaxbp.precision import mixed_precision
+from jaxbp.precision import matmul_precision, mixed_precision
 from jaxbp.training.checks import check_arguments, check_state, checked_data, dtype_of
 from jaxbp.training.epoch import Program, is_random, jitted_init, one_epoch, shuffled_rows
 from jaxbp.training.fitting import Epoch, History, history_of
@@ -54,6 +54,7 @@ def fit_many(
     validation: Batch | None = None,
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
+    precision: str | None = None,
     on_epoch: Callable[[Epoch], Any] | None = None,
 ) -> tuple[Params, History]:
     """Train N networks in one call -> (params, History), with N in front of every shape.
@@ -74,7 +75,7 @@ def fit_many(
     batch_size: rows a step; None: all.
     validation: rows to evaluate after each epoch; none unless given.
     gradient: as for ``fit``.
-    compute_dtype: as for ``fit``.
+    compute_dtype, precision: as for ``fit``.
     on_epoch: called after each epoch with an ``Epoch`` of all networks, each field (N,); if it
         returns True, training ends there.
 
@@ -98,6 +99,7 @@ def fit_many(
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     check_arguments(model, optimizer(rates[0]), epochs, batch_size, keys[0])
     random, dtype = is_random(gradient), dtype_of(batch)
+    matmul_precision(precision)  # raises, where there is none of that name
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     shapes = jitted_init.eval_shape(keys[0], model, dtype=dtype)  # type: ignore[no-untyped-call]
@@ -106,7 +108,7 @@ def fit_many(
     rows = len(batch.x)
     if batch_size is not None:
         batch_size = min(batch_size, rows)
-    program = Program(model, optimizer, gradient, batch_size)
+    program = Program(model, optimizer, gradient, batch_size, precision=precision)
 
     drawn = [jitted_init(key, model, dtype=dtype) for key in keys]
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
@@ -283,7 +285,9 @@ def _one_epoch_each(
         finite = network.finite & jnp.isfinite(loss)
         before = (network.params, network.state)
         params, state = jax.tree.map(partial(jnp.where, finite), tuple(after), before)
-        validated = None if validation is None else loss_and_metric(model, params, validation)
+        validated = None
+        if validation is not None:
+            validated = loss_and_metric(model, params, validation, program.precision)
         record = jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), (loss, validated))
         return network._replace(params=params, state=state, finite=finite), record
 

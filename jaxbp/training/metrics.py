@@ -12,6 +12,7 @@ from jaxbp.gradient import Batch, example_shares, objective
 from jaxbp.heads import Head
 from jaxbp.mlp import forward
 from jaxbp.model import MLP, Params
+from jaxbp.precision import matmul_precision
 from jaxbp.training.checks import checked_batch
 
 
@@ -22,16 +23,19 @@ class Evaluation(NamedTuple):
     metric: float  # accuracy in [0, 1] where the head decides, else R² ≤ 1
 
 
-def evaluate(model: MLP, params: Params, batch: Batch) -> Evaluation:
+def evaluate(
+    model: MLP, params: Params, batch: Batch, *, precision: str | None = None
+) -> Evaluation:
     """The objective on a batch, and the accuracy or R² of its predictions.
 
     Accuracy where the head decides between classes: the share of rows (for sigmoid units: of
     outputs) whose decision is the target's.  Else R² = 1 - Σ(t - ŷ)² / Σ(t - t̄)², averaged over
     outputs; an output whose target never varies counts 1 if it is met exactly and 0 if not.  Both
-    are weighted like the loss.  Raises ValueError where the batch does not fit the model.
+    are weighted like the loss.  precision is that of products, as for ``fit``.  Raises ValueError
+    where the batch does not fit the model.
     """
     batch = checked_batch(model, params, batch, "batch")
-    return compiled_evaluation(model, params, batch)
+    return compiled_evaluation(model, params, batch, precision)
 
 
 def metric_name(head: Head) -> str:
@@ -39,23 +43,33 @@ def metric_name(head: Head) -> str:
     return "r2" if head.decide is None else "accuracy"
 
 
-def loss_and_metric(model: MLP, params: Params, batch: Batch) -> tuple[Array, Array]:
+def loss_and_metric(
+    model: MLP, params: Params, batch: Batch, precision: str | None
+) -> tuple[Array, Array]:
     """The two numbers of an ``Evaluation``, to be compiled."""
-    logits, _ = forward(model, params, batch.x)
+    with matmul_precision(precision):
+        logits, _ = forward(model, params, batch.x)
+        value = objective(model, params, batch)
     loss, _ = model.head.loss(logits, batch.target)
     score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
     metric = score(
         model.head.predict(logits), jnp.asarray(batch.target), example_shares(batch, loss)
     )
-    return objective(model, params, batch), metric
+    return value, metric
 
 
-_compiled = jax.jit(loss_and_metric, static_argnums=0)
+_compiled = jax.jit(loss_and_metric, static_argnums=(0, 3))
 
 
-def compiled_evaluation(model: MLP, params: Params, batch: Batch) -> Evaluation:
-    """``evaluate`` on a batch that is checked already, and on the device."""
-    loss, metric = _compiled(model, params, batch)
+def compiled_evaluation(
+    model: MLP, params: Params, batch: Batch, precision: str | None = None
+) -> Evaluation:
+    """``evaluate`` on a batch that is checked already, and on the device.
+
+    model, params, batch: as for ``evaluate``.
+    precision: of products, by JAX's name; the caller's unless given.
+    """
+    loss, metric = _compiled(model, params, batch, precision)
     return Evaluation(loss=float(loss), metric=float(metric))
 
 
