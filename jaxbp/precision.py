@@ -42,14 +42,12 @@ def matmul_precision(precision: str | None) -> AbstractContextManager[None]:
     if precision is None:
         return nullcontext()
     try:
-        with jax.default_matmul_precision(precision):
-            pass
+        context: AbstractContextManager[None] = jax.default_matmul_precision(precision)
     except ValueError:
         raise ValueError(
             f"precision: got {precision!r}, expected a name of jax.default_matmul_precision, such "
             'as "default", "high" or "highest"'
         ) from None
-    context: AbstractContextManager[None] = jax.default_matmul_precision(precision)
     return context
 
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxbp.gradient import Batch, objective
 from jaxbp.model import MLP, Layer, Params
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
+from jaxbp.training.epoch import initial_state
 
 _objective = jax.jit(objective, static_argnums=0)  # traced once for its shapes, never run
 
@@ -48,10 +49,18 @@ def check_arguments(
         raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
 
 
-def check_state(state: optax.OptState, batch_size: int | None) -> None:
-    """Raise ValueError where a method for full batches, alone or in a chain, gets minibatches."""
+def check_full_batch(
+    optimizer: optax.GradientTransformation, params: Params, batch_size: int | None
+) -> None:
+    """Raise ValueError where a method for full batches, alone or in a chain, gets minibatches.
+
+    params may be shapes; of the optimiser's state, too, nothing but shapes is made.
+    """
+    if batch_size is None:
+        return
+    state = initial_state.eval_shape(optimizer, params)  # type: ignore[no-untyped-call]
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, FULL_BATCH_STATES))
-    if batch_size is not None and any(isinstance(part, FULL_BATCH_STATES) for part in parts):
+    if any(isinstance(part, FULL_BATCH_STATES) for part in parts):
         raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
 
 

@@ -13,7 +13,7 @@ from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
 from jaxbp.precision import matmul_precision, mixed_precision
-from jaxbp.training.checks import check_arguments, check_state, checked_data, dtype_of
+from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
 from jaxbp.training.epoch import (
     Program,
     initial_state,
@@ -116,8 +116,7 @@ def fit(
         gradient = mixed_precision(gradient, compute_dtype)
     if params is None:
         params = jitted_init(key, model, dtype=dtype_of(batch))
-    shapes = initial_state.eval_shape(optimizer, params)  # type: ignore[no-untyped-call]
-    check_state(shapes, batch_size)
+    check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
     state = initial_state(optimizer, params)
     rows = len(batch.x)

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
 from jaxbp.precision import matmul_precision, mixed_precision
-from jaxbp.training.checks import check_arguments, check_state, checked_data, dtype_of
+from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
 from jaxbp.training.epoch import Program, is_random, jitted_init, one_epoch, shuffled_rows
 from jaxbp.training.fitting import Epoch, History, history_of
 from jaxbp.training.metrics import Evaluation, loss_and_metric
@@ -97,13 +97,14 @@ def fit_many(
     penalties = None if l2 is None else _one_each("l2", l2, count)
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
-    check_arguments(model, optimizer(rates[0]), epochs, batch_size, keys[0])
+    first = optimizer(rates[0])
+    check_arguments(model, first, epochs, batch_size, keys[0])
     random, dtype = is_random(gradient), dtype_of(batch)
     matmul_precision(precision)  # raises, where there is none of that name
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     shapes = jitted_init.eval_shape(keys[0], model, dtype=dtype)  # type: ignore[no-untyped-call]
-    check_state(jax.eval_shape(optimizer(rates[0]).init, shapes), batch_size)
+    check_full_batch(first, shapes, batch_size)
     batch, validation = checked_data(model, shapes, batch, validation)
     rows = len(batch.x)
     if batch_size is not None:

@@ -62,13 +62,9 @@ _compiled = jax.jit(loss_and_metric, static_argnums=(0, 3))
 
 
 def compiled_evaluation(
-    model: MLP, params: Params, batch: Batch, precision: str | None = None
+    model: MLP, params: Params, batch: Batch, precision: str | None
 ) -> Evaluation:
-    """``evaluate`` on a batch that is checked already, and on the device.
-
-    model, params, batch: as for ``evaluate``.
-    precision: of products, by JAX's name; the caller's unless given.
-    """
+    """``evaluate`` on a batch that is checked already, and on the device."""
     loss, metric = _compiled(model, params, batch, precision)
     return Evaluation(loss=float(loss), metric=float(metric))
 
