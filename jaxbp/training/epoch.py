@@ -5,9 +5,10 @@ full batch (``batch_size=None``) and online learning (``batch_size=1``) are the 
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxbp.diagnostics.health import Health, layer_health, sample
 from jaxbp.gradient import Batch, Gradient, backprop
@@ -38,6 +40,7 @@ class Program(NamedTuple):
     batch_size: int | None  # None: all rows in one step
     diagnostics: bool = False  # whether the epoch ends with the health of every layer
     precision: str | None = None  # of products, by JAX's name; None: the caller's
+    kernel: Any = None  # a OneKernel takes the minibatches; None: a compiled scan does
 
 
 def one_epoch(
@@ -69,13 +72,15 @@ def one_epoch(
         if key is not None:
             gradient = partial(gradient, key=jax.random.fold_in(key, number))
         if batch.weight is not None:
-            gradient = _times_mean_weight(gradient)
+            gradient = times_mean_weight(gradient)
         with matmul_precision(program.precision):
             return make_step(model, program.optimizer, gradient)(carry, examples)
 
     before, carry = params, (params, state)
     if order is None or batch_size is None:
         (params, state), loss = minibatch_step(carry, (None, 0))
+    elif program.kernel is not None:
+        (params, state), loss = program.kernel(program, carry, batch, order)
     else:
         last = order.size % batch_size  # rows of the ragged last minibatch, a step of its own size
         if program.diagnostics and last == 0:
@@ -132,13 +137,40 @@ def make_step(
     return step
 
 
-def shuffled_rows(seed: Sequence[int], epoch: int, rows: int) -> np.ndarray:
-    """The order (rows,) of an epoch: a function of the seed and the epoch's number alone.
+def orders_of(key: Array, rows: int) -> Iterator[Array]:
+    """The orders (rows,) of the epochs 1, 2, ..., on the device, without an end.
 
-    It is drawn on the host, because ``jax.random``'s permutation costs as much as many steps on a
-    CPU.
+    On a CPU they are drawn by the host, because ``jax.random``'s permutation costs as much as many
+    steps there.  An accelerator draws a block of them at once.
     """
+    if not draws_on_device():
+        seed = np.asarray(jax.random.key_data(key)).tolist()
+        for number in count(1):
+            yield jax.device_put(shuffled_rows(seed, number, rows))
+    block = max(1, min(32, 2**22 // rows))  # at most 16 MiB
+    for first in count(1, block):
+        yield from _drawn_block(key, first, rows, block)
+
+
+def draws_on_device() -> bool:
+    """Whether orders are drawn on the device, by ``drawn_rows``, or on the host."""
+    return jax.default_backend() != "cpu"
+
+
+def shuffled_rows(seed: Sequence[int], epoch: int, rows: int) -> np.ndarray:
+    """The order (rows,) of an epoch, by the host: a function of seed and epoch alone."""
     return np.random.default_rng([*seed, epoch]).permutation(rows).astype(np.int32)
+
+
+def drawn_rows(key: Array, epoch: ArrayLike, rows: int) -> Array:
+    """The order (rows,) of an epoch, by the device: a function of key and epoch alone."""
+    epoch_key = jax.random.fold_in(key, epoch)  # whose n, n < rows, is the key of step n
+    return jax.random.permutation(jax.random.fold_in(epoch_key, rows), rows).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _drawn_block(key: Array, first: ArrayLike, rows: int, block: int) -> Array:
+    return jax.vmap(lambda epoch: drawn_rows(key, epoch, rows))(first + jnp.arange(block))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -196,7 +228,7 @@ def is_random(gradient: Gradient) -> bool:
     return "key" in own or (hands_on and "key" in wrapped)
 
 
-def _times_mean_weight(gradient: Gradient) -> Gradient:
+def times_mean_weight(gradient: Gradient) -> Gradient:
     """gradient times the mean weight of the minibatch, so that minibatches average to the whole.
 
     Otherwise a heavy example would not count for more in a minibatch of its own.

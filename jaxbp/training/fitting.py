@@ -1,6 +1,7 @@
 """Training of one network: ``fit``, and the record that it leaves."""
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,10 @@ from jaxbp.training.epoch import (
     initial_state,
     is_random,
     jitted_init,
+    orders_of,
     run_epoch,
-    shuffled_rows,
 )
+from jaxbp.training.kernel_choice import check_kernel, with_kernel
 from jaxbp.training.metrics import Evaluation, compiled_evaluation
 
 
@@ -73,6 +75,7 @@ def fit(
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
     precision: str | None = None,
+    kernel: str = "auto",
     diagnostics: bool = False,
     on_epoch: Callable[[Epoch], Any] | None = None,
 ) -> tuple[Params, History]:
@@ -82,7 +85,7 @@ def fit(
     batch: the N rows to train on; example weights count relative to their mean.
     optimizer: optax's, such as ``optax.sgd(0.1)``.
     epochs: passes over the rows, at least 1.  Each visits every row once, in an order that depends
-        on key and the number of the epoch alone.
+        on key and the number of the epoch alone; an accelerator draws another one than a CPU.
     batch_size: rows a step; the last step of an epoch takes the rows that are left.  None: all.
     key: one ``jax.random.key(seed)``, for the initial weights, the orders and random gradients.
     params: to start from, left as they are; else ``init(key, model)`` in x's floating dtype.
@@ -93,6 +96,10 @@ def fit(
         params.
     precision: of products of float32 arrays, by JAX's names ("default", "high", "highest", ...):
         see ``jaxbp.precision``; that of ``jax.default_matmul_precision`` unless given.
+    kernel: "auto" unless given: one GPU kernel for all minibatches of an epoch where that is known
+        to be possible and faster (see ``jaxbp.training.one_kernel``), else XLA's programs, with
+        equal results up to rounding.  "xla": never one kernel; "fused": nothing else; "interpret":
+        the kernel by Pallas's interpreter, slowly, on any device.
     diagnostics: whether each epoch ends with the health of every layer, measured on up to 256 rows
         spread over the batch, with the last step's update.
     on_epoch: called with an ``Epoch`` after each; if it returns True, training ends there.
@@ -112,6 +119,7 @@ def fit(
     check_arguments(model, optimizer, epochs, batch_size, key)
     random = is_random(gradient)
     matmul_precision(precision)  # raises, where there is none of that name
+    check_kernel(kernel)
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     if params is None:
@@ -123,17 +131,18 @@ def fit(
     if batch_size is not None:
         batch_size = min(batch_size, rows)
     program = Program(model, optimizer, gradient, batch_size, diagnostics, precision)
-    seed = np.asarray(jax.random.key_data(key)).tolist()
+    orders = repeat(None) if batch_size is None else orders_of(key, rows)
 
-    def order_of(number: int) -> Array | None:
-        return None if batch_size is None else jax.device_put(shuffled_rows(seed, number, rows))
+    def compile_ahead(program: Program) -> None:
+        run_epoch.lower(program, params, state, batch, order, None).compile()
 
     record: list[Epoch] = []
-    order = order_of(1)
+    order = next(orders)
+    program = with_kernel(kernel, program, batch.x.dtype, compile_ahead)
     for number in range(1, epochs + 1):
         epoch_key = jax.random.fold_in(key, number) if random else None
         trained, state, loss, health = run_epoch(program, params, state, batch, order, epoch_key)
-        order = order_of(number + 1)  # while the device is at work
+        order = next(orders)  # while the device is at work
         if not np.isfinite(loss):
             raise NonFiniteLossError(number, params, history_of(record))
         params, evaluation = trained, None

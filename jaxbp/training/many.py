@@ -8,6 +8,7 @@ except when they are tiny; an accelerator takes them together (``jax.vmap``), as
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,13 +24,24 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
+from jaxbp.initialisation import init
 from jaxbp.model import MLP, Params
 from jaxbp.precision import matmul_precision, mixed_precision
 from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
-from jaxbp.training.epoch import Program, is_random, jitted_init, one_epoch, shuffled_rows
+from jaxbp.training.epoch import (
+    Program,
+    drawn_rows,
+    draws_on_device,
+    is_random,
+    jitted_init,
+    one_epoch,
+    shuffled_rows,
+)
 from jaxbp.training.fitting import Epoch, History, history_of
+from jaxbp.training.kernel_choice import check_kernel, with_kernel
 from jaxbp.training.metrics import Evaluation, loss_and_metric
 
+_OrdersOf = Callable[[int], Sequence[Any]]  # of the number of an epoch
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # of a learning rate
 
 
@@ -55,6 +67,7 @@ def fit_many(
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
     precision: str | None = None,
+    kernel: str = "auto",
     on_epoch: Callable[[Epoch], Any] | None = None,
 ) -> tuple[Params, History]:
     """Train N networks in one call -> (params, History), with N in front of every shape.
@@ -75,7 +88,7 @@ def fit_many(
     batch_size: rows a step; None: all.
     validation: rows to evaluate after each epoch; none unless given.
     gradient: as for ``fit``.
-    compute_dtype, precision: as for ``fit``.
+    compute_dtype, precision, kernel: as for ``fit``.
     on_epoch: called after each epoch with an ``Epoch`` of all networks, each field (N,); if it
         returns True, training ends there.
 
@@ -101,6 +114,7 @@ def fit_many(
     check_arguments(model, first, epochs, batch_size, keys[0])
     random, dtype = is_random(gradient), dtype_of(batch)
     matmul_precision(precision)  # raises, where there is none of that name
+    check_kernel(kernel)
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     shapes = jitted_init.eval_shape(keys[0], model, dtype=dtype)  # type: ignore[no-untyped-call]
@@ -110,14 +124,11 @@ def fit_many(
     if batch_size is not None:
         batch_size = min(batch_size, rows)
     program = Program(model, optimizer, gradient, batch_size, precision=precision)
-
-    drawn = [jitted_init(key, model, dtype=dtype) for key in keys]
-    params = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
     rates, penalties = jax.tree.map(lambda each: each.astype(dtype), (rates, penalties))
     dealt = _Dealt(count, _workers()[:count])
     networks = [
-        _started(optimizer, *group)
-        for group in dealt.deal((params, rates, penalties, keys if random else None))
+        _started(model, optimizer, dtype, *group, keeps_keys=random or draws_on_device())
+        for group in dealt.deal((keys, rates, penalties))
     ]
     groups = [
         _Group(*jax.device_put((group, batch, validation), device))
@@ -131,8 +142,26 @@ def fit_many(
             return [None] * len(groups)
         return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
 
+    block = min(epochs, _BLOCK) if on_epoch is None else 1
+
+    def compile_ahead(program: Program) -> None:
+        number = np.int32(1)
+        _block_of_epochs.lower(program, *groups[0], number, number, block=block).compile()
+
+    program = with_kernel(
+        kernel,
+        program,
+        dtype,
+        compile_ahead,
+        example=program._replace(optimizer=first),
+        networks=len(networks[0].finite),
+    )
+    if draws_on_device():
+        trained_epochs = _epochs_on_accelerator(program, groups, epochs, block)
+    else:
+        trained_epochs = _epochs_on_host(program, groups, orders_of, epochs)
     record: list[Epoch] = []
-    for trained, outcomes in _epochs(program, groups, orders_of, epochs):
+    for trained, outcomes in trained_epochs:
         loss, validated = dealt.gather(outcomes)
         evaluation = None
         if validated is not None:
@@ -177,7 +206,7 @@ class _Networks(NamedTuple):
     finite: Array  # (n,) until now
     learning_rate: Array
     l2: Array | None  # None: the model's
-    key: Array | None  # None: the gradient is not random
+    key: Array | None  # None: nothing is drawn from it
 
 
 class _Group(NamedTuple):
@@ -205,36 +234,40 @@ class _Dealt(NamedTuple):
         return [jax.tree.map(itemgetter(each), networks) for each in members]
 
     def gather(self, groups: list[Any]) -> Any:
-        """One tree a group as a tree of all N networks, on the host."""
+        """One tree a group as a tree of all N networks, on the host where there are several."""
+        if len(groups) == 1:
+            return groups[0]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: self.total], *groups)
 
 
 def _params(dealt: _Dealt, groups: list[_Group]) -> Params:
-    on_host = dealt.gather([group.networks.params for group in groups])
-    params: Params = jax.tree.map(jnp.asarray, on_host)
+    gathered = dealt.gather([group.networks.params for group in groups])
+    params: Params = jax.tree.map(jnp.asarray, gathered)
     return params
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="keeps_keys")
 def _started(
+    model: MLP,
     optimizer: MakeOptimizer,
-    params: Params,
+    dtype: DTypeLike,
+    keys: Array,
     rates: Array,
     penalties: Array | None,
-    keys: Array | None,
+    *,
+    keeps_keys: bool,
 ) -> _Networks:
-    """Networks with the initial states of their optimisers."""
+    """Networks with initial parameters, and with the initial states of their optimisers."""
+    params = jax.vmap(lambda key: init(key, model, dtype=dtype))(keys)
     state = jax.vmap(lambda params, rate: optimizer(rate).init(params))(params, rates)
-    return _Networks(params, state, jnp.ones(rates.shape, bool), rates, penalties, keys)
+    finite = jnp.ones(rates.shape, bool)
+    return _Networks(params, state, finite, rates, penalties, keys if keeps_keys else None)
 
 
-def _epochs(
-    program: Program,
-    groups: list[_Group],
-    orders_of: Callable[[int], Sequence[np.ndarray | None]],
-    epochs: int,
+def _epochs_on_host(
+    program: Program, groups: list[_Group], orders_of: _OrdersOf, epochs: int
 ) -> Iterator[tuple[list[_Group], list[Any]]]:
-    """Train the groups side by side -> after each epoch, the groups and their records.
+    """Train the groups side by side on the cores -> after each epoch, the groups and their records.
 
     It is compiled here and called in threads: a thread would compile without the caller's
     ``jax.enable_x64`` and its like, which hold for one thread.
@@ -259,10 +292,71 @@ def _epochs(
                 pool.submit(run, each, group, order, number)
                 for each, group, order in zip(compiled, groups, orders, strict=True)
             ]
-            orders = orders_of(number + 1)  # while the devices are at work
+            orders = orders_of(number + 1)  # while the cores are at work
             results = [future.result() for future in running]
             groups = [group for group, _ in results]
             yield groups, [record for _, record in results]
+
+
+def _epochs_on_accelerator(
+    program: Program, groups: list[_Group], epochs: int, block: int
+) -> Iterator[tuple[list[_Group], list[Any]]]:
+    """Train the groups on a device each -> after each epoch, the groups and their records.
+
+    Epochs are so short that a device would wait for the host after each: a block of them is one
+    program, and the next block is started before the records of the last are read.  With blocks of
+    more than one, the groups are those after the block.
+    """
+    started: deque[tuple[list[_Group], list[Any], int]] = deque()
+
+    def finished() -> Iterator[tuple[list[_Group], list[Any]]]:
+        groups, records, count = started.popleft()
+        on_host = jax.device_get(records)
+        for place in range(count):
+            yield groups, jax.tree.map(itemgetter(place), on_host)
+
+    for first in range(1, epochs + 1, block):
+        count = min(block, epochs + 1 - first)
+        results = [
+            _block_of_epochs(program, *group, np.int32(first), np.int32(count), block=block)
+            for group in groups
+        ]
+        groups = [
+            group._replace(networks=networks)
+            for group, (networks, _) in zip(groups, results, strict=True)
+        ]
+        started.append((groups, [record for _, record in results], count))
+        if len(started) > 1:
+            yield from finished()
+    yield from finished()
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="block")
+def _block_of_epochs(
+    program: Program,
+    networks: _Networks,
+    batch: Batch,
+    validation: Batch | None,
+    first: Array,
+    count: Array,
+    *,
+    block: int,
+) -> tuple[_Networks, Any]:
+    """Count epochs of every network, at most a block -> the networks, and records (block, n)."""
+    one_epoch_each = partial(_one_epoch_each, program)
+    given = networks, batch, validation, None, first
+    empty = jax.tree.map(
+        lambda of: jnp.zeros((block, *of.shape), of.dtype),
+        jax.eval_shape(one_epoch_each, *given)[1],
+    )
+
+    def epoch(place: Array, held: tuple[_Networks, Any]) -> tuple[_Networks, Any]:
+        networks, records = held
+        networks, record = one_epoch_each(networks, batch, validation, None, first + place)
+        return networks, jax.tree.map(lambda all, one: all.at[place].set(one), records, record)
+
+    trained: tuple[_Networks, Any] = jax.lax.fori_loop(0, count, epoch, (networks, empty))
+    return trained
 
 
 @partial(jax.jit, static_argnums=0)
@@ -281,7 +375,11 @@ def _one_epoch_each(
         if network.l2 is not None:
             model = model._replace(l2=network.l2)  # type: ignore[arg-type]
         one = program._replace(model=model, optimizer=program.optimizer(network.learning_rate))
-        key = None if network.key is None else jax.random.fold_in(network.key, number)
+        key = None
+        if network.key is not None:
+            key = jax.random.fold_in(network.key, number) if is_random(program.gradient) else None
+            if order is None and program.batch_size is not None:  # it is drawn on the device
+                order = drawn_rows(network.key, number, len(batch.x))
         *after, loss, _ = one_epoch(one, network.params, network.state, batch, order, key)
         finite = network.finite & jnp.isfinite(loss)
         before = (network.params, network.state)
@@ -306,6 +404,7 @@ def _together(program: Program, batch: Batch) -> bool:
     return jax.default_backend() != "cpu" or rows * weights < _SMALL
 
 
+_BLOCK = 64  # epochs of one program on an accelerator
 _SMALL = 2**17  # multiplications: 32-64-10 at batch 32 is below, 64-128-10 above
 
 

@@ -1,0 +1,373 @@
+"""One kernel an epoch: by Pallas's interpreter it trains as XLA's scan does, and it can be lowered
+for a GPU on any machine."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from combinations import ACTIVATIONS, HEADS, chosen, made
+
+import jaxbp
+from benchmarks.one_kernel import lowered
+from benchmarks.problems import random_batch, random_params
+from jaxbp import activations, heads
+from jaxbp.training import kernel_choice
+from jaxbp.training.epoch import Program, run_epoch
+from jaxbp.training.one_kernel import OneKernel, is_faster, padded_loss, warps_for, zeros_stay
+
+slow = pytest.mark.slow
+MODEL = jaxbp.MLP((3, 5, 2), activations.tanh, heads.softmax_cross_entropy)
+OPTIMIZERS = {
+    "sgd": partial(made, optax.sgd, 0.1),
+    "momentum": partial(made, partial(optax.sgd, momentum=0.9), 0.1),
+    "adam": partial(made, optax.adam, 0.01),
+    "adamw": partial(made, partial(optax.adamw, weight_decay=0.1), 0.01),
+    "clipped": partial(
+        made, lambda rate: optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate)), 0.01
+    ),
+    "scheduled": partial(
+        made, lambda rate: optax.sgd(optax.warmup_cosine_decay_schedule(0, rate, 2, 9)), 0.1
+    ),
+}
+
+
+def both(model, optimizer, batch, batch_size, epochs=2):
+    """The largest relative difference, in parameters and losses, between kernel and scan."""
+    rows, differences = len(batch.x), []
+    program = Program(model, optimizer, jaxbp.backprop, batch_size, precision="highest")
+    kernel = program._replace(kernel=OneKernel(warps=1, interpret=True))
+    start = random_params(model, 0, np.float32)
+    carries = [(start, optimizer.init(start)) for _ in range(2)]
+    for epoch in range(epochs):
+        order = np.random.default_rng(epoch).permutation(rows).astype(np.int32)
+        results = [
+            run_epoch(each, *carry, batch, order, None)
+            for each, carry in zip((program, kernel), carries, strict=True)
+        ]
+        carries = [result[:2] for result in results]
+        (expected, _, loss, _), (params, _, of_kernel, _) = results
+        differences += [jaxbp.compare(params, expected).relative_error, abs(of_kernel / loss - 1)]
+    return max(differences)
+
+
+CASES = {  # sizes, activation, head, optimiser, batch size, rows, weighted
+    "one layer": ((3, 2), (), "softmax_cross_entropy", "sgd", 4, 10, False),
+    "no padding": ((16, 32, 16), "relu", "linear_squared_error", "momentum", 16, 32, False),
+    "no ragged step": ((5, 7, 3), "sigmoid", "sigmoid_logistic", "adam", 5, 15, True),
+    "ragged and weighted": ((17, 20, 33, 3), "gelu", "exp_poisson", "adamw", 20, 47, True),
+    "clipped": ((4, 9, 1), "softplus", "linear_huber", "clipped", 3, 10, True),
+    "scheduled": ((4, 9, 3), ("elu",), "linear_absolute_error", "scheduled", 6, 10, False),
+    "one row a step": ((2, 3, 2), "silu", "sigmoid_squared_error", "adam", 1, 5, False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_trains_as_the_scan_does(case):
+    sizes, units, head, optimizer, batch_size, rows, weighted = CASES[case]
+    named = tuple(ACTIVATIONS[each] for each in units) if isinstance(units, tuple) else units
+    unit = ACTIVATIONS[named] if isinstance(named, str) else named
+    model = jaxbp.MLP(sizes, unit, HEADS[head], l2=0.01)
+    integer = model.head.target == "classes"
+    batch = random_batch(model, rows, 1, weighted=weighted, integer=integer, dtype=np.float32)
+    assert both(model, OPTIMIZERS[optimizer](), batch, batch_size) < 1e-6
+
+
+@slow
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+@pytest.mark.parametrize("head", HEADS)
+def test_it_does_with_every_activation_head_and_optimizer(head, optimizer):
+    """Odd sizes, ragged minibatches and weights; one program for all activations."""
+
+    @jax.jit
+    def epoch(which, params, batch, order, kernel=None):
+        unit = chosen(which, list(ACTIVATIONS.values()))
+        model = jaxbp.MLP((5, 9, 18, 3), unit, HEADS[head], l2=0.01)
+        state = OPTIMIZERS[optimizer]().init(params)
+        results = []
+        for kernel in (None, OneKernel(warps=1, interpret=True)):
+            program = Program(
+                model,
+                OPTIMIZERS[optimizer](),
+                jaxbp.backprop,
+                7,
+                precision="highest",
+                kernel=kernel,
+            )
+            results.append(run_epoch.__wrapped__(program, params, state, batch, order, None))
+        return results
+
+    model = jaxbp.MLP((5, 9, 18, 3), activations.tanh, HEADS[head])
+    order = np.random.default_rng(0).permutation(24).astype(np.int32)
+    for integer in {False, model.head.target == "classes"}:
+        batch = random_batch(model, 24, 2, integer=integer, dtype=np.float32)
+        for which in range(len(ACTIVATIONS)):
+            params = random_params(model, which, np.float32)
+            expected, found = epoch(which, params, batch, order)
+            assert jaxbp.compare(found[0], expected[0]).relative_error < 1e-6
+            np.testing.assert_allclose(found[2], expected[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_padded_output_has_no_loss_and_no_error(head):
+    loss = HEADS[head].loss
+    batch = random_batch(MODEL, 6, 0, dtype=np.float32)
+    logits = 5 * jax.random.normal(jax.random.key(0), (6, 16))
+    target = jnp.pad(batch.target, ((0, 0), (0, 14)))
+    expected, error = loss(logits[:, :2], batch.target)
+    found, of_padding = padded_loss(loss, 2, logits, target)
+    np.testing.assert_array_equal(of_padding[:, 2:], 0)
+    np.testing.assert_allclose(of_padding[:, :2], error, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_gelu_by_exponentials_is_gelu(x64):
+    """Abramowitz and Stegun's bound, 1.5e-7 for erf, is half of that for the distribution."""
+    from jaxbp.training.one_kernel import gelu_by_exponentials
+
+    a = jnp.linspace(-12, 12, 4801)
+    for found, expected in zip(gelu_by_exponentials(a), activations.gelu(a), strict=True):
+        assert np.max(np.abs(found - expected) / np.maximum(1, np.abs(a))) < 7.6e-8
+
+
+# Optimisers: what they make of padding
+
+
+def centred(rate):
+    return optax.chain(optax.centralize(), optax.sgd(rate))
+
+
+def clipped_by_mean(rate):
+    return optax.chain(optax.clip_by_block_rms(1.0), optax.sgd(rate))
+
+
+def drifting(rate):
+    """Adds a number to every parameter, those that are added too."""
+    return optax.chain(
+        optax.sgd(rate), optax.stateless(lambda u, _: jax.tree.map(lambda leaf: leaf + 0.1, u))
+    )
+
+
+def inverse(rate):
+    """Divides by the parameters, which are 0 in the padding."""
+    return optax.stateless(lambda u, params: jax.tree.map(lambda g, w: -rate * g / w, u, params))
+
+
+LEAVE = {
+    **{name: getattr(optax, name) for name in ("adabelief", "adadelta", "adagrad", "adamax")},
+    **{name: getattr(optax, name) for name in ("adam", "adamw", "amsgrad", "lion", "nadam")},
+    **{name: getattr(optax, name) for name in ("radam", "rmsprop", "rprop", "sgd", "sign_sgd")},
+    "yogi": optax.yogi,
+    "clip": lambda rate: optax.chain(optax.clip(0.1), optax.sgd(rate)),
+    "clip_by_global_norm": lambda rate: optax.chain(
+        optax.clip_by_global_norm(0.1), optax.adam(rate)
+    ),
+    "normalised": lambda rate: optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate)),
+    "injected": lambda rate: optax.inject_hyperparams(optax.adam)(learning_rate=rate),
+}
+TOUCH = {
+    **{name: getattr(optax, name) for name in ("adafactor", "novograd", "sm3")},
+    **{"centred": centred, "clipped by mean": clipped_by_mean, "drifting": drifting},
+    "inverse": inverse,
+}
+
+
+def program_of(make, model=MODEL):
+    return Program(model, make(0.1), jaxbp.backprop, 4)
+
+
+@pytest.mark.parametrize("name", LEAVE)
+def test_an_optimizer_that_leaves_padding_alone_is_known_to(name):
+    assert zeros_stay(program_of(LEAVE[name]))
+
+
+@pytest.mark.parametrize("name", TOUCH)
+def test_an_optimizer_that_does_not_is_found_out(name):
+    assert not zeros_stay(program_of(TOUCH[name]))
+
+
+def test_an_optimizer_that_knows_the_shapes_is_found_out():
+    decay = jax.tree.map(lambda leaf: 0.1 * jnp.ones(leaf.shape), random_params(MODEL, 0))
+    own = optax.stateless(lambda u, _: jax.tree.map(lambda g, d: g * d, u, decay))
+    assert not zeros_stay(program_of(lambda _: own))
+
+
+@slow
+@pytest.mark.parametrize("name", LEAVE)
+def test_what_is_said_of_an_optimizer_is_so(name):
+    batch = random_batch(MODEL, 10, 0, dtype=np.float32)
+    assert both(MODEL, made(LEAVE[name], 0.01), batch, 4) < 2e-6
+
+
+# The choice
+
+
+def fit(**options):
+    batch = random_batch(MODEL, 10, 0, dtype=np.float32, integer=True)
+    defaults = {"optimizer": made(optax.sgd, 0.1), "epochs": 2, "batch_size": 4}
+    return jaxbp.fit(MODEL, batch, key=jax.random.key(0), **defaults | options)
+
+
+def test_fit_and_fit_many_train_by_it():
+    """Of many networks each has its own learning rate and penalty: arguments of the kernel."""
+    expected, by_scan = fit(kernel="xla", precision="highest")
+    found, by_kernel = fit(kernel="interpret", precision="highest")
+    assert jaxbp.compare(found, expected).relative_error < 1e-6
+    np.testing.assert_allclose(by_kernel.training_loss, by_scan.training_loss, rtol=1e-6)
+    many = partial(
+        jaxbp.fit_many,
+        MODEL,
+        random_batch(MODEL, 10, 0, dtype=np.float32, integer=True),
+        keys=jax.random.split(jax.random.key(0), 3),
+        learning_rate=[0.1, 0.2, 1e30],
+        l2=[0.0, 0.1, 0.1],
+        epochs=2,
+        batch_size=4,
+        precision="highest",
+    )
+    (expected, by_scan), (found, by_kernel) = many(kernel="xla"), many(kernel="interpret")
+    assert jaxbp.compare(found, expected).relative_error < 1e-6
+    np.testing.assert_allclose(by_kernel.training_loss, by_scan.training_loss, rtol=1e-6)
+    assert np.isnan(by_kernel.training_loss[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_size": None}, "a full batch is a single step"),
+        ({"diagnostics": True}, "diagnostics take the last step"),
+        ({"gradient": jaxbp.autodiff}, "gradient is .*autodiff.*, not backprop"),
+        ({"compute_dtype": jnp.bfloat16}, "not backprop"),
+        ({"optimizer": clipped_by_mean(0.1)}, "is not known that .* leaves alone what pads"),
+        ({"params": random_params(MODEL, 0, jnp.bfloat16)}, "parameters are bfloat16"),
+    ],
+)
+def test_one_kernel_that_is_demanded_and_cannot_be_says_why(options, reason):
+    with pytest.raises(ValueError, match=f'kernel: got "?.?interpret.*which cannot be: .*{reason}'):
+        fit(kernel="interpret", **options)
+
+
+def test_a_loss_of_ones_own_is_not_padded():
+    def loss(logits, target):
+        return heads.cross_entropy(logits, target)
+
+    model = MODEL._replace(head=MODEL.head._replace(loss=loss))
+    batch = random_batch(model, 10, 0, dtype=np.float32)
+    with pytest.raises(ValueError, match="not known how to pad the logits of .*loss"):
+        jaxbp.fit(
+            model,
+            batch,
+            optimizer=optax.sgd(0.1),
+            epochs=1,
+            batch_size=4,
+            key=jax.random.key(0),
+            kernel="interpret",
+        )
+
+
+@pytest.mark.parametrize("train", [fit, jaxbp.fit_many])
+def test_a_kernel_of_another_name_is_refused(train):
+    options = {"kernel": "cuda"}
+    if train is jaxbp.fit_many:
+        train, options = partial(train, MODEL, random_batch(MODEL, 4, 0)), options | {
+            "keys": jax.random.split(jax.random.key(0), 2),
+            "learning_rate": 0.1,
+            "epochs": 1,
+            "batch_size": 2,
+        }
+    with pytest.raises(ValueError, match="kernel: got 'cuda', expected one of auto, xla, fused, in"):
+        train(**options)
+
+
+@pytest.mark.skipif(kernel_choice.runs_triton(), reason="there is a GPU")
+def test_without_a_gpu_fused_says_so():
+    with pytest.raises(ValueError, match="kernel: got 'fused', .*no NVIDIA GPU of compute"):
+        fit(kernel="fused")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "runs_triton", lambda: True)
+
+
+def choose(program, compile_ahead=lambda program: None, kernel="auto", **options):
+    return kernel_choice.with_kernel(kernel, program, jnp.float32, compile_ahead, **options).kernel
+
+
+def wide(*sizes, batch_size=32, optimizer=optax.sgd, **options):
+    model = jaxbp.MLP(sizes, activations.relu, heads.softmax_cross_entropy)
+    return Program(model, made(optimizer, 0.1), jaxbp.backprop, batch_size, **options)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_auto_takes_one_kernel_where_that_is_faster_and_compiles():
+    assert isinstance(choose(wide(64, 128, 10)), OneKernel)
+    assert choose(wide(64, 128, 10), kernel="xla") is None
+    assert choose(wide(784, 512, 10)) is None
+    with_diagnostics = wide(64, 128, 10, diagnostics=True)
+    assert choose(with_diagnostics) is None
+
+    def no_room(program):
+        raise jax.errors.JaxRuntimeError("Shared memory size limit exceeded")
+
+    assert choose(wide(64, 128, 10), no_room) is None
+    with pytest.raises(ValueError, match="kernel: got 'fused'.*does not compile: Shared memory"):
+        choose(wide(64, 128, 10), no_room, kernel="fused")
+
+
+def test_faster_is_what_was_measured_to_be():
+    assert is_faster(wide(64, 128, 10))
+    assert is_faster(wide(128, 128, 128, 128, 10))
+    assert is_faster(wide(64, 128, 10, optimizer=optax.adam))
+    assert is_faster(wide(13, 32, 3, precision="highest"))
+    assert not is_faster(wide(64, 128, 10, precision="highest"))
+    assert not is_faster(wide(64, 128, 128, 10, optimizer=optax.adam))  # the state of adam
+    assert not is_faster(wide(64, 128, 10, batch_size=256))
+    with jax.default_matmul_precision("float32"):
+        assert not is_faster(wide(64, 128, 10))
+
+
+def test_warps_grow_with_the_network():
+    assert [warps_for(wide(*sizes), 1) for sizes in ((8, 8, 2), (64, 32, 10), (64, 128, 10))] == [
+        2,
+        2,
+        8,
+    ]
+
+
+# Lowering for a GPU
+
+
+@pytest.mark.parametrize(
+    ("activation", "head", "optimizer"),
+    [("gelu", "softmax_cross_entropy", "clipped"), ("elu", "exp_poisson", "adamw")],
+)
+def test_it_lowers_for_a_gpu(activation, head, optimizer):
+    model = jaxbp.MLP((17, 20, 3), ACTIVATIONS[activation], HEADS[head], l2=0.01)
+    assert "triton" in lowered(model, OPTIMIZERS[optimizer]())
+
+
+def test_what_has_no_lowering_is_found_without_a_gpu():
+    model = MODEL._replace(activation=jaxbp.with_slope(jax.lax.erf))
+    with pytest.raises(Exception, match="erf"):
+        lowered(model, OPTIMIZERS["sgd"]())
+
+
+@slow
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_lowers(activation):
+    assert "triton" in lowered(MODEL._replace(activation=ACTIVATIONS[activation]), optax.sgd(0.1))
+
+
+@slow
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_lowers(head):
+    assert "triton" in lowered(MODEL._replace(head=HEADS[head]), optax.sgd(0.1))
+
+
+@slow
+@pytest.mark.parametrize("name", LEAVE)
+def test_every_optimizer_that_leaves_padding_alone_lowers(name):
+    assert "triton" in lowered(MODEL, LEAVE[name](0.1))
