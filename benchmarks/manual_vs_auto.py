@@ -67,6 +67,11 @@ HALF = [Cell(dtype="bfloat16", **size) for size in ({}, {"width": 1024}, {"batch
 GRID = [*WIDE, *AXES, *CORNERS, *HALF]
 SHORT = [*WIDE, Cell(), Cell("tanh"), CORNERS[0], HALF[0]]
 QUICK = [Cell("relu", 16, 2, 32), Cell("tanh", 16, 2, 32, "bfloat16")]
+
+# On a GPU most cells would say the same.
+SHORT_GPU = [WIDE[list(IDIOMATIC).index(name)] for name in ("relu", "elu", "gelu")]
+SHORT_GPU += [Cell(), CORNERS[0], HALF[1]]
+FULL_GPU = [*dict.fromkeys(SHORT_GPU + WIDE), Cell("tanh"), *CORNERS[1:], *HALF[:1], *HALF[2:]]
 SECONDS = 5.0  # for the rounds of a row
 
 OURS, SAME, NN, FORWARD = "backprop", "autodiff", "jax.nn", "forward"
@@ -210,14 +215,19 @@ def markdown(result):
     return protocol.table(COLUMNS, map(row, result["cells"]), EXPLANATION)
 
 
-def measure(options):
+def measure(run):
     """Every cell, printed as it is measured."""
     print(protocol.heading(*COLUMNS))
-    seconds = 0.0 if options.quick else 1.5 if options.short else SECONDS
+    seconds = protocol.extent(run, SECONDS, 1.5, 0.0, accelerator=(1.5, 1.5))
     cells = []
-    for cell in protocol.extent(options, GRID, SHORT, QUICK):
-        cells.append(compare(cell, seconds))
-        print(row(cells[-1]), flush=True)
+    for cell in run.cells(
+        protocol.extent(run, GRID, SHORT, QUICK, accelerator=(FULL_GPU, SHORT_GPU)),
+        lambda cell: compare(cell, seconds),
+        "{0.activation} {0.width} × {0.depth}, {0.batch}, {0.dtype}".format,
+    ):
+        cells.append(cell)
+        print(row(cell), flush=True)
+        run.keep({"cells": cells})
     return {"cells": cells}
 
 
