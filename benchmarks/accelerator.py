@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PARTS = {  # and how many times the others' time each has
     "one_kernel": 1,
-    "training": 2,
+    "training": 3,
     "limit": 2,
     "scaling": 1.5,
     "manual_vs_auto": 1,
@@ -84,7 +84,9 @@ def main():
     parser.add_argument(
         "--minutes", type=float, help=f"for all; {MINUTES}, with --short {SHORT_MINUTES}"
     )
-    parser.add_argument("--output", type=Path, help="a folder for the results; a new one if not given")
+    parser.add_argument(
+        "--output", type=Path, help="a folder for the results; a new one if not given"
+    )
     options = parser.parse_args()
     folder = options.output or Path(tempfile.mkdtemp(prefix="benchmarks-"))
     folder.mkdir(parents=True, exist_ok=True)

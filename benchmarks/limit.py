@@ -52,13 +52,15 @@ SHORT = FULL._replace(networks=stacked((64, 256, 1024)) + NAMED[:1], small=NAMED
 QUICK = Plan([TINY], small=[TINY], peaks=(256,), seconds=0.0, loop_flops=4e6)
 
 FULL_GPU = FULL._replace(
-    networks=NAMED[:1] + stacked((1024, 64, 256, 4096, 512, 128, 2048, 8192)) + NAMED[1:],
+    networks=NAMED + stacked((1024, 64, 4096, 256, 512, 8192, 128, 2048)),
     small=NAMED[:1],
-    peaks=(4096, 8192),
+    peaks=(8192,),
     seconds=1.0,
     loop_flops=4e12,
 )
-SHORT_GPU = FULL_GPU._replace(networks=NAMED[:1] + stacked((1024, 64, 256, 4096)), peaks=(8192,))
+SHORT_GPU = FULL_GPU._replace(networks=NAMED + stacked((1024, 64, 4096, 256)), small=[])
+
+NARROW = 512  # width up to which the kernels besides the products take much of a step
 
 STEP, PRODUCTS = "step", "products"
 PARTS = {  # of a small step, each together with all before it
@@ -79,13 +81,13 @@ class Mode(NamedTuple):
 
 
 def modes():
-    """float32; on an accelerator also the faster ones."""
+    """float32; on an accelerator the faster ones before it."""
     if protocol.on_cpu():
         return [Mode("float32", None)]
     return [
-        Mode("float32", "highest"),
         Mode("TF32", "tensorfloat32"),
         Mode("bfloat16", None, "bfloat16"),
+        Mode("float32", "highest"),
     ]
 
 
@@ -242,8 +244,8 @@ COLUMNS = (
 EXPLANATION = """\
 The floor is the time of the same matrix products alone, in a compiled loop at the same shapes; the
 step is one of `fit`'s, in its compiled epoch. The median, over the rounds, of the ratio of two runs
-of one round. The smaller the network, the less of a step is products: the next table shows what
-else is in it. The peak is the fastest square product of the same run; the floor lies below it as
+of one round. The smaller the network, the less of a step is products: below is what else is in it.
+The peak is the fastest square product of the same run; the floor lies below it as
 narrow products do, and a product of another shape, or in a faster spell of the machine, can exceed
 it. Peak: {peaks}."""
 KERNELS = """\
@@ -256,11 +258,14 @@ interleaved runs, and in brackets what each part adds. The products are XLA's, o
 
 
 def in_order(cells):
-    """The networks of one width by their width, then the others; they are measured in another
-    order, that which says most first."""
-    return sorted(
-        cells, key=lambda cell: (cell["batch"] != 512, (cell["batch"] == 512) * cell["width"])
-    )
+    """The networks of one width, then the others, by size; they are measured in another order, that
+    which says most first."""
+    return sorted(cells, key=lambda cell: (cell["batch"] != 512, cell["flops"]))
+
+
+def microseconds(cell):
+    """The time of a step."""
+    return protocol.median(cell[STEP]) / cell["steps"] * 1e6
 
 
 def row(cell, peaks):
@@ -270,7 +275,7 @@ def row(cell, peaks):
         f"{cell['network']}, {cell['batch']}",
         cell["mode"],
         f"{efficiency(cell):.2f}",
-        f"{protocol.median(cell[STEP]) / cell['steps'] * 1e6:.4g} µs",
+        f"{microseconds(cell):.4g} µs",
         f"{rate / 1e9:.3g}",
         "–" if peak is None else f"{rate / peak['flops_per_second']:.0%}",
     )
@@ -297,7 +302,7 @@ def parts(anatomies):
 
 def kernel_counts(cells):
     """The table of a step's kernels; None for a result without, as older ones are."""
-    counted = [cell for cell in cells if "kernels" in cell]
+    counted = [cell for cell in cells if "kernels" in cell and cell["width"] <= NARROW]
     if not counted:
         return None
     rows = [
@@ -348,7 +353,7 @@ def measure(run):
         run.keep(result)
     print(protocol.heading(*COLUMNS))
     for cell in run.cells(
-        [(*network, mode) for network in plan.networks for mode in modes()],
+        [(*network, mode) for mode in modes() for network in plan.networks],
         lambda case: compare(*case, plan),
         lambda case: f"{name_of(case[0])} in {case[2].name}",
     ):

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
 CPU, CUDA = "cpu", "cuda"  # devices, as PyTorch names them
 
 

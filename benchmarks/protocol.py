@@ -153,7 +153,7 @@ def command(
 
 
 def share_the_memory() -> None:
-    """Leave an accelerator's memory to other processes as well; to be called before JAX asks for it.
+    """Leave an accelerator's memory to other processes as well, before JAX asks for any.
 
     By default JAX takes three quarters of it at once, and neither PyTorch nor a process of its own
     that trains alone would find any.

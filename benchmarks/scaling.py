@@ -269,10 +269,10 @@ networks at once, with the shuffled rows of every epoch on the device before the
 networks come out equal, up to the rounding of their products."""
 NETWORKS_CPU = """\
 `lax.map` and `vmap` are compiled epochs of all networks on one device, `shard_map` spreads the
-former over the devices; of these three only the epochs are timed, of the first two everything. `fit_many` takes tiny networks together, larger ones one after
-another, in as many threads as there are devices or cores. Steps of small networks leave most of a
-machine idle; those of 784-512-512-10 do not, so on two cores training them side by side gains
-nothing. All networks come out equal."""
+former over the devices; of these three only the epochs are timed, of the first two everything.
+`fit_many` takes tiny networks together, larger ones one after another, in as many threads as there
+are devices or cores. Steps of small networks leave most of a machine idle; those of 784-512-512-10
+do not, so on two cores training them side by side gains nothing. All networks come out equal."""
 
 
 def growth(result):
