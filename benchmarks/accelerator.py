@@ -41,7 +41,7 @@ def command_of(name, flags, seconds):
 def ended(command, seconds):
     """Run a command for so many seconds at most -> how it ended, in words.
 
-    What still runs then is killed, and the processes that it started with it.
+    What still runs then is killed, and the processes that it started with it; on Windows it alone.
     """
     # without preallocation a process that trains alone finds memory beside the one that started it
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
@@ -52,7 +52,10 @@ def ended(command, seconds):
         return "cut off"
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
             process.wait()
     return "ended" if status == 0 else f"failed (status {status})"
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from combinations import cpu_compiler
 
 import jaxbp
 from benchmarks import (
@@ -32,7 +33,6 @@ from benchmarks import (
 )
 from benchmarks.problems import problem
 from jaxbp import activations
-from tests import combinations
 
 SLOW = ["manual_vs_auto", "limit", "scaling", "per_example", "curvature"]
 MEASURED = ["training", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
@@ -297,7 +297,7 @@ def test_the_table_for_a_gpu_is_made_of_its_results(tmp_path):
 # The limit and the kernels of a step
 
 
-@combinations.cpu_compiler
+@cpu_compiler
 @pytest.mark.parametrize("sizes", [(5, 7, 3), (5, 7, 6, 3)])
 def test_the_kernels_of_a_compiled_step_are_counted(sizes):
     """All 3L - 1 products are found, however the compiler calls them."""
