@@ -16,6 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -211,26 +212,37 @@ def right() -> dict[str, list[Question]]:
     return questions
 
 
-def ask(checkers: dict[str, Callable[[Question], str]], every: int) -> dict[str, Any]:
+def ask(
+    checkers: dict[str, Callable[[Question], str]], every: int, run: protocol.Run
+) -> dict[str, Any]:
     """Ask each checker each question, or, to be quick, only one in every few."""
-    result: dict[str, Any] = {"mutants": {}, "right": {}}
+    result: dict[str, Any] = {"mutants": {}, "right": {}, "seconds": {}}
     seconds: dict[str, list[float]] = {name: [] for name in checkers}
-    for name, question in list(mutants().items())[::every]:
+
+    def about_bug(item: tuple[str, Question]) -> tuple[str, dict[str, str]]:
+        name, question = item
         answers = {}
         for checker, check in checkers.items():
             with jax.enable_x64("float32" not in name):
                 answers[checker], taken = asked(check, question)
             seconds[checker].append(taken)
+        return name, answers
+
+    def about_right(item: tuple[str, list[Question]]) -> tuple[str, dict[str, dict[str, int]]]:
+        name, questions = item
+        return name, {
+            checker: dict(Counter(asked(check, question)[0] for question in questions))
+            for checker, check in checkers.items()
+        }
+
+    for name, answers in run.cells(list(mutants().items())[::every], about_bug, itemgetter(0)):
         result["mutants"][name] = answers
         print(f"{name:<50}", *(answers[checker][:6] for checker in checkers), sep="  ", flush=True)
-    for name, questions in list(right().items())[::every]:
-        counts = {}
-        for checker, check in checkers.items():
-            counts[checker] = dict(Counter(asked(check, question)[0] for question in questions))
+    result["seconds"] = {checker: float(np.median(taken)) for checker, taken in seconds.items()}
+    for name, counts in run.cells(list(right().items())[::every], about_right, itemgetter(0)):
         result["right"][name] = counts
         alarms = [str(counts[checker].get(CAUGHT, 0)) for checker in checkers]
         print(f"{name:<50}", *alarms, sep="       ", flush=True)
-    result["seconds"] = {checker: float(np.median(taken)) for checker, taken in seconds.items()}
     return result
 
 
@@ -288,13 +300,13 @@ def markdown(result: dict[str, Any]) -> str:
     return protocol.table(columns, rows, EXPLANATION)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(run: protocol.Run) -> dict[str, Any]:
     """Ask the checkers that are asked for, and print the table."""
-    checkers = installed()
+    checkers, options = installed(), run.options
     if options.only:
         checkers = {n: check for n, check in checkers.items() if n.startswith(tuple(options.only))}
     print(*checkers, sep="\n", end="\n\n")
-    result = ask(checkers, every=protocol.extent(options, 1, 10, 60))
+    result = ask(checkers, protocol.extent(run, 1, 10, 60), run)
     if options.only and options.output and options.output.exists():
         result = merged(json.loads(options.output.read_text()), result)
     print("\n" + markdown(result))

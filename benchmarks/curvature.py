@@ -217,14 +217,17 @@ def markdown(result):
     return protocol.table(COLUMNS, map(row, result["cells"]), EXPLANATION)
 
 
-def measure(options):
+def measure(run):
     """Every cell, printed as it is measured."""
     print(protocol.heading(*COLUMNS))
-    seconds = 0.0 if options.quick else SECONDS
+    seconds = 0.0 if run.quick else SECONDS
     cells = []
-    for cell in protocol.extent(options, GRID, SHORT, QUICK):
-        cells.append(compare(*cell, seconds))
-        print(row(cells[-1]), flush=True)
+    for cell in run.cells(
+        protocol.extent(run, GRID, SHORT, QUICK), lambda cell: compare(*cell, seconds)
+    ):
+        cells.append(cell)
+        print(row(cell), flush=True)
+        run.keep({"cells": cells})
     return {"cells": cells}
 
 

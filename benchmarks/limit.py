@@ -5,8 +5,8 @@
 
 A step of ``fit`` (gather, forward, backward, update, in one compiled epoch) against its floor: the
 3L - 1 products of a network with L layers and nothing else, at the same shapes, in a compiled loop.
-For the smallest networks also the time of each part of a step.  In float32; on an accelerator also
-in TF32 and in mixed precision.
+Beside it the number of kernels that a step is compiled to, by kind, and for the smallest networks
+the time of each part of a step.  In float32; on an accelerator also in TF32 and in mixed precision.
 """
 
 from functools import partial
@@ -19,18 +19,48 @@ import numpy as np
 import optax
 
 import jaxbp
-from benchmarks import protocol
+from benchmarks import kernels, protocol
 from benchmarks.problems import CLASSES, name_of, problem
 from jaxbp.training.epoch import Program, one_epoch
 
-WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
-SIZES = [((width,) * 3 + (CLASSES,), 512) for width in WIDTHS]
+
+def stacked(widths):
+    """Networks of three layers of one width, at batch 512."""
+    return [((width,) * 3 + (CLASSES,), 512) for width in widths]
+
+
+class Plan(NamedTuple):
+    """The cells to measure, and for how long."""
+
+    networks: list  # of (sizes, batch)
+    small: list  # whose steps are taken apart
+    peaks: tuple[int, ...]  # sizes of the square products that give the peak
+    seconds: float  # for the rounds of a row
+    loop_flops: float  # of a compiled loop: so many that the time to start it does not count
+
+
 NAMED = [((64, 128, 10), 32), ((784, 128, 10), 128), ((784, 512, 512, 10), 128)]
-GRID, SHORT, QUICK = SIZES + NAMED, SIZES[2:7:2] + NAMED[:1], [((16, 16, 16, CLASSES), 32)]
-SMALL = [((16, 16, 16, CLASSES), 32), ((64, 128, CLASSES), 32)]  # where parts can be told apart
-SECONDS = 4.0  # for the rounds of a row
-LOOP_FLOPS = 4e9  # of a compiled loop: enough steps that the time to start it does not count
-PEAK = (1024, 2048, 4096, 8192)  # sizes of the square products that give the peak
+TINY = ((16, 16, 16, CLASSES), 32)
+FULL = Plan(
+    stacked((16, 32, 64, 128, 256, 512, 1024, 2048)) + NAMED,
+    small=[TINY, NAMED[0]],
+    peaks=(1024, 2048, 4096, 8192),
+    seconds=4.0,
+    loop_flops=4e9,
+)
+SHORT = FULL._replace(networks=stacked((64, 256, 1024)) + NAMED[:1], small=NAMED[:1], seconds=2.0)
+QUICK = Plan([TINY], small=[TINY], peaks=(256,), seconds=0.0, loop_flops=4e6)
+
+FULL_GPU = FULL._replace(
+    networks=NAMED + stacked((1024, 64, 4096, 256, 512, 8192, 128, 2048)),
+    small=NAMED[:1],
+    peaks=(8192,),
+    seconds=1.0,
+    loop_flops=4e12,
+)
+SHORT_GPU = FULL_GPU._replace(networks=NAMED + stacked((1024, 64, 4096, 256)), small=[])
+
+NARROW = 512  # width up to which the kernels besides the products take much of a step
 
 STEP, PRODUCTS = "step", "products"
 PARTS = {  # of a small step, each together with all before it
@@ -51,13 +81,13 @@ class Mode(NamedTuple):
 
 
 def modes():
-    """float32; on an accelerator also the faster ones."""
-    if jax.default_backend() == "cpu":
+    """float32; on an accelerator the faster ones before it."""
+    if protocol.on_cpu():
         return [Mode("float32", None)]
     return [
-        Mode("float32", "highest"),
         Mode("TF32", "tensorfloat32"),
         Mode("bfloat16", None, "bfloat16"),
+        Mode("float32", "highest"),
     ]
 
 
@@ -95,6 +125,7 @@ def contenders(sizes, rows, mode, steps):
     case = problem(sizes, rows)
     data = jax.tree.map(lambda leaf: jnp.tile(leaf, (4,) + (1,) * (leaf.ndim - 1)), case.batch)
     order = np.random.default_rng(0).integers(4 * rows, size=steps * rows).astype(np.int32)
+    order = jnp.asarray(order)  # on the device: the step is measured, not the way to it
     optimizer, gradient = optax.sgd(1e-6), jaxbp.backprop
     if mode.compute_dtype is not None:
         gradient = jaxbp.mixed_precision(gradient, mode.compute_dtype)
@@ -109,9 +140,9 @@ def contenders(sizes, rows, mode, steps):
     }
 
 
-def compare(sizes, rows, mode, seconds):
+def compare(sizes, rows, mode, plan):
     """One row of the table; its seconds are those of all steps."""
-    steps = int(np.clip(LOOP_FLOPS / flops(sizes, rows), 4, 1024))
+    steps = int(np.clip(plan.loop_flops / flops(sizes, rows), 4, 1024))
     with jax.default_matmul_precision(mode.precision):
         candidates = contenders(sizes, rows, mode, steps)
     return {
@@ -121,20 +152,22 @@ def compare(sizes, rows, mode, seconds):
         "mode": mode.name,
         "flops": flops(sizes, rows),
         "steps": steps,
-        **protocol.timed(candidates, at_most_seconds=seconds),
+        "kernels": kernels.of_a_step(candidates[STEP].text()),
+        **protocol.timed(candidates, at_most_seconds=plan.seconds),
     }
 
 
-def peak(mode, seconds):
+def peak(mode, plan):
     """The most FLOPs a second of a square product, and its size; larger ones are tried until a
     product takes a quarter of a second."""
     dtype = mode.compute_dtype or "float32"
     best = (0, 0.0)
-    for size in PEAK:
+    for size in plan.peaks:
         square = jnp.ones((size, size), dtype)
         with jax.default_matmul_precision(mode.precision):
             product = protocol.compiled(jnp.matmul, square, square)
-        took = protocol.interleaved({"product": product}, at_most_seconds=seconds)["product"].median
+        timing = protocol.interleaved({"product": product}, at_most_seconds=plan.seconds / 4)
+        took = timing["product"].median
         best = max(best, (size, 2 * size**3 / took), key=lambda pair: pair[1])
         if took > 0.25:
             break
@@ -151,7 +184,7 @@ def anatomy(sizes, rows, seconds):
     model, params, batch = case.model, case.params, case.batch
     one = jax.tree.map(lambda leaf: leaf[:rows], batch)
     optimizer = optax.sgd(1e-6)
-    order = np.random.default_rng(0).permutation(steps * rows).astype(np.int32)
+    order = jnp.asarray(np.random.default_rng(0).permutation(steps * rows).astype(np.int32))
     host = jax.tree.map(np.asarray, batch)
 
     def backprop(x, params, batch):
@@ -211,24 +244,40 @@ COLUMNS = (
 EXPLANATION = """\
 The floor is the time of the same matrix products alone, in a compiled loop at the same shapes; the
 step is one of `fit`'s, in its compiled epoch. The median, over the rounds, of the ratio of two runs
-of one round. The smaller the network, the less of a step is products: the next table shows what
-else is in it. The peak is the fastest square product of the same run; the floor lies below it as
+of one round. The smaller the network, the less of a step is products: below is what else is in it.
+The peak is the fastest square product of the same run; the floor lies below it as
 narrow products do, and a product of another shape, or in a faster spell of the machine, can exceed
 it. Peak: {peaks}."""
+KERNELS = """\
+What a step of the compiled epoch is compiled to, counted in XLA's text of its loop: a fusion is one
+kernel, on a CPU one call. Results for the next step are the updated parameters, the loss that is
+kept and the step's number; sums and maxima are those over the batch and within the loss."""
 ANATOMY = """\
 Where a small step goes: microseconds of a step made of more and more of its parts, medians of
 interleaved runs, and in brackets what each part adds. The products are XLA's, one kernel each."""
 
 
+def in_order(cells):
+    """The networks of one width, then the others, by size; they are measured in another order, that
+    which says most first."""
+    return sorted(cells, key=lambda cell: (cell["batch"] != 512, cell["flops"]))
+
+
+def microseconds(cell):
+    """The time of a step."""
+    return protocol.median(cell[STEP]) / cell["steps"] * 1e6
+
+
 def row(cell, peaks):
     rate = cell["flops"] * cell["steps"] / protocol.median(cell[STEP])
+    peak = peaks.get(cell["mode"])
     return protocol.line(
         f"{cell['network']}, {cell['batch']}",
         cell["mode"],
         f"{efficiency(cell):.2f}",
-        f"{protocol.median(cell[STEP]) / cell['steps'] * 1e6:.4g} µs",
+        f"{microseconds(cell):.4g} µs",
         f"{rate / 1e9:.3g}",
-        f"{rate / peaks[cell['mode']]['flops_per_second']:.0%}",
+        "–" if peak is None else f"{rate / peak['flops_per_second']:.0%}",
     )
 
 
@@ -243,38 +292,77 @@ def row_of_part(part, before, anatomies):
 
 
 def parts(anatomies):
-    """The table of a small step's parts."""
+    """The table of a small step's parts; None where none was taken apart."""
+    if not anatomies:
+        return None
     columns = ["part", *(f"{each['network']}, batch {each['batch']}" for each in anatomies)]
     rows = [row_of_part(*pair, anatomies) for pair in zip(PARTS, [None, *PARTS], strict=False)]
     return protocol.table(columns, rows, ANATOMY)
 
 
+def kernel_counts(cells):
+    """The table of a step's kernels; None for a result without, as older ones are."""
+    counted = [cell for cell in cells if "kernels" in cell and cell["width"] <= NARROW]
+    if not counted:
+        return None
+    rows = [
+        protocol.line(
+            f"{cell['network']}, {cell['batch']}",
+            cell["mode"],
+            f"{sum(cell['kernels'].values())}",
+            *(f"{cell['kernels'].get(kind, 0)}" for kind in kernels.KINDS),
+        )
+        for cell in counted
+    ]
+    columns = ("network, batch", "products", "kernels of a step", *kernels.KINDS)
+    return protocol.table(columns, rows, KERNELS)
+
+
 def markdown(result):
-    """The table with the peak, and the table of a small step's parts."""
+    """The table with the peak, that of a step's kernels, and that of a small step's parts."""
     peaks = ", ".join(
         f"{name} {each['flops_per_second'] / 1e9:.4g} GFLOP/s at {each['size']}"
         for name, each in result["peaks"].items()
     )
-    rows = [row(cell, result["peaks"]) for cell in result["cells"]]
-    table = protocol.table(COLUMNS, rows, EXPLANATION.format(peaks=peaks))
-    return f"{table}\n\n{parts(result['anatomy'])}"
-
-
-def measure(options):
-    """The peak, every cell, and the parts of small steps."""
-    seconds = 0.0 if options.quick else 2.0 if options.short else SECONDS
-    peaks = {mode.name: peak(mode, seconds / 4) for mode in modes()}
-    print(protocol.heading(*COLUMNS))
-    cells = []
-    for sizes, rows in protocol.extent(options, GRID, SHORT, QUICK):
-        for mode in modes():
-            cells.append(compare(sizes, rows, mode, seconds))
-            print(row(cells[-1], peaks), flush=True)
-    anatomies = [
-        anatomy(*each, seconds) for each in protocol.extent(options, SMALL, SMALL[-1:], QUICK)
+    cells = in_order(result["cells"])
+    rows = [row(cell, result["peaks"]) for cell in cells]
+    tables = [
+        protocol.table(COLUMNS, rows, EXPLANATION.format(peaks=peaks)),
+        kernel_counts(cells),
+        parts(result["anatomy"]),
     ]
-    print(f"\n{parts(anatomies)}")
-    return {"peaks": peaks, "cells": cells, "anatomy": anatomies}
+    return "\n\n".join(filter(None, tables))
+
+
+def measure(run):
+    """The peak, the parts of small steps, and every cell."""
+    plan = protocol.extent(run, FULL, SHORT, QUICK, accelerator=(FULL_GPU, SHORT_GPU))
+    result = {"peaks": {}, "cells": [], "anatomy": []}
+    peaks = run.cells(
+        modes(), lambda mode: (mode.name, peak(mode, plan)), "peak of {0.name}".format
+    )
+    for name, found in peaks:
+        result["peaks"][name] = found
+        run.keep(result)
+    for found in run.cells(
+        plan.small,
+        lambda case: anatomy(*case, plan.seconds),
+        lambda case: f"parts of {name_of(case[0])}",
+    ):
+        result["anatomy"].append(found)
+        run.keep(result)
+    print(protocol.heading(*COLUMNS))
+    for cell in run.cells(
+        [(*network, mode) for mode in modes() for network in plan.networks],
+        lambda case: compare(*case, plan),
+        lambda case: f"{name_of(case[0])} in {case[2].name}",
+    ):
+        result["cells"].append(cell)
+        print(row(cell, result["peaks"]), flush=True)
+        run.keep(result)
+    protocol.show(kernel_counts(result["cells"]))
+    protocol.show(parts(result["anatomy"]))
+    return result
 
 
 if __name__ == "__main__":

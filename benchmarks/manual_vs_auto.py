@@ -67,6 +67,11 @@ HALF = [Cell(dtype="bfloat16", **size) for size in ({}, {"width": 1024}, {"batch
 GRID = [*WIDE, *AXES, *CORNERS, *HALF]
 SHORT = [*WIDE, Cell(), Cell("tanh"), CORNERS[0], HALF[0]]
 QUICK = [Cell("relu", 16, 2, 32), Cell("tanh", 16, 2, 32, "bfloat16")]
+
+# On a GPU most cells would say the same.
+SHORT_GPU = [WIDE[list(IDIOMATIC).index(name)] for name in ("relu", "elu", "gelu")]
+SHORT_GPU += [Cell(), CORNERS[0], HALF[1]]
+FULL_GPU = [*dict.fromkeys(SHORT_GPU + WIDE), Cell("tanh"), *CORNERS[1:], *HALF[:1], *HALF[2:]]
 SECONDS = 5.0  # for the rounds of a row
 
 OURS, SAME, NN, FORWARD = "backprop", "autodiff", "jax.nn", "forward"
@@ -123,12 +128,14 @@ def over(cell, other, quantity):
     return 1.0 if theirs in (None, 0) else ours / theirs
 
 
-def note(cell):
-    """The reasons why ours takes longer than another, or less memory but as much time."""
+def note(cell, on_cpu=True):
+    """The reasons why ours takes longer than another, or on a CPU less memory but as much time."""
     notes = [
-        f"slower than {each}: {reason(cell, each)}" for each in (SAME, NN) if slower(cell, each)
+        f"slower than {each}: {reason(cell, each, on_cpu)}"
+        for each in (SAME, NN)
+        if slower(cell, each)
     ]
-    wide = cell["batch"] >= 4 * cell["width"] and cell["dtype"] == "float32"
+    wide = on_cpu and cell["batch"] >= 4 * cell["width"] and cell["dtype"] == "float32"
     theirs = cell[NN]["temporary_mib"]
     if wide and cell["activation"] in ONE_ARRAY and theirs < KEPT:
         notes.append(f"jax.nn's {theirs:.0f} MiB are kept between calls: no page faults to save")
@@ -140,11 +147,11 @@ def slower(cell, other):
     return protocol.ratio(cell[other]) > NOISE
 
 
-def reason(cell, other):
+def reason(cell, other, on_cpu):
     """The reason why ours took longer than another, as far as the compiled programs tell."""
     if any(over(cell, other, each) > NOISE for each in ("flops", "bytes_accessed")):
         return "more FLOPs or bytes"
-    if cell["dtype"] != "float32" and other == SAME:
+    if cell["dtype"] != "float32" and other == SAME and on_cpu:
         return "δ is rounded to bfloat16, which is emulated here"
     spread = cell[other]["seconds"]
     quartiles = (spread["upper"] - spread["lower"]) / spread["median"]
@@ -172,7 +179,9 @@ EXPLANATION = f"""\
 calls of one round; memory is the compiled program's temporary memory; FLOPs and bytes are XLA's
 count in the compiled program. A gradient in forward passes is its time over that of the loss alone.
 Where ours takes longer by more than {NOISE - 1:.0%}, the note says why, as far as the compiled
-programs tell. JAX does not take the slope of {", ".join(ONE_ARRAY)} from the output: it keeps two
+programs tell."""
+CPU = f"""\
+JAX does not take the slope of {", ".join(ONE_ARRAY)} from the output: it keeps two
 arrays a layer for the backward pass, three for elu, where ours keeps one. With one array besides,
 relu with L hidden layers takes (L + 1) / (2L + 1) of the memory where batches are at least twice as
 large as the width, 0.67 with one layer and 0.52 with 16. What less memory saves in time is page
@@ -180,9 +189,13 @@ faults: above {KEPT} MiB the temporary memory is taken from the system anew at e
 faults in one of jax.nn's calls at 256 × 8, 2048, and 400 in one of ours); below, both keep it, and
 time is even. softplus saves less time, because both compute its exponentials and logarithms. JAX
 takes the slopes of tanh and sigmoid from their output too, and there neither is ahead."""
+GPU = """\
+Gradients are compared at the device's default precision. What is computed entry by entry XLA's
+compiler for GPUs fuses anew into each kernel that reads it, whoever wrote it, so neither keeps
+arrays for it."""
 
 
-def row(cell):
+def row(cell, on_cpu=True):
     """Ratios first, then the time of our gradient."""
 
     def counted(other):
@@ -201,23 +214,30 @@ def row(cell):
         f"{over(cell, NN, 'compile_seconds'):.2f}",
         f"{protocol.ratio(cell[FORWARD]):.2f}",
         f"{protocol.median(cell[OURS]) * 1e3:.3g} ms",
-        note(cell),
+        note(cell, on_cpu),
     )
 
 
 def markdown(result):
     """The table and its text."""
-    return protocol.table(COLUMNS, map(row, result["cells"]), EXPLANATION)
+    on_cpu = protocol.on_cpu(result)
+    rows = [row(cell, on_cpu) for cell in result["cells"]]
+    return protocol.table(COLUMNS, rows, f"{EXPLANATION} {CPU if on_cpu else GPU}")
 
 
-def measure(options):
+def measure(run):
     """Every cell, printed as it is measured."""
     print(protocol.heading(*COLUMNS))
-    seconds = 0.0 if options.quick else 1.5 if options.short else SECONDS
+    seconds = protocol.extent(run, SECONDS, 1.5, 0.0, accelerator=(1.5, 1.5))
     cells = []
-    for cell in protocol.extent(options, GRID, SHORT, QUICK):
-        cells.append(compare(cell, seconds))
-        print(row(cells[-1]), flush=True)
+    for cell in run.cells(
+        protocol.extent(run, GRID, SHORT, QUICK, accelerator=(FULL_GPU, SHORT_GPU)),
+        lambda cell: compare(cell, seconds),
+        "{0.activation} {0.width} × {0.depth}, {0.batch}, {0.dtype}".format,
+    ):
+        cells.append(cell)
+        print(row(cell, protocol.on_cpu()), flush=True)
+        run.keep({"cells": cells})
     return {"cells": cells}
 
 

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+CPU, CUDA = "cpu", "cuda"  # devices, as PyTorch names them
+
 
 class Case(NamedTuple):
     """Data, initial weights, and how to train; the loss is softmax cross-entropy."""
@@ -34,6 +36,7 @@ class Case(NamedTuple):
     batch_size: int
     epochs: int
     learning_rate: float
+    device: str = CPU  # PyTorch's; JAX has one of its own
 
     @property
     def sizes(self):
@@ -208,24 +211,40 @@ def by_equinox(case):
     return run
 
 
-def by_pytorch(case, *, compiled=False):
-    """PyTorch, eager or with its loss compiled, on its default number of threads.
+def by_pytorch(case, *, way=None):
+    """PyTorch on the case's device: eager, ``COMPILED`` or ``GRAPH``; on a CPU with its default
+    number of threads.
 
     Rows are put in order once an epoch, and minibatches are views.  A DataLoader would take many
-    times longer than a small step.
+    times longer than a small step.  On a GPU float32 products are TF32, as JAX's are there by
+    default, and compiling is for the least work on the host (``mode="reduce-overhead"``), each size
+    of a minibatch by itself.
     """
     import torch
 
+    on_gpu = case.device != CPU
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")
     layers = []
     for weight, _ in case.weights:
         layers += [torch.nn.Linear(*weight.shape[::-1]), torch.nn.ReLU()]
-    network = torch.nn.Sequential(*layers[:-1])
+    network = torch.nn.Sequential(*layers[:-1]).to(case.device)
     optimizer = torch.optim.SGD(network.parameters(), lr=case.learning_rate)
 
     def loss(x, target):
         return torch.nn.functional.cross_entropy(network(x), target)
 
-    loss = torch.compile(loss) if compiled else loss
+    if way == COMPILED:
+        loss = (
+            torch.compile(loss, mode="reduce-overhead", dynamic=False)
+            if on_gpu
+            else torch.compile(loss)
+        )
+
+    def step(x, target):
+        optimizer.zero_grad(set_to_none=True)
+        loss(x, target).backward()
+        optimizer.step()
 
     def initialise():
         arrays = [array for layer in case.weights for array in layer]
@@ -233,21 +252,71 @@ def by_pytorch(case, *, compiled=False):
             for parameter, array in zip(network.parameters(), arrays, strict=True):
                 parameter.copy_(torch.from_numpy(array))
 
+    def epoch(x, target, order):
+        parts = (data[order].split(case.batch_size) for data in (x, target))
+        for batch in zip(*parts, strict=True):
+            step(*batch)
+
+    if way == GRAPH:
+        epoch = epoch_of_graphs(case, step)
+
     def run(seed=0):
         initialise()
-        x, target = torch.from_numpy(case.x), torch.from_numpy(case.target).long()
+        x = torch.from_numpy(case.x).to(case.device)
+        target = torch.from_numpy(case.target).long().to(case.device)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(case.epochs):
             order = torch.randperm(len(x), generator=generator)
-            parts = (data[order].split(case.batch_size) for data in (x, target))
-            for batch in zip(*parts, strict=True):
-                optimizer.zero_grad(set_to_none=True)
-                loss(*batch).backward()
-                optimizer.step()
-        arrays = [parameter.detach().numpy().copy() for parameter in network.parameters()]
+            epoch(x, target, order.to(case.device))
+        arrays = [parameter.detach().cpu().numpy().copy() for parameter in network.parameters()]
         return list(zip(arrays[::2], arrays[1::2], strict=True))
 
     return run
+
+
+def epoch_of_graphs(case, step):
+    """An epoch of PyTorch whose whole step, the gathering of its rows included, is a CUDA graph.
+
+    As the documentation of ``torch.cuda.graph`` has it: a step is run three times on a stream of
+    its own, then captured as it reads and writes memory of fixed places, and replayed after its row
+    numbers are copied there.  A graph has fixed shapes too, so a smaller last minibatch has one of
+    its own.  On a CPU there are no graphs, and the step itself is called in a graph's place.
+    """
+    import torch
+
+    x = torch.from_numpy(case.x).to(case.device)
+    target = torch.from_numpy(case.target).long().to(case.device)
+    sizes = {min(case.batch_size, len(x)), len(x) % case.batch_size} - {0}
+    places = {size: torch.zeros(size, dtype=torch.long, device=case.device) for size in sizes}
+
+    def on_rows(rows):
+        step(x[rows], target[rows])
+
+    def captured(rows):
+        if case.device == CPU:
+            return lambda: on_rows(rows)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                on_rows(rows)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # JAX's threads are in this process as well; what they do meanwhile is none of the capture's
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            on_rows(rows)
+        return graph.replay
+
+    replays = {size: captured(rows) for size, rows in places.items()}
+
+    def epoch(given_x, given_target, order):
+        x.copy_(given_x)
+        target.copy_(given_target)
+        for rows in order.split(case.batch_size):
+            places[len(rows)].copy_(rows)
+            replays[len(rows)]()
+
+    return epoch
 
 
 def by_sklearn(case):
@@ -294,10 +363,23 @@ def by_sklearn(case):
     return run
 
 
-def can_compile():
-    """Whether torch.compile finds a C++ compiler and Python's headers, which it needs."""
+def can_compile(device):
+    """Whether torch.compile finds what it needs: on a CPU a C++ compiler and Python's headers, on a
+    GPU PyTorch's own support, a C compiler and the headers, for Triton."""
+    if device != CPU and not has_cuda(device):
+        return False
+    compiler = os.environ.get("CXX", "g++") if device == CPU else os.environ.get("CC", "gcc")
     header = Path(sysconfig.get_path("include")) / "Python.h"
-    return shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
+    return shutil.which(compiler) is not None and header.exists()
+
+
+def has_cuda(device):
+    """Whether the device is a GPU, and PyTorch was built for it."""
+    if device == CPU:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 class Peer(NamedTuple):
@@ -305,29 +387,36 @@ class Peer(NamedTuple):
 
     build: Callable[[Case], Callable[..., Any]]
     module: str  # that must be installed
-    available: Callable[[], bool] = lambda: True
+    available: Callable[[str], bool] = lambda device: True
 
 
 OURS, LOOP, EAGER, SKLEARN = "jaxbp.fit", "JAX + optax", "PyTorch", "scikit-learn"
-COMPILED = "torch.compile"
+GRAPH, COMPILED = "PyTorch CUDA graph", "torch.compile"
 PEERS = {
     OURS: Peer(by_jaxbp, "jaxbp"),
     LOOP: Peer(by_jax, "optax"),
     "Flax": Peer(by_flax, "flax"),
     "Equinox": Peer(by_equinox, "equinox"),
-    EAGER: Peer(by_pytorch, "torch"),
-    COMPILED: Peer(partial(by_pytorch, compiled=True), "torch", can_compile),
+    EAGER: Peer(by_pytorch, "torch", lambda device: device == CPU or has_cuda(device)),
+    GRAPH: Peer(partial(by_pytorch, way=GRAPH), "torch", has_cuda),
+    COMPILED: Peer(partial(by_pytorch, way=COMPILED), "torch", can_compile),
     SKLEARN: Peer(by_sklearn, "sklearn"),
 }
 
 
-def installed():
-    """The names of the peers that can run here."""
+def installed(device=CPU):
+    """The names of the peers that can run here, PyTorch on a device of that name."""
     return [
         name
         for name, peer in PEERS.items()
-        if importlib.util.find_spec(peer.module) is not None and peer.available()
+        if importlib.util.find_spec(peer.module) is not None and peer.available(device)
     ]
+
+
+def release_memory():
+    """Give the GPU memory that PyTorch holds for later, if it is there at all, back."""
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 # Alone
@@ -340,7 +429,9 @@ def keep(path, case):
         for number, layer in enumerate(case.weights)
         for kind, array in zip(("weight", "bias"), layer, strict=True)
     }
-    how = {name: getattr(case, name) for name in ("batch_size", "epochs", "learning_rate")}
+    how = {
+        name: getattr(case, name) for name in ("batch_size", "epochs", "learning_rate", "device")
+    }
     np.savez(path, x=case.x, target=case.target, **arrays, **how)
 
 
@@ -356,6 +447,7 @@ def kept(path):
         int(arrays["batch_size"]),
         int(arrays["epochs"]),
         float(arrays["learning_rate"]),
+        str(arrays["device"]),
     )
 
 

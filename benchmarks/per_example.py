@@ -502,17 +502,20 @@ def markdown(result):
     return "\n\n".join([table, *table_of_others(result)])
 
 
-def measure(options):
+def measure(run):
     """Every cell, printed as it is measured."""
     print(protocol.heading(*COLUMNS))
-    seconds = 0.0 if options.quick else SECONDS
-    cells = []
+    seconds = 0.0 if run.quick else SECONDS
+    result = {"others": protocol.versions(*OTHERS), "cells": []}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook")  # torch's, of a given input
-        for sizes, rows in protocol.extent(options, GRID, SHORT, QUICK):
-            cells.append(compare(sizes, rows, seconds))
-            print(row(cells[-1]), flush=True)
-    return {"others": protocol.versions(*OTHERS), "cells": cells}
+        for cell in run.cells(
+            protocol.extent(run, GRID, SHORT, QUICK), lambda case: compare(*case, seconds)
+        ):
+            result["cells"].append(cell)
+            print(row(cell), flush=True)
+            run.keep(result)
+    return result
 
 
 if __name__ == "__main__":

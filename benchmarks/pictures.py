@@ -3,7 +3,8 @@
     python -m benchmarks.pictures [DEVICE]
 
 Draws docs/manual_vs_auto.png, peers.png, efficiency.png and differentiation.png from
-benchmarks/results/NAME-DEVICE.json, by default those of the CPU.
+benchmarks/results/NAME-DEVICE.json, by default those of the CPU; of another device, if there is
+such a result, docs/manual_vs_auto-DEVICE.png and so on.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks import limit, manual_vs_auto, protocol, scaling
+from benchmarks import limit, manual_vs_auto, protocol, scaling, training
 from benchmarks.peers import OURS
 
 ROOT = Path(__file__).parent.parent
@@ -49,12 +50,13 @@ def peers(path, result):
     cells = result["cells"]
     figure = Figure(figsize=(3.4 * len(cells), 2.8), layout="constrained")
     figure.suptitle("Samples a second in training, more is better", fontsize=11)
-    names = list(cells[0]["contenders"])
+    names = training.named(cells)
     for axes, cell in zip(figure.subplots(1, len(cells), sharey=True), cells, strict=True):
-        rates = [cell["contenders"][name]["samples_per_second"] for name in names]
+        found = cell["contenders"]  # one that failed or was left out has none
+        rates = [found[name]["samples_per_second"] if name in found else 0 for name in names]
         colors = [BLUE if name == OURS else GREY for name in names]
         bars = axes.barh(names, rates, color=colors)
-        labels = [f" {rate:,.0f}" for rate in rates]
+        labels = [f" {rate:,.0f}" if rate else " –" for rate in rates]
         axes.bar_label(bars, labels, fontsize=8)
         axes.set(xlim=(0, 1.3 * max(rates)), xticks=[])
         axes.set_title(cell["network"], fontsize=9)
@@ -68,10 +70,11 @@ def efficiency(path, result):
     """The floor over the step, by width."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
+    cells = [cell for cell in limit.in_order(result["cells"]) if cell["batch"] == 512]
     for mode in result["peaks"]:
-        cells = [cell for cell in result["cells"] if cell["mode"] == mode and cell["batch"] == 512]
-        widths = [cell["width"] for cell in cells]
-        axes.plot(widths, [limit.efficiency(cell) for cell in cells], marker="o", label=mode)
+        of_mode = {cell["width"]: limit.efficiency(cell) for cell in cells if cell["mode"] == mode}
+        axes.plot(of_mode.keys(), of_mode.values(), marker="o", label=mode)
+    widths = sorted({cell["width"] for cell in cells})
     axes.axhline(1, color=GREY, lw=0.8)
     axes.set_xscale("log", base=2)
     axes.set(
@@ -119,11 +122,13 @@ PICTURES = {  # name: (the benchmark, how to draw its result)
 }
 
 
-def draw(device, folder):
-    """Draw every picture into a folder."""
+def draw(device, folder, results=ROOT / "benchmarks" / "results"):
+    """Draw the pictures of a device's results into a folder."""
+    of_device = "" if device == "cpu" else f"-{device}"
     for picture, (name, draw_result) in PICTURES.items():
-        path = ROOT / "benchmarks" / "results" / f"{name}-{device}.json"
-        draw_result(folder / f"{picture}.png", json.loads(path.read_text()))
+        path = results / f"{name}-{device}.json"
+        if path.exists():
+            draw_result(folder / f"{picture}{of_device}.png", json.loads(path.read_text()))
 
 
 def main():

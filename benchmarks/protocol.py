@@ -3,17 +3,22 @@
 Contenders are timed in one process, in turn, warmed up, blocked until ready, with compilation
 apart.  Machines are noisy, so the figure to quote is a ratio within one run: of two calls of the
 same round, the median over all rounds.
+
+A benchmark is a list of cells.  A ``Run`` measures them as long as there is time, and writes the
+result anew after each: a run that is cut off loses one cell.
 """
 
 import argparse
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,19 +27,102 @@ import jaxlib
 
 import jaxbp
 
+ROUNDED = 0.02  # relative error of gradients whose products are TF32 or bfloat16, at most
+
+Item = TypeVar("Item")
 Cells = TypeVar("Cells")
+
+
+@dataclass
+class Run:
+    """One run of a benchmark: which cells it has, until when, and what came of them.
+
+    quick, short: fewer cells, by ``extent``; all unless given.
+    minutes: how long it may take; without end unless given.
+    output: a file for the result, or a folder; none unless given.
+    options: all options of the command, those of the benchmark's own included.
+    """
+
+    quick: bool = False
+    short: bool = False
+    minutes: float = math.inf
+    output: Path | None = None
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
+
+    def __post_init__(self) -> None:
+        self.deadline = time.monotonic() + 60 * self.minutes
+        self.left_out: list[str] = []  # names of the cells that there was no time for
+        self.failed: dict[str, str] = {}  # errors, by the names of the cells that raised them
+
+    def seconds_left(self) -> float:
+        """The time until the deadline; below 0 after it."""
+        return self.deadline - time.monotonic()
+
+    def cells(
+        self,
+        items: Iterable[Item],
+        measure: Callable[[Item], Cells],
+        name: Callable[[Item], str] = str,
+        *,
+        expected: float = 0.0,
+    ) -> Iterator[Cells]:
+        """Measure the items one by one -> what came of each, as soon as it is there.
+
+        No item is begun that would not end in time, if it took as long as the longest so far.  An
+        item that fails does not take the others with it.  Both are said, here and in the result.
+
+        items: what there is to measure, that which says most first.
+        measure: makes a cell of an item; what it raises is kept in ``failed``.
+        name: an item's name, where it is left out or fails; its text unless given.
+        expected: seconds that an item takes at least, before one is measured; 0 unless given.
+        """
+        longest = expected
+        for item in items:
+            if self.seconds_left() <= longest:
+                self.left_out.append(name(item))
+                print(f"left out, as the time is over: {name(item)}", flush=True)
+                continue
+            start = time.monotonic()
+            try:
+                cell = measure(item)
+            except Exception as error:
+                first_line = str(error).strip().partition("\n")[0]
+                self.failed[name(item)] = f"{type(error).__name__}: {first_line}"[:500]
+                print(f"FAILED: {name(item)}: {self.failed[name(item)]}", file=sys.stderr)
+            else:
+                yield cell
+            longest = max(longest, time.monotonic() - start)
+
+    def keep(self, result: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
+        """Write the result so far, if there is an output -> the result with its conditions.
+
+        complete: whether nothing more will come; it then counts as complete unless cells are
+            missing.
+        """
+        whole = {
+            "conditions": conditions(),
+            "complete": complete and not self.left_out and not self.failed,
+            "left_out": self.left_out,
+            "failed": self.failed,
+            **result,
+        }
+        if self.output is not None:
+            write(self.output, whole)
+        return whole
 
 
 def command(
     description: str,
-    measure: Callable[[argparse.Namespace], Mapping[str, Any]],
+    measure: Callable[[Run], Mapping[str, Any]],
     markdown: Callable[[Any], str],
     add_arguments: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
 ) -> None:
     """Run a benchmark's command line: measure and keep a result, or print the table of a kept one.
 
-    measure: takes the command's options, prints what it measures and returns the result.
-    markdown: turns such a result into its table for the README.
+    The exit status is 1 where a cell failed.
+
+    measure: takes the run, prints what it measures and returns the result.
+    markdown: turns such a result into its table for the page.
     add_arguments: adds options of the benchmark's own; none unless given.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
@@ -42,24 +130,73 @@ def command(
     extent.add_argument("--short", action="store_true", help="the cells that say most")
     extent.add_argument("--quick", action="store_true", help="the smallest cell, to see it run")
     parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="leave out what comes later"
+    )
+    parser.add_argument(
         "--output", type=Path, help="also write the result as JSON; in a folder, NAME-DEVICE.json"
     )
     add_arguments(parser)
-    parser.add_argument("--table", type=Path, help="print such a file's table for the README")
+    parser.add_argument("--table", type=Path, help="print such a file's table for the page")
     options = parser.parse_args()
     if options.table:
-        print(markdown(json.loads(options.table.read_text())))
+        result = json.loads(options.table.read_text())
+        print("\n\n".join(filter(None, [markdown(result), missing(result)])))
         return
+    share_the_memory()
+    run = Run(options.quick, options.short, options.minutes, options.output, options)
     where = conditions()
     print(f"{where['command']}\n{where['processor']}, {where['device']}, jax {where['jax']}")
-    result = measure(options)
-    if options.output:
-        write(options.output, result)
+    result = run.keep(measure(run), complete=True)
+    show(missing(result))
+    if run.failed:
+        sys.exit(1)
 
 
-def extent(options: argparse.Namespace, full: Cells, short: Cells, quick: Cells) -> Cells:
-    """The cells that the options ask for: all, with --short fewer, with --quick the smallest."""
-    return quick if options.quick else short if options.short else full
+def share_the_memory() -> None:
+    """Leave an accelerator's memory to other processes as well, before JAX asks for any.
+
+    By default JAX takes three quarters of it at once, and neither PyTorch nor a process of its own
+    that trains alone would find any.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def extent(
+    run: Run,
+    full: Cells,
+    short: Cells,
+    quick: Cells,
+    accelerator: tuple[Cells, Cells] | None = None,
+) -> Cells:
+    """The cells that are asked for: all, with --short fewer, with --quick the smallest.
+
+    run: whose options ask.
+    full, short, quick: the cells.
+    accelerator: (full, short) where JAX does not compute on a CPU, as compiling takes a GPU longer
+        than timing; those of a CPU unless given.
+    """
+    if accelerator is not None and not on_cpu():
+        full, short = accelerator
+    return quick if run.quick else short if run.short else full
+
+
+def on_cpu(result: Mapping[str, Any] | None = None) -> bool:
+    """Whether a result was measured on a CPU; without one, whether JAX computes on one."""
+    if result is None:
+        return jax.default_backend() == "cpu"
+    return result["conditions"]["device"] == "cpu"
+
+
+def missing(result: Mapping[str, Any]) -> str:
+    """The sentences that say what is missing from a result; none where it is complete."""
+    sentences = []
+    if not result.get("complete", True):
+        sentences.append("This run did not measure everything.")
+    if result.get("left_out"):
+        sentences.append(f"Left out for lack of time: {', '.join(result['left_out'])}.")
+    for name, error in result.get("failed", {}).items():
+        sentences.append(f"Failed: {name} ({error}).")
+    return " ".join(sentences)
 
 
 class Contender(NamedTuple):
@@ -70,6 +207,7 @@ class Contender(NamedTuple):
     temporary_bytes: int | None = None
     flops: float | None = None  # as XLA counts them in the compiled program
     bytes_accessed: float | None = None
+    text: Callable[[], str] | None = None  # of the compiled program
 
 
 class Timing(NamedTuple):
@@ -94,6 +232,7 @@ def compiled(function: Callable[..., Any], *args: Any) -> Contender:
         temporary_bytes=executable.memory_analysis().temp_size_in_bytes,
         flops=cost.get("flops"),
         bytes_accessed=cost.get("bytes accessed"),
+        text=executable.as_text,
     )
 
 
@@ -122,20 +261,23 @@ def agreeing(
 ) -> dict[str, Contender]:
     """Build the contenders and check that their answers are the first one's, up to rounding.
 
-    They answer at the highest precision of a matrix product; where that is not the default, those
-    to be timed are built anew.  Raises AssertionError where two answers differ.
+    On a CPU they answer at the highest precision of a product, which is the default there.  Where
+    it is not, they are compared as they are timed, at the default one: compiling each for another
+    precision as well would take a GPU longer than all of the timing.
+    Raises AssertionError where two answers differ.
 
     build: makes the contenders, by name.
     unlike: names of those that answer another question and are not compared.
-    tolerance: largest relative error that counts as rounding; 1e-4 unless given.
+    tolerance: largest relative error that counts as rounding; 1e-4 unless given, and at least
+        ``ROUNDED`` on an accelerator.
     """
-    with jax.default_matmul_precision("highest"):
-        contenders = build()
-        answers = [each.run() for name, each in contenders.items() if name not in unlike]
+    contenders = build()
+    answers = [each.run() for name, each in contenders.items() if name not in unlike]
+    tolerance = tolerance if on_cpu() else max(tolerance, ROUNDED)
     for answer in answers[1:]:
         comparison = jaxbp.compare(answer, answers[0])
         assert comparison.relative_error < tolerance, comparison
-    return contenders if jax.default_backend() == "cpu" else build()
+    return contenders
 
 
 def interleaved(
@@ -223,6 +365,12 @@ def table(columns: Iterable[str], rows: Iterable[str], text: str) -> str:
     return "\n".join([heading(*columns), *rows, "", text.replace("\n", " ")])
 
 
+def show(table: str | None) -> None:
+    """Print a table or a text, if there is one, below what has been printed."""
+    if table:
+        print(f"\n{table}", flush=True)
+
+
 def _sample(contender: Contender, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
@@ -284,8 +432,13 @@ def _processor() -> str:
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result with its conditions as JSON; into a folder, as NAME-DEVICE.json."""
+    """Write a result as JSON; into a folder, as NAME-DEVICE.json.
+
+    Whoever reads the file meanwhile, or after a run that was killed, finds a whole result.
+    """
     if path.is_dir():
         path = path / f"{_module().removeprefix('benchmarks.')}-{device_name()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"conditions": conditions(), **result}, indent=2) + "\n")
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(unfinished, path)

@@ -6,10 +6,12 @@
 Three tables.  Growth: the exponent of ``backprop``'s time in batch, width and depth.  Differences:
 numerical differentiation's O(W²) beside backpropagation's O(W), W the number of weights, as the
 lectures claim it.  Networks: how many small networks a second are trained by ``fit`` in a loop,
-``fit_many``, ``jax.vmap`` and ``jax.lax.map``, on one device and over several.
+``fit_many``, ``jax.vmap`` and ``jax.lax.map``, on one device and over several; on an accelerator
+also how many are by nothing but the compiled epochs.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -40,7 +42,14 @@ AXES = {
 }
 SHORT_AXES = {axis: values[1:-1:2] for axis, values in AXES.items()}
 QUICK_AXES = {"width": (16, 32)}
+AXES_GPU = {
+    "batch": (512, 2048, 8192),
+    "width": (512, 1024, 2048, 4096),
+    "depth": (4, 8, 16),
+}
+SHORT_AXES_GPU = {"width": AXES_GPU["width"]}
 WIDTHS, SHORT_WIDTHS, QUICK_WIDTHS = (8, 16, 32, 64, 96, 192, 384, 768), (16, 32, 64, 256), (2, 4)
+WIDTHS_GPU, SHORT_WIDTHS_GPU = (16, 32, 64, 256, 1024), (16, 64)
 WIDEST = 96  # width up to which networks are differentiated numerically, which takes seconds
 EXAMPLES = 128
 
@@ -62,7 +71,11 @@ MANY = [
     Many((784, 512, 512, 10), 128, 2560, 4, 3),
 ]
 SHORT_MANY, QUICK_MANY = MANY[1:2], [Many((4, 8, 3), 16, 64, 3, 2)]
+MANY_GPU = [MANY[1]._replace(count=count) for count in (16, 132, 1024, 1, 4096)]
+SHORT_MANY_GPU = MANY_GPU[:3]
+LOOPED = 16  # networks up to which they are trained in a loop, one after the other
 LOOP, FIT_MANY, MAP, VMAP, SHARDED = "fit in a loop", "fit_many", "lax.map", "vmap", "shard_map"
+EPOCHS = "vmapped epochs alone"
 SECONDS = 4.0  # for the rounds of contenders that are timed together
 
 
@@ -85,8 +98,10 @@ def along(axis, values, seconds):
 def exponent(sizes, seconds):
     """The exponent p of seconds ∝ sizesᵖ, fitted to the larger half of the sizes.
 
-    There the time to start a call no longer counts.
+    There the time to start a call no longer counts.  NaN for fewer than two sizes.
     """
+    if len(sizes) < 2:
+        return math.nan
     half = min(len(sizes) // 2, len(sizes) - 2)
     slope, _ = np.polyfit(np.log(sizes[half:]), np.log(seconds[half:]), 1)
     return float(slope)
@@ -110,7 +125,10 @@ def numerically(model, params, batch):
 
 
 def against_differences(width, seconds):
-    """Backpropagation and, up to some width, finite differences; both gradients agree."""
+    """Backpropagation and, up to some width, finite differences; both gradients agree.
+
+    Both are of float32 products: a difference of losses would not survive TF32's rounding.
+    """
     case = problem((width,) * 3 + (CLASSES,), EXAMPLES, activations.tanh)
     given = case.params, case.batch
 
@@ -123,7 +141,8 @@ def against_differences(width, seconds):
             both["differences"] = protocol.compiled(partial(numerically, case.model), *given)
         return both
 
-    candidates = protocol.agreeing(build, tolerance=1e-2)
+    with jax.default_matmul_precision("highest"):
+        candidates = protocol.agreeing(build, tolerance=1e-2)
     weights = sum(leaf.size for leaf in jax.tree.leaves(case.params))
     return {"weights": weights} | protocol.timed(candidates, at_most_seconds=seconds)
 
@@ -162,19 +181,25 @@ def ways(many):
     def mapped(*each):
         return jax.lax.map(lambda one: epoch(*one), each)
 
-    def by(program):
+    def orders_of(number):
+        return np.stack([shuffled_rows(seed, number, many.rows) for seed in seeds])
+
+    def by(program, orders_of=orders_of):
         """Train by a program for one epoch of all networks."""
         program = jax.jit(program)
 
         def train():
             params = start
             for number in range(1, many.epochs + 1):
-                orders = [shuffled_rows(seed, number, many.rows) for seed in seeds]
-                params = program(params, rates, np.stack(orders))
+                params = program(params, rates, orders_of(number))
             return params
 
         return train
 
+    if not protocol.on_cpu():
+        resident = {n: jnp.asarray(orders_of(n)) for n in range(1, many.epochs + 1)}
+        found = {LOOP: loop} if many.count <= LOOPED else {}
+        return found | {FIT_MANY: fit_many, EPOCHS: by(jax.vmap(epoch), resident.get)}
     found = {LOOP: loop, FIT_MANY: fit_many, MAP: by(mapped), VMAP: by(jax.vmap(epoch))}
     devices = len(jax.devices())
     if devices > 1 and many.count % devices == 0:
@@ -189,10 +214,11 @@ def ways(many):
 def many_networks(many, seconds):
     """Networks a second on the devices of this process, by each way; all ways agree."""
     contenders = {name: protocol.Contender(way) for name, way in ways(many).items()}
-    trained = {name: each.run() for name, each in contenders.items()}
-    for params in trained.values():
-        comparison = jaxbp.compare(params, trained[LOOP])
-        assert comparison.relative_error < 1e-3, comparison
+    trained = [each.run() for each in contenders.values()]
+    for params in trained[1:]:
+        comparison = jaxbp.compare(params, trained[0])
+        tolerance = 1e-3 if protocol.on_cpu() else protocol.ROUNDED
+        assert comparison.relative_error < tolerance, comparison
     timings = protocol.interleaved(contenders, at_most_seconds=seconds)
     return many._asdict() | {
         "devices": len(jax.devices()),
@@ -218,7 +244,7 @@ def on_devices(many, devices, seconds):
 
 def trained(many, seconds):
     """Networks a second on this device; on a CPU both on one and on as many devices as cores."""
-    if jax.default_backend() != "cpu" or many in QUICK_MANY:
+    if not protocol.on_cpu() or many in QUICK_MANY:
         return [many_networks(many, seconds)]
     return [on_devices(many, devices, seconds) for devices in sorted({1, os.cpu_count() or 1})]
 
@@ -236,16 +262,21 @@ the larger half: {differences:.2f} and {backprop:.2f}, below the 2 and 1 of coun
 larger products run nearer to the machine's peak."""
 NETWORKS = """\
 Networks trained a second, shuffling and everything else included, and how many times that is what
-`fit` in a loop trains on the same devices. `lax.map` and `vmap` are compiled epochs of all networks
-on one device, `shard_map` spreads the former over the devices; of these three only the epochs are
-timed, of the first two everything. `fit_many` takes tiny networks together, larger ones one after
-another, in as many threads as there are devices or cores. Steps of small networks leave most of a
-machine idle; those of 784-512-512-10 do not, so on two cores training them side by side gains
-nothing. All networks come out equal."""
+`fit` in a loop trains on the same devices."""
+NETWORKS_GPU = """\
+The vmapped epochs alone are what no way of training them so can save: compiled epochs of all
+networks at once, with the shuffled rows of every epoch on the device before the clock starts. All
+networks come out equal, up to the rounding of their products."""
+NETWORKS_CPU = """\
+`lax.map` and `vmap` are compiled epochs of all networks on one device, `shard_map` spreads the
+former over the devices; of these three only the epochs are timed, of the first two everything.
+`fit_many` takes tiny networks together, larger ones one after another, in as many threads as there
+are devices or cores. Steps of small networks leave most of a machine idle; those of 784-512-512-10
+do not, so on two cores training them side by side gains nothing. All networks come out equal."""
 
 
 def growth(result):
-    """The table of exponents."""
+    """The table of exponents; None where nothing was measured."""
     rows = []
     for axis, part in result["growth"].items():
         seconds = [protocol.median(cell) for cell in part["cells"]]
@@ -254,11 +285,11 @@ def growth(result):
             for value, took in zip(part["values"], seconds, strict=True)
         )
         rows.append(protocol.line(axis, f"{exponent(part['values'], seconds):.2f}", values))
-    return protocol.table(("axis", "exponent", "ms by size"), rows, GROWTH)
+    return protocol.table(("axis", "exponent", "ms by size"), rows, GROWTH) if rows else None
 
 
 def differences(result):
-    """The table beside numerical differentiation."""
+    """The table beside numerical differentiation; None where nothing was measured."""
     rows = []
     for cell in result["differences"]:
         ours, ratio, theirs = protocol.median(cell["backprop"]), "–", "–"
@@ -268,7 +299,7 @@ def differences(result):
         rows.append(protocol.line(f"{cell['weights']:,}", ratio, f"{ours * 1e3:.3g} ms", theirs))
     columns = ("weights", "differences over backprop", "backprop", "differences")
     fitted = {name: exponent(*of_weights(result, name)) for name in ("differences", "backprop")}
-    return protocol.table(columns, rows, DIFFERENCES.format(**fitted))
+    return protocol.table(columns, rows, DIFFERENCES.format(**fitted)) if rows else None
 
 
 def of_weights(result, name):
@@ -278,42 +309,77 @@ def of_weights(result, name):
 
 
 def networks(result):
-    """The table of many networks."""
-    names = (LOOP, FIT_MANY, MAP, VMAP, SHARDED)
+    """The table of many networks; None where none were trained."""
+    cells = result["networks"]
+    if not cells:
+        return None
+    names = [
+        name
+        for name in (LOOP, FIT_MANY, MAP, VMAP, SHARDED, EPOCHS)
+        if any(name in cell["ways"] for cell in cells)
+    ]
+    over = [f"{FIT_MANY} over {EPOCHS}"] if EPOCHS in names else []
+    if over:  # one network at several counts, measured in another order
+        cells = sorted(cells, key=lambda cell: cell["count"])
     rows = []
-    for cell in result["networks"]:
+    for cell in cells:
         rates = {name: way["networks_per_second"] for name, way in cell["ways"].items()}
-        cells = [
-            f"{rates[name]:.3g} ({rates[name] / rates[LOOP]:.2f}×)" if name in rates else "–"
-            for name in names
-        ]
         what = f"{cell['count']} of {name_of(cell['sizes'])}, batch {cell['batch_size']}"
-        rows.append(protocol.line(what, str(cell["devices"]), *cells))
-    return protocol.table(("networks", "devices", *names), rows, NETWORKS)
+        share = [f"{rates[FIT_MANY] / rates[EPOCHS]:.2f}"] if over else []
+        told = [networks_a_second(rates, name) for name in names]
+        rows.append(protocol.line(what, str(cell["devices"]), *told, *share))
+    text = f"{NETWORKS} {NETWORKS_GPU if over else NETWORKS_CPU}"
+    return protocol.table(("networks", "devices", *names, *over), rows, text)
+
+
+def networks_a_second(rates, name):
+    """A way's rate and, where there is a loop, how many times the loop's that is."""
+    if name not in rates:
+        return "–"
+    times = f" ({rates[name] / rates[LOOP]:.2f}×)" if LOOP in rates else ""
+    return f"{rates[name]:.3g}{times}"
 
 
 def markdown(result):
     """The three tables, each with its text."""
-    return "\n\n".join([growth(result), differences(result), networks(result)])
+    return "\n\n".join(filter(None, [growth(result), differences(result), networks(result)]))
 
 
-def measure(options):
-    """All three tables, printed at the end."""
-    seconds = 0.0 if options.quick else 2.0 if options.short else SECONDS
-    axes = protocol.extent(options, AXES, SHORT_AXES, QUICK_AXES)
-    result = {
-        "growth": {axis: along(axis, values, 2 * seconds) for axis, values in axes.items()},
-        "differences": [
-            against_differences(width, seconds)
-            for width in protocol.extent(options, WIDTHS, SHORT_WIDTHS, QUICK_WIDTHS)
-        ],
-        "networks": [
-            cell
-            for many in protocol.extent(options, MANY, SHORT_MANY, QUICK_MANY)
-            for cell in trained(many, 2 * seconds)
-        ],
-    }
-    print(markdown(result))
+def measure(run):
+    """All three tables, each printed when it is measured; many networks first."""
+    seconds = protocol.extent(run, SECONDS, 2.0, 0.0, accelerator=(2.0, 1.0))
+    result = {"growth": {}, "differences": [], "networks": []}
+    for cells in run.cells(
+        protocol.extent(run, MANY, SHORT_MANY, QUICK_MANY, accelerator=(MANY_GPU, SHORT_MANY_GPU)),
+        lambda many: trained(many, 2 * seconds),
+        lambda many: f"{many.count} of {name_of(many.sizes)}",
+    ):
+        result["networks"] += cells
+        run.keep(result)
+    protocol.show(networks(result))
+    axes = protocol.extent(
+        run, AXES, SHORT_AXES, QUICK_AXES, accelerator=(AXES_GPU, SHORT_AXES_GPU)
+    )
+    for axis, part in run.cells(
+        axes, lambda axis: (axis, along(axis, axes[axis], 2 * seconds)), "growth by {}".format
+    ):
+        result["growth"][axis] = part
+        run.keep(result)
+    protocol.show(growth(result))
+    for cell in run.cells(
+        protocol.extent(
+            run,
+            WIDTHS,
+            SHORT_WIDTHS,
+            QUICK_WIDTHS,
+            accelerator=(WIDTHS_GPU, SHORT_WIDTHS_GPU),
+        ),
+        lambda width: against_differences(width, seconds),
+        "differences at width {}".format,
+    ):
+        result["differences"].append(cell)
+        run.keep(result)
+    protocol.show(differences(result))
     return result
 
 
