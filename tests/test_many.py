@@ -13,7 +13,7 @@ from combinations import cpu_compiler, initial, made
 
 import jaxbp
 from jaxbp import Batch, activations, heads
-from jaxbp.training import many
+from jaxbp.training import epoch, many
 
 slow = pytest.mark.slow
 MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error, l2=0.01)
@@ -121,6 +121,27 @@ def test_together_and_one_after_another(multiplications, batch_size, networks, m
     with jax.default_matmul_precision("highest"):
         trained = fit_many(batch_size=batch_size)
         assert max(differences(trained, networks, batch_size=batch_size)) < 1e-5
+
+
+def test_an_accelerator_draws_the_orders_and_trains_blocks_of_epochs(monkeypatch):
+    """Here a CPU in its place: the orders are fit's, and the record is that of single epochs."""
+    for module in (epoch, many):
+        monkeypatch.setattr(module, "draws_on_device", lambda: True)
+    monkeypatch.setattr(many, "_BLOCK", 2)
+    validation = table(6, seed=1)
+    with jax.default_matmul_precision("highest"):
+        trained = fit_many(epochs=5, validation=validation)  # blocks of 2, 2 and 1
+        assert max(differences(trained, [2], epochs=5, validation=validation)) < 1e-5
+        seen = []
+
+        def stop(epoch):
+            seen.append(epoch)
+            return epoch.number == 3
+
+        params, history = fit_many(epochs=5, validation=validation, on_epoch=stop)
+    assert [each.number for each in seen] == [1, 2, 3]
+    np.testing.assert_allclose(history.training_loss, trained[1].training_loss[:, :3], rtol=1e-6)
+    np.testing.assert_array_equal(seen[-1].params[0].weight, params[0].weight)
 
 
 TWO_DEVICES = """

@@ -82,7 +82,7 @@ def test_it_does_with_every_activation_head_and_optimizer(head, optimizer):
     """Odd sizes, ragged minibatches and weights; one program for all activations."""
 
     @jax.jit
-    def epoch(which, params, batch, order, kernel=None):
+    def epoch(which, params, batch, order):
         unit = chosen(which, list(ACTIVATIONS.values()))
         model = jaxbp.MLP((5, 9, 18, 3), unit, HEADS[head], l2=0.01)
         state = OPTIMIZERS[optimizer]().init(params)
@@ -189,7 +189,9 @@ def test_an_optimizer_that_does_not_is_found_out(name):
 
 
 def test_an_optimizer_that_knows_the_shapes_is_found_out():
-    decay = jax.tree.map(lambda leaf: 0.1 * jnp.ones(leaf.shape), random_params(MODEL, 0))
+    decay = jax.tree.map(
+        lambda leaf: 0.1 * jnp.ones_like(leaf), random_params(MODEL, 0, np.float32)
+    )
     own = optax.stateless(lambda u, _: jax.tree.map(lambda g, d: g * d, u, decay))
     assert not zeros_stay(program_of(lambda _: own))
 
@@ -245,7 +247,9 @@ def test_fit_and_fit_many_train_by_it():
     ],
 )
 def test_one_kernel_that_is_demanded_and_cannot_be_says_why(options, reason):
-    with pytest.raises(ValueError, match=f'kernel: got "?.?interpret.*which cannot be: .*{reason}'):
+    with pytest.raises(
+        ValueError, match=rf'kernel: got "?.?interpret.*which cannot be: .*{reason}'
+    ):
         fit(kernel="interpret", **options)
 
 
@@ -255,7 +259,7 @@ def test_a_loss_of_ones_own_is_not_padded():
 
     model = MODEL._replace(head=MODEL.head._replace(loss=loss))
     batch = random_batch(model, 10, 0, dtype=np.float32)
-    with pytest.raises(ValueError, match="not known how to pad the logits of .*loss"):
+    with pytest.raises(ValueError, match=r"not known how to pad the logits of .*loss"):
         jaxbp.fit(
             model,
             batch,
@@ -271,19 +275,25 @@ def test_a_loss_of_ones_own_is_not_padded():
 def test_a_kernel_of_another_name_is_refused(train):
     options = {"kernel": "cuda"}
     if train is jaxbp.fit_many:
-        train, options = partial(train, MODEL, random_batch(MODEL, 4, 0)), options | {
-            "keys": jax.random.split(jax.random.key(0), 2),
-            "learning_rate": 0.1,
-            "epochs": 1,
-            "batch_size": 2,
-        }
-    with pytest.raises(ValueError, match="kernel: got 'cuda', expected one of auto, xla, fused, in"):
+        train, options = (
+            partial(train, MODEL, random_batch(MODEL, 4, 0, dtype=np.float32)),
+            options
+            | {
+                "keys": jax.random.split(jax.random.key(0), 2),
+                "learning_rate": 0.1,
+                "epochs": 1,
+                "batch_size": 2,
+            },
+        )
+    with pytest.raises(
+        ValueError, match="kernel: got 'cuda', expected one of auto, xla, fused, in"
+    ):
         train(**options)
 
 
 @pytest.mark.skipif(kernel_choice.runs_triton(), reason="there is a GPU")
 def test_without_a_gpu_fused_says_so():
-    with pytest.raises(ValueError, match="kernel: got 'fused', .*no NVIDIA GPU of compute"):
+    with pytest.raises(ValueError, match=r"kernel: got 'fused', .*no NVIDIA GPU of compute"):
         fit(kernel="fused")
 
 
@@ -313,7 +323,7 @@ def test_auto_takes_one_kernel_where_that_is_faster_and_compiles():
         raise jax.errors.JaxRuntimeError("Shared memory size limit exceeded")
 
     assert choose(wide(64, 128, 10), no_room) is None
-    with pytest.raises(ValueError, match="kernel: got 'fused'.*does not compile: Shared memory"):
+    with pytest.raises(ValueError, match=r"kernel: got 'fused'.*does not compile: Shared memory"):
         choose(wide(64, 128, 10), no_room, kernel="fused")
 
 

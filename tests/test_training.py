@@ -82,9 +82,10 @@ def test_the_order_is_a_function_of_key_and_epoch():
 def test_fit_is_the_loop_written_out():
     """Against a Python loop over the same minibatches, with the ragged last one as it is."""
     batch, optimizer = table(), adam(0.01)
-    trained, history = fit(batch=batch, optimizer=optimizer, epochs=2)
+    trained, history = fit(batch=batch, optimizer=optimizer, epochs=2, precision="highest")
 
     @jax.jit
+    @jax.default_matmul_precision("highest")
     def step(params, state, part):
         loss, grads = jaxbp.autodiff(MODEL, params, part)
         updates, state = optimizer.update(grads, state, params)
@@ -130,8 +131,9 @@ def test_each_gradient_is_traced_once_a_program():
 
 
 def test_backprop_and_autodiff_train_alike():
-    by_hand, _ = fit(epochs=20, optimizer=adam(0.01))
-    by_jax, _ = fit(epochs=20, optimizer=adam(0.01), gradient=jaxbp.autodiff)
+    options = {"epochs": 20, "optimizer": adam(0.01), "precision": "highest"}
+    by_hand, _ = fit(**options)
+    by_jax, _ = fit(**options, gradient=jaxbp.autodiff)
     assert jaxbp.compare(by_hand, by_jax).relative_error < 1e-4
 
 

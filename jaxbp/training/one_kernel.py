@@ -422,5 +422,5 @@ def _is_array(operand: Any) -> bool:
 
 
 def _kept(before: list[float | None], after: list[float | None]) -> list[float | None]:
-    """What is known both before and after."""
+    """Each entry that is known both before and after."""
     return [new if new == old else None for old, new in zip(before, after, strict=False)]
