@@ -302,7 +302,7 @@ def epoch_of_graphs(case, step):
                 on_rows(rows)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # JAX's threads are in this process as well; what they do meanwhile is none of the capture's
+        # JAX's threads are in this process as well: what they allocate must not end the capture
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             on_rows(rows)
         return graph.replay
@@ -414,7 +414,7 @@ def installed(device=CPU):
 
 
 def release_memory():
-    """Give the GPU memory that PyTorch holds for later, if it is there at all, back."""
+    """Give back the GPU memory that PyTorch, where it is imported, holds for later."""
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -86,8 +86,8 @@ class Run:
             try:
                 cell = measure(item)
             except Exception as error:
-                first_line = str(error).strip().partition("\n")[0]
-                self.failed[name(item)] = f"{type(error).__name__}: {first_line}"[:500]
+                words = " ".join(str(error).split())
+                self.failed[name(item)] = f"{type(error).__name__}: {words}"[:500]
                 print(f"FAILED: {name(item)}: {self.failed[name(item)]}", file=sys.stderr)
             else:
                 yield cell

@@ -52,6 +52,21 @@ def test_contenders_agree_and_the_table_can_be_written(name, capsys):
     assert table.splitlines()[2] in capsys.readouterr().out
 
 
+def test_each_device_has_a_section_and_its_own_text(monkeypatch, tmp_path):
+    committed = json.loads((report.HERE / "results" / "training-cpu.json").read_text())
+    on_gpu = committed["conditions"] | {"device": "Some GPU"}
+    partial = {"complete": False, "left_out": ["training of 784-512-512-10"], "failed": {}}
+    (tmp_path / "results").mkdir()
+    for name, result in (("cpu", committed), ("gpu", committed | partial | {"conditions": on_gpu})):
+        protocol.write(tmp_path / "results" / f"training-{name}.json", result)
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    _, of_cpu, of_gpu = re.split("^### ", report.section("training"), flags=re.MULTILINE)
+    assert of_cpu.startswith("cpu\n")
+    assert of_gpu.startswith("Some GPU\n")
+    assert ("TF32" in of_cpu, "TF32" in of_gpu) == (False, True)
+    assert "Left out for lack of time: training of 784-512-512-10.\n" in of_gpu
+
+
 def test_the_pictures_are_drawn_from_the_committed_results(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import pictures
