@@ -11,6 +11,10 @@ Before the verdict is fail, three other explanations are ruled out.  A kink besi
 large steps only: a claim that some smaller step confirms does not fail.  A kink at the point has a
 slope on either side: a claim between the two is a subgradient.  And a measurement that has not
 converged, or that the next smaller step does not confirm, proves nothing.
+
+A claim made with rounded products (``jaxbp.checking.rounded_products``) is off by something between
+two bounds, l ≤ 0 ≤ u.  Then c is the slope nearest to m of those between c - u and c - l, and to
+pass, e + (u - l)/2 must be at most 10 τ s as well.
 """
 
 from typing import Literal, NamedTuple
@@ -20,6 +24,7 @@ import numpy as np
 from jaxbp.checking.finite_differences import RATIO, Samples, Slopes, rounding_bar
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+Bounds = tuple[np.ndarray | float, np.ndarray | float]  # the lower, the upper
 
 #: τ by the coarser of two dtypes, that of the function and that of the claim, in bytes a number
 THRESHOLDS = {8: 1e-6, 4: 1e-4, 2: 3e-2}
@@ -31,7 +36,8 @@ _ORDER_STEPS = 3  # from which the order of a Taylor remainder is read, its smal
 class Agreement(NamedTuple):
     """Claimed and measured slope compared along each direction (N,)."""
 
-    discrepancy: np.ndarray  # how far the claim is from the slope, or from the slopes of a kink
+    explained: np.ndarray  # the part of c - m that may be the rounding of the claim's products
+    discrepancy: np.ndarray  # how far the rest is from the slope, or from the slopes of a kink
     passed: np.ndarray
     failed: np.ndarray
     kinked: np.ndarray  # the slopes to the right and to the left differ
@@ -44,7 +50,12 @@ def worst_verdict(verdicts: list[Verdict]) -> Verdict:
 
 
 def agreement(
-    claimed: np.ndarray, samples: Samples, slopes: Slopes, scale: float, threshold: float
+    claimed: np.ndarray,
+    samples: Samples,
+    slopes: Slopes,
+    scale: float,
+    threshold: float,
+    rounding: Bounds = (0.0, 0.0),
 ) -> Agreement:
     """Compare the claimed slopes of one leaf with the measured ones.
 
@@ -53,16 +64,23 @@ def agreement(
     slopes: the slopes m and error bars e that were extrapolated from them.
     scale: s, the size that such a slope has in this leaf.
     threshold: τ, relative to that size.
+    rounding: l and u, (N,) each, between which the products' rounding makes c too large; 0 unless
+        given.
     """
     tolerance = threshold * scale
+    lower, upper = rounding
+    explained = np.nan_to_num(np.clip(claimed - slopes.value, lower, upper))
+    zero = (claimed == 0) & (slopes.value - slopes.error <= 0) & (slopes.value + slopes.error >= 0)
+    claimed = claimed - explained
+    resolution = slopes.error + (upper - lower) / 2
     kinked = (np.abs(slopes.jump) > 3 * slopes.jump_error) & (np.abs(slopes.jump) > tolerance)
     aside = np.abs(claimed - slopes.value)
     discrepancy = np.where(kinked, np.maximum(0, aside - np.abs(slopes.jump) / 2), aside)
-    zero = (claimed == 0) & (slopes.value - slopes.error <= 0) & (slopes.value + slopes.error >= 0)
     negligible = zero & (slopes.error <= _NEGLIGIBLE * _magnitude(samples))
     return Agreement(
+        explained=explained,
         discrepancy=discrepancy,
-        passed=negligible | (discrepancy <= tolerance) & (slopes.error <= _TELLING * tolerance),
+        passed=negligible | (discrepancy <= tolerance) & (resolution <= _TELLING * tolerance),
         failed=(discrepancy - slopes.error > tolerance)
         & slopes.converged
         & (discrepancy > 4 * _bar_at_next_step(samples, slopes))
