@@ -34,7 +34,7 @@ from jaxbp.checking.problem import (
     under_vmap,
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
-from jaxbp.checking.rounded_products import DIGITS, EXACT, Products, products_of
+from jaxbp.checking.rounded_products import EXACT, Products, products_of
 from jaxbp.checking.verdicts import Verdict, taylor_order, taylor_verdict, worst_verdict
 from jaxbp.text import one_line
 
@@ -154,23 +154,9 @@ def _checked(
             except Exception as error:  # the claim may have anything against float64
                 notes = (f"in float64 the claimed gradient raises {one_line(error)}",)
         check = ClaimCheck(problem, claimed, measurement, values, threshold, None)
-        if _may_be_rounded(check, products):
+        if products.may_round(claimed.values, needed=claimed.function is None and not check.agrees):
             check = replace(check, claimed_products=products)
         return _report(check, coordinates, notes), measurement
-
-
-def _may_be_rounded(check: ClaimCheck, products: Products) -> bool:
-    """Whether such products may have rounded the claim.  What this device's do is asked only where
-    values of float32 do not agree."""
-    if any(value.dtype == np.float64 for value in check.claim.values):
-        return False
-    if not products.named:
-        everything = range(len(check.problem.paths) + 1)
-        if check.claim.function is not None or all(
-            check.agreement(index).passed.all() for index in everything
-        ):
-            return False
-    return products.digits < DIGITS
 
 
 def _slope_of(claimed: Claim, measurement: Measurement) -> Callable[[Leaves, Held], Array]:
@@ -247,13 +233,14 @@ def _like_rounded(check: ClaimCheck, leaves: list[LeafReport]) -> bool:
 def _repeated(check: ClaimCheck, verdicts: list[LeafVerdict]) -> list[LeafVerdict]:
     """A claim that is different each time fails; if f itself is, the verdict is inconclusive."""
     problem, claimed = check.measurement.arithmetic.problem, check.claim
+    accepted = check.problem if check.float64_values is None else problem  # by the claim
     verdict: Verdict
     if not problem.tracing.deterministic and _varies(problem.objective, problem):
         verdict, mistake = "inconclusive", "non-deterministic: f has a different value each time"
     elif (
         claimed.gradient is not None
         and not (claimed.tracing is not None and claimed.tracing.deterministic)
-        and _varies(claimed.gradient, problem)
+        and _varies(claimed.gradient, accepted)
     ):
         verdict = "fail"
         mistake = "non-deterministic: the claimed gradient is different each time"

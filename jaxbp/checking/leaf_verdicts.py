@@ -83,6 +83,13 @@ class ClaimCheck:
             rounding=(lower[rows], upper[rows]),
         )
 
+    @property
+    def agrees(self) -> bool:
+        """Whether every slope agrees, of every leaf and of all moving jointly."""
+        return all(
+            self.agreement(index).passed.all() for index in range(len(self.problem.paths) + 1)
+        )
+
     def resolution(self, index: int) -> np.ndarray:
         """How far the slopes along the lines of a leaf may be off unseen, by the measurement and by
         the rounding of the claim's products."""

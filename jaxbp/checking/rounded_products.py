@@ -143,6 +143,15 @@ class Products:
         """The relative spacing of their operands."""
         return float(2.0**-self.digits)
 
+    def may_round(self, values: Iterable[np.ndarray], needed: bool) -> bool:
+        """Whether they may have rounded values, none of which is float64.
+
+        What this device's products do is asked only if needed, or if the user names them.
+        """
+        if any(value.dtype == np.float64 for value in values):
+            return False
+        return (self.named or needed) and self.digits < DIGITS
+
     def rounding(self, gradient: Callable[..., Any]) -> list[Callable[..., Any]]:
         """A gradient made with them: on this device, or in either way to round."""
         if self.here:
