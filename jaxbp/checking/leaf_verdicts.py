@@ -18,8 +18,8 @@ from jaxbp.checking.finite_differences import Leaves
 from jaxbp.checking.jaxprs import UNTRACEABLE, enable_float64, eps_of, largest_of
 from jaxbp.checking.measurement import Measurement
 from jaxbp.checking.problem import Claim, GradientFunction, Held, Problem, Purpose, compiled
-from jaxbp.checking.rounded_products import Products, rounding_bounds
-from jaxbp.checking.verdicts import THRESHOLDS, Agreement, Verdict, agreement
+from jaxbp.checking.rounded_products import Products, rounding_of_slopes
+from jaxbp.checking.verdicts import THRESHOLDS, Agreement, Rounding, Verdict, agreement
 from jaxbp.text import one_line
 
 NEARBY = 1e-4  # the distance of other points that are tried, relative to a leaf's size
@@ -73,14 +73,13 @@ class ClaimCheck:
         """The agreement of one leaf of the claim, or of all moving jointly, along its lines."""
         rows = self.measurement.rows(index)
         samples, slopes = self.measurement.samples.take(rows), self.measurement.slopes.take(rows)
-        lower, upper = self.product_rounding[0]
         return agreement(
             claimed=self.claimed_slopes[rows],
             samples=samples,
             slopes=slopes,
             scale=self.scale(index),
             threshold=self.threshold,
-            rounding=(lower[rows], upper[rows]),
+            rounding=self.product_rounding[0].take(rows),
         )
 
     @property
@@ -93,9 +92,8 @@ class ClaimCheck:
     def resolution(self, index: int) -> np.ndarray:
         """How far the slopes along the lines of a leaf may be off unseen, by the measurement and by
         the rounding of the claim's products."""
-        rows = self.measurement.rows(index)
-        lower, upper = self.product_rounding[0]
-        return np.asarray(self.measurement.slopes.error[rows] + (upper - lower)[rows] / 2)
+        error = self.measurement.slopes.error + self.product_rounding[0].half_width
+        return np.asarray(error[self.measurement.rows(index)])
 
     def scale(self, index: int) -> float:
         """The size of a slope along the lines of a leaf, by the claim or by the measurement."""
@@ -146,30 +144,31 @@ class ClaimCheck:
         return compiled(gradient)
 
     @cached_property
-    def product_rounding(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[str, ...]]:
-        """The bounds between which the rounding of the claim's products makes its slopes too large.
+    def product_rounding(self) -> tuple[Rounding, tuple[str, ...]]:
+        """How much too large the rounding of the claim's products may make its slopes.
 
         The second value is a note of the exception, if there is no gradient to find this by.
         """
-        zero = np.zeros_like(self.claimed_slopes)
+        count = len(self.claimed_slopes)
+        none = Rounding(*np.zeros((4, count)))
         if self.products is None:
-            return (zero, zero), ()
+            return none, ()
         numpy_constants = self.measurement.arithmetic.numpy_constants
         point = self.problem.leaves, self.problem.held
         generator = self.problem.generator(Purpose.PRODUCTS)
         shifts = [_shifts(point, self.products.eps, generator) for _ in range(_PAIRS)]
         try:
             with enable_float64(False, numpy_constants=numpy_constants):
-                bounds = rounding_bounds(
+                bounds = rounding_of_slopes(
                     gradient=self.jax_grad(),
                     products=self.products,
                     at=point,
                     pairs=[(_moved(point, each), _moved(point, each, -1)) for each in shifts],
                     slopes_of=lambda gradient: self.measurement.slopes_of(tuple(gradient)),
-                    groups=np.arange(len(zero)) // len(self.measurement.directions[0]),
+                    groups=np.arange(count) // len(self.measurement.directions[0]),
                 )
         except Exception as error:  # f need not have a gradient of its own
-            return (zero, zero), (f"how products round is unknown: {one_line(error)}",)
+            return none, (f"how products round is unknown: {one_line(error)}",)
         return bounds, ()
 
     @cached_property

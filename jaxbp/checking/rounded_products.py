@@ -19,12 +19,15 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.core import jaxpr_as_fun
 
+from jaxbp.checking.verdicts import Rounding
 from jaxbp.trees import opened, subjaxprs
 
 DIGITS = 23  # of a float32 number, after the first
 _DIGITS_OF = {"highest": DIGITS, "float32": DIGITS, "tensorfloat32": 10, "bfloat16": 7}
 _HERE = ("default", "high")  # names of what each device does in its own way
-_SIGMAS = 3.0  # standard deviations beyond the roundings that were met
+_SIGMAS = 3.0  # standard deviations beyond all errors that were met
+_USUAL_SIGMAS = 4.0  # beyond their median
+_NORMAL_MEDIAN = 0.6745  # |x| of half of all normal numbers, in standard deviations
 _PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
 _INEXACT = (None, lax.Precision.DEFAULT, lax.Precision.HIGH)  # GPUs take "high" for TF32, too
 
@@ -216,24 +219,28 @@ def _under(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def rounding_bounds(
+def rounding_of_slopes(
     gradient: Callable[..., Any],
     products: Products,
     at: Any,
     pairs: Iterable[tuple[Any, Any]],
     slopes_of: Callable[[Any], np.ndarray],
     groups: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Between which bounds (N,) each the slopes of a gradient are off that such products make.
+) -> Rounding:
+    """How much too large such products make the slopes (N,) of a gradient.
 
     Rounded and exact products differ by b₀ in the slopes at the point and, with the roundings drawn
-    anew, by b₁, b₂, ... at points beside it; σ is the standard deviation of these, pooled over a
-    group of slopes.  Whatever a unit at its kink contributes where it switches, as rounding may
-    make it do, is in s = g(x + h) + g(x - h) - 2 g(x), in which a smooth change cancels.
+    anew, by b₁, b₂, ... at points beside it.  Of these usual ones b is the median of each slope and
+    σ their spread, that of a normal distribution with the same median deviation.  Now and then a
+    unit at its kink switches, as rounding may make it do: what that changes is met in some of the
+    bᵢ, whose standard deviation is ς, and in s = g(x + h) + g(x - h) - 2 g(x), in which a smooth
+    change cancels.
 
-        min(0, bᵢ) - 3σ - max|s|  to  max(0, bᵢ) + 3σ + max|s|
+        usually           min(0, b₀, b) - 4σ          to  max(0, b₀, b) + 4σ
+        at the utmost     min(0, bᵢ) - 3ς - max|s|    to  max(0, bᵢ) + 3ς + max|s|
 
     0 is within the bounds, as a program may make some products in one way and some in another.
+    Spreads are pooled over the slopes of a group.
 
     gradient: compiled, of the arguments at.
     products: those that the gradient in question was made with.
@@ -251,8 +258,28 @@ def rounding_bounds(
         switched = np.maximum(switched, np.abs(beside[0] + beside[1] - 2 * exact))
         for own, each in zip(errors, rounding, strict=True):
             own += [slopes_of(each(*p)) - there for p, there in zip(pair, beside, strict=True)]
-    variance = np.max([np.var(own, axis=0, ddof=1) for own in errors], axis=0)
-    pooled = np.array([np.mean(variance[groups == group]) for group in groups])
-    reach = _SIGMAS * np.sqrt(pooled) + switched
-    lowest, highest = np.min(errors, axis=(0, 1)), np.max(errors, axis=(0, 1))
-    return np.minimum(0, lowest) - reach, np.maximum(0, highest) + reach
+    bounds = [_bounds(np.array(own), switched, groups) for own in errors]
+    lower, upper, lowest, highest = zip(*bounds, strict=True)
+    return Rounding(
+        lower=np.min(lower, axis=0),
+        upper=np.max(upper, axis=0),
+        lowest=np.min(lowest, axis=0),
+        highest=np.max(highest, axis=0),
+    )
+
+
+def _bounds(errors: np.ndarray, switched: np.ndarray, groups: np.ndarray) -> Rounding:
+    """The bounds by errors (draws, N) of products that are rounded in one way."""
+    median, usual, reach = np.median(errors, axis=0), *np.empty((2, len(groups)))
+    for group in np.unique(groups):
+        own = groups == group
+        spread = np.median(np.abs(errors - median)[:, own]) / _NORMAL_MEDIAN
+        usual[own] = _USUAL_SIGMAS * spread
+        reach[own] = _SIGMAS * np.sqrt(np.mean(np.var(errors[:, own], axis=0, ddof=1)))
+    reach = np.maximum(reach + switched, usual)
+    return Rounding(
+        lower=np.minimum(0, np.minimum(errors[0], median)) - usual,
+        upper=np.maximum(0, np.maximum(errors[0], median)) + usual,
+        lowest=np.minimum(0, np.min(errors, axis=0)) - reach,
+        highest=np.maximum(0, np.max(errors, axis=0)) + reach,
+    )

@@ -126,8 +126,8 @@ def taylor_test(
             if not rounds:
                 return report
             check = ClaimCheck(problem, claimed, measurement, None, None, products)
-            (lower, upper), notes = check.product_rounding
-    off = float(max(-lower[-1], upper[-1]))
+            rounding, notes = check.product_rounding
+    off = float(np.max(np.abs(np.array(rounding))[:, -1]))  # of the line on which all leaves move
     report = _report(measurement, slope, curvature, given, off)
     return replace(report, notes=(str(products), *notes))
 
