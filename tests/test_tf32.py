@@ -96,6 +96,26 @@ def test_a_function_is_held_to_float32s_threshold():
     assert checked(SMALL, args, None).ok
 
 
+def test_an_f_of_float32_alone_is_measured_by_exact_products():
+    """In jits and branches, too, which are traced anew for it."""
+    x, w = (np.random.default_rng(0).normal(size=(2, 8, 8)) / 2).astype(np.float32)
+
+    @jax.jit
+    def inner(x, w):
+        return jax.lax.cond(x[0, 0] < 9, lambda: jnp.tanh(x @ w), lambda: x)
+
+    @jax.jit
+    def f(x, w):
+        assert x.dtype == jnp.float32
+        return jnp.sum(inner(inner(x, w), w))
+
+    f(x, w)  # compiled with default products before
+    report = gradcheck(f, x, w)
+    assert report.ok
+    assert report.precision == "float32 (f does not accept float64)"
+    assert gradcheck(f, x, w, grads=jax.jit(jax.grad(f))(x, w)).verdict != "fail"
+
+
 BUGS = {
     "scaled up": lambda grads: change(grads, 1, lambda w: 1.01 * w),
     "scaled down": lambda grads: change(grads, 0, lambda w: 0.99 * w),
