@@ -24,8 +24,10 @@ os.environ |= {"JAX_ENABLE_X64": "0", "COLUMNS": "100"}
 import hypothesis
 import jax
 import pytest
+import tf32
 
 import jaxbp
+from jaxbp.checking.rounded_products import digits_multiplied
 
 jax.config.update("jax_enable_x64", False)  # if a plugin imported jax before
 
@@ -110,6 +112,18 @@ def strict():
 def x64():
     """float64 for exactness."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tf32_products():
+    """Float32 products are TF32, for all tests of a file: on a CPU it is made to multiply so."""
+    if jax.default_backend() != "cpu":
+        if digits_multiplied() != 10:
+            pytest.skip("this device's default products are not TF32")
+        yield
+        return
+    with tf32.rounding_products():
         yield
 
 

@@ -7,18 +7,20 @@ To be read in this order; each file answers one question:
 3. ``measurement``: which slopes are measured, at a point, and in which arithmetic
 4. ``verdicts``: when a claimed slope agrees with a measured one
 5. ``jaxprs``: what can be read off a traced function: its dtypes, constants, and whether it varies
-6. ``comparing``: how far two gradient trees are apart (``compare``)
-7. ``leaf_verdicts``: what else could explain a difference: rounding, a kink, an insensitive leaf
-8. ``diagnosis``: where a failing gradient is wrong, and which simple mistake looks like it
-9. ``checker``: all of this in order (``gradcheck``, ``assert_gradients``)
-10. ``report``: the result, and how it prints itself
-11. ``taylor``: a second opinion, by the order of Taylor's remainders (``taylor_test``)
+6. ``rounded_products``: what a gradient becomes where float32 products keep fewer digits
+7. ``comparing``: how far two gradient trees are apart (``compare``)
+8. ``leaf_verdicts``: what else could explain a difference: rounding, a kink, an insensitive leaf
+9. ``diagnosis``: where a failing gradient is wrong, and which simple mistake looks like it
+10. ``checker``: all of this in order (``gradcheck``, ``assert_gradients``)
+11. ``report``: the result, and how it prints itself
+12. ``taylor``: a second opinion, by the order of Taylor's remainders (``taylor_test``)
 """
 
 from jaxbp.checking.checker import assert_gradients, gradcheck
 from jaxbp.checking.comparing import Comparison, compare
 from jaxbp.checking.finite_differences import central_difference
 from jaxbp.checking.report import GradientReport, LeafReport
+from jaxbp.checking.rounded_products import with_rounded_products
 from jaxbp.checking.taylor import TaylorReport, taylor_test
 
 __all__ = [
@@ -31,4 +33,5 @@ __all__ = [
     "compare",
     "gradcheck",
     "taylor_test",
+    "with_rounded_products",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxbp.checking.comparing import norm
-from jaxbp.checking.diagnosis import FailedGradient, common_mistake, diagnose
+from jaxbp.checking.diagnosis import EXPLAINED, FailedGradient, common_mistake, diagnose
 from jaxbp.checking.finite_differences import Leaves, Slopes, rounding_bar
 from jaxbp.checking.jaxprs import UNTRACEABLE, eps_of, first_axes
 from jaxbp.checking.leaf_verdicts import (
@@ -34,6 +34,7 @@ from jaxbp.checking.problem import (
     under_vmap,
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
+from jaxbp.checking.rounded_products import EXACT, Products, products_of
 from jaxbp.checking.verdicts import Verdict, taylor_order, taylor_verdict, worst_verdict
 from jaxbp.text import one_line
 
@@ -50,6 +51,7 @@ def gradcheck(
     order: int = 1,
     coordinates: int = 512,
     chunk: int | None = None,
+    precision: str | None = None,
 ) -> GradientReport:
     """Check a gradient of f at args against the values of f.
 
@@ -77,6 +79,12 @@ def gradcheck(
     coordinates: how many entries of a failing leaf may be measured to find the wrong ones; 512
         unless given.
     chunk: how many evaluations of f are made at once; by memory unless given.
+    precision: what the float32 products of the claimed values were computed in, as their rounding
+        is no error of the claim: "tensorfloat32" or "bfloat16" for a gradient made on a GPU or a
+        TPU, "float32" or "highest" for one without such rounding, "default" or "high" for what
+        these mean on this device.  Unless given, values are taken for ones of this device, at the
+        precision that JAX is set to.  f is always measured, and a function in grads evaluated, at
+        "highest"; of a function it says what its products are all the same, as in a kernel.
 
     An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  If f
     closes over NumPy arrays, JAX's caches are cleared before and after (for the reason see
@@ -84,7 +92,7 @@ def gradcheck(
 
     Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
     finite, an argument has no floating point leaf, f returns something other than floating point
-    numbers, or the claimed tree is not like the arguments.
+    numbers, the claimed tree is not like the arguments, or precision has another name.
 
     It checks one point, along random directions.  It cannot see an error that these do not show, as
     one in an entry of a large leaf that is below the error bar; it cannot see other points, or
@@ -100,15 +108,16 @@ def gradcheck(
     checked = partial(
         _checked, threshold=threshold, directions=directions, coordinates=coordinates, chunk=chunk
     )
+    products = products_of(precision)  # before the precision of products is set
     with jax.default_matmul_precision("highest"):
         problem = pose(f, args, argnums, cotangent, key)
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
-        report, measurement = checked(problem, claimed)
+        report, measurement = checked(problem, claimed, products)
         if order == 1:
             return report
         slope = pose(_slope_of(claimed, measurement), (problem.leaves, problem.held), 0, None, key)
         slope = replace(slope, paths=problem.paths)  # as the user knows them
-        second, _ = checked(slope, claim(slope, None, random_cotangent=False))
+        second, _ = checked(slope, claim(slope, None, random_cotangent=False), EXACT)
     verdict = worst_verdict([report.verdict, second.verdict])
     return replace(report, second_order=second, verdict=verdict)
 
@@ -126,6 +135,7 @@ def _check_options(threshold: float | None, order: int, **counts: int | None) ->
 def _checked(
     problem: Problem,
     claimed: Claim,
+    products: Products,
     *,
     threshold: float | None,
     directions: int,
@@ -143,7 +153,9 @@ def _checked(
                 values = claimed.values_at(arithmetic.problem.leaves, arithmetic.problem.held)
             except Exception as error:  # the claim may have anything against float64
                 notes = (f"in float64 the claimed gradient raises {one_line(error)}",)
-        check = ClaimCheck(problem, claimed, measurement, values, threshold)
+        check = ClaimCheck(problem, claimed, measurement, values, threshold, None)
+        if products.may_round(claimed.values, needed=claimed.function is None and not check.agrees):
+            check = replace(check, claimed_products=products)
         return _report(check, coordinates, notes), measurement
 
 
@@ -195,6 +207,10 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         if path not in not_differentiable
     ]
     raised = [*measurement.notes, *notes, *(note for found in verdicts for note in found.notes)]
+    products = [] if check.claimed_products is None else [str(check.claimed_products)]
+    products += check.in_own_dtype.product_rounding[1]
+    if _like_rounded(check, leaves):
+        products += ["if a GPU or TPU made it, precision= says how its products were rounded"]
     return GradientReport(
         leaves=tuple(leaves),
         joint=joint,
@@ -202,21 +218,29 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         precision=measurement.arithmetic.precision,
         threshold=check.threshold,
         diagnosis=common_mistake([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
-        notes=tuple(dict.fromkeys([*overflow, *held, *raised, *failures_of_vmap])),
+        notes=tuple(dict.fromkeys([*overflow, *held, *products, *raised, *failures_of_vmap])),
         verdict=overall(leaves, joint),
     )
+
+
+def _like_rounded(check: ClaimCheck, leaves: list[LeafReport]) -> bool:
+    """Whether values fail by no more than rounded products might make of them."""
+    failed = [leaf for leaf in leaves if leaf.verdict == "fail"]
+    by_values = check.claim.function is None and check.claimed_products is None
+    return by_values and bool(failed) and all(leaf.relative_error < 0.02 for leaf in failed)
 
 
 def _repeated(check: ClaimCheck, verdicts: list[LeafVerdict]) -> list[LeafVerdict]:
     """A claim that is different each time fails; if f itself is, the verdict is inconclusive."""
     problem, claimed = check.measurement.arithmetic.problem, check.claim
+    accepted = check.problem if check.float64_values is None else problem  # by the claim
     verdict: Verdict
     if not problem.tracing.deterministic and _varies(problem.objective, problem):
         verdict, mistake = "inconclusive", "non-deterministic: f has a different value each time"
     elif (
         claimed.gradient is not None
         and not (claimed.tracing is not None and claimed.tracing.deterministic)
-        and _varies(claimed.gradient, problem)
+        and _varies(claimed.gradient, accepted)
     ):
         verdict = "fail"
         mistake = "non-deterministic: the claimed gradient is different each time"
@@ -287,10 +311,13 @@ def _diagnosed(
     ]
     if not failed:
         return verdicts
+    slopes = check.measurement.slopes
+    error = np.concatenate([check.resolution(index) for index in range(len(verdicts) + 1)])
     gradient = FailedGradient(
         claimed=[np.asarray(value, np.float64) for value in check.values],
         paths=check.problem.paths,
-        measurement=check.measurement,
+        measurement=replace(check.measurement, slopes=slopes._replace(error=error)),
+        tolerance=EXPLAINED if check.products is None else 4 * check.products.eps,
         lengths=first_axes(check.problem.tracing.jaxpr),
     )
     diagnosed = list(verdicts)
@@ -310,14 +337,15 @@ def _leaf_report(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafRepor
     size = norm(np.array(measurement.sizes)) if jointly else measurement.sizes[index]
     claimed = check.claimed_slopes[rows]
     scale = check.scale(index)
-    discrepancy = found.agreement.discrepancy
+    explained = found.agreement.explained
+    discrepancy = found.agreement.discrepancy + np.abs(explained)
     line = int(np.argmax(np.where(np.isnan(discrepancy), np.inf, discrepancy)))
-    orders = taylor_order(claimed, samples, check.threshold * scale)
+    orders = taylor_order(claimed - explained, samples, check.threshold * scale)
     kinked = found.agreement.kinked.any()
     leaf = None if jointly else np.asarray(problem.leaves[index])
     with np.errstate(all="ignore"):
         quotients = (samples.plus - samples.minus)[line] / (2 * samples.steps)
-        relative = np.array([discrepancy[line], np.max(slopes.error)]) / scale
+        relative = np.array([discrepancy[line], np.max(check.resolution(index))]) / scale
     return LeafReport(
         path="(all at once)" if leaf is None else problem.paths[index],
         shape=() if leaf is None else leaf.shape,

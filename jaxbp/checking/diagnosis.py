@@ -19,7 +19,7 @@ from jaxbp.checking.measurement import Measurement
 from jaxbp.checking.verdicts import agreement
 from jaxbp.text import significant
 
-_EXPLAINED = 1e-4  # of the slopes' size may be left over when a mistake is said to explain them
+EXPLAINED = 1e-4  # of the slopes' size may be left over when a mistake is said to explain them
 _LISTED = 3  # wrong entries
 _BLOCKS = 24  # into which the rows or columns of a large leaf are divided at a time
 _SAMPLED = 32  # entries of a large leaf
@@ -38,6 +38,7 @@ class FailedGradient:
     paths: Sequence[str]
     measurement: Measurement
     lengths: frozenset[int]  # of first axes: one of them is the number of examples
+    tolerance: float  # of the slopes' size may be left over when a mistake is said to explain them
 
 
 class Diagnosis(NamedTuple):
@@ -82,7 +83,7 @@ def _mistakes(gradient: FailedGradient, index: int) -> Iterator[tuple[str, bool]
         yield "zero everywhere", True
         return
     slopes = _LeafSlopes(gradient, index)
-    yield _factor(slopes, gradient.lengths)
+    yield _factor(slopes, gradient)
     if claimed.ndim == 2:
         rows, columns = claimed.shape
         if rows == columns:
@@ -110,7 +111,7 @@ class _LeafSlopes:
         self.measured = measured.value
         self.claimed = self.of(gradient.claimed[index])
         size = norm(measured.value) / np.sqrt(len(measured.value))
-        left = np.minimum(_EXPLAINED * size, np.abs(self.claimed - self.measured) / 10)
+        left = np.minimum(gradient.tolerance * size, np.abs(self.claimed - self.measured) / 10)
         self.allowed = measured.error + left
 
     def of(self, values: np.ndarray) -> np.ndarray:
@@ -127,26 +128,26 @@ class _LeafSlopes:
         return self.equal(self.of(values))
 
 
-def _factor(slopes: _LeafSlopes, lengths: frozenset[int]) -> tuple[str, bool]:
+def _factor(slopes: _LeafSlopes, gradient: FailedGradient) -> tuple[str, bool]:
     """The claim is a factor times the measured gradient."""
     overlap = float(slopes.claimed @ slopes.measured)
     if not overlap:
         return "", False
     factor = float(slopes.claimed @ slopes.claimed) / overlap
-    name = f"off by a factor of {_factor_name(factor, lengths)}"
+    name = f"off by a factor of {_factor_name(factor, gradient.lengths, gradient.tolerance)}"
     return name, slopes.equal(slopes.claimed / factor)
 
 
-def _factor_name(factor: float, lengths: frozenset[int]) -> str:
+def _factor_name(factor: float, lengths: frozenset[int], tolerance: float) -> str:
     """2, 1/2, -1, or the length of an axis; else the number itself."""
     for size in sorted(lengths - {0, 1, 2, 3, 4}):
         for sign in (1, -1):
-            if np.isclose(factor, sign * size, rtol=_EXPLAINED):
+            if np.isclose(factor, sign * size, rtol=tolerance):
                 return f"{sign * size} (the length of an axis here)"
-            if np.isclose(factor, sign / size, rtol=_EXPLAINED):
+            if np.isclose(factor, sign / size, rtol=tolerance):
                 return f"{'-' if sign < 0 else ''}1/{size} (the length of an axis here)"
     near = Fraction(factor).limit_denominator(8)
-    if near and np.isclose(factor, float(near), rtol=_EXPLAINED):
+    if near not in (0, 1) and np.isclose(factor, float(near), rtol=tolerance):
         return str(near)
     return significant(factor, 5)
 
@@ -176,6 +177,7 @@ class _Entries(NamedTuple):
     measured: np.ndarray
     error: np.ndarray
     wrong: np.ndarray  # whether each is wrong for certain
+    tolerance: float  # the gradient's
 
 
 def _measured_entries(
@@ -202,6 +204,7 @@ def _measured_entries(
             measured=measured[own],
             error=error[own],
             wrong=wrong[own],
+            tolerance=gradient.tolerance,
         )
     return entries
 
@@ -231,7 +234,7 @@ def _measure(gradient: FailedGradient, windows: Sequence[Window]) -> tuple[np.nd
     claimed = np.array([_claimed_along(gradient, window) for window in windows])
     measured = extrapolate(samples)
     scale = norm(measured.value) / np.sqrt(len(windows))
-    wrong = agreement(claimed * reach[which], samples, measured, scale, _EXPLAINED).failed
+    wrong = agreement(claimed * reach[which], samples, measured, scale, gradient.tolerance).failed
     return claimed, measured.value / reach[which], measured.error / reach[which], wrong
 
 
@@ -336,7 +339,7 @@ def _kind_of_error(entries: _Entries) -> str:
         return f"zero at {some}, the others are right"
     if np.all(np.abs(measured) <= error):
         return f"right only where the slope is 1: the slope is 0 at {some}, and one is claimed"
-    if np.all(np.abs(claimed + measured) <= error + _EXPLAINED * np.abs(measured)):
+    if np.all(np.abs(claimed + measured) <= error + entries.tolerance * np.abs(measured)):
         return f"wrong sign at {some}"
     return _factor_by_row(entries) or ("" if wrong.all() else f"wrong at {some}")
 
@@ -355,10 +358,10 @@ def _factor_by_row(entries: _Entries) -> str:
     with np.errstate(all="ignore"):
         factors = np.sum(claimed * measured, axis=1) / np.sum(measured**2, axis=1)
     left = np.abs(claimed - factors[:, None] * measured)
-    if shape[1] < 2 or not np.all(left <= _EXPLAINED * np.abs(claimed).max()):
+    if shape[1] < 2 or not np.all(left <= entries.tolerance * np.abs(claimed).max()):
         return ""
     span = f"each row is off by a factor of its own, {significant(factors.min(), 3)} to "
-    slope = ": a slope h'(a) is missing" if factors.min() > 1 - _EXPLAINED else ""
+    slope = ": a slope h'(a) is missing" if factors.min() > 1 - entries.tolerance else ""
     return f"{span}{significant(factors.max(), 3)}{slope}"
 
 

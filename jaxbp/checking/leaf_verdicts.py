@@ -18,12 +18,14 @@ from jaxbp.checking.finite_differences import Leaves
 from jaxbp.checking.jaxprs import UNTRACEABLE, enable_float64, eps_of, largest_of
 from jaxbp.checking.measurement import Measurement
 from jaxbp.checking.problem import Claim, GradientFunction, Held, Problem, Purpose, compiled
-from jaxbp.checking.verdicts import THRESHOLDS, Agreement, Verdict, agreement
+from jaxbp.checking.rounded_products import Products, rounding_of_slopes
+from jaxbp.checking.verdicts import THRESHOLDS, Agreement, Rounding, Verdict, agreement
 from jaxbp.text import one_line
 
 NEARBY = 1e-4  # the distance of other points that are tried, relative to a leaf's size
 _POINTS_AT_KINK = 6
 _PERTURBATIONS = 16  # of the arguments by a few units in the last place, to see their effect
+_PAIRS = 8  # of perturbations by a unit in the last place of a product's operands
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ClaimCheck:
     measurement: Measurement
     float64_values: Leaves | None  # the claim in float64, if f is measured so and its function can
     given_threshold: float | None  # the user's
+    claimed_products: Products | None  # that the claim's values were made with, if they round
 
     @property
     def values(self) -> Leaves:
@@ -58,15 +61,39 @@ class ClaimCheck:
         if self.given_threshold is not None:
             return self.given_threshold
         dtypes = [np.asarray(value).dtype for value in self.values]
-        return THRESHOLDS[min(d.itemsize for d in [*dtypes, self.measurement.arithmetic.dtype])]
+        usual = THRESHOLDS[min(d.itemsize for d in [*dtypes, self.measurement.arithmetic.dtype])]
+        return usual if self.products is None else max(usual, self.products.eps)
+
+    @property
+    def products(self) -> Products | None:
+        """The rounding products that these values were made with: of float64 there are none."""
+        return self.claimed_products if self.float64_values is None else None
 
     def agreement(self, index: int) -> Agreement:
         """The agreement of one leaf of the claim, or of all moving jointly, along its lines."""
         rows = self.measurement.rows(index)
         samples, slopes = self.measurement.samples.take(rows), self.measurement.slopes.take(rows)
         return agreement(
-            self.claimed_slopes[rows], samples, slopes, self.scale(index), self.threshold
+            claimed=self.claimed_slopes[rows],
+            samples=samples,
+            slopes=slopes,
+            scale=self.scale(index),
+            threshold=self.threshold,
+            rounding=self.product_rounding[0].take(rows),
         )
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every slope agrees, of every leaf and of all moving jointly."""
+        return all(
+            self.agreement(index).passed.all() for index in range(len(self.problem.paths) + 1)
+        )
+
+    def resolution(self, index: int) -> np.ndarray:
+        """How far the slopes along the lines of a leaf may be off unseen, by the measurement and by
+        the rounding of the claim's products."""
+        error = self.measurement.slopes.error + self.product_rounding[0].half_width
+        return np.asarray(error[self.measurement.rows(index)])
 
     def scale(self, index: int) -> float:
         """The size of a slope along the lines of a leaf, by the claim or by the measurement."""
@@ -89,7 +116,7 @@ class ClaimCheck:
     @cached_property
     def in_own_dtype(self) -> "ClaimCheck":
         """The check of the claim in its own dtype."""
-        return replace(self, float64_values=None)
+        return self if self.float64_values is None else replace(self, float64_values=None)
 
     @cached_property
     def nearby(self) -> list["ClaimCheck"]:
@@ -117,6 +144,34 @@ class ClaimCheck:
         return compiled(gradient)
 
     @cached_property
+    def product_rounding(self) -> tuple[Rounding, tuple[str, ...]]:
+        """How much too large the rounding of the claim's products may make its slopes.
+
+        The second value is a note of the exception, if there is no gradient to find this by.
+        """
+        count = len(self.claimed_slopes)
+        none = Rounding(*np.zeros((4, count)))
+        if self.products is None:
+            return none, ()
+        numpy_constants = self.measurement.arithmetic.numpy_constants
+        point = self.problem.leaves, self.problem.held
+        generator = self.problem.generator(Purpose.PRODUCTS)
+        shifts = [_shifts(point, self.products.eps, generator) for _ in range(_PAIRS)]
+        try:
+            with enable_float64(False, numpy_constants=numpy_constants):
+                bounds = rounding_of_slopes(
+                    gradient=self.jax_grad(),
+                    products=self.products,
+                    at=point,
+                    pairs=[(_moved(point, each), _moved(point, each, -1)) for each in shifts],
+                    slopes_of=lambda gradient: self.measurement.slopes_of(tuple(gradient)),
+                    groups=np.arange(count) // len(self.measurement.directions[0]),
+                )
+        except Exception as error:  # f need not have a gradient of its own
+            return none, (f"how products round is unknown: {one_line(error)}",)
+        return bounds, ()
+
+    @cached_property
     def rounding(self) -> tuple[np.ndarray, tuple[str, ...]]:
         """The size of rounding errors in the claimed slopes, as the claim's own dtype makes them:
         ten times those in ``jax.grad``'s, and the effect of a few units in the last place of the
@@ -129,11 +184,6 @@ class ClaimCheck:
         eps = max(eps_of(value.dtype) for value in self.values)
         generator = self.problem.generator(Purpose.ROUNDING)
 
-        def perturbed(leaf: Any) -> Any:
-            is_float = jnp.issubdtype(leaf.dtype, np.floating)
-            shift = 1 + 8 * eps * generator.uniform(-1, 1, leaf.shape)
-            return np.asarray(np.asarray(leaf) * shift, leaf.dtype) if is_float else leaf
-
         rounded, spread = np.zeros_like(self.claimed_slopes), [np.zeros_like(self.claimed_slopes)]
         notes: tuple[str, ...] = ()
         try:
@@ -141,7 +191,7 @@ class ClaimCheck:
             function = self.jax_grad() if claimed is None else claimed
             there = slopes_of(tuple(function(*point)))
             for _ in range(_PERTURBATIONS):
-                moved = function(*jax.tree.map(perturbed, point))
+                moved = function(*_moved(point, _shifts(point, 8 * eps, generator)))
                 spread.append(np.abs(slopes_of(tuple(moved)) - there))
             if self.float64_values is None and arithmetic.float64:
                 automatic = self.jax_grad()
@@ -152,6 +202,21 @@ class ClaimCheck:
             notes = (f"how the gradient is rounded is unknown: {one_line(error)}",)
         total = 16 * eps * abs(self.measurement.value) + rounded + 2 * np.max(spread, axis=0)
         return np.asarray(total), notes
+
+
+def _shifts(point: Any, distance: float, generator: np.random.Generator) -> Any:
+    """A random share of each number in a tree, at most the distance."""
+    return jax.tree.map(lambda leaf: generator.uniform(-distance, distance, leaf.shape), point)
+
+
+def _moved(point: Any, shifts: Any, sign: int = 1) -> Any:
+    """A tree whose floating point numbers are shifted by such shares of their own."""
+
+    def moved(leaf: Any, shift: np.ndarray) -> Any:
+        is_float = jnp.issubdtype(leaf.dtype, np.floating)
+        return np.asarray(np.asarray(leaf) * (1 + sign * shift), leaf.dtype) if is_float else leaf
+
+    return jax.tree.map(moved, point, shifts)
 
 
 def leaf_verdict(check: ClaimCheck, index: int) -> LeafVerdict:

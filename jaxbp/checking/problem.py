@@ -68,6 +68,7 @@ class Purpose(IntEnum):
     POINT_AT_ZERO = 3
     POINTS_FOR_VMAP = 4
     ROUNDING = 5
+    PRODUCTS = 6
 
 
 @dataclass(frozen=True)

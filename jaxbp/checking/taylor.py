@@ -6,7 +6,7 @@ R₃(t) = |f(x + t d) - f(x) - t ⟨∇f, d⟩ - ½ t² ⟨d, H d⟩|   = O(t³)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ from jax import Array
 
 from jaxbp.checking.comparing import norm
 from jaxbp.checking.finite_differences import Leaves, rounding_bar
+from jaxbp.checking.leaf_verdicts import ClaimCheck
 from jaxbp.checking.measurement import Measurement, arithmetic_of, measure
 from jaxbp.checking.problem import Claim, claim, gradient_leaves, numpy_constants, pose
+from jaxbp.checking.rounded_products import products_of
 from jaxbp.checking.verdicts import Order, Verdict, observed_order, taylor_verdict
 from jaxbp.text import Table, align, number, plain
 
@@ -32,7 +34,8 @@ class TaylorReport:
     floor: np.ndarray  # (T,) how large a remainder can be by rounding alone
     orders: tuple[float, ...]  # as observed just above the floor; nan: nowhere above it
     verdict: Verdict
-    precision: str
+    precision: str  # the arithmetic in which f was measured
+    notes: tuple[str, ...] = ()  # what the claim's products are taken for
 
     @property
     def ok(self) -> bool:
@@ -60,7 +63,7 @@ class TaylorReport:
             for name, order in zip(names, self.orders, strict=True)
         )
         table = align(Table(columns, rows), width)
-        return f"{self.verdict}: {orders}, in {self.precision}\n{table}"
+        return "\n".join([f"{self.verdict}: {orders}, in {self.precision}", table, *self.notes])
 
     def __str__(self) -> str:
         return self.text()
@@ -76,6 +79,7 @@ def taylor_test(
     cotangent: Any = None,
     order: int = 2,
     key: Array | None = None,
+    precision: str | None = None,
 ) -> TaylorReport:
     """Taylor's remainders of f at args along a direction, and the orders at which they vanish.
 
@@ -88,6 +92,8 @@ def taylor_test(
     cotangent: for an f whose result is not a scalar, a tree like the result; random unless given.
     order: 3 also takes ⟨d, H d⟩ from the gradient by ``jax.jvp``, and judges that; 2 unless given.
     key: a ``jax.random.key`` for direction and cotangent; always the same numbers unless given.
+    precision: what the float32 products of claimed values were computed in, as for ``gradcheck``;
+        their rounding belongs to the floor of R₂.
 
     The order is read off just above the floor of rounding.  A kink at the point leaves first order
     in any gradient's remainder: ``gradcheck`` tells the two apart.
@@ -104,6 +110,7 @@ def taylor_test(
         raise ValueError(f"order: got {order!r}, expected 2 or 3")
     if not isinstance(args, tuple | list):
         raise TypeError(f"args: got {type(args).__name__}, expected the tuple of f's arguments")
+    products = products_of(precision)  # before the precision of products is set
     with jax.default_matmul_precision("highest"):
         problem = pose(f, tuple(args), argnums, cotangent, key)
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
@@ -114,7 +121,15 @@ def taylor_test(
         measurement = measure(arithmetic, 1, direction=given)
         with arithmetic.enabled():
             slope, curvature = _derivatives(claimed, measurement, order)
-    return _report(measurement, slope, curvature, given)
+            report = _report(measurement, slope, curvature, given)
+            rounds = claimed.function is None and products.may_round(claimed.values, not report.ok)
+            if not rounds:
+                return report
+            check = ClaimCheck(problem, claimed, measurement, None, None, products)
+            rounding, notes = check.product_rounding
+    off = float(np.max(np.abs(np.array(rounding))[:, -1]))  # of the line on which all leaves move
+    report = _report(measurement, slope, curvature, given, off)
+    return replace(report, notes=(str(products), *notes))
 
 
 def _derivatives(
@@ -139,8 +154,13 @@ def _derivatives(
 
 
 def _report(
-    measurement: Measurement, slope: float, curvature: float | None, given: Leaves | None
+    measurement: Measurement,
+    slope: float,
+    curvature: float | None,
+    given: Leaves | None,
+    off: float = 0.0,
 ) -> TaylorReport:
+    """The report, where the claimed slope may be off by rounding alone, by 0 unless given."""
     samples = measurement.samples.take(slice(-1, None))
     t = samples.steps
     with np.errstate(all="ignore"):
@@ -149,8 +169,13 @@ def _report(
         if curvature is not None:
             remainders.append(first - t * slope - t**2 / 2 * curvature)
         remainders = [np.abs(remainder) for remainder in remainders]
-    floor = 4 * t * rounding_bar(samples)[0]
-    orders = tuple(float(observed_order(r[None], floor[None])[0]) for r in remainders)
+    of_f = 4 * t * rounding_bar(samples)[0]
+    floor = of_f + 2 * t * off
+    floors = [of_f, *[floor] * (len(remainders) - 1)]  # R₁ is of f alone
+    orders = tuple(
+        float(observed_order(remainder[None], lowest[None])[0])
+        for remainder, lowest in zip(remainders, floors, strict=True)
+    )
     verdict = taylor_verdict(Order(np.array(orders[:1]), np.array(orders[1:2])))
     if curvature is not None and verdict == "pass" and orders[2] < 2.7:
         verdict = "fail" if orders[2] <= 2.3 else "inconclusive"

@@ -11,6 +11,11 @@ Before the verdict is fail, three other explanations are ruled out.  A kink besi
 large steps only: a claim that some smaller step confirms does not fail.  A kink at the point has a
 slope on either side: a claim between the two is a subgradient.  And a measurement that has not
 converged, or that the next smaller step does not confirm, proves nothing.
+
+A claim made with rounded products (``jaxbp.checking.rounded_products``) is off by something between
+two bounds, l ≤ 0 ≤ u.  Then c is the slope nearest to m of those between c - u and c - l: to pass,
+by what the bounds usually are, and e + (u - l)/2 must be at most 10 τ s; to fail, by what they may
+be at the utmost.
 """
 
 from typing import Literal, NamedTuple
@@ -28,10 +33,32 @@ _NEGLIGIBLE = 1e-6  # of |f|: a slope of zero counts as measured with such an er
 _ORDER_STEPS = 3  # from which the order of a Taylor remainder is read, its smallest
 
 
+class Rounding(NamedTuple):
+    """How much too large rounded products may make claimed slopes (N,); nothing unless given."""
+
+    lower: np.ndarray | float = 0.0  # usually between this, negative,
+    upper: np.ndarray | float = 0.0  # and this
+    lowest: np.ndarray | float = 0.0  # at the utmost, where units at their kinks switch as well
+    highest: np.ndarray | float = 0.0
+
+    def take(self, rows: slice) -> "Rounding":
+        """The bounds of some of the slopes."""
+        return Rounding(*(np.asarray(bound)[rows] for bound in self))
+
+    @property
+    def half_width(self) -> np.ndarray | float:
+        """How far slopes may be off unseen."""
+        return (self.upper - self.lower) / 2
+
+
+NO_ROUNDING = Rounding()
+
+
 class Agreement(NamedTuple):
     """Claimed and measured slope compared along each direction (N,)."""
 
-    discrepancy: np.ndarray  # how far the claim is from the slope, or from the slopes of a kink
+    explained: np.ndarray  # the part of c - m that may be the rounding of the claim's products
+    discrepancy: np.ndarray  # how far the rest is from the slope, or from the slopes of a kink
     passed: np.ndarray
     failed: np.ndarray
     kinked: np.ndarray  # the slopes to the right and to the left differ
@@ -44,7 +71,12 @@ def worst_verdict(verdicts: list[Verdict]) -> Verdict:
 
 
 def agreement(
-    claimed: np.ndarray, samples: Samples, slopes: Slopes, scale: float, threshold: float
+    claimed: np.ndarray,
+    samples: Samples,
+    slopes: Slopes,
+    scale: float,
+    threshold: float,
+    rounding: Rounding = NO_ROUNDING,
 ) -> Agreement:
     """Compare the claimed slopes of one leaf with the measured ones.
 
@@ -53,23 +85,42 @@ def agreement(
     slopes: the slopes m and error bars e that were extrapolated from them.
     scale: s, the size that such a slope has in this leaf.
     threshold: τ, relative to that size.
+    rounding: l and u, by which the rounding of products makes c too large; none unless given.
     """
     tolerance = threshold * scale
-    kinked = (np.abs(slopes.jump) > 3 * slopes.jump_error) & (np.abs(slopes.jump) > tolerance)
-    aside = np.abs(claimed - slopes.value)
-    discrepancy = np.where(kinked, np.maximum(0, aside - np.abs(slopes.jump) / 2), aside)
     zero = (claimed == 0) & (slopes.value - slopes.error <= 0) & (slopes.value + slopes.error >= 0)
+    kinked = (np.abs(slopes.jump) > 3 * slopes.jump_error) & (np.abs(slopes.jump) > tolerance)
+    half_jump = np.where(kinked, np.abs(slopes.jump) / 2, 0.0)
+    _, usual = _aside(claimed, slopes.value, half_jump, rounding.lower, rounding.upper)
+    explained, discrepancy = _aside(
+        claimed, slopes.value, half_jump, rounding.lowest, rounding.highest
+    )
+    resolution = slopes.error + rounding.half_width
     negligible = zero & (slopes.error <= _NEGLIGIBLE * _magnitude(samples))
     return Agreement(
+        explained=explained,
         discrepancy=discrepancy,
-        passed=negligible | (discrepancy <= tolerance) & (slopes.error <= _TELLING * tolerance),
+        passed=negligible | (usual <= tolerance) & (resolution <= _TELLING * tolerance),
         failed=(discrepancy - slopes.error > tolerance)
         & slopes.converged
         & (discrepancy > 4 * _bar_at_next_step(samples, slopes))
-        & ~_confirmed(claimed, samples, discrepancy, tolerance),
+        & ~_confirmed(claimed - explained, samples, discrepancy, tolerance),
         kinked=kinked,
         subgradient=kinked & (discrepancy <= slopes.error),
     )
+
+
+def _aside(
+    claimed: np.ndarray,
+    measured: np.ndarray,
+    half_jump: np.ndarray,
+    lower: np.ndarray | float,
+    upper: np.ndarray | float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of c - m between two bounds, and how far the rest is beyond the slopes of a kink."""
+    explained = np.nan_to_num(np.clip(claimed - measured, lower, upper))
+    aside = np.abs(claimed - explained - measured)
+    return explained, np.where(half_jump > 0, np.maximum(0, aside - half_jump), aside)
 
 
 def _bar_at_next_step(samples: Samples, slopes: Slopes) -> np.ndarray:
