@@ -129,7 +129,7 @@ def compare(cell, built, seconds, steps):
 def is_chosen(cell):
     """Whether ``fit`` would take one kernel by itself."""
     program = program_of(cell)
-    return obstacle(program, jnp.float32) is None and is_faster(program)
+    return obstacle(program, jnp.float32) is None and is_faster(program, cell.precision)
 
 
 def measure(run):

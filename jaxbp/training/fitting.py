@@ -133,12 +133,9 @@ def fit(
     program = Program(model, optimizer, gradient, batch_size, diagnostics, precision)
     orders = repeat(None) if batch_size is None else orders_of(key, rows)
 
-    def compile_ahead(program: Program) -> None:
-        run_epoch.lower(program, params, state, batch, order, None).compile()
-
     record: list[Epoch] = []
     order = next(orders)
-    program = with_kernel(kernel, program, batch.x.dtype, compile_ahead)
+    program = with_kernel(kernel, program, run_epoch, (params, state, batch, order, None))
     for number in range(1, epochs + 1):
         epoch_key = jax.random.fold_in(key, number) if random else None
         trained, state, loss, health = run_epoch(program, params, state, batch, order, epoch_key)

@@ -144,17 +144,14 @@ def fit_many(
 
     block = min(epochs, _BLOCK) if on_epoch is None else 1
 
-    def compile_ahead(program: Program) -> None:
-        number = np.int32(1)
-        _block_of_epochs.lower(program, *groups[0], number, number, block=block).compile()
-
     program = with_kernel(
         kernel,
         program,
-        dtype,
-        compile_ahead,
+        _block_of_epochs,
+        (*groups[0], np.int32(1), np.int32(1)),
         example=program._replace(optimizer=first),
         networks=len(networks[0].finite),
+        block=block,
     )
     if draws_on_device():
         trained_epochs = _epochs_on_accelerator(program, groups, epochs, block)

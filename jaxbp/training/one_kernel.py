@@ -276,8 +276,10 @@ def obstacle(program: Program, dtype: Any) -> str | None:
     return reason
 
 
-def is_faster(program: Program) -> bool:
+def is_faster(program: Program, precision: str) -> bool:
     """Whether one kernel is known to be faster than XLA, as ``benchmarks.one_kernel`` measured it.
+
+    precision: of the products, by JAX's name.
 
     A multiprocessor has 2¹⁶ registers for parameters and state, and shared memory for a few layers
     of a minibatch; where it has not enough, the kernel does not compile.  Exact products, which the
@@ -285,7 +287,6 @@ def is_faster(program: Program) -> bool:
     """
     wide, size = _padded(program), program.batch_size
     assert size is not None
-    precision = program.precision or jax.config.jax_default_matmul_precision or "default"
     numbers = 2**16 if precision in {"default", "high", "tensorfloat32"} else 2**12
     return _held(wide) <= numbers and _power_of_two(size) * max(wide.model.sizes) <= 2**14
 
