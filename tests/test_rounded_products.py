@@ -184,10 +184,6 @@ def scaled(grads, factor):
 @pytest.mark.parametrize("toward_zero", [False, True])
 def test_a_gradient_of_tf32_is_right_once_that_is_said(toward_zero):
     grads = made_with(10, toward_zero=toward_zero)
-    hint = "if a GPU or TPU made it, precision= says how its products were rounded"
-    silent = gradcheck(loss, PARAMS, grads=grads)
-    assert silent.verdict == "fail"
-    assert hint in silent.notes
     for exact in ("float32", "highest"):
         assert gradcheck(loss, PARAMS, grads=grads, precision=exact).verdict == "fail"
     report = gradcheck(loss, PARAMS, grads=grads, precision="tensorfloat32")
@@ -198,11 +194,22 @@ def test_a_gradient_of_tf32_is_right_once_that_is_said(toward_zero):
         "not 23",
     )
     assert all(1e-3 < leaf.resolution < 1e-2 for leaf in report.leaves)
-    for precision in (None, "tensorfloat32"):
+    for precision in ("float32", None, "tensorfloat32"):
         wrong = gradcheck(loss, PARAMS, grads=scaled(grads, 1.01), precision=precision)
         assert wrong.leaves[2].verdict == "fail"
     assert re.fullmatch(r"p.*: off by a factor of 1\.0\d+", wrong.diagnosis)
-    assert hint not in wrong.notes
+
+
+@cpu_compiler
+def test_a_failing_gradient_that_rounding_may_explain_is_told_of_precision():
+    hint = "if a GPU or TPU made it, precision= says how its products were rounded"
+    grads = made_with(10)
+    silent = gradcheck(loss, PARAMS, grads=grads)
+    assert silent.verdict == "fail"
+    assert hint in silent.notes
+    assert hint not in gradcheck(loss, PARAMS, grads=scaled(grads, 2)).notes
+    told = gradcheck(loss, PARAMS, grads=scaled(grads, 1.01), precision="tensorfloat32")
+    assert hint not in told.notes
 
 
 def test_a_gradient_of_bfloat16_products_too():
@@ -242,6 +249,16 @@ def test_float64_has_no_rounded_products():
     assert report.threshold == 1e-6
 
 
+def test_what_has_no_products_is_held_to_float32s_threshold():
+    def f(x):
+        return jnp.sum(jnp.sin(x))
+
+    for precision in (None, "tensorfloat32"):
+        report = gradcheck(f, X, grads=1.0003 * np.cos(X), precision=precision)
+        assert report.verdict == "fail"
+        assert report.threshold == 1e-4
+
+
 def test_an_f_without_a_gradient_says_that_rounding_is_unknown():
     @jax.custom_vjp
     def f(x):
@@ -258,7 +275,7 @@ def test_an_f_without_a_gradient_says_that_rounding_is_unknown():
 
 def test_taylors_remainder_has_a_floor_of_rounded_products():
     grads = made_with(10)
-    assert taylor_test(loss, grads, (PARAMS,)).verdict == "fail"
+    assert taylor_test(loss, grads, (PARAMS,), precision="float32").verdict == "fail"
     report = taylor_test(loss, grads, (PARAMS,), precision="tensorfloat32")
     assert report.ok
     assert report.notes == (str(products_of("tensorfloat32")),)

@@ -89,6 +89,17 @@ class ClaimCheck:
             self.agreement(index).passed.all() for index in range(len(self.problem.paths) + 1)
         )
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the rounding of products matters, or is unknown: there may be none in f."""
+        rounding, unknown = self.product_rounding
+        usual = replace(self, claimed_products=None).threshold
+        largest = np.max(np.abs(np.array(rounding)), axis=0)
+        return bool(unknown) or any(
+            np.any(largest[self.measurement.rows(index)] > 0.1 * usual * self.scale(index))
+            for index in range(len(self.problem.paths) + 1)
+        )
+
     def resolution(self, index: int) -> np.ndarray:
         """How far the slopes along the lines of a leaf may be off unseen, by the measurement and by
         the rounding of the claim's products."""
