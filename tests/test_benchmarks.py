@@ -81,12 +81,12 @@ def test_a_contender_that_disagrees_is_not_timed():
     def build():
         return {
             "right": protocol.compiled(jnp.sin, jnp.ones(3)),
-            "wrong": protocol.compiled(lambda x: 1.001 * jnp.sin(x), jnp.ones(3)),
+            "wrong": protocol.compiled(lambda x: 1.05 * jnp.sin(x), jnp.ones(3)),
         }
 
     with pytest.raises(AssertionError):
         protocol.agreeing(build)
-    assert set(protocol.agreeing(build, tolerance=0.01)) == {"right", "wrong"}
+    assert set(protocol.agreeing(build, tolerance=0.1)) == {"right", "wrong"}
 
 
 def test_what_is_too_large_is_left_out_and_said_so():
@@ -197,7 +197,7 @@ def test_a_run_without_time_still_writes_a_result_that_prints(tmp_path, capsys):
     assert not json.loads(path.read_text())["complete"]
     capsys.readouterr()
     run_of("limit", "--table", path)
-    assert "Left out for lack of time: peak of float32, " in capsys.readouterr().out
+    assert "Left out for lack of time: peak of " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["training", "limit", "scaling", "manual_vs_auto"])

