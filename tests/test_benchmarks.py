@@ -435,6 +435,7 @@ def test_many_networks_on_an_accelerator_are_set_beside_their_epochs_alone(monke
     assert heading.endswith("| fit_many over vmapped epochs alone |")
 
 
+@jax.default_matmul_precision("highest")
 def test_numerical_differentiation_is_the_gradient():
     case = problem((3, 4, 2), 5, activations.tanh)
     _, grads = jax.jit(partial(jaxbp.backprop, case.model))(case.params, case.batch)
