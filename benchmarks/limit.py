@@ -120,9 +120,14 @@ def looped(body, steps):
     return lambda carry, *fixed: jax.lax.fori_loop(0, steps, lambda _, c: body(c, *fixed), carry)
 
 
-def contenders(sizes, rows, mode, steps):
+def steps_of(sizes, rows, plan):
+    """The number of steps of a compiled loop."""
+    return int(np.clip(plan.loop_flops / flops(sizes, rows), 4, 1024))
+
+
+def contenders(sizes, rows, mode, plan):
     """The compiled epoch of ``fit`` and the products alone, as many steps each."""
-    case = problem(sizes, rows)
+    steps, case = steps_of(sizes, rows, plan), problem(sizes, rows)
     data = jax.tree.map(lambda leaf: jnp.tile(leaf, (4,) + (1,) * (leaf.ndim - 1)), case.batch)
     order = np.random.default_rng(0).integers(4 * rows, size=steps * rows).astype(np.int32)
     order = jnp.asarray(order)  # on the device: the step is measured, not the way to it
@@ -134,24 +139,22 @@ def contenders(sizes, rows, mode, steps):
     operands = [layer._replace(weight=layer.weight.astype(dtype)) for layer in case.params]
     x = case.batch.x.astype(dtype)
     state = optimizer.init(case.params)
-    return {
-        STEP: protocol.compiled(epoch, case.params, state, data, order, None),
-        PRODUCTS: protocol.compiled(looped(products, steps), x, operands),
-    }
-
-
-def compare(sizes, rows, mode, plan):
-    """One row of the table; its seconds are those of all steps."""
-    steps = int(np.clip(plan.loop_flops / flops(sizes, rows), 4, 1024))
     with jax.default_matmul_precision(mode.precision):
-        candidates = contenders(sizes, rows, mode, steps)
+        return {
+            STEP: protocol.compiled(epoch, case.params, state, data, order, None),
+            PRODUCTS: protocol.compiled(looped(products, steps), x, operands),
+        }
+
+
+def compare(sizes, rows, mode, plan, candidates):
+    """One row of the table; its seconds are those of all steps."""
     return {
         "network": name_of(sizes),
         "width": max(sizes[1:]),
         "batch": rows,
         "mode": mode.name,
         "flops": flops(sizes, rows),
-        "steps": steps,
+        "steps": steps_of(sizes, rows, plan),
         "kernels": kernels.of_a_step(candidates[STEP].text()),
         **protocol.timed(candidates, at_most_seconds=plan.seconds),
     }
@@ -354,8 +357,9 @@ def measure(run):
     print(protocol.heading(*COLUMNS))
     for cell in run.cells(
         [(*network, mode) for mode in modes() for network in plan.networks],
-        lambda case: compare(*case, plan),
+        lambda case, built: compare(*case, plan, built),
         lambda case: f"{name_of(case[0])} in {case[2].name}",
+        build=lambda case: contenders(*case, plan),
     ):
         result["cells"].append(cell)
         print(row(cell, result["peaks"]), flush=True)

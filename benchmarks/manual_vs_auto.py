@@ -92,8 +92,10 @@ def idiomatic(activation, dtype, params, batch):
     return jax.value_and_grad(loss)(params)
 
 
-def contenders(cell, case):
+def contenders(cell):
     """Ours, autodiff of the same forward, autodiff of jax.nn, and the forward pass alone."""
+    sizes = (cell.width,) * (cell.depth + 1) + (CLASSES,)
+    case = problem(sizes, cell.batch, getattr(activations, cell.activation))
     given = case.params, case.batch
     ours, same = jaxbp.backprop, jaxbp.autodiff
     if cell.dtype != "float32":
@@ -107,12 +109,10 @@ def contenders(cell, case):
     }
 
 
-def compare(cell, seconds):
+def compare(cell, built, seconds):
     """One row of the table; the gradients are checked to agree before anything is timed."""
-    sizes = (cell.width,) * (cell.depth + 1) + (CLASSES,)
-    case = problem(sizes, cell.batch, getattr(activations, cell.activation))
     agreeing = protocol.agreeing(
-        lambda: contenders(cell, case),
+        lambda: built,
         unlike=(FORWARD,),
         tolerance=1e-4 if cell.dtype == "float32" else 0.1,
     )
@@ -232,8 +232,9 @@ def measure(run):
     cells = []
     for cell in run.cells(
         protocol.extent(run, GRID, SHORT, QUICK, accelerator=(FULL_GPU, SHORT_GPU)),
-        lambda cell: compare(cell, seconds),
+        lambda cell, built: compare(cell, built, seconds),
         "{0.activation} {0.width} × {0.depth}, {0.batch}, {0.dtype}".format,
+        build=contenders,
     ):
         cells.append(cell)
         print(row(cell, protocol.on_cpu()), flush=True)

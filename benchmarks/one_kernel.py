@@ -11,10 +11,8 @@ can be lowered for an NVIDIA GPU by the installed jax, on any machine.  On a CPU
 Pallas's interpreter runs the smallest cell and the parameters are compared.
 """
 
-import os
 import statistics
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -126,6 +124,11 @@ def compare(cell, built, seconds, steps):
     return entry | protocol.timed(working, at_most_seconds=seconds, rounds=9)
 
 
+def name_of_cell(cell):
+    arithmetic = f"{cell.precision}, {cell.optimizer}"
+    return f"{cell.networks} of {name_of(cell.sizes)}, {cell.batch}, {arithmetic}"
+
+
 def is_chosen(cell):
     """Whether ``fit`` would take one kernel by itself."""
     program = program_of(cell)
@@ -133,29 +136,22 @@ def is_chosen(cell):
 
 
 def measure(run):
-    """Every cell; all are compiled side by side, then timed one by one."""
-    cells = protocol.extent(run, GRID, SHORT, QUICK)
-    if protocol.on_cpu():
-        cells = QUICK
+    """Every cell, and PyTorch's CUDA graph of one; on a CPU the smallest, untimed."""
+    cells = QUICK if protocol.on_cpu() else protocol.extent(run, GRID, SHORT, QUICK)
     steps = 3 if protocol.on_cpu() else STEPS
     print(protocol.heading(*COLUMNS))
     measured = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        building = {
-            cell: pool.submit(build, cell, warps=run.options.warps, steps=steps) for cell in cells
-        }
-
-        def timed(cell):
-            left = max(0.0, run.seconds_left())
-            built = building[cell].result(timeout=None if left == np.inf else left)
-            return compare(cell, built, 0.5, steps)
-
-        for entry in run.cells(cells, timed):
-            measured.append(entry)
-            print(row(entry), flush=True)
-            run.keep({"cells": measured})
-        pool.shutdown(wait=False, cancel_futures=True)
-    graph = list(run.cells([Cell(DIGITS)], cuda_graph)) if not protocol.on_cpu() else []
+    for entry in run.cells(
+        cells,
+        lambda cell, built: compare(cell, built, 0.5, steps),
+        name_of_cell,
+        build=lambda cell: build(cell, warps=run.options.warps, steps=steps),
+    ):
+        measured.append(entry)
+        print(row(entry), flush=True)
+        run.keep({"cells": measured})
+    graphs = [] if protocol.on_cpu() else [Cell(DIGITS)]
+    graph = list(run.cells(graphs, cuda_graph, "PyTorch's CUDA graph of {0.sizes}".format))
     return {"cells": measured, "cuda_graph": graph}
 
 
@@ -285,8 +281,9 @@ def row(entry):
 
 
 def markdown(result):
-    """The table, and the sentence about PyTorch's CUDA graph where it was measured."""
-    table = protocol.table(COLUMNS, map(row, result["cells"]), EXPLANATION)
+    """The table, a note on how it was measured, and PyTorch's CUDA graph where that was."""
+    explanation = f"{EXPLANATION} {result.get('note', '')}".strip()
+    table = protocol.table(COLUMNS, map(row, result["cells"]), explanation)
     graphs = [cell["microseconds"] for cell in result.get("cuda_graph", ())]
     if not graphs:
         return table

@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,10 +28,26 @@ import jaxlib
 
 import jaxbp
 
+BUILDING = 0.6  # share of the time left in which compiling may begin
 ROUNDED = 0.02  # relative error of gradients whose products are TF32 or bfloat16, at most
 
 Item = TypeVar("Item")
 Cells = TypeVar("Cells")
+
+
+class Later(NamedTuple):
+    """Like a future, but built by whoever asks for it."""
+
+    build: Callable[[Any], Any]
+    item: Any
+
+    def cancelled(self) -> bool:
+        """Whether it will not be built."""
+        return False
+
+    def result(self) -> Any:
+        """What is built."""
+        return self.build(self.item)
 
 
 @dataclass
@@ -64,6 +81,7 @@ class Run:
         measure: Callable[[Item], Cells],
         name: Callable[[Item], str] = str,
         *,
+        build: Callable[[Item], Any] | None = None,
         expected: float = 0.0,
     ) -> Iterator[Cells]:
         """Measure the items one by one -> what came of each, as soon as it is there.
@@ -72,19 +90,23 @@ class Run:
         item that fails does not take the others with it.  Both are said, here and in the result.
 
         items: what there is to measure, that which says most first.
-        measure: makes a cell of an item; what it raises is kept in ``failed``.
+        measure: makes a cell of an item, or of an item and what was built for it; what it raises is
+            kept in ``failed``.
         name: an item's name, where it is left out or fails; its text unless given.
+        build: compiles what an item needs; nothing unless given.  On an accelerator all items are
+            built side by side before the first is measured, as that takes most of the time there.
         expected: seconds that an item takes at least, before one is measured; 0 unless given.
         """
-        longest = expected
-        for item in items:
-            if self.seconds_left() <= longest:
+        longest, items = expected, list(items)
+        built = self._built(items, build) if build is not None else [None] * len(items)
+        for item, ready in zip(items, built, strict=True):
+            if self.seconds_left() <= longest or (ready is not None and ready.cancelled()):
                 self.left_out.append(name(item))
                 print(f"left out, as the time is over: {name(item)}", flush=True)
                 continue
             start = time.monotonic()
             try:
-                cell = measure(item)
+                cell = measure(item) if ready is None else measure(item, ready.result())
             except Exception as error:
                 words = " ".join(str(error).split())
                 self.failed[name(item)] = f"{type(error).__name__}: {words}"[:500]
@@ -92,6 +114,18 @@ class Run:
             else:
                 yield cell
             longest = max(longest, time.monotonic() - start)
+
+    def _built(self, items: list[Item], build: Callable[[Item], Any]) -> list[Any]:
+        """A future of each item; on a CPU one that is built when it is asked for."""
+        if on_cpu():
+            return [Later(build, item) for item in items]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            futures = [pool.submit(build, item) for item in items]
+            left = self.seconds_left()
+            wait(futures, None if math.isinf(left) else max(0.0, BUILDING * left))
+            for future in futures:
+                future.cancel()  # unless it has begun; then its end is waited for here
+        return futures
 
     def keep(self, result: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
         """Write the result so far, if there is an output -> the result with its conditions.

@@ -316,7 +316,7 @@ def test_the_table_for_a_gpu_is_made_of_its_results(tmp_path):
 @pytest.mark.parametrize("sizes", [(5, 7, 3), (5, 7, 6, 3)])
 def test_the_kernels_of_a_compiled_step_are_counted(sizes):
     """All 3L - 1 products are found, however the compiler calls them."""
-    step = limit.contenders(sizes, 4, limit.modes()[0], steps=10)[limit.STEP]
+    step = limit.contenders(sizes, 4, limit.modes()[0], limit.QUICK)[limit.STEP]
     counted = kernels.of_a_step(step.text())
     assert counted[kernels.PRODUCT] == 3 * (len(sizes) - 1) - 1
     assert counted[kernels.GATHER] >= 1
