@@ -159,7 +159,13 @@ def test_pages_name_only_what_exists():
             pkgutil.resolve_name(name)
     for page, text in PAGES.items():
         for link in re.findall(r"\]\((?!https?:)([^)]*)\)", text):
-            assert (ROOT / page).parent.joinpath(link).exists(), (page, link)
+            file, _, heading = link.partition("#")
+            there = (ROOT / page).parent / file if file else ROOT / page
+            assert there.exists(), (page, link)
+            titles = (
+                re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.M) if heading else ()
+            )
+            assert not heading or heading in [title.lower().replace(" ", "-") for title in titles]
 
 
 def test_readme_fits_on_a_few_screens_and_links_every_page():
