@@ -200,7 +200,32 @@ def test_a_run_without_time_still_writes_a_result_that_prints(tmp_path, capsys):
     assert "Left out for lack of time: peak of " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["training", "limit", "scaling", "manual_vs_auto"])
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_items_are_built_side_by_side_where_the_host_has_cores_to_spare(monkeypatch, on_cpu):
+    monkeypatch.setattr(protocol, "on_cpu", lambda: on_cpu)
+    done = []
+
+    def build(item):
+        done.append(f"build {item}")
+        return 10 // item
+
+    def measure(item, built):
+        done.append(f"measure {item}")
+        return item + built
+
+    run = protocol.Run()
+    assert list(run.cells([2, 0, 5], measure, build=build)) == [7, 7]
+    assert list(run.failed) == ["0"]
+    if on_cpu:
+        assert done == ["build 2", "measure 2", "build 0", "build 5", "measure 5"]
+    else:
+        assert sorted(done[:3]) == ["build 0", "build 2", "build 5"]
+    late = protocol.Run(minutes=0)
+    assert not list(late.cells([1, 2], measure, build=build))
+    assert late.left_out == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["training", "limit", "scaling", "manual_vs_auto", "one_kernel"])
 def test_a_partial_result_has_a_table(name):
     benchmark = importlib.import_module(f"benchmarks.{name}")
     run = protocol.Run(quick=True, minutes=0)
