@@ -208,6 +208,7 @@ def anatomy(sizes, rows, seconds):
             batch_size=rows,
             key=jax.random.key(0),
             params=params,
+            kernel="xla",
         )[0]
 
     epoch = partial(one_epoch, Program(model, optimizer, jaxbp.backprop, rows))
@@ -246,8 +247,9 @@ COLUMNS = (
 )
 EXPLANATION = """\
 The floor is the time of the same matrix products alone, in a compiled loop at the same shapes; the
-step is one of `fit`'s, in its compiled epoch. The median, over the rounds, of the ratio of two runs
-of one round. The smaller the network, the less of a step is products: below is what else is in it.
+step is one of the epoch that XLA compiles for `fit`. The median, over the rounds, of the ratio of
+two runs of one round. The smaller the network, the less of a step is products: below is what else
+is in it.
 The peak is the fastest square product of the same run; the floor lies below it as
 narrow products do, and a product of another shape, or in a faster spell of the machine, can exceed
 it. Peak: {peaks}."""

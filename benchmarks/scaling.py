@@ -273,8 +273,8 @@ NETWORKS = """\
 Networks trained a second, shuffling and everything else included, and how many times that is what
 `fit` in a loop trains on the same devices."""
 NETWORKS_GPU = """\
-The vmapped epochs alone are what no way of training them so can save: compiled epochs of all
-networks at once, with the shuffled rows of every epoch on the device before the clock starts. All
+The vmapped epochs alone are those that XLA compiles of all networks at once, with the shuffled rows
+of every epoch on the device before the clock starts; `fit_many` may take one kernel instead. All
 networks come out equal, up to the rounding of their products."""
 NETWORKS_CPU = """\
 `lax.map` and `vmap` are compiled epochs of all networks on one device, `shard_map` spreads the

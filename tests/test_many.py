@@ -144,6 +144,21 @@ def test_an_accelerator_draws_the_orders_and_trains_blocks_of_epochs(monkeypatch
     np.testing.assert_array_equal(seen[-1].params[0].weight, params[0].weight)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_keys_of_another_kind_draw_as_they_do_in_fit(monkeypatch, on_device):
+    """Those of "rbg" draw other numbers under vmap."""
+    for module in (epoch, many):
+        monkeypatch.setattr(module, "draws_on_device", lambda: on_device)
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 3)
+    with jax.default_matmul_precision("highest"):
+        params, _ = fit_many(keys=keys, epochs=1)
+        optimizer = made(optax.sgd, RATES[1])
+        alone, _ = jaxbp.fit(
+            MODEL, table(10), key=keys[1], optimizer=optimizer, epochs=1, batch_size=4
+        )
+    assert jaxbp.compare(jax.tree.map(itemgetter(1), params), alone).relative_error < 1e-5
+
+
 TWO_DEVICES = """
 import jax, json
 jax.config.update("jax_num_cpu_devices", 2)

@@ -1,6 +1,7 @@
 """One kernel an epoch: by Pallas's interpreter it trains as XLA's scan does, and it can be lowered
 for a GPU on any machine."""
 
+import sys
 from functools import partial
 
 import jax
@@ -16,7 +17,8 @@ from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, heads
 from jaxbp.training import kernel_choice
 from jaxbp.training.epoch import Program, run_epoch
-from jaxbp.training.one_kernel import OneKernel, is_faster, padded_loss, warps_for, zeros_stay
+from jaxbp.training.one_kernel import OneKernel, is_faster, warps_for
+from jaxbp.training.padding import ignores_padding, padded_loss, rational_gelu
 
 slow = pytest.mark.slow
 MODEL = jaxbp.MLP((3, 5, 2), activations.tanh, heads.softmax_cross_entropy)
@@ -123,12 +125,10 @@ def test_a_padded_output_has_no_loss_and_no_error(head):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_gelu_by_exponentials_is_gelu(x64):
+def test_the_rational_gelu_is_gelu(x64):
     """Abramowitz and Stegun's bound, 1.5e-7 for erf, is half of that for the distribution."""
-    from jaxbp.training.one_kernel import gelu_by_exponentials
-
     a = jnp.linspace(-12, 12, 4801)
-    for found, expected in zip(gelu_by_exponentials(a), activations.gelu(a), strict=True):
+    for found, expected in zip(rational_gelu(a), activations.gelu(a), strict=True):
         assert np.max(np.abs(found - expected) / np.maximum(1, np.abs(a))) < 7.6e-8
 
 
@@ -144,15 +144,63 @@ def clipped_by_mean(rate):
 
 
 def drifting(rate):
-    """Adds a number to every parameter, those that are added too."""
+    """Adds a number to every parameter, the padding's too."""
     return optax.chain(
         optax.sgd(rate), optax.stateless(lambda u, _: jax.tree.map(lambda leaf: leaf + 0.1, u))
     )
 
 
+def by_exponentials(rate):
+    """Divides by a sum over a leaf to which every 0 adds 1."""
+    return optax.stateless(lambda u, _: jax.tree.map(lambda g: -rate * g / jnp.sum(jnp.exp(g)), u))
+
+
 def inverse(rate):
     """Divides by the parameters, which are 0 in the padding."""
-    return optax.stateless(lambda u, params: jax.tree.map(lambda g, w: -rate * g / w, u, params))
+    return optax.stateless(
+        lambda u, params: jax.tree.map(lambda g, w: -rate * g / (w + jnp.sign(w)), u, params)
+    )
+
+
+def by_sizes(rate):
+    """Its numbers are of the layers' sizes: in an array, and in a power."""
+    by_array = optax.stateless(
+        lambda u, _: jax.tree.map(lambda g: g * np.array([1 / g.shape[0]], np.float32), u)
+    )
+    by_power = optax.stateless(
+        lambda u, _: jax.tree.map(lambda g: g ** (1 + 2 * (g.shape[0] // 16)), u)
+    )
+    return optax.chain(by_array if rate > 0 else by_power, optax.sgd(rate))
+
+
+def sums_of(quotient):
+    """A global norm of what may be 0 / 0 in the padding."""
+
+    def make(rate):
+        divided = optax.stateless(lambda u, _: jax.tree.map(quotient, u))
+        return optax.chain(divided, optax.clip_by_global_norm(1.0), optax.sgd(rate))
+
+    return make
+
+
+def asserting(rate):
+    def update(updates, params):
+        assert params[0].weight.shape == (5, 3)
+        return updates
+
+    return optax.chain(optax.stateless(update), optax.sgd(rate))
+
+
+def of_the_batch(rate):
+    """Uses the examples, which ``make_step`` hands on."""
+
+    def update(updates, state, params=None, *, batch, **extra):
+        return jax.tree.map(lambda g: g / (1 + jnp.mean(batch.x**2)), updates), state
+
+    transformation = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )
+    return optax.chain(transformation, optax.sgd(rate))
 
 
 LEAVE = {
@@ -165,12 +213,26 @@ LEAVE = {
         optax.clip_by_global_norm(0.1), optax.adam(rate)
     ),
     "normalised": lambda rate: optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate)),
-    "injected": lambda rate: optax.inject_hyperparams(optax.adam)(learning_rate=rate),
+    "injected": lambda rate: optax.inject_hyperparams(optax.adam)(learning_rate=rate, eps=0.0),
+    "norm after Adam": lambda rate: optax.chain(optax.adam(rate), optax.clip_by_global_norm(0.1)),
+    **{"drifting": drifting, "inverse": inverse},
 }
 TOUCH = {
     **{name: getattr(optax, name) for name in ("adafactor", "novograd", "sm3")},
-    **{"centred": centred, "clipped by mean": clipped_by_mean, "drifting": drifting},
-    "inverse": inverse,
+    **{"centred": centred, "clipped by mean": clipped_by_mean, "asserting": asserting},
+    **{"by exponentials": by_exponentials, "of the batch": of_the_batch},
+    "by array": by_sizes,
+    "by power": lambda rate: by_sizes(-rate),
+    "by place": lambda rate: optax.chain(
+        optax.stateless(lambda u, _: jax.tree.map(lambda g: g * jnp.arange(1, 1 + g.shape[-1]), u)),
+        optax.sgd(rate),
+    ),
+    "0 / 0": sums_of(lambda g: g / (jnp.abs(g) + 1e-9 + 1 - 1)),
+    "0 / 0 in float16": sums_of(
+        lambda g: (g.astype("f2") / (jnp.abs(g) + 1e-8).astype("f2")).astype("f4")
+    ),
+    "0 times infinity": sums_of(lambda g: g * jax.lax.rsqrt(g * g)),
+    "0 / 0 by a function": sums_of(lambda g: g / (jax.nn.sigmoid(g) - 0.5)),
 }
 
 
@@ -180,12 +242,12 @@ def program_of(make, model=MODEL):
 
 @pytest.mark.parametrize("name", LEAVE)
 def test_an_optimizer_that_leaves_padding_alone_is_known_to(name):
-    assert zeros_stay(program_of(LEAVE[name]))
+    assert ignores_padding(program_of(LEAVE[name]))
 
 
 @pytest.mark.parametrize("name", TOUCH)
 def test_an_optimizer_that_does_not_is_found_out(name):
-    assert not zeros_stay(program_of(TOUCH[name]))
+    assert not ignores_padding(program_of(TOUCH[name]))
 
 
 def test_an_optimizer_that_knows_the_shapes_is_found_out():
@@ -193,7 +255,7 @@ def test_an_optimizer_that_knows_the_shapes_is_found_out():
         lambda leaf: 0.1 * jnp.ones_like(leaf), random_params(MODEL, 0, np.float32)
     )
     own = optax.stateless(lambda u, _: jax.tree.map(lambda g, d: g * d, u, decay))
-    assert not zeros_stay(program_of(lambda _: own))
+    assert not ignores_padding(program_of(lambda _: own))
 
 
 @slow
@@ -240,9 +302,9 @@ def test_fit_and_fit_many_train_by_it():
     [
         ({"batch_size": None}, "a full batch is a single step"),
         ({"diagnostics": True}, "diagnostics take the last step"),
-        ({"gradient": jaxbp.autodiff}, "gradient is .*autodiff.*, not backprop"),
-        ({"compute_dtype": jnp.bfloat16}, "not backprop"),
-        ({"optimizer": clipped_by_mean(0.1)}, "is not known that .* leaves alone what pads"),
+        ({"gradient": jaxbp.autodiff}, "gradient is .*autodiff.*, not jaxbp.backprop"),
+        ({"compute_dtype": jnp.bfloat16}, "compute_dtype is set"),
+        ({"optimizer": clipped_by_mean(0.1)}, "the optimiser combines the entries of a layer"),
         ({"params": random_params(MODEL, 0, jnp.bfloat16)}, "parameters are bfloat16"),
     ],
 )
@@ -291,7 +353,7 @@ def test_a_kernel_of_another_name_is_refused(train):
         train(**options)
 
 
-@pytest.mark.skipif(kernel_choice.runs_triton(), reason="there is a GPU")
+@pytest.mark.skipif(kernel_choice.runs_triton(jax.devices()[0]), reason="there is a GPU")
 def test_without_a_gpu_fused_says_so():
     with pytest.raises(ValueError, match=r"kernel: got 'fused', .*no NVIDIA GPU of compute"):
         fit(kernel="fused")
@@ -299,7 +361,7 @@ def test_without_a_gpu_fused_says_so():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr(kernel_choice, "runs_triton", lambda: True)
+    monkeypatch.setattr(kernel_choice, "runs_triton", lambda device: True)
 
 
 class Compiler:
@@ -307,6 +369,9 @@ class Compiler:
 
     def __init__(self, error=None):
         self.error = error
+
+    def eval_shape(self, *_):
+        """Its step is traced."""
 
     def lower(self, *_):
         return self
@@ -341,10 +406,53 @@ def test_auto_takes_one_kernel_where_that_is_faster_and_compiles():
         choose(wide(64, 128, 10), no_room, kernel="fused")
 
 
+@pytest.mark.usefixtures("gpu")
+def test_without_pallas_xla_trains(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxbp.training.one_kernel", None)
+    monkeypatch.delattr("jaxbp.training.one_kernel", raising=False)
+    model = MODEL._replace(sizes=(3, 6, 2))  # a choice that is not remembered
+    program = Program(model, optax.sgd(0.1), jaxbp.backprop, 4)
+    assert choose(program) is None
+    with pytest.raises(ValueError, match=r"kernel: got 'fused'.*this JAX has no Pallas for Triton"):
+        choose(program, kernel="fused")
+
+
+def test_a_choice_is_made_anew_under_other_settings(gpu):
+    program = wide(64, 128, 10, optimizer=lambda rate: optax.sgd(2 * rate))
+    assert isinstance(choose(program), OneKernel)
+    no_float64 = NotImplementedError("f64")
+    with jax.enable_x64(True):
+        assert choose(program, no_float64) is None
+    assert isinstance(choose(program), OneKernel)
+
+
+def test_an_activation_with_an_array_of_its_own_is_left_to_xla():
+    slopes = jnp.linspace(0.1, 0.5, 5)
+
+    def prelu(a):
+        h = jnp.where(a > 0, a, slopes * a)
+        return h, jnp.where(a > 0, 1, jnp.broadcast_to(slopes, a.shape))
+
+    batch = random_batch(MODEL, 10, 0, dtype=np.float32, integer=True)
+    train = partial(
+        jaxbp.fit,
+        MODEL._replace(activation=prelu),
+        batch,
+        optimizer=made(optax.sgd, 0.1),
+        epochs=1,
+        batch_size=4,
+        key=jax.random.key(0),
+    )
+    train()
+    with pytest.raises(ValueError, match=r"kernel: got 'interpret'.*cannot be traced with padding"):
+        train(kernel="interpret")
+
+
 def test_faster_is_what_was_measured_to_be():
     assert is_faster(wide(64, 128, 10), "default")
     assert is_faster(wide(128, 128, 128, 128, 10), "tensorfloat32")
     assert is_faster(wide(64, 128, 10, optimizer=optax.adam), "high")
+    assert is_faster(wide(64, 128, 10), "bfloat16")  # of float32 arrays, TF32 on a GPU
     assert is_faster(wide(13, 32, 3), "highest")
     assert not is_faster(wide(64, 128, 10), "highest")
     assert not is_faster(wide(64, 128, 128, 10, optimizer=optax.adam), "default")  # Adam's state
@@ -352,11 +460,8 @@ def test_faster_is_what_was_measured_to_be():
 
 
 def test_warps_grow_with_the_network():
-    assert [warps_for(wide(*sizes), 1) for sizes in ((8, 8, 2), (64, 32, 10), (64, 128, 10))] == [
-        2,
-        2,
-        8,
-    ]
+    device, sizes = jax.devices()[0], ((8, 8, 2), (64, 32, 10), (64, 128, 10))
+    assert [warps_for(wide(*each), 1, device) for each in sizes] == [2, 2, 8]
 
 
 # Lowering for a GPU

@@ -211,8 +211,18 @@ def test_a_failing_gradient_that_rounding_may_explain_is_told_of_precision():
     assert silent.verdict == "fail"
     assert hint in silent.notes
     assert hint not in gradcheck(loss, PARAMS, grads=scaled(grads, 2)).notes
-    told = gradcheck(loss, PARAMS, grads=scaled(grads, 1.01), precision="tensorfloat32")
-    assert hint not in told.notes
+    for precision in ("tensorfloat32", "highest"):
+        told = gradcheck(loss, PARAMS, grads=scaled(grads, 1.01), precision=precision)
+        assert hint not in told.notes
+    without_products = gradcheck(lambda x: jnp.sum(jnp.sin(x)), X, grads=1.01 * np.cos(X))
+    assert without_products.verdict == "fail"
+    assert hint not in without_products.notes
+
+
+@pytest.mark.parametrize("digits", [-1, 24, 10.0, "10"])
+def test_digits_that_float32_has_not_are_refused(digits):
+    with pytest.raises(ValueError, match=f"digits: got {digits!r}, expected a whole number from 0"):
+        with_rounded_products(jnp.matmul, digits)
 
 
 def test_a_gradient_of_bfloat16_products_too():

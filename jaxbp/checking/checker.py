@@ -34,11 +34,12 @@ from jaxbp.checking.problem import (
     under_vmap,
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
-from jaxbp.checking.rounded_products import EXACT, Products, products_of
+from jaxbp.checking.rounded_products import EXACT, Products, has_products, products_of
 from jaxbp.checking.verdicts import Verdict, taylor_order, taylor_verdict, worst_verdict
 from jaxbp.text import one_line
 
 _BY_ROUNDING = 0.02  # relative errors below may be those of rounded products
+_MAY_BE_ROUNDED = "if a GPU or TPU made it, precision= says how its products were rounded"
 
 
 def gradcheck(
@@ -87,7 +88,7 @@ def gradcheck(
         TPU, "float32" or "highest" for one without such rounding, "default" or "high" for what
         these mean on this device.  Unless given, values are taken for ones of this device, at the
         precision that JAX is set to.  f is always measured, and a function in grads evaluated, at
-        "highest"; of a function it says what its products are all the same, as in a kernel.
+        "highest": name here what its products keep whatever JAX is told, as those of a kernel.
 
     An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  If f
     closes over NumPy arrays, JAX's caches are cleared before and after (for the reason see
@@ -160,7 +161,10 @@ def _checked(
         if products.may_round(claimed.values, needed=claimed.function is None and not check.agrees):
             rounded = replace(check, claimed_products=products)
             check = rounded if rounded.in_own_dtype.rounds else check
-        return _report(check, coordinates, notes), measurement
+        report = _report(check, coordinates, notes)
+        if _like_rounded(check, products, report.leaves):
+            report = replace(report, notes=(*report.notes, _MAY_BE_ROUNDED))
+        return report, measurement
 
 
 def _slope_of(claimed: Claim, measurement: Measurement) -> Callable[[Leaves, Held], Array]:
@@ -213,8 +217,6 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
     raised = [*measurement.notes, *notes, *(note for found in verdicts for note in found.notes)]
     products = [] if check.claimed_products is None else [str(check.claimed_products)]
     products += check.in_own_dtype.product_rounding[1]
-    if _like_rounded(check, leaves):
-        products += ["if a GPU or TPU made it, precision= says how its products were rounded"]
     return GradientReport(
         leaves=tuple(leaves),
         joint=joint,
@@ -227,11 +229,16 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
     )
 
 
-def _like_rounded(check: ClaimCheck, leaves: list[LeafReport]) -> bool:
-    """Whether values fail by no more than rounded products might make of them."""
+def _like_rounded(check: ClaimCheck, products: Products, leaves: Sequence[LeafReport]) -> bool:
+    """Whether values fail by no more than rounding might make of them: f has products, and nothing
+    is said of theirs."""
     failed = [leaf for leaf in leaves if leaf.verdict == "fail"]
     by_values = check.claim.function is None and check.claimed_products is None
-    return by_values and bool(failed) and all(leaf.relative_error < _BY_ROUNDING for leaf in failed)
+    in_float32 = all(value.dtype != np.float64 for value in check.claim.values)
+    jaxpr = check.problem.tracing.jaxpr
+    multiplies = jaxpr is not None and has_products(jaxpr)
+    by_little = bool(failed) and all(leaf.relative_error < _BY_ROUNDING for leaf in failed)
+    return by_values and not products.named and in_float32 and multiplies and by_little
 
 
 def _repeated(check: ClaimCheck, verdicts: list[LeafVerdict]) -> list[LeafVerdict]:

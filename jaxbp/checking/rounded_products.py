@@ -45,11 +45,15 @@ def with_rounded_products(
     digits: binary digits of an operand that are kept, after its first.
     toward_zero: other digits are cut off; else operands are rounded to nearest.
 
+    Raises ValueError for other digits than 0 to 23.
+
     >>> x = jnp.float32([[1.0 + 2**-11]])
     >>> exact = jnp.matmul(x, x, precision="highest")
     >>> print(exact > 1, with_rounded_products(jnp.matmul, 10)(x, x))
     [[ True]] [[1.]]
     """
+    if not isinstance(digits, int) or not 0 <= digits <= DIGITS:
+        raise ValueError(f"digits: got {digits!r}, expected a whole number from 0 to {DIGITS}")
     rounding = partial(rounded, digits=digits, toward_zero=toward_zero)
 
     def coarse(*args: Any) -> Any:
@@ -58,6 +62,14 @@ def with_rounded_products(
         return jax.tree.unflatten(jax.tree.structure(result), values)
 
     return coarse
+
+
+def has_products(jaxpr: Any) -> bool:
+    """Whether a program has products of arrays, at whatever precision."""
+    return any(
+        equation.primitive in _PRODUCTS or any(map(has_products, subjaxprs(equation)))
+        for equation in opened(jaxpr).eqns
+    )
 
 
 def rounded(x: Array, *, digits: int, toward_zero: bool = False) -> Array:

@@ -199,7 +199,8 @@ class Design:
         ),
     ] = "auto"
     seed: Annotated[
-        int, arg(help="seed of the split, the initial weights and the order of rows")
+        int,
+        arg(help="seed of the split, the initial weights and the order of rows; a GPU has another"),
     ] = 0
     gradient: Annotated[GradientName, arg(help="by hand, or by jax.grad")] = "backprop"
     compute_dtype: Annotated[

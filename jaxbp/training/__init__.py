@@ -1,6 +1,6 @@
 """Training: step 5 of the lecture's algorithm, over minibatches, for as many epochs as wanted.
 
-Read ``epoch``, a whole epoch as one compiled scan; ``fitting``, which trains one network, and
+Read ``epoch``, a whole epoch as one compiled program; ``fitting``, which trains one network, and
 ``many``, which trains N of them.  ``checks`` says what may be trained on what, ``metrics`` how well
 a network does, and ``batch_methods`` has the lectures' optimisers for full batches.  On a GPU
 ``kernel_choice`` decides whether ``one_kernel`` takes the minibatches in the scan's place.

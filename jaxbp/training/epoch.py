@@ -1,4 +1,4 @@
-"""An epoch: every row of the data once, as one compiled ``lax.scan`` over minibatches.
+"""An epoch: every row of the data once, as one compiled program over minibatches.
 
 The data live on the device, so that between two steps there is nothing but arithmetic.  Minibatch,
 full batch (``batch_size=None``) and online learning (``batch_size=1``) are the same function.
@@ -147,7 +147,7 @@ def orders_of(key: Array, rows: int) -> Iterator[Array]:
         seed = np.asarray(jax.random.key_data(key)).tolist()
         for number in count(1):
             yield jax.device_put(shuffled_rows(seed, number, rows))
-    block = max(1, min(32, 2**22 // rows))  # at most 16 MiB
+    block = max(1, min(32, 2**22 // rows))  # 16 MiB, or one order
     for first in count(1, block):
         yield from _drawn_block(key, first, rows, block)
 
@@ -170,7 +170,20 @@ def drawn_rows(key: Array, epoch: ArrayLike, rows: int) -> Array:
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _drawn_block(key: Array, first: ArrayLike, rows: int, block: int) -> Array:
-    return jax.vmap(lambda epoch: drawn_rows(key, epoch, rows))(first + jnp.arange(block))
+    numbers = jnp.asarray(first) + jnp.arange(block)
+    orders: Array = mapped(key)(lambda number: drawn_rows(key, number, rows), numbers)
+    return orders
+
+
+def mapped(key: Array) -> Callable[[Callable[[Array], Any], Array], Any]:
+    """``map(f, values)`` for an f that draws from keys as this one.
+
+    It is ``jax.vmap`` where that draws the numbers that f draws alone, as by JAX's default keys; by
+    "rbg" it would draw others.
+    """
+    if "threefry" in str(jax.random.key_impl(key)):
+        return lambda function, values: jax.vmap(function)(values)
+    return jax.lax.map
 
 
 @partial(jax.jit, static_argnums=0)

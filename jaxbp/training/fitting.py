@@ -139,7 +139,8 @@ def fit(
     for number in range(1, epochs + 1):
         epoch_key = jax.random.fold_in(key, number) if random else None
         trained, state, loss, health = run_epoch(program, params, state, batch, order, epoch_key)
-        order = next(orders)  # while the device is at work
+        if number < epochs:
+            order = next(orders)  # while the device is at work
         if not np.isfinite(loss):
             raise NonFiniteLossError(number, params, history_of(record))
         params, evaluation = trained, None

@@ -24,8 +24,7 @@ def with_kernel(
     epoch: Callable[..., Any],
     arguments: tuple[Any, ...],
     *,
-    example: Program | None = None,
-    networks: int = 1,
+    networks: int | None = None,
     **options: int,
 ) -> Program:
     """The program, with the kernel that takes its minibatches where one does.
@@ -35,57 +34,72 @@ def with_kernel(
     program: the training, without a kernel.
     epoch: the jitted function that trains: ``epoch(program, *arguments, **options)``.
     arguments: of which the shapes and devices matter here; the first are parameters.
-    example: the program of one network, where that depends on a learning rate; else program.
-    networks: number of them that train at once on a device; 1 unless given.
+    networks: number of them that train at once on a device, by a program whose optimiser is made
+        of a learning rate; one network, unless given.
     options: of epoch.
 
-    Nothing is run: the epoch is compiled ahead, and whatever that raises, of a step without a
-    lowering or a network without room on the chip, is a reason for XLA.  Raises ValueError where
-    one kernel is demanded and cannot be, saying why.
+    Nothing is run: the epoch is traced and compiled ahead.  Raises ValueError where one kernel is
+    demanded and cannot be, saying why.
     """
-    if kernel == "xla" or (kernel == "auto" and not runs_triton()):
+    device = _device(arguments)
+    if kernel == "xla" or (kernel == "auto" and not runs_triton(device)):
         return program
-    of_one = program if example is None else example
     shapes, tree = jax.tree.flatten(jax.tree.map(_shape, arguments))
     precision = program.precision or jax.config.jax_default_matmul_precision or "default"
+    x64 = jax.config.jax_enable_x64  # it is traced and compiled anew under another
     given = tuple(shapes), tree, tuple(options.items())
-    return _chosen(kernel, program, of_one, networks, str(precision), epoch, *given)
+    return _chosen(kernel, program, networks, device, str(precision), x64, epoch, *given)
 
 
 @lru_cache(maxsize=64)  # for as long as the compiled programs are likely to be there
 def _chosen(
     kernel: str,
     program: Program,
-    example: Program,
-    networks: int,
+    networks: int | None,
+    device: jax.Device,
     precision: str,
+    x64: bool,
     epoch: Any,
     shapes: tuple[Any, ...],
     tree: Any,
     options: tuple[tuple[str, int], ...],
 ) -> Program:
-    from jaxbp.training import one_kernel  # noqa: PLC0415, what it imports may leave JAX one day
-
-    reason = one_kernel.obstacle(example, shapes[0].dtype)
-    if reason is None and kernel == "interpret":
-        return program._replace(kernel=one_kernel.OneKernel(warps=1, interpret=True))
-    if reason is None and not runs_triton():
+    try:
+        from jaxbp.training import one_kernel  # noqa: PLC0415, JAX may end Pallas's Triton backend
+    except ImportError as error:
+        return _xla(kernel, program, f"this JAX has no Pallas for Triton: {error}")
+    of_one = program if networks is None else program._replace(optimizer=program.optimizer(0.1))
+    reason = one_kernel.obstacle(of_one, shapes[0].dtype)
+    if reason is None and kernel == "fused" and not runs_triton(device):
         reason = "there is no NVIDIA GPU of compute capability 8.0 or above here"
-    if reason is None and kernel == "auto" and not one_kernel.is_faster(example, precision):
+    if reason is None and kernel == "auto" and not one_kernel.is_faster(of_one, precision):
+        reason = "XLA is likely to be faster"
+    if reason is not None:
+        return _xla(kernel, program, reason)
+    interpret = kernel == "interpret"
+    warps = one_kernel.warps_for(of_one, networks or 1, device)
+    fused = program._replace(kernel=one_kernel.OneKernel(warps, interpret))
+    arguments = tree.unflatten(shapes)
+    try:
+        epoch.eval_shape(fused, *arguments, **dict(options))
+    except Exception as error:  # of the user's functions, in sizes that they were not made for
+        return _xla(kernel, program, f"its step cannot be traced with padding: {error}")
+    if interpret:
+        return fused
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The Pallas Triton backend")
+            epoch.lower(fused, *arguments, **dict(options)).compile()
+    except Exception as error:  # of Pallas, Triton or XLA: no lowering, or no room on the chip
+        return _xla(kernel, program, f"it does not compile: {error}")
+    return fused
+
+
+def _xla(kernel: str, program: Program, reason: str) -> Program:
+    """The program as it is, which XLA compiles, unless one kernel is demanded."""
+    if kernel == "auto":
         return program
-    if reason is None:
-        warps = one_kernel.warps_for(example, networks)
-        fused = program._replace(kernel=one_kernel.OneKernel(warps))
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The Pallas Triton backend")
-                epoch.lower(fused, *tree.unflatten(shapes), **dict(options)).compile()
-            return fused
-        except Exception as error:  # of Pallas, Triton or XLA: the step itself has been traced
-            reason = f"it does not compile: {error}"
-    if kernel != "auto":
-        raise ValueError(f"kernel: got {kernel!r}, which cannot be: {reason}")
-    return program
+    raise ValueError(f"kernel: got {kernel!r}, which cannot be: {reason}")
 
 
 def _shape(leaf: Any) -> Any:
@@ -94,7 +108,14 @@ def _shape(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
 
 
-def runs_triton() -> bool:
-    """Whether the device is an NVIDIA GPU that Triton supports."""
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # AMD's are gfx90a
+def _device(arguments: Any) -> jax.Device:
+    """The device that the first argument is on; of NumPy's arrays, the default one."""
+    devices = getattr(jax.tree.leaves(arguments)[0], "devices", None)
+    found: jax.Device = next(iter(devices())) if devices is not None else jax.devices()[0]
+    return found
+
+
+def runs_triton(device: jax.Device) -> bool:
+    """Whether a device is an NVIDIA GPU that Triton supports."""
+    capability = str(getattr(device, "compute_capability", ""))  # AMD's are gfx90a
     return capability.replace(".", "").isdigit() and float(capability) >= 8.0

@@ -34,6 +34,7 @@ from jaxbp.training.epoch import (
     draws_on_device,
     is_random,
     jitted_init,
+    mapped,
     one_epoch,
     shuffled_rows,
 )
@@ -41,7 +42,6 @@ from jaxbp.training.fitting import Epoch, History, history_of
 from jaxbp.training.kernel_choice import check_kernel, with_kernel
 from jaxbp.training.metrics import Evaluation, loss_and_metric
 
-_OrdersOf = Callable[[int], Sequence[Any]]  # of the number of an epoch
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # of a learning rate
 
 
@@ -78,7 +78,8 @@ def fit_many(
 
     model: the description that all networks share.
     batch: the rows to train on; example weights count relative to their mean.
-    keys: (N,), as ``jax.random.split(key, N)`` gives them.
+    keys: (N,), as ``jax.random.split(key, N)`` gives them; an accelerator draws other orders of
+        the rows from them than a CPU, as for ``fit``.
     learning_rate: one number for all networks, or (N,).
     l2: one number for all, or (N,); the model's unless given.
     optimizer: makes an optax optimiser of a learning rate, ``optax.sgd`` unless given.  For one
@@ -134,28 +135,27 @@ def fit_many(
         _Group(*jax.device_put((group, batch, validation), device))
         for group, device in zip(networks, dealt.devices, strict=True)
     ]
-    seeds = np.asarray(jax.random.key_data(keys)).tolist()
-
-    def orders_of(number: int) -> Sequence[np.ndarray | None]:
-        """The orders of an epoch, of each network (n, rows), by group; None for full batches."""
-        if batch_size is None:
-            return [None] * len(groups)
-        return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
-
-    block = min(epochs, _BLOCK) if on_epoch is None else 1
+    block = _BLOCK if on_epoch is None else 1
 
     program = with_kernel(
         kernel,
         program,
         _block_of_epochs,
         (*groups[0], np.int32(1), np.int32(1)),
-        example=program._replace(optimizer=first),
         networks=len(networks[0].finite),
         block=block,
     )
     if draws_on_device():
         trained_epochs = _epochs_on_accelerator(program, groups, epochs, block)
     else:
+        seeds = np.asarray(jax.random.key_data(keys)).tolist()
+
+        def orders_of(number: int) -> Sequence[np.ndarray | None]:
+            """The orders of an epoch, of each network (n, rows), by group; None: full batches."""
+            if batch_size is None:
+                return [None] * len(groups)
+            return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
+
         trained_epochs = _epochs_on_host(program, groups, orders_of, epochs)
     record: list[Epoch] = []
     for trained, outcomes in trained_epochs:
@@ -255,14 +255,17 @@ def _started(
     keeps_keys: bool,
 ) -> _Networks:
     """Networks with initial parameters, and with the initial states of their optimisers."""
-    params = jax.vmap(lambda key: init(key, model, dtype=dtype))(keys)
+    params = mapped(keys)(lambda key: init(key, model, dtype=dtype), keys)
     state = jax.vmap(lambda params, rate: optimizer(rate).init(params))(params, rates)
     finite = jnp.ones(rates.shape, bool)
     return _Networks(params, state, finite, rates, penalties, keys if keeps_keys else None)
 
 
 def _epochs_on_host(
-    program: Program, groups: list[_Group], orders_of: _OrdersOf, epochs: int
+    program: Program,
+    groups: list[_Group],
+    orders_of: Callable[[int], Sequence[np.ndarray | None]],
+    epochs: int,
 ) -> Iterator[tuple[list[_Group], list[Any]]]:
     """Train the groups side by side on the cores -> after each epoch, the groups and their records.
 
@@ -373,10 +376,8 @@ def _one_epoch_each(
             model = model._replace(l2=network.l2)  # type: ignore[arg-type]
         one = program._replace(model=model, optimizer=program.optimizer(network.learning_rate))
         key = None
-        if network.key is not None:
-            key = jax.random.fold_in(network.key, number) if is_random(program.gradient) else None
-            if order is None and program.batch_size is not None:  # it is drawn on the device
-                order = drawn_rows(network.key, number, len(batch.x))
+        if network.key is not None and is_random(program.gradient):
+            key = jax.random.fold_in(network.key, number)
         *after, loss, _ = one_epoch(one, network.params, network.state, batch, order, key)
         finite = network.finite & jnp.isfinite(loss)
         before = (network.params, network.state)
@@ -387,6 +388,10 @@ def _one_epoch_each(
         record = jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), (loss, validated))
         return network._replace(params=params, state=state, finite=finite), record
 
+    if order is None and program.batch_size is not None and networks.key is not None:
+        order = mapped(networks.key)(  # on the device
+            lambda key: drawn_rows(key, number, len(batch.x)), networks.key
+        )
     if _together(program, batch):
         return jax.vmap(train)(networks, order)
     after: tuple[_Networks, Any] = jax.lax.map(lambda each: train(*each), (networks, order))
