@@ -23,6 +23,7 @@ error of about 1 % in the gradient.  After Micikevicius et al. (2018), section 3
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -32,6 +33,8 @@ from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, Gradient
 from jaxbp.model import MLP, Layer, Params, penalty, with_penalty
+
+_ambient = attrgetter("jax_default_matmul_precision")  # which JAX's older types do not know
 
 
 def matmul_precision(precision: str | None) -> AbstractContextManager[None]:
@@ -49,6 +52,11 @@ def matmul_precision(precision: str | None) -> AbstractContextManager[None]:
             'as "default", "high" or "highest"'
         ) from None
     return context
+
+
+def default_precision() -> str:
+    """JAX's name for the precision that products have here, "default" unless it is set."""
+    return str(_ambient(jax.config) or "default")
 
 
 def mixed_precision(gradient: Gradient, compute_dtype: DTypeLike = jnp.bfloat16) -> Gradient:

@@ -20,6 +20,7 @@ from jax import Array, lax
 from jax.extend.core import jaxpr_as_fun
 
 from jaxbp.checking.verdicts import Rounding
+from jaxbp.precision import default_precision
 from jaxbp.trees import opened, subjaxprs
 
 DIGITS = 23  # of a float32 number, after the first
@@ -198,8 +199,7 @@ def products_of(precision: str | None) -> Products:
     Raises ValueError for another name.
     """
     if precision is None:
-        ambient = jax.config.jax_default_matmul_precision
-        return Products(ambient or "default", here=True, named=False)
+        return Products(default_precision(), here=True, named=False)
     if precision not in (*_HERE, *_DIGITS_OF):
         names = ", ".join(f'"{name}"' for name in (*_DIGITS_OF, *_HERE))
         raise ValueError(f"precision: got {precision!r}, expected {names} or None")

@@ -6,7 +6,9 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from jaxbp.precision import default_precision
 from jaxbp.training.epoch import Program
 
 KERNELS = ("auto", "xla", "fused", "interpret")
@@ -45,10 +47,12 @@ def with_kernel(
     if kernel == "xla" or (kernel == "auto" and not runs_triton(device)):
         return program
     shapes, tree = jax.tree.flatten(jax.tree.map(_shape, arguments))
-    precision = program.precision or jax.config.jax_default_matmul_precision or "default"
-    x64 = jax.config.jax_enable_x64  # it is traced and compiled anew under another
+    precision = program.precision or default_precision()
+    x64 = bool(
+        jnp.result_type(float) == jnp.float64
+    )  # it is traced and compiled anew under another
     given = tuple(shapes), tree, tuple(options.items())
-    return _chosen(kernel, program, networks, device, str(precision), x64, epoch, *given)
+    return _chosen(kernel, program, networks, device, precision, x64, epoch, *given)
 
 
 @lru_cache(maxsize=64)  # for as long as the compiled programs are likely to be there
