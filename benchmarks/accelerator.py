@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PARTS = {  # and how many times the others' time each has
     "one_kernel": 2,
-    "training": 3,
+    "training": 4,
     "limit": 2,
     "scaling": 1.5,
     "manual_vs_auto": 1,
