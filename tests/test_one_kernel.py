@@ -86,7 +86,7 @@ def test_it_does_with_every_activation_head_and_optimizer(head, optimizer):
     @jax.jit
     def epoch(which, params, batch, order):
         unit = chosen(which, list(ACTIVATIONS.values()))
-        model = jaxbp.MLP((5, 9, 18, 3), unit, HEADS[head], l2=0.01)
+        model = jaxbp.MLP((5, 9, 3), unit, HEADS[head], l2=0.01)
         state = OPTIMIZERS[optimizer]().init(params)
         results = []
         for kernel in (None, OneKernel(warps=1, interpret=True)):
@@ -101,7 +101,7 @@ def test_it_does_with_every_activation_head_and_optimizer(head, optimizer):
             results.append(run_epoch.__wrapped__(program, params, state, batch, order, None))
         return results
 
-    model = jaxbp.MLP((5, 9, 18, 3), activations.tanh, HEADS[head])
+    model = jaxbp.MLP((5, 9, 3), activations.tanh, HEADS[head])
     order = np.random.default_rng(0).permutation(24).astype(np.int32)
     for integer in {False, model.head.target == "classes"}:
         batch = random_batch(model, 24, 2, integer=integer, dtype=np.float32)

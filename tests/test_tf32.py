@@ -146,14 +146,14 @@ def test_a_bug_of_one_percent_fails(bug):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(6, 3), SMALL, (20, 30, 30, 5), (20, 100, 5)], ids=str)
+@pytest.mark.parametrize("sizes", [SMALL, (20, 30, 30, 5), (20, 100, 5)], ids=str)
 def test_of_many_networks_no_right_gradient_fails_and_most_wrong_ones_do(sizes):
     passed, caught, count = 0, 0, 0
-    for seed, (activation, head) in product(range(2), product(ACTIVATIONS, HEADS)):
-        args = case(sizes, activation, head, seed, rows=32)
+    for activation, head in product(ACTIVATIONS, HEADS):
+        args = case(sizes, activation, head, seed=0, rows=32)
         for make in (by_hand, regrouped):
             report = checked(sizes, args, make(sizes, *args))
-            assert report.verdict != "fail", (activation, head, seed, str(report))
+            assert report.verdict != "fail", (activation, head, str(report))
             passed += report.ok
         wrong = change(by_hand(sizes, *args), 0, lambda w: 1.01 * w)
         caught += checked(sizes, args, wrong).verdict == "fail"
