@@ -217,7 +217,18 @@ LEAVE = {
     "norm after Adam": lambda rate: optax.chain(optax.adam(rate), optax.clip_by_global_norm(0.1)),
     **{"drifting": drifting, "inverse": inverse},
 }
+LARGEST = optax.add_decayed_weights(
+    0.3,
+    mask=lambda params: jax.tree.map(
+        lambda leaf: leaf.size == max(each.size for each in jax.tree.leaves(params)), params
+    ),
+)
 TOUCH = {
+    "half of it by size": lambda rate: optax.stateless(
+        lambda u, _: jax.tree.map(
+            lambda g: -rate * g.astype(jnp.bfloat16 if g.size > 20 else jnp.float16).astype("f4"), u
+        )
+    ),
     **{name: getattr(optax, name) for name in ("adafactor", "novograd", "sm3")},
     **{"centred": centred, "clipped by mean": clipped_by_mean, "asserting": asserting},
     **{"by exponentials": by_exponentials, "of the batch": of_the_batch},
@@ -248,6 +259,14 @@ def test_an_optimizer_that_leaves_padding_alone_is_known_to(name):
 @pytest.mark.parametrize("name", TOUCH)
 def test_an_optimizer_that_does_not_is_found_out(name):
     assert not ignores_padding(program_of(TOUCH[name]))
+
+
+def test_an_optimizer_that_treats_the_largest_layer_apart_is_found_out():
+    """Padding makes another layer the largest one, or several."""
+    model = jaxbp.MLP((30, 16, 17, 17), activations.tanh, heads.softmax_cross_entropy)
+    assert not ignores_padding(
+        program_of(lambda rate: optax.chain(LARGEST, optax.sgd(rate)), model)
+    )
 
 
 def test_an_optimizer_that_knows_the_shapes_is_found_out():

@@ -180,11 +180,19 @@ def _update(program: Program) -> Any:
 
 
 def _operations(jaxpr: Any) -> Iterator[Any]:
-    """The primitives of a program in their order, with the numbers that are written into it."""
+    """The primitives of a program in their order, each with its operands, by their numbers or
+    places, and its settings but for shapes."""
+    variables = (*opened(jaxpr).constvars, *opened(jaxpr).invars)
+    place = {variable: number for number, variable in enumerate(variables)}
     for equation in opened(jaxpr).eqns:
-        literals = [str(v.val) for v in equation.invars if isinstance(v, Literal)]
-        settings = [v for v in equation.params.values() if isinstance(v, int | float | str)]
-        yield equation.primitive.name, literals, settings
+        operands = [str(v.val) if isinstance(v, Literal) else place[v] for v in equation.invars]
+        kinds = int | float | str | np.dtype
+        yield (
+            equation.primitive.name,
+            operands,
+            [v for v in equation.params.values() if isinstance(v, kinds)],
+        )
+        place |= {variable: len(place) + n for n, variable in enumerate(equation.outvars)}
         for inner in subjaxprs(equation):
             yield from _operations(inner)
 
