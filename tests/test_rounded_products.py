@@ -307,3 +307,38 @@ def test_a_precision_of_another_name_is_refused(check):
     )
     with pytest.raises(ValueError, match=message):
         check(loss, PARAMS, precision="fastest")
+
+
+def looped(w, x):
+    """Three layers in a ``while_loop``, which JAX does not differentiate backward."""
+    state = lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.tanh(s[1] @ w)), (0, x))
+    return jnp.sum(state[1])
+
+
+def unrolled(w, x):
+    for _ in range(3):
+        x = jnp.tanh(x @ w)
+    return jnp.sum(x)
+
+
+@jax.custom_vjp
+def with_a_wrong_rule(w, x):
+    return unrolled(w, x)
+
+
+with_a_wrong_rule.defvjp(
+    lambda w, x: (unrolled(w, x), (w, x)), lambda kept, g: (0 * kept[0], 0 * kept[1])
+)
+
+
+@pytest.mark.parametrize("f", [looped, with_a_wrong_rule])
+def test_where_jax_has_no_gradient_of_f_a_rounded_one_does_not_fail(f):
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        w, x = (generator.normal(size=(8, 8)).astype(np.float32) for _ in range(2))
+        grads = jax.jit(with_rounded_products(jax.grad(unrolled, (0, 1)), 10))(w, x)
+        options = {"argnums": (0, 1), "precision": "tensorfloat32"}
+        right = gradcheck(f, w, x, grads=grads, **options)
+        assert right.verdict != "fail", str(right)
+        wrong = gradcheck(f, w, x, grads=(2 * grads[0], grads[1]), **options)
+        assert wrong.verdict == "fail", str(wrong)
