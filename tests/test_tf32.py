@@ -149,7 +149,7 @@ def test_a_bug_of_one_percent_fails(bug):
 @pytest.mark.parametrize("sizes", [SMALL, (20, 30, 30, 5), (20, 100, 5)], ids=str)
 def test_of_many_networks_no_right_gradient_fails_and_most_wrong_ones_do(sizes):
     passed, caught, count = 0, 0, 0
-    for activation, head in product(ACTIVATIONS, HEADS):
+    for activation, head in product(ACTIVATIONS, HEADS) if sizes == SMALL else ONE_OF_EACH:
         args = case(sizes, activation, head, seed=0, rows=32)
         for make in (by_hand, regrouped):
             report = checked(sizes, args, make(sizes, *args))
