@@ -89,10 +89,10 @@ def contender(cell, kernel, steps):
     state = jax.vmap(program.optimizer.init)(params)
 
     def epochs(params, state, batch, order):
-        def epoch(*carry, order):
-            return one_epoch(program, *carry, batch, order, None)[::2]
+        def epoch(params, state, order):
+            return one_epoch(program, params, state, batch, order, None)[::2]
 
-        return jax.vmap(lambda *each: epoch(*each[:2], order=each[2]))(params, state, order)
+        return jax.vmap(epoch)(params, state, order)
 
     given = jax.device_put((params, state, case.batch, order.astype(np.int32)))
     try:

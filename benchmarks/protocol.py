@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,27 +28,13 @@ import jax
 import jaxlib
 
 import jaxbp
+from jaxbp.precision import default_precision
 
 BUILDING = 0.6  # share of the time left in which compiling may begin
 ROUNDED = 0.02  # relative error of gradients whose products are TF32 or bfloat16, at most
 
 Item = TypeVar("Item")
 Cells = TypeVar("Cells")
-
-
-class Later(NamedTuple):
-    """Like a future, but built by whoever asks for it."""
-
-    build: Callable[[Any], Any]
-    item: Any
-
-    def cancelled(self) -> bool:
-        """Whether it will not be built."""
-        return False
-
-    def result(self) -> Any:
-        """What is built."""
-        return self.build(self.item)
 
 
 @dataclass
@@ -98,15 +85,14 @@ class Run:
         expected: seconds that an item takes at least, before one is measured; 0 unless given.
         """
         longest, items = expected, list(items)
-        built = self._built(items, build) if build is not None else [None] * len(items)
-        for item, ready in zip(items, built, strict=True):
-            if self.seconds_left() <= longest or (ready is not None and ready.cancelled()):
+        for item, measured in zip(items, self._measures(items, measure, build), strict=True):
+            if measured is None or self.seconds_left() <= longest:
                 self.left_out.append(name(item))
                 print(f"left out, as the time is over: {name(item)}", flush=True)
                 continue
             start = time.monotonic()
             try:
-                cell = measure(item) if ready is None else measure(item, ready.result())
+                cell = measured()
             except Exception as error:
                 words = " ".join(str(error).split())
                 self.failed[name(item)] = f"{type(error).__name__}: {words}"[:500]
@@ -115,17 +101,29 @@ class Run:
                 yield cell
             longest = max(longest, time.monotonic() - start)
 
-    def _built(self, items: list[Item], build: Callable[[Item], Any]) -> list[Any]:
-        """A future of each item; on a CPU one that is built when it is asked for."""
+    def _measures(
+        self,
+        items: list[Item],
+        measure: Callable[..., Cells],
+        build: Callable[[Item], Any] | None,
+    ) -> list[Callable[[], Cells] | None]:
+        """A function of each item, to measure it; None where there was no time to build it."""
+        if build is None:
+            return [partial(measure, item) for item in items]
         if on_cpu():
-            return [Later(build, item) for item in items]
+            return [lambda item=item: measure(item, build(item)) for item in items]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             futures = [pool.submit(build, item) for item in items]
             left = self.seconds_left()
             wait(futures, None if math.isinf(left) else max(0.0, BUILDING * left))
             for future in futures:
                 future.cancel()  # unless it has begun; then its end is waited for here
-        return futures
+        return [
+            None
+            if future.cancelled()
+            else lambda item=item, built=future: measure(item, built.result())
+            for item, future in zip(items, futures, strict=True)
+        ]
 
     def keep(self, result: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
         """Write the result so far, if there is an output -> the result with its conditions.
@@ -447,7 +445,7 @@ def conditions() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
-        "precision": str(jax.config.jax_default_matmul_precision or "default"),
+        "precision": default_precision(),
     }
 
 

@@ -162,15 +162,14 @@ def inverse(rate):
     )
 
 
-def by_sizes(rate):
-    """Its numbers are of the layers' sizes: in an array, and in a power."""
-    by_array = optax.stateless(
-        lambda u, _: jax.tree.map(lambda g: g * np.array([1 / g.shape[0]], np.float32), u)
-    )
-    by_power = optax.stateless(
-        lambda u, _: jax.tree.map(lambda g: g ** (1 + 2 * (g.shape[0] // 16)), u)
-    )
-    return optax.chain(by_array if rate > 0 else by_power, optax.sgd(rate))
+def by_sizes(change):
+    """Its numbers are of the layers' sizes."""
+
+    def make(rate):
+        changed = optax.stateless(lambda u, _: jax.tree.map(change, u))
+        return optax.chain(changed, optax.sgd(rate))
+
+    return make
 
 
 def sums_of(quotient):
@@ -232,8 +231,8 @@ TOUCH = {
     **{name: getattr(optax, name) for name in ("adafactor", "novograd", "sm3")},
     **{"centred": centred, "clipped by mean": clipped_by_mean, "asserting": asserting},
     **{"by exponentials": by_exponentials, "of the batch": of_the_batch},
-    "by array": by_sizes,
-    "by power": lambda rate: by_sizes(-rate),
+    "by array": by_sizes(lambda g: g * np.array([1 / g.shape[0]], np.float32)),
+    "by power": by_sizes(lambda g: g ** (1 + 2 * (g.shape[0] // 16))),
     "by place": lambda rate: optax.chain(
         optax.stateless(lambda u, _: jax.tree.map(lambda g: g * jnp.arange(1, 1 + g.shape[-1]), u)),
         optax.sgd(rate),

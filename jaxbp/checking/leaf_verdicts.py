@@ -25,9 +25,7 @@ from jaxbp.text import one_line
 NEARBY = 1e-4  # the distance of other points that are tried, relative to a leaf's size
 _POINTS_AT_KINK = 6
 _PERTURBATIONS = 16  # of the arguments by a few units in the last place, to see their effect
-_UNKNOWN_ROUNDING = (
-    100.0  # roundings of operands by which a slope may be off, where that is unknown
-)
+_UNKNOWN_ROUNDING = 100.0  # roundings of operands that a slope may be off by where none are known
 _PAIRS = 8  # of perturbations by a unit in the last place of a product's operands
 
 
@@ -165,16 +163,16 @@ class ClaimCheck:
         may then be off by ``_UNKNOWN_ROUNDING`` operands' roundings.
         """
         count = len(self.claimed_slopes)
-        none = Rounding(*np.zeros((4, count)))
         if self.products is None:
-            return none, ()
+            return Rounding(*np.zeros((4, count))), ()
+        unknown = self._unknown_rounding(self.products.eps)
         numpy_constants = self.measurement.arithmetic.numpy_constants
         point = self.problem.leaves, self.problem.held
         generator = self.problem.generator(Purpose.PRODUCTS)
         shifts = [_shifts(point, self.products.eps, generator) for _ in range(_PAIRS)]
         try:
             with enable_float64(False, numpy_constants=numpy_constants):
-                bounds = rounding_of_slopes(
+                bounds, exact = rounding_of_slopes(
                     gradient=self.jax_grad(),
                     products=self.products,
                     at=point,
@@ -182,23 +180,19 @@ class ClaimCheck:
                     slopes_of=lambda gradient: self.measurement.slopes_of(tuple(gradient)),
                     groups=np.arange(count) // len(self.measurement.directions[0]),
                 )
-                own = self.measurement.slopes_of(tuple(self.jax_grad()(*point)))
         except Exception as error:  # f need not have a gradient of its own
-            return self._unknown_rounding(), (f"how products round is unknown: {one_line(error)}",)
-        if np.any(
-            np.abs(own - self.measurement.slopes.value) > np.abs(self._unknown_rounding().lowest)
-        ):
+            return unknown, (f"how products round is unknown: {one_line(error)}",)
+        if np.any(np.abs(exact - self.measurement.slopes.value) > unknown.highest):
             note = "how products round is unknown: jax.grad(f) is not the measured gradient"
-            return self._unknown_rounding(), (note,)
+            return unknown, (note,)
         return bounds, ()
 
-    def _unknown_rounding(self) -> Rounding:
-        assert self.products is not None
-        utmost = np.zeros(len(self.claimed_slopes))
+    def _unknown_rounding(self, eps: float) -> Rounding:
+        """The bounds of products whose rounding is unknown, by the spacing of their operands."""
+        none, utmost = np.zeros((2, len(self.claimed_slopes)))
         for index in range(len(self.problem.paths) + 1):
-            size = _UNKNOWN_ROUNDING * self.products.eps * self.scale(index)
-            utmost[self.measurement.rows(index)] = size
-        return Rounding(0.0 * utmost, 0.0 * utmost, -utmost, utmost)
+            utmost[self.measurement.rows(index)] = _UNKNOWN_ROUNDING * eps * self.scale(index)
+        return Rounding(none, none, -utmost, utmost)
 
     @cached_property
     def rounding(self) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -206,8 +200,7 @@ class ClaimCheck:
         ten times those in ``jax.grad``'s, and the effect of a few units in the last place of the
         arguments, because a ReLU that these switch is not an error of the claim.
 
-        The second value is a note of the reason, where there is no gradient to find this by; slopes
-        may then be off by ``_UNKNOWN_ROUNDING`` operands' roundings.
+        The second value is a note of the exception, if there is no gradient to find this by.
         """
         arithmetic, slopes_of = self.measurement.arithmetic, self.measurement.slopes_of
         point = arithmetic.problem.leaves, arithmetic.problem.held

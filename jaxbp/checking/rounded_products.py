@@ -239,8 +239,8 @@ def rounding_of_slopes(
     pairs: Iterable[tuple[Any, Any]],
     slopes_of: Callable[[Any], np.ndarray],
     groups: np.ndarray,
-) -> Rounding:
-    """How much too large such products make the slopes (N,) of a gradient.
+) -> tuple[Rounding, np.ndarray]:
+    """How much too large such products make the slopes (N,) of a gradient, and its exact slopes.
 
     Rounded and exact products differ by b₀ in the slopes at the point and, with the roundings drawn
     anew, by b₁, b₂, ... at points beside it.  Of these usual ones b is the median of each slope and
@@ -273,12 +273,13 @@ def rounding_of_slopes(
             own += [slopes_of(each(*p)) - there for p, there in zip(pair, beside, strict=True)]
     bounds = [_bounds(np.array(own), switched, groups) for own in errors]
     lower, upper, lowest, highest = zip(*bounds, strict=True)
-    return Rounding(
+    widest = Rounding(
         lower=np.min(lower, axis=0),
         upper=np.max(upper, axis=0),
         lowest=np.min(lowest, axis=0),
         highest=np.max(highest, axis=0),
     )
+    return widest, exact
 
 
 def _bounds(errors: np.ndarray, switched: np.ndarray, groups: np.ndarray) -> Rounding:

@@ -12,8 +12,10 @@ from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
 from jaxbp.model import MLP, Layer, Params
+from jaxbp.precision import matmul_precision
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.epoch import initial_state
+from jaxbp.training.kernel_choice import KERNELS
 
 _objective = jax.jit(objective, static_argnums=0)  # traced once for its shapes, never run
 
@@ -24,6 +26,8 @@ def check_arguments(
     epochs: int,
     batch_size: int | None,
     key: Array,
+    precision: str | None,
+    kernel: str,
 ) -> None:
     """Raise ValueError or TypeError for the argument that does not fit.
 
@@ -32,6 +36,8 @@ def check_arguments(
     epochs: a positive int.
     batch_size: a positive int, or None.
     key: one ``jax.random.key(seed)``.
+    precision: a name that JAX has for it, or None.
+    kernel: a name of ``kernel_choice.KERNELS``.
     """
     if not isinstance(model, MLP):
         raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
@@ -47,6 +53,9 @@ def check_arguments(
         )
     if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
         raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
+    matmul_precision(precision)  # raises, where there is none of that name
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(KERNELS)}")
 
 
 def check_full_batch(

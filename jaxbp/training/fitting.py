@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
-from jaxbp.precision import matmul_precision, mixed_precision
+from jaxbp.precision import mixed_precision
 from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
 from jaxbp.training.epoch import (
     Program,
@@ -23,7 +23,7 @@ from jaxbp.training.epoch import (
     orders_of,
     run_epoch,
 )
-from jaxbp.training.kernel_choice import check_kernel, with_kernel
+from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, compiled_evaluation
 
 
@@ -116,10 +116,8 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
-    check_arguments(model, optimizer, epochs, batch_size, key)
+    check_arguments(model, optimizer, epochs, batch_size, key, precision, kernel)
     random = is_random(gradient)
-    matmul_precision(precision)  # raises, where there is none of that name
-    check_kernel(kernel)
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     if params is None:
@@ -132,7 +130,6 @@ def fit(
         batch_size = min(batch_size, rows)
     program = Program(model, optimizer, gradient, batch_size, diagnostics, precision)
     orders = repeat(None) if batch_size is None else orders_of(key, rows)
-
     record: list[Epoch] = []
     order = next(orders)
     program = with_kernel(kernel, program, run_epoch, (params, state, batch, order, None))

@@ -11,13 +11,8 @@ import jax.numpy as jnp
 from jaxbp.precision import default_precision
 from jaxbp.training.epoch import Program
 
+#: what ``fit`` may be told
 KERNELS = ("auto", "xla", "fused", "interpret")
-
-
-def check_kernel(kernel: str) -> None:
-    """Raise ValueError for a kernel other than those that ``fit`` names."""
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(KERNELS)}")
 
 
 def with_kernel(
@@ -48,9 +43,7 @@ def with_kernel(
         return program
     shapes, tree = jax.tree.flatten(jax.tree.map(_shape, arguments))
     precision = program.precision or default_precision()
-    x64 = bool(
-        jnp.result_type(float) == jnp.float64
-    )  # it is traced and compiled anew under another
+    x64 = bool(jnp.result_type(float) == jnp.float64)  # another one is traced and compiled anew
     given = tuple(shapes), tree, tuple(options.items())
     return _chosen(kernel, program, networks, device, precision, x64, epoch, *given)
 

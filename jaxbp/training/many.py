@@ -26,7 +26,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import init
 from jaxbp.model import MLP, Params
-from jaxbp.precision import matmul_precision, mixed_precision
+from jaxbp.precision import mixed_precision
 from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
 from jaxbp.training.epoch import (
     Program,
@@ -39,7 +39,7 @@ from jaxbp.training.epoch import (
     shuffled_rows,
 )
 from jaxbp.training.fitting import Epoch, History, history_of
-from jaxbp.training.kernel_choice import check_kernel, with_kernel
+from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, loss_and_metric
 
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # of a learning rate
@@ -112,10 +112,8 @@ def fit_many(
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     first = optimizer(rates[0])
-    check_arguments(model, first, epochs, batch_size, keys[0])
+    check_arguments(model, first, epochs, batch_size, keys[0], precision, kernel)
     random, dtype = is_random(gradient), dtype_of(batch)
-    matmul_precision(precision)  # raises, where there is none of that name
-    check_kernel(kernel)
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)
     shapes = jitted_init.eval_shape(keys[0], model, dtype=dtype)  # type: ignore[no-untyped-call]

@@ -65,8 +65,7 @@ class OneKernel(NamedTuple):
             for part, count in ((order[:whole], size), (order[whole:], order.size - whole))
             if part.size
         ]
-        exact = jax.tree.map(lambda leaf: shaped(leaf.shape, leaf.dtype), carry)
-        steps = [_traced_step(wide, shapes, exact, data, rows.shape[1]) for rows in minibatches]
+        steps = [_traced_step(wide, shapes, carry, data, rows.shape[1]) for rows in minibatches]
         orders = list(map(padded_rows, minibatches))
 
         def kernel(constants: Any, orders: Any, data: Any, start: Any, end: Any, mean: Any) -> None:
@@ -111,12 +110,13 @@ def _examples(data: Batch, rows: Array, count: int) -> Batch:
     return Batch(data.x[rows, :], target, weight)
 
 
-def _traced_step(program: Program, carry: Any, exact: Any, data: Batch, count: int) -> Any:
+def _traced_step(program: Program, carry: Any, exact: Carry, data: Batch, count: int) -> Any:
     """The jaxpr of a step on count examples: the leaves of (carry, examples) -> (carry, loss).
 
     What the step closes over, such as a learning rate under ``jax.vmap``, are its constants.
 
-    carry, exact: the shapes of parameters and state with padding, and without.
+    carry: the shapes of parameters and state with padding.
+    exact: parameters and state without, of which the shapes matter here.
     data: all rows.
     """
     rows = shaped((power_of_two(count),), jnp.int32)
@@ -127,7 +127,7 @@ def _traced_step(program: Program, carry: Any, exact: Any, data: Batch, count: i
 
     def padded_step(carry: Carry, examples: Batch) -> tuple[Carry, Array]:
         carry, loss = step(carry, examples)
-        return jax.tree.map(lambda leaf, of: without_padding(leaf, of.shape), carry, exact), loss
+        return jax.tree.map(lambda leaf, of: without_padding(leaf, *of.shape), carry, exact), loss
 
     with matmul_precision(program.precision):
         return jax.make_jaxpr(padded_step)(carry, examples)

@@ -64,12 +64,13 @@ def padded_program(program: Program) -> Program:
 def padded_unit(unit: Activation, width: int, a: Array) -> tuple[Array, Array]:
     """h and h', 0 in the units that were added."""
     h, slope = (rational_gelu if unit is activations.gelu else unit)(a)
-    return _first(width, h, 0), _first(width, slope, 0)
+    return without_padding(h, width), without_padding(slope, width)
 
 
 def padded_loss(loss: Any, outputs: int, logits: Array, target: Array) -> tuple[Array, Array]:
     """The head's loss and error, both without the outputs that were added."""
-    both: tuple[Array, Array] = loss(_first(outputs, logits, neutral_logit(loss)), target)
+    logits = without_padding(logits, outputs, otherwise=neutral_logit(loss))
+    both: tuple[Array, Array] = loss(logits, target)
     return both
 
 
@@ -109,12 +110,13 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def without_padding(array: Array, shape: tuple[int, ...]) -> Array:
-    """An array with zeros after its entries of this shape, whatever stood there."""
-    for axis, (size, kept) in enumerate(zip(array.shape, shape, strict=True)):
-        if kept < size:
+def without_padding(array: Array, *shape: int, otherwise: Any = 0) -> Array:
+    """An array with a number, 0 unless given, after its entries of this shape along its last axes,
+    whatever stood there."""
+    for axis, kept in enumerate(shape, array.ndim - len(shape)):
+        if kept < array.shape[axis]:
             place = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
-            array = jnp.where(place < kept, array, 0)
+            array = jnp.where(place < kept, array, otherwise)
     return array
 
 
@@ -122,14 +124,6 @@ def grown(array: Array, *shape: int) -> Array:
     """The array with zeros after its entries along each axis."""
     added = [(0, to - of, 0) for of, to in zip(array.shape, shape, strict=True)]
     return jax.lax.pad(array, jnp.zeros((), array.dtype), added)
-
-
-def _first(count: int, array: Array, otherwise: Any) -> Array:
-    """The first entries of each row as they are, and a number in place of the others."""
-    if array.shape[-1] == count:
-        return array
-    column = jax.lax.broadcasted_iota(jnp.int32, array.shape, array.ndim - 1)
-    return jnp.where(column < count, array, otherwise)
 
 
 def rational_gelu(a: Array) -> tuple[Array, Array]:
@@ -179,6 +173,9 @@ def _update(program: Program) -> Any:
     return jax.make_jaxpr(update)(carry, given, batch)
 
 
+_SETTINGS = (int, float, str, np.dtype)  # of an equation, besides shapes
+
+
 def _operations(jaxpr: Any) -> Iterator[Any]:
     """The primitives of a program in their order, each with its operands, by their numbers or
     places, and its settings but for shapes."""
@@ -186,12 +183,8 @@ def _operations(jaxpr: Any) -> Iterator[Any]:
     place = {variable: number for number, variable in enumerate(variables)}
     for equation in opened(jaxpr).eqns:
         operands = [str(v.val) if isinstance(v, Literal) else place[v] for v in equation.invars]
-        kinds = int | float | str | np.dtype
-        yield (
-            equation.primitive.name,
-            operands,
-            [v for v in equation.params.values() if isinstance(v, kinds)],
-        )
+        settings = [v for v in equation.params.values() if isinstance(v, _SETTINGS)]
+        yield equation.primitive.name, operands, settings
         place |= {variable: len(place) + n for n, variable in enumerate(equation.outvars)}
         for inner in subjaxprs(equation):
             yield from _operations(inner)
