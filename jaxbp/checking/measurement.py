@@ -81,8 +81,9 @@ class Measurement:
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
     samples: Samples
     slopes: Slopes
-    floor: np.ndarray | float  # of the rounding, found by float32
+    floor: np.ndarray  # of the rounding, found by float32
     overflows: bool  # f is not finite in float32, though it is in float64
+    two_answers: bool  # f has another value altogether in float32
     chunk: int | None
     notes: tuple[str, ...]  # the exceptions that f raised in other arithmetic
 
@@ -146,9 +147,9 @@ def measure(
         samples = _sample(problem, drawn, step_sizes(eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
-    floor: np.ndarray | float = 0.0
+    floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
-        floor = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
+        floor, two_answers = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
         samples = samples._replace(sigma=np.maximum(samples.sigma, floor))
     return Measurement(
         arithmetic=arithmetic,
@@ -158,6 +159,7 @@ def measure(
         slopes=extrapolate(samples),
         floor=floor,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
+        two_answers=two_answers,
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )

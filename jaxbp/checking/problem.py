@@ -69,6 +69,7 @@ class Purpose(IntEnum):
     POINTS_FOR_VMAP = 4
     ROUNDING = 5
     PRODUCTS = 6
+    POINTS_BESIDE = 7
 
 
 @dataclass(frozen=True)

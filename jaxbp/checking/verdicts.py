@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxbp.checking.finite_differences import RATIO, Samples, Slopes, rounding_bar
+from jaxbp.checking.finite_differences import RATIO, Samples, Slopes, magnitude, rounding_bar
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -96,7 +96,7 @@ def agreement(
         claimed, slopes.value, half_jump, rounding.lowest, rounding.highest
     )
     resolution = slopes.error + rounding.half_width
-    negligible = zero & (slopes.error <= _NEGLIGIBLE * _magnitude(samples))
+    negligible = zero & (slopes.error <= _NEGLIGIBLE * magnitude(samples))
     return Agreement(
         explained=explained,
         discrepancy=discrepancy,
@@ -128,13 +128,6 @@ def _bar_at_next_step(samples: Samples, slopes: Slopes) -> np.ndarray:
     steps = samples.steps
     below = np.minimum(np.searchsorted(-steps, -slopes.step) + 1, len(steps) - 1)
     return np.asarray(rounding_bar(samples)[np.arange(len(below)), below])
-
-
-def _magnitude(samples: Samples) -> np.ndarray:
-    """The size of |f| around the point: at the point itself, a minimum say, f may be zero."""
-    around = np.hstack([array[:, 1:3] for array in (samples.plus, samples.minus)])
-    around = np.where(np.isfinite(around), np.abs(around), 0)
-    return np.asarray(np.maximum(np.abs(samples.center), np.max(around, axis=1)))
 
 
 def _confirmed(
