@@ -50,6 +50,7 @@ class ClaimCheck:
     float64_values: Leaves | None  # the claim in float64, if f is measured so and its function can
     given_threshold: float | None  # the user's
     claimed_products: Products | None  # that the claim's values were made with, if they round
+    claim_dtype: np.dtype[Any] | None = None  # the coarsest on its way, if JAX can trace it
 
     @property
     def values(self) -> Leaves:
@@ -61,9 +62,22 @@ class ClaimCheck:
         """τ for a claim of these dtypes."""
         if self.given_threshold is not None:
             return self.given_threshold
-        dtypes = [np.asarray(value).dtype for value in self.values]
-        usual = THRESHOLDS[min(d.itemsize for d in [*dtypes, self.measurement.arithmetic.dtype])]
+        dtypes = self.dtypes | {self.measurement.arithmetic.dtype}
+        dtypes |= set() if self.claim_dtype is None else {self.claim_dtype}
+        usual = THRESHOLDS[min(dtype.itemsize for dtype in dtypes)]
         return usual if self.products is None else max(usual, self.products.eps)
+
+    @property
+    def dtypes(self) -> set[np.dtype[Any]]:
+        """The dtypes of the claimed values."""
+        return {np.asarray(value).dtype for value in self.values}
+
+    @property
+    def eps(self) -> float:
+        """The spacing of arguments whose rounding the claim may feel: that of its values' dtype,
+        eightfold, or once that of the coarsest dtype on its way."""
+        own = 8 * max(map(eps_of, self.dtypes))
+        return own if self.claim_dtype is None else max(own, eps_of(self.claim_dtype))
 
     @property
     def products(self) -> Products | None:
@@ -127,8 +141,11 @@ class ClaimCheck:
 
     @cached_property
     def in_own_dtype(self) -> "ClaimCheck":
-        """The check of the claim in its own dtype."""
-        return self if self.float64_values is None else replace(self, float64_values=None)
+        """The check of the claim in its own dtype and, if f has another value there, by this f."""
+        own = self if self.float64_values is None else replace(self, float64_values=None)
+        if not (self.measurement.two_answers and own.is_float32_of_float64):
+            return own
+        return replace(own, measurement=self.measurement.in_own_dtype(self.problem))
 
     @cached_property
     def nearby(self) -> list["ClaimCheck"]:
@@ -198,13 +215,12 @@ class ClaimCheck:
     def beside(self) -> np.ndarray | None:
         """The claimed slopes (P, N) at points a few units in the last place away, by the claim's
         function or else by ``jax.grad``; None if there is no gradient to find them by."""
-        eps = max(eps_of(value.dtype) for value in self.values)
         held = self.measurement.arithmetic.problem.held
         slopes = []
         try:
             function = self.claim.function or self.jax_grad()
             for index in range(_PERTURBATIONS):
-                point = self.measurement.nearby_point(Purpose.POINTS_BESIDE, index, 8 * eps)
+                point = self.measurement.nearby_point(Purpose.POINTS_BESIDE, index, self.eps)
                 slopes.append(self.measurement.slopes_of(tuple(function(point, held))))
         except Exception:  # noted where the rounding of the claim is looked for
             return None
@@ -231,7 +247,6 @@ class ClaimCheck:
         """
         arithmetic, slopes_of = self.measurement.arithmetic, self.measurement.slopes_of
         point = arithmetic.problem.leaves, arithmetic.problem.held
-        eps = max(eps_of(value.dtype) for value in self.values)
         generator = self.problem.generator(Purpose.ROUNDING)
 
         rounded, spread = np.zeros_like(self.claimed_slopes), [np.zeros_like(self.claimed_slopes)]
@@ -240,7 +255,7 @@ class ClaimCheck:
             function = self.claim.function or self.jax_grad()
             there = slopes_of(tuple(function(*point)))
             for _ in range(_PERTURBATIONS):
-                moved = function(*_moved(point, _shifts(point, 8 * eps, generator)))
+                moved = function(*_moved(point, _shifts(point, self.eps, generator)))
                 spread.append(np.abs(slopes_of(tuple(moved)) - there))
             if self.is_float32_of_float64 and not self.measurement.two_answers:
                 automatic = self.jax_grad()
@@ -249,14 +264,13 @@ class ClaimCheck:
                 rounded = 10 * np.abs(own - slopes_of(tuple(automatic(*point))))
         except Exception as error:  # f or the claim may have no gradient in this arithmetic
             notes = (f"how the gradient is rounded is unknown: {one_line(error)}",)
-        total = 16 * eps * abs(self.measurement.value) + rounded
+        total = 2 * self.eps * abs(self.measurement.value) + rounded
         return np.asarray(total), np.asarray(2 * np.max(spread, axis=0)), notes
 
     @property
     def is_float32_of_float64(self) -> bool:
         """Whether the claim's values have fewer digits than the arithmetic of the measurement."""
-        narrow = any(value.dtype != np.float64 for value in map(np.asarray, self.values))
-        return narrow and self.measurement.arithmetic.float64
+        return self.dtypes != {np.dtype(np.float64)} and self.measurement.arithmetic.float64
 
 
 def _shifts(point: Any, distance: float, generator: np.random.Generator) -> Any:

@@ -70,6 +70,7 @@ class Purpose(IntEnum):
     ROUNDING = 5
     PRODUCTS = 6
     POINTS_BESIDE = 7
+    POINTS_FOR_VALUE = 8
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from jaxbp.checking.finite_differences import RATIO, Samples, Slopes, magnitude,
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 #: τ by the coarser of two dtypes, that of the function and that of the claim, in bytes a number
-THRESHOLDS = {8: 1e-6, 4: 1e-4, 2: 3e-2}
+THRESHOLDS = {8: 1e-6, 4: 1e-4, 2: 3e-2, 1: 0.5}
 _TELLING = 10.0  # times τ: up to such an error bar, agreement counts as evidence
 _NEGLIGIBLE = 1e-6  # of |f|: a slope of zero counts as measured with such an error bar
 _ORDER_STEPS = 3  # from which the order of a Taylor remainder is read, its smallest
