@@ -61,7 +61,7 @@ class Samples(NamedTuple):
 class Slopes(NamedTuple):
     """The measured derivative f'(x; d) of each line, with all that is known of its error."""
 
-    value: np.ndarray  # (N,)
+    value: np.ndarray  # (N,); 0 where nothing could be measured
     error: np.ndarray  # (N,) the error bar; inf where nothing could be measured
     converged: np.ndarray  # (N,) whether the error bar is rounding, or far below the value
     step: np.ndarray  # (N,) the smallest step that the value was made of
@@ -414,5 +414,6 @@ def _limit(
     value, error, spread, bar, step = (
         np.take_along_axis(array, best, axis=1)[:, 0] for array in (entry, error, spread, bar, step)
     )
+    value = np.where(np.isfinite(error), value, 0.0)
     converged = np.isfinite(error) & ((spread <= 4 * bar) | (spread <= 0.01 * np.abs(value)))
     return value, error, converged, step
