@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import lax
 
 import jaxbp
 from benchmarks.problems import random_params
@@ -778,6 +779,24 @@ def test_bad_input_is_named(call, error, message):
 
 
 # Beside other libraries
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: lax.cond(x > 0, jnp.sin, jnp.cos, x),
+        jax.jit(lambda x: lax.switch(jnp.int32(x > 0), [jnp.cos, jnp.sin], x)),
+        lambda x: lax.while_loop(lambda y: y > 1e-2, lambda y: y * jnp.sin(y), x),
+    ],
+    ids=["cond", "switch in jit", "while"],
+)
+def test_the_gradient_of_a_graph_with_branches_is_a_claim(f):
+    """It cannot be traced, as the graph has the branch that is taken: it is called as it is."""
+    gradient = jaxbp.graph.grad(f)
+    report = gradcheck(f, 0.5, grads=gradient)
+    assert report.ok
+    assert report.notes == ()
+    assert gradcheck(f, 0.5, grads=lambda x: 2 * gradient(x)).diagnosis == "off by a factor of 2"
 
 
 def test_it_needs_jax_alone(python):

@@ -281,12 +281,13 @@ def _under_vmap(
     check: ClaimCheck, verdicts: list[LeafVerdict]
 ) -> tuple[list[LeafVerdict], list[str]]:
     """A claim whose ``vmap`` disagrees with a loop fails; with the exceptions that vmap raises."""
-    if check.float64_values is None or check.claim.gradient is None:
+    if check.float64_values is None or check.claim.tracing is None:
         return verdicts, []
     points = [
         check.measurement.nearby_point(Purpose.POINTS_FOR_VMAP, index, NEARBY) for index in range(2)
     ]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
+    assert check.claim.gradient is not None  # it has been traced
     try:
         trees = under_vmap(check.claim.gradient)(stacked, check.measurement.arithmetic.problem.held)
     except Exception as error:  # a callback, say, need not have a rule for vmap
