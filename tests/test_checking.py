@@ -569,6 +569,38 @@ def test_second_order():
     assert [leaf["path"] for leaf in record["leaves"]] == ["p['right']", "p['wrong']"]
 
 
+def test_a_second_order_that_cannot_be_had_is_noted():
+    """The first order's report is kept, and a check of both does not pass."""
+    gamma = jax.jit(lambda a: jax.scipy.special.gammainc(a, 2.0))
+    report = gradcheck(gamma, 1.4, order=2)
+    assert report.leaves[0].verdict == "pass"
+    assert (report.verdict, report.second_order) == ("inconclusive", None)
+    assert report.notes == ("second order: JAX has no derivative of igamma_grad_a",)
+    assert json.loads(json.dumps(report.to_dict()))["second_order"] is None
+    report = gradcheck(gamma, 1.4, grads=lambda a: 2 * jax.grad(gamma)(a), order=2)
+    assert report.verdict == "fail"
+    report = gradcheck(square, X, grads=lambda x: 2 * np.asarray(x), order=2)
+    assert report.verdict == "inconclusive"
+    assert report.notes == ("second order: JAX cannot trace the claimed gradient",)
+    report = gradcheck(square, X, grads=lambda x: x / 0, order=2)
+    assert report.verdict == "fail"
+    assert report.notes[-1] == "second order: the claimed gradient is not finite"
+
+
+def test_what_the_second_order_raises_is_noted():
+    @jax.custom_jvp
+    def slope(x):
+        return 3 * x**2
+
+    @slope.defjvp
+    def _(primals, tangents):
+        raise KeyError("no rule")
+
+    report = gradcheck(sum_of_cubes, X, grads=slope, order=2)
+    assert report.verdict == "inconclusive"
+    assert report.notes == ("second order: KeyError: 'no rule'",)
+
+
 # Reports
 
 
@@ -751,6 +783,26 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
             lambda: gradcheck(jnp.sin, X, cotangent=np.ones(3)),
             ValueError,
             r"cotangent: got .*\(3,\).*, expected .*\(6,\)",
+        ),
+        (
+            lambda: gradcheck(lambda a: lax.igamma_grad_a(a, 2.0), 1.4),
+            TypeError,
+            r"f: got a function that JAX cannot differentiate, expected grads .*has no derivative"
+            " of igamma_grad_a",
+        ),
+        (
+            lambda: gradcheck(lambda x: lax.while_loop(lambda y: y < 9, lambda y: y * y, x), 2.0),
+            TypeError,
+            r"f: got a function that JAX cannot diff.*\(ValueError: Reverse-mode differentiation",
+        ),
+        (
+            lambda: gradcheck(
+                square,
+                X,
+                grads=lambda x: lax.igamma_grad_a(x, x) + jax.grad(lax.igamma_grad_a)(1.4, 2.0),
+            ),
+            NotImplementedError,
+            "igamma_grad_a",
         ),
         (lambda: gradcheck(square, X, threshold=2), ValueError, "threshold: got 2, expected a sha"),
         (

@@ -8,6 +8,7 @@ The leaves are the floating point arrays in the arguments that ``argnums`` names
 integers and random keys among it, is held as it is.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -21,6 +22,7 @@ from jax import Array
 
 from jaxbp.checking.finite_differences import Leaves
 from jaxbp.checking.jaxprs import UNTRACEABLE, Tracing, trace_twice
+from jaxbp.text import one_line
 from jaxbp.trees import argument_names, named_leaves, positions_of
 
 
@@ -238,6 +240,23 @@ def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...
 # The claim
 
 
+class NoDerivativeError(TypeError):
+    """A function that JAX cannot differentiate; the reason is by the exception that JAX raises.
+
+    >>> missing = NotImplementedError("Differentiation rule for 'igamma_grad_a' not implemented")
+    >>> NoDerivativeError(missing).reason
+    'JAX has no derivative of igamma_grad_a'
+    """
+
+    def __init__(self, error: Exception) -> None:
+        missing = re.match(r"(?:Differentiation|Transpose) rule .*for '(\w+)' not", str(error))
+        self.reason = f"JAX has no derivative of {missing[1]}" if missing else one_line(error)
+        super().__init__(
+            "f: got a function that JAX cannot differentiate, expected grads or one that it can "
+            f"({self.reason})"
+        )
+
+
 @dataclass(frozen=True)
 class GradientFunction:
     """A claimed gradient as a function of (leaves, held): ∇φ by ``jax.grad``, or the user's."""
@@ -281,7 +300,8 @@ class Claim:
 def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     """The claimed gradient: ``jax.grad``'s without grads, else that of the function or the tree.
 
-    Raises ValueError or TypeError, naming the leaf, for a tree that is not like the arguments.
+    Raises ValueError or TypeError, naming the leaf, for a tree that is not like the arguments, and
+    NoDerivativeError where JAX cannot differentiate f.
     """
     if grads is not None and random_cotangent and problem.held.cotangent is not None:
         raise ValueError(
@@ -297,6 +317,10 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
         tracing = trace_twice(gradient, problem.leaves, problem.held)
     except UNTRACEABLE:  # NumPy homework, say
         tracing = None
+    except (NotImplementedError, TypeError, ValueError) as error:  # as JAX has them
+        if grads is not None:
+            raise
+        raise NoDerivativeError(error) from error
     tree_of = gradient if tracing is None else compiled(gradient)
     tree = tree_of(problem.leaves, problem.held)
     if grads is None:
