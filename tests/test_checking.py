@@ -16,6 +16,7 @@ from jax import lax
 import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
+from jaxbp.checking import jaxprs
 from jaxbp.checking.comparing import Entry
 from jaxbp.checking.finite_differences import Samples, Slopes, extrapolate, sample_lines, step_sizes
 from jaxbp.checking.measurement import Measurement
@@ -861,22 +862,60 @@ def test_it_needs_jax_alone(python):
     assert out == "pass\n"
 
 
+INPUTS, LABELS = np.random.default_rng(0).normal(size=(5, 6)), np.arange(5) % 2
+
+
+def homework(w):
+    """A NumPy power is what JAX compiles in one width alone, if it remembers the array."""
+    return jnp.mean((jnp.sum(w**INPUTS, axis=1) - LABELS) ** 2)
+
+
+def gradient_of_homework(w):
+    residual = np.sum(np.asarray(w) ** INPUTS, axis=1) - LABELS
+    return 2 / 5 * residual @ (INPUTS * np.asarray(w) ** (INPUTS - 1))
+
+
 def test_numpy_homework_is_checked_too():
-    """The claim may be plain NumPy; f may close over 64-bit arrays, and works as before after.
-
-    Last, for JAX's caches are cleared on the way.
-    """
-    inputs, labels = np.random.default_rng(0).normal(size=(5, 6)), np.arange(5) % 2
-
-    def f(w):
-        return jnp.mean((inputs @ w - labels) ** 2)
+    """The claim may be plain NumPy; f may close over 64-bit arrays, and works as before after."""
 
     def grads(w):
-        return np.asarray(2 / 5 * inputs.T @ (inputs @ np.asarray(w) - labels), np.float32)
+        return np.asarray(gradient_of_homework(w), np.float32)
 
-    before = jax.jit(jax.grad(f))(X)
-    assert gradcheck(f, X, grads=grads).ok
-    assert gradcheck(f, X, grads=lambda w: 2 * grads(w)).diagnosis == "off by a factor of 2"
-    assert gradcheck(jax.jit(f), X).ok
-    np.testing.assert_array_equal(jax.jit(jax.grad(f))(X), before)
-    assert jax.grad(f)(X).dtype == jnp.float32
+    before = jax.jit(jax.grad(homework))(X)
+    assert gradcheck(homework, X, grads=grads).ok
+    wrong = gradcheck(homework, X, grads=lambda w: 2 * grads(w))
+    assert wrong.diagnosis == "off by a factor of 2"
+    assert gradcheck(jax.jit(homework), X).ok
+    np.testing.assert_array_equal(jax.jit(jax.grad(homework))(X), before)
+    assert jax.grad(homework)(X).dtype == jnp.float32
+
+
+def test_a_check_leaves_what_is_compiled_alone():
+    """f closes over a NumPy array, and so does the caller's own function: it is not compiled again
+    after a check, and can be in the other width."""
+    traced = []
+
+    @jax.jit
+    def other(w):
+        traced.append(w.dtype.name)
+        return homework(w)
+
+    before = other(X)
+    assert gradcheck(homework, X).ok
+    wide = X.astype(np.float64)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(
+            other(wide), np.mean((np.sum(wide**INPUTS, axis=1) - LABELS) ** 2), rtol=1e-12
+        )
+    assert other(X) == before
+    assert traced == ["float32", "float64"]
+
+
+def test_caches_are_cleared_where_jax_has_no_constants_in_each_width(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
+    monkeypatch.setattr(jaxprs, "constants_in_each_width", lambda: False)
+    for numpy_constants, times in ((False, 0), (True, 2)):
+        with jaxprs.enable_float64(True, numpy_constants=numpy_constants):
+            pass
+        assert len(cleared) == times

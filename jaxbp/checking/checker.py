@@ -92,9 +92,7 @@ def gradcheck(
         precision that JAX is set to.  f is always measured, and a function in grads evaluated, at
         "highest": name here what its products keep whatever JAX is told, as those of a kernel.
 
-    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  If f
-    closes over NumPy arrays, JAX's caches are cleared before and after (for the reason see
-    ``jaxbp.checking.jaxprs.enable_float64``); with jax.numpy arrays, or arguments, they are not.
+    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.
 
     Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
     finite, an argument has no floating point leaf, f returns something other than floating point
