@@ -416,6 +416,25 @@ def test_what_changes_each_time_is_said(wrap):
     assert "non-deterministic: f has a different value each time" in report.diagnosis + str(report)
 
 
+@pytest.mark.parametrize("grads", [None, lambda x: 2 * x, lambda x: 3 * x])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_f_is_traced_twice_and_once_in_float64(wrap, grads):
+    """And so is a claim."""
+    traced = []
+
+    def f(x):
+        traced.append("f")
+        return jnp.sum(x**2)
+
+    def claim(x):
+        traced.append("claim")
+        return grads(x)
+
+    gradcheck(wrap(f), X, grads=grads and wrap(claim))
+    assert traced.count("f") <= 3
+    assert traced.count("claim") <= 3
+
+
 def test_memory_is_bounded_by_chunk_and_nothing_changes():
     reports = [gradcheck(square, X, chunk=chunk) for chunk in (None, 1, 7)]
     for report in reports[1:]:

@@ -315,7 +315,9 @@ def _under_vmap(
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
     assert check.claim.gradient is not None  # it has been traced
     try:
-        trees = under_vmap(check.claim.gradient)(stacked, check.measurement.arithmetic.problem.held)
+        trees = under_vmap(check.claim.gradient, check.claim.tracing)(
+            stacked, check.measurement.arithmetic.problem.held
+        )
     except Exception as error:  # a callback, say, need not have a rule for vmap
         return verdicts, [f"vmap of the gradient raises {one_line(error)}"]
     judged = list(verdicts)

@@ -25,16 +25,18 @@ class Tracing:
     result: Any  # a tree of jax.ShapeDtypeStruct; None if JAX cannot trace the function
     deterministic: bool  # both jaxprs are equal, and call nothing outside of JAX
     numpy_constants: bool  # both hold the same NumPy arrays, which come from outside
+    program: Callable[..., Any] | None = None  # the function under jit, of the first time
 
 
 def trace_twice(function: Callable[..., Any], *args: Any) -> Tracing:
     """Trace a function and compare the jaxprs.  Raises one of UNTRACEABLE if JAX cannot trace it,
     and whatever the function raises."""
+    programs = [jax.jit(partial(function)) for _ in range(2)]
     (first, result), (second, _) = (
-        jax.make_jaxpr(partial(function), return_shape=True)(*args) for _ in range(2)
+        jax.make_jaxpr(program, return_shape=True)(*args) for program in programs
     )
     shared = set(map(id, _numpy_constants(first))) & set(map(id, _numpy_constants(second)))
-    return Tracing(first, result, _equal(first, second), numpy_constants=bool(shared))
+    return Tracing(first, result, _equal(first, second), bool(shared), programs[0])
 
 
 def _numpy_constants(jaxpr: Any) -> Iterator[np.ndarray]:

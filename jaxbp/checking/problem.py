@@ -42,6 +42,8 @@ class Objective:
     roles: str  # of their leaves, a letter each: m moves, h held, c constant
     constants: tuple[Any, ...] = field(compare=False)  # Python values and functions: never traced
     keys: tuple[Any, ...]  # stand for the constants in comparisons
+    program: Callable[[Leaves, Held], Any] | None = field(default=None, compare=False)
+    # its results under jit, without a cotangent: a plain f is traced once in each width
 
     def arguments(self, leaves: Leaves, held: Held) -> Any:
         """The arguments of f, put together again."""
@@ -50,6 +52,8 @@ class Objective:
 
     def results(self, leaves: Leaves, held: Held) -> Any:
         """The value of f, a tree."""
+        if self.program is not None:
+            return self.program(leaves, held._replace(cotangent=None))
         return self.f(*self.arguments(leaves, held))
 
     def __call__(self, leaves: Leaves, held: Held) -> Array:
@@ -170,6 +174,8 @@ def pose(
         raise TypeError(
             f"f: got a function that JAX cannot trace, expected one of JAX arrays ({error})"
         ) from error
+    if tracing.deterministic and objective.f is not f:
+        objective = replace(objective, program=tracing.program)
     seed = (0,) if key is None else tuple(map(int, np.ravel(jax.random.key_data(key))))
     return Problem(
         objective=objective,
@@ -321,7 +327,9 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
         if grads is not None:
             raise
         raise NoDerivativeError(error) from error
-    tree_of = gradient if tracing is None else compiled(gradient)
+    tree_of: Callable[[Leaves, Held], Any] = gradient
+    if tracing is not None and tracing.program is not None:
+        tree_of = compiled(gradient) if gradient.reused else tracing.program
     tree = tree_of(problem.leaves, problem.held)
     if grads is None:
         return Claim(tuple(map(np.asarray, tree)), tree_of, gradient, tracing)
@@ -341,15 +349,13 @@ def numpy_constants(problem: Problem, claimed: Claim) -> bool:
 
 
 def compiled(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
-    """The gradient under jit, where it is not already."""
-    if gradient.grads is not None and gradient.reused:
-        return gradient
-    return _jitted(gradient) if gradient.reused else jax.jit(partial(gradient))
+    """A gradient that is reused, under jit where it is not already."""
+    return _jitted(gradient) if gradient.grads is None else gradient
 
 
-def under_vmap(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+def under_vmap(gradient: GradientFunction, tracing: Tracing) -> Callable[[Leaves, Held], Any]:
     """The gradient at many points at once: leaves with a leading axis."""
-    return _vmapped(gradient) if gradient.reused else _vmapped.__wrapped__(gradient)
+    return _vmapped(gradient) if gradient.reused else _vmapped.__wrapped__(tracing.program)
 
 
 @lru_cache(maxsize=32)
@@ -358,7 +364,7 @@ def _jitted(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
 
 
 @lru_cache(maxsize=32)
-def _vmapped(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+def _vmapped(gradient: Callable[[Leaves, Held], Any]) -> Callable[[Leaves, Held], Any]:
     return jax.jit(jax.vmap(partial(gradient), in_axes=(0, None)))
 
 
