@@ -29,8 +29,11 @@ JOINTLY = -1  # in place of a leaf's index: all leaves move at once
 _COLUMNS = 3  # of the extrapolation table, beyond the differences themselves
 _ROUNDING_STEPS = 4  # at the smallest steps a smooth function changes far less than its rounding
 _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference is the curvature
+_LARGER_STEP = 9  # index of a step, 4e-6, at which a change shows in float32 as well
 _WINDOW_STEPS = 6
 EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
+_ANOTHER_ANSWER = 0.01  # of a value: float32's rounding of it is smaller
+_ALIKE = 0.9  # of such large differences agree where f has another answer
 _SIGMAS = 4.0  # standard deviations of rounding in an error bar
 _ENTRIES_AT_ONCE = 2**23  # of shifted leaves in memory: 64 MiB of float64
 
@@ -128,13 +131,57 @@ def sample_lines(
     return samples._replace(sigma=np.maximum(_rounding(samples, lines[:, 0]), floor))
 
 
-def rounding_by_float32(samples: Samples, coarse: Samples, groups: np.ndarray) -> np.ndarray:
+def stands_still(samples: Samples) -> bool:
+    """Whether f has one value at all of the smallest steps, where its slope at larger ones would
+    show in float64: it computes in float32 what it returns in float64."""
+    smallest, center = slice(-2, None), samples.center[:, None]
+    change = np.abs(samples.plus - samples.minus)[:, _LARGER_STEP, None]
+    expected = change * samples.steps[smallest] / samples.steps[_LARGER_STEP]
+    visible = expected > 16 * samples.eps * np.abs(center)
+    still = (samples.plus == center) & (samples.minus == center)
+    return bool(visible.any()) and float(np.mean(still[:, smallest], where=visible)) > 0.5
+
+
+def in_float32_steps(samples: Samples, groups: np.ndarray) -> Samples:
+    """The samples at the steps that float32 can tell apart, with the rounding seen at these."""
+    eps = float(np.finfo(np.float32).eps)
+    steps = slice(len(step_sizes(eps)))
+    coarse = samples._replace(
+        steps=samples.steps[steps],
+        eps=eps,
+        plus=samples.plus[:, steps],
+        minus=samples.minus[:, steps],
+    )
+    return coarse._replace(sigma=_rounding(coarse, groups))
+
+
+def rounding_by_float32(
+    samples: Samples, coarse: Samples, groups: np.ndarray
+) -> tuple[np.ndarray, bool]:
     """σ (N,) of values in float64 by their difference to those in float32, which are given for some
-    of the steps: rounding is smaller in proportion to eps.  Pooled over each group of lines."""
+    of the steps: rounding is smaller in proportion to eps.  Pooled over each group of lines.
+
+    A difference of f's own order that is alike wherever it is met is no rounding but another
+    answer, an eigenvector of the other sign, say.  The second value is whether the point has two.
+    """
     shared = np.isin(samples.steps, coarse.steps)
     gaps = [coarse.plus - samples.plus[:, shared], coarse.minus - samples.minus[:, shared]]
-    gap = np.hstack(gaps) * (np.finfo(np.float64).eps / np.finfo(np.float32).eps)
-    return _pooled(np.where(np.isfinite(gap), gap, 0.0), groups)
+    gap = np.hstack([(coarse.center - samples.center)[:, None], *gaps])
+    finite = np.isfinite(gap)
+    large = finite & (np.abs(gap) > _ANOTHER_ANSWER * magnitude(samples)[:, None])
+    usual = np.median(gap[large]) if large.any() else 0.0
+    alike = np.abs(gap - usual) <= 0.1 * abs(usual)
+    another = large & (np.mean(alike, where=large) > _ALIKE if large.any() else False)
+    eps = np.finfo(np.float64).eps / np.finfo(np.float32).eps
+    sigma = _pooled(np.where(finite & ~another, gap * eps, 0.0)[:, 1:], groups)
+    return sigma, bool(another[:, 0].all())
+
+
+def magnitude(samples: Samples) -> np.ndarray:
+    """The size (N,) of |f| around the point: at the point itself, a minimum say, f may be zero."""
+    around = np.hstack([array[:, 1:3] for array in (samples.plus, samples.minus)])
+    around = np.where(np.isfinite(around), np.abs(around), 0)
+    return np.asarray(np.maximum(np.abs(samples.center), np.max(around, axis=1)))
 
 
 def sample_windows(

@@ -18,8 +18,10 @@ from jaxbp.checking.finite_differences import (
     Samples,
     Slopes,
     extrapolate,
+    in_float32_steps,
     rounding_by_float32,
     sample_lines,
+    stands_still,
     step_sizes,
 )
 from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
@@ -40,6 +42,7 @@ class Arithmetic:
     dtype: np.dtype[Any]  # the coarsest that the leaves pass through on their way to f's value
     numpy_constants: bool  # f or the claim closes over NumPy arrays
     notes: tuple[str, ...]  # the exception that f raised in float64
+    reason: str = "f's own arithmetic"  # why it is another than float64
 
     def enabled(self) -> AbstractContextManager[Any]:
         """The context to evaluate in."""
@@ -49,10 +52,7 @@ class Arithmetic:
     @property
     def precision(self) -> str:
         """The arithmetic in words."""
-        if self.dtype == np.float64:
-            return "float64"
-        why = "f's own arithmetic" if self.float64 else "f does not accept float64"
-        return f"{self.dtype} ({why})"
+        return "float64" if self.dtype == np.float64 else f"{self.dtype} ({self.reason})"
 
     @property
     def eps(self) -> float:
@@ -68,11 +68,15 @@ def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
             dtype = _coarsest(wide)
             return Arithmetic(wide, True, dtype, numpy_constants, notes=())
     except Exception as error:  # f may have anything against float64
-        to_array = jnp.asarray if problem.black_box is None else np.asarray
-        narrow = replace(problem, leaves=tuple(map(to_array, problem.leaves)))
-        dtype = _coarsest(narrow)
-        notes = (f"in float64 f raises {one_line(error)}",)
-        return Arithmetic(narrow, False, dtype, numpy_constants, notes)
+        found = own_arithmetic(problem, "f does not accept float64", numpy_constants)
+        return replace(found, notes=(f"in float64 f raises {one_line(error)}",))
+
+
+def own_arithmetic(problem: Problem, reason: str, numpy_constants: bool) -> Arithmetic:
+    """The arguments' own dtypes, for a reason."""
+    to_array = jnp.asarray if problem.black_box is None else np.asarray
+    narrow = replace(problem, leaves=tuple(map(to_array, problem.leaves)))
+    return Arithmetic(narrow, False, _coarsest(narrow), numpy_constants, notes=(), reason=reason)
 
 
 def _coarsest(problem: Problem) -> np.dtype[Any]:
@@ -110,8 +114,9 @@ class Measurement:
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
     samples: Samples
     slopes: Slopes
-    floor: np.ndarray | float  # of the rounding, found by float32
+    floor: np.ndarray  # of the rounding, found by float32
     overflows: bool  # f is not finite in float32, though it is in float64
+    two_answers: bool  # f has another value altogether in float32
     chunk: int | None
     notes: tuple[str, ...]  # the exceptions that f raised in other arithmetic
 
@@ -150,6 +155,13 @@ class Measurement:
         problem, count = self.arithmetic.problem, len(self.directions[0])
         _require(problem, count, _steps(problem, self.arithmetic.eps), points=points)
 
+    def in_own_dtype(self, problem: Problem) -> "Measurement":
+        """The slopes of f in its arguments' own dtypes, where it has another value."""
+        numpy_constants = self.arithmetic.numpy_constants
+        with enable_float64(False, numpy_constants=numpy_constants):
+            own = own_arithmetic(problem, "f has another value in float64", numpy_constants)
+            return measure(own, len(self.directions[0]), chunk=self.chunk)
+
     def at(self, leaves: Leaves) -> "Measurement":
         """The slopes along the same lines through another point, in the same arithmetic, which the
         caller enables."""
@@ -177,16 +189,20 @@ def measure(
         drawn = _drawn(problem, sizes, directions)
     else:
         drawn = _scaled(direction, norm(np.array(sizes)))
-    in_float32 = [_IN_FLOAT32] if arithmetic.dtype == np.float64 else []
-    _require(problem, len(drawn[0]), _steps(problem, eps), *in_float32)
+    in_float64 = arithmetic.dtype == np.float64
+    also = [_IN_FLOAT32] if in_float64 else []
+    _require(problem, len(drawn[0]), _steps(problem, eps), *also)
     coarse, notes = _in_float32(arithmetic, drawn, chunk)
     with arithmetic.enabled():
         samples = _sample(problem, drawn, _steps(problem, eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
-    floor: np.ndarray | float = 0.0
+    if problem.black_box is not None and in_float64 and stands_still(samples):
+        arithmetic, coarse = replace(arithmetic, dtype=np.dtype(np.float32)), None
+        samples = in_float32_steps(samples, _lines(drawn)[:, 0])
+    floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
-        floor = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
+        floor, two_answers = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
         samples = samples._replace(sigma=np.maximum(samples.sigma, floor))
     return Measurement(
         arithmetic=arithmetic,
@@ -196,6 +212,7 @@ def measure(
         slopes=extrapolate(samples),
         floor=floor,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
+        two_answers=two_answers,
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )

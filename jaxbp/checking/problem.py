@@ -83,6 +83,8 @@ class Purpose(IntEnum):
     POINTS_FOR_VMAP = 4
     ROUNDING = 5
     PRODUCTS = 6
+    POINTS_BESIDE = 7
+    POINTS_FOR_VALUE = 8
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,8 @@ def pose(
         posed, result = called_plainly(
             objective, given, (tuple(leaves), held), max_evaluations, refusal
         )
+        if cotangent is None and [leaf.size for leaf in jax.tree.leaves(result)] == [1]:
+            result = jax.tree.leaves(result)[0].reshape(())  # of shape (1, 1), say
         tracing = Tracing(None, result, deterministic=False, numpy_constants=False)
     seed = (0,) if key is None else tuple(map(int, np.ravel(jax.random.key_data(key))))
     return Problem(
