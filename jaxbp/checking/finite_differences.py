@@ -29,7 +29,6 @@ JOINTLY = -1  # in place of a leaf's index: all leaves move at once
 _COLUMNS = 3  # of the extrapolation table, beyond the differences themselves
 _ROUNDING_STEPS = 4  # at the smallest steps a smooth function changes far less than its rounding
 _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference is the curvature
-_LARGER_STEP = 9  # index of a step, 4e-6, at which a change shows in float32 as well
 _WINDOW_STEPS = 6
 EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
 _ANOTHER_ANSWER = 0.01  # of a value: float32's rounding of it is smaller
@@ -131,20 +130,33 @@ def sample_lines(
     return samples._replace(sigma=np.maximum(_rounding(samples, lines[:, 0]), floor))
 
 
-def stands_still(samples: Samples) -> bool:
-    """Whether f has one value at all of the smallest steps, where its slope at larger ones would
-    show in float64: it computes in float32 what it returns in float64."""
-    smallest, center = slice(-2, None), samples.center[:, None]
-    change = np.abs(samples.plus - samples.minus)[:, _LARGER_STEP, None]
-    expected = change * samples.steps[smallest] / samples.steps[_LARGER_STEP]
-    visible = expected > 16 * samples.eps * np.abs(center)
-    still = (samples.plus == center) & (samples.minus == center)
-    return bool(visible.any()) and float(np.mean(still[:, smallest], where=visible)) > 0.5
+def joined(
+    larger: Samples, smaller: Samples, groups: np.ndarray, floor: np.ndarray | float
+) -> Samples:
+    """Samples at larger and at smaller steps along the same lines, with the rounding of all."""
+    steps = np.append(larger.steps, smaller.steps)
+    plus = np.hstack([larger.plus, smaller.plus])
+    minus = np.hstack([larger.minus, smaller.minus])
+    both = larger._replace(steps=steps, plus=plus, minus=minus)
+    return both._replace(sigma=np.maximum(_rounding(both, groups), floor))
 
 
-def in_float32_steps(samples: Samples, groups: np.ndarray) -> Samples:
-    """The samples at the steps that float32 can tell apart, with the rounding seen at these."""
-    eps = float(np.finfo(np.float32).eps)
+def first_still_step(samples: Samples) -> int | None:
+    """The index of the step from which on f stands still, along most lines, though it changes so
+    much at the step before that this would show; None if it does not, or at fewer than three."""
+    center = samples.center[:, None]
+    still = np.mean((samples.plus == center) & (samples.minus == center), axis=0) > 0.5
+    moving = np.flatnonzero(~still)
+    if not len(moving) or len(still) - moving[-1] <= 3:
+        return None
+    last = int(moving[-1])
+    change = np.maximum(np.abs(samples.plus - center), np.abs(samples.minus - center))[:, last]
+    shows = np.median(change) / RATIO**2 > 16 * samples.eps * np.abs(samples.center[0])
+    return last + 1 if shows else None
+
+
+def at_larger_steps(samples: Samples, groups: np.ndarray, eps: float) -> Samples:
+    """The samples at the steps that a coarser dtype tells apart, with the rounding seen there."""
     steps = slice(len(step_sizes(eps)))
     coarse = samples._replace(
         steps=samples.steps[steps],

@@ -17,11 +17,12 @@ from jaxbp.checking.finite_differences import (
     Leaves,
     Samples,
     Slopes,
+    at_larger_steps,
     extrapolate,
-    in_float32_steps,
+    first_still_step,
+    joined,
     rounding_by_float32,
     sample_lines,
-    stands_still,
     step_sizes,
 )
 from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
@@ -29,6 +30,7 @@ from jaxbp.checking.problem import Problem, Purpose
 from jaxbp.text import one_line
 
 _RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
+_DTYPES = (np.float32, np.float16, jnp.bfloat16)  # that a black box may compute in unseen
 _CALLS_AT_THE_POINT = 3  # once in float32, and twice for whether f has the same value each time
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
@@ -152,8 +154,19 @@ class Measurement:
 
     def require(self, points: int) -> None:
         """Raise ValueError where f may not be called often enough to measure at more points."""
-        problem, count = self.arithmetic.problem, len(self.directions[0])
-        _require(problem, count, _steps(problem, self.arithmetic.eps), points=points)
+        count = len(self.directions[0])
+        _require(self.arithmetic.problem, count, self.samples.steps, points=points)
+
+    def at_all_steps(self) -> "Measurement":
+        """The slopes by the smallest steps too, which a black box in float64 is spared at first."""
+        problem, eps = self.arithmetic.problem, self.arithmetic.eps
+        left = step_sizes(eps)[len(self.samples.steps) :]
+        if problem.black_box is None or not len(left):
+            return self
+        _require(problem, len(self.directions[0]), left)
+        smaller = _sample(problem, self.directions, left, eps, self.chunk)
+        samples = joined(self.samples, smaller, _lines(self.directions)[:, 0], self.floor)
+        return replace(self, samples=samples, slopes=extrapolate(samples))
 
     def in_own_dtype(self, problem: Problem) -> "Measurement":
         """The slopes of f in its arguments' own dtypes, where it has another value."""
@@ -166,9 +179,8 @@ class Measurement:
         """The slopes along the same lines through another point, in the same arithmetic, which the
         caller enables."""
         problem, eps = replace(self.arithmetic.problem, leaves=leaves), self.arithmetic.eps
-        samples = _sample(
-            problem, self.directions, _steps(problem, eps), eps, self.chunk, self.floor
-        )
+        steps = self.samples.steps
+        samples = _sample(problem, self.directions, steps, eps, self.chunk, self.floor)
         return replace(self, samples=samples, slopes=extrapolate(samples))
 
 
@@ -197,9 +209,10 @@ def measure(
         samples = _sample(problem, drawn, _steps(problem, eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
-    if problem.black_box is not None and in_float64 and stands_still(samples):
-        arithmetic, coarse = replace(arithmetic, dtype=np.dtype(np.float32)), None
-        samples = in_float32_steps(samples, _lines(drawn)[:, 0])
+    inner = _dtype_inside(arithmetic, drawn, samples)
+    if inner != arithmetic.dtype:
+        arithmetic, coarse = replace(arithmetic, dtype=inner), None
+        samples = at_larger_steps(samples, _lines(drawn)[:, 0], arithmetic.eps)
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
         floor, two_answers = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
@@ -216,6 +229,24 @@ def measure(
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )
+
+
+def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) -> np.dtype[Any]:
+    """The dtype in which a black box computes what it returns in a finer one, by its stairs: it
+    stands still at small steps, beside another point as well, where a flat piece would end."""
+    still = first_still_step(samples)
+    if arithmetic.problem.black_box is None or still is None or still < 2:
+        return arithmetic.dtype
+    there = still - 2
+    beside = samples.steps[there] + samples.steps[-1]
+    with arithmetic.enabled():
+        steps = np.array([beside, 2 * beside])
+        moved = _sample(arithmetic.problem, directions, steps, samples.eps, None)
+    if np.mean(moved.plus[:, 0] == samples.plus[:, there]) <= 0.5:
+        return arithmetic.dtype
+    coarser = [np.dtype(dtype) for dtype in _DTYPES if eps_of(dtype) > samples.eps]
+    fitting = [dtype for dtype in coarser if len(step_sizes(eps_of(dtype))) <= still]
+    return [*fitting, *coarser[-1:], arithmetic.dtype][0]
 
 
 def _drawn(problem: Problem, sizes: Sequence[float], count: int) -> tuple[np.ndarray, ...]:
