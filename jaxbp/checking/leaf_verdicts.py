@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.checking.black_box import NoGradientError
 from jaxbp.checking.comparing import Entry, norm
 from jaxbp.checking.finite_differences import Leaves, Slopes
 from jaxbp.checking.jaxprs import UNTRACEABLE, enable_float64, eps_of, largest_of
@@ -152,6 +153,7 @@ class ClaimCheck:
     def nearby(self) -> list["ClaimCheck"]:
         """The check at points nearby, for kinks; the claim there is known by its function alone."""
         found = []
+        self.measurement.require(_POINTS_AT_KINK)
         for index in range(_POINTS_AT_KINK):
             point = self.measurement.nearby_point(Purpose.POINTS_AT_KINK, index, NEARBY)
             values = None if self.float64_values is None else self.values_at(point)
@@ -165,8 +167,10 @@ class ClaimCheck:
         return self.claim.values_at(leaves, self.measurement.arithmetic.problem.held)
 
     def jax_grad(self) -> Callable[[Leaves, Held], Any]:
-        """``jax.grad`` of f, under jit if JAX can trace it."""
+        """``jax.grad`` of f, under jit if JAX can trace it; PyTorch's of a black box."""
         gradient = GradientFunction(self.problem.objective, None)
+        if self.problem.black_box is not None:
+            return gradient
         try:
             jax.eval_shape(gradient, self.problem.leaves, self.problem.held)
         except UNTRACEABLE:  # f's own derivative rule may be in NumPy
@@ -236,7 +240,7 @@ class ClaimCheck:
             return np.full(len(slopes.value), np.inf)
         half_jump = np.where(compared.kinked, np.abs(slopes.jump) / 2, 0.0)
         off = np.abs(self.beside[:, rows] - slopes.value) - half_jump
-        return np.maximum(0, np.nan_to_num(off, nan=np.inf).max(axis=0))
+        return np.asarray(np.maximum(0, np.nan_to_num(off, nan=np.inf).max(axis=0)))
 
     @cached_property
     def rounding(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -263,6 +267,9 @@ class ClaimCheck:
                 with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
                     own = slopes_of(tuple(automatic(self.problem.leaves, self.problem.held)))
                 rounded = 10 * np.abs(own - slopes_of(tuple(automatic(*point))))
+        except NoGradientError:  # a black box: its value in float32 shows how large its terms are
+            if self.is_float32_of_float64:
+                rounded = 2 * self.eps / eps_of(np.float64) * self.measurement.floor
         except Exception as error:  # f or the claim may have no gradient in this arithmetic
             notes = (f"how the gradient is rounded is unknown: {one_line(error)}",)
         total = 2 * self.eps * abs(self.measurement.value) + rounded
@@ -456,6 +463,8 @@ def _unless_rounding_hides_a_slope(
     problem = check.measurement.arithmetic.problem
     try:
         values = check.jax_grad()(problem.leaves, problem.held)
+    except NoGradientError:
+        return found
     except Exception as error:  # f need not have a gradient of its own
         return replace(found, notes=(f"jax.grad of f raises {one_line(error)}",))
     return replace(found, verdict="inconclusive") if np.any(np.asarray(values[index])) else found

@@ -184,7 +184,9 @@ def observed_order(remainders: np.ndarray, floor: np.ndarray) -> np.ndarray:
         if len(above):
             last = above[-1]
             clipped = np.maximum(remainder, lowest)[max(0, last - _ORDER_STEPS + 1) : last + 2]
-            orders[line] = np.max(np.log(clipped[:-1] / clipped[1:]), initial=0) / np.log(RATIO)
+            with np.errstate(divide="ignore"):  # by a remainder of 0, beyond a kink
+                fall = np.log(clipped[:-1] / clipped[1:])
+            orders[line] = np.max(fall, initial=0) / np.log(RATIO)
     return orders
 
 
