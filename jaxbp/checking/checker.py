@@ -13,7 +13,7 @@ from jax import Array
 from jaxbp.checking.comparing import norm
 from jaxbp.checking.diagnosis import EXPLAINED, FailedGradient, common_mistake, diagnose
 from jaxbp.checking.finite_differences import Leaves, Slopes, rounding_bar
-from jaxbp.checking.jaxprs import UNTRACEABLE, eps_of, first_axes
+from jaxbp.checking.jaxprs import UNTRACEABLE, coarsest_dtype, eps_of, first_axes
 from jaxbp.checking.leaf_verdicts import (
     NEARBY,
     ClaimCheck,
@@ -35,6 +35,7 @@ from jaxbp.checking.problem import (
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
 from jaxbp.checking.rounded_products import EXACT, Products, has_products, products_of
+from jaxbp.checking.value import wrong_value
 from jaxbp.checking.verdicts import Verdict, taylor_order, taylor_verdict, worst_verdict
 from jaxbp.text import one_line
 
@@ -157,7 +158,14 @@ def _checked(
                 values = claimed.values_at(arithmetic.problem.leaves, arithmetic.problem.held)
             except Exception as error:  # the claim may have anything against float64
                 notes = (f"in float64 the claimed gradient raises {one_line(error)}",)
-        check = ClaimCheck(problem, claimed, measurement, values, threshold, None)
+        own_problem = problem if values is None else arithmetic.problem
+        claim_dtype = _coarsest_dtype_of(claimed, own_problem)
+    check = ClaimCheck(problem, claimed, measurement, values, threshold, None, claim_dtype)
+    if claim_dtype is not None and _is_narrower(claim_dtype, problem.leaves):
+        notes = (*notes, f"the claimed gradient passes through {claim_dtype}")
+    if claimed.function is None:
+        check = check.in_own_dtype
+    with check.measurement.arithmetic.enabled():
         if products.may_round(claimed.values, needed=claimed.function is None and not check.agrees):
             rounded = replace(check, claimed_products=products)
             check = rounded if rounded.in_own_dtype.rounds else check
@@ -165,6 +173,18 @@ def _checked(
         if _like_rounded(check, products, report.leaves):
             report = replace(report, notes=(*report.notes, _MAY_BE_ROUNDED))
         return report, measurement
+
+
+def _coarsest_dtype_of(claimed: Claim, problem: Problem) -> np.dtype[Any] | None:
+    """The coarsest dtype on the claim's way, its rules opened; None for what JAX cannot trace."""
+    if claimed.tracing is None or claimed.function is None:
+        return None
+    moving = len(problem.leaves)
+    return coarsest_dtype(claimed.function, problem.leaves, problem.held, moving=moving)
+
+
+def _is_narrower(dtype: np.dtype[Any], leaves: Leaves) -> bool:
+    return eps_of(dtype) > max(eps_of(leaf.dtype) for leaf in leaves)
 
 
 def _slope_of(claimed: Claim, measurement: Measurement) -> Callable[[Leaves, Held], Array]:
@@ -215,6 +235,7 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         if path not in not_differentiable
     ]
     raised = [*measurement.notes, *notes, *(note for found in verdicts for note in found.notes)]
+    value_mistake = wrong_value(check)
     products = [] if check.claimed_products is None else [str(check.claimed_products)]
     products += check.in_own_dtype.product_rounding[1]
     return GradientReport(
@@ -225,7 +246,8 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         threshold=check.threshold,
         diagnosis=common_mistake([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
         notes=tuple(dict.fromkeys([*overflow, *held, *products, *raised, *failures_of_vmap])),
-        verdict=overall(leaves, joint),
+        verdict=overall(leaves, joint, value_mistake),
+        value_mistake=value_mistake,
     )
 
 

@@ -27,6 +27,8 @@ _COLUMNS = 3  # of the extrapolation table, beyond the differences themselves
 _ROUNDING_STEPS = 4  # at the smallest steps a smooth function changes far less than its rounding
 _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference is the curvature
 _WINDOW_STEPS = 6
+_ANOTHER_ANSWER = 0.01  # of a value: float32's rounding of it is smaller
+_ALIKE = 0.9  # of such large differences agree where f has another answer
 _SIGMAS = 4.0  # standard deviations of rounding in an error bar
 _ENTRIES_AT_ONCE = 2**23  # of shifted leaves in memory: 64 MiB of float64
 
@@ -124,13 +126,33 @@ def sample_lines(
     return samples._replace(sigma=np.maximum(_rounding(samples, lines[:, 0]), floor))
 
 
-def rounding_by_float32(samples: Samples, coarse: Samples, groups: np.ndarray) -> np.ndarray:
+def rounding_by_float32(
+    samples: Samples, coarse: Samples, groups: np.ndarray
+) -> tuple[np.ndarray, bool]:
     """σ (N,) of values in float64 by their difference to those in float32, which are given for some
-    of the steps: rounding is smaller in proportion to eps.  Pooled over each group of lines."""
+    of the steps: rounding is smaller in proportion to eps.  Pooled over each group of lines.
+
+    A difference of f's own order that is alike wherever it is met is no rounding but another
+    answer, an eigenvector of the other sign, say.  The second value is whether the point has two.
+    """
     shared = np.isin(samples.steps, coarse.steps)
     gaps = [coarse.plus - samples.plus[:, shared], coarse.minus - samples.minus[:, shared]]
-    gap = np.hstack(gaps) * (np.finfo(np.float64).eps / np.finfo(np.float32).eps)
-    return _pooled(np.where(np.isfinite(gap), gap, 0.0), groups)
+    gap = np.hstack([(coarse.center - samples.center)[:, None], *gaps])
+    finite = np.isfinite(gap)
+    large = finite & (np.abs(gap) > _ANOTHER_ANSWER * magnitude(samples)[:, None])
+    usual = np.median(gap[large]) if large.any() else 0.0
+    alike = np.abs(gap - usual) <= 0.1 * abs(usual)
+    another = large & (np.mean(alike, where=large) > _ALIKE if large.any() else False)
+    eps = np.finfo(np.float64).eps / np.finfo(np.float32).eps
+    sigma = _pooled(np.where(finite & ~another, gap * eps, 0.0)[:, 1:], groups)
+    return sigma, bool(another[:, 0].all())
+
+
+def magnitude(samples: Samples) -> np.ndarray:
+    """The size (N,) of |f| around the point: at the point itself, a minimum say, f may be zero."""
+    around = np.hstack([array[:, 1:3] for array in (samples.plus, samples.minus)])
+    around = np.where(np.isfinite(around), np.abs(around), 0)
+    return np.asarray(np.maximum(np.abs(samples.center), np.max(around, axis=1)))
 
 
 def sample_windows(

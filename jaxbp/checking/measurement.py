@@ -37,6 +37,7 @@ class Arithmetic:
     dtype: np.dtype[Any]  # the coarsest that the leaves pass through on their way to f's value
     numpy_constants: bool  # f or the claim closes over NumPy arrays
     notes: tuple[str, ...]  # the exception that f raised in float64
+    reason: str = "f's own arithmetic"  # why it is another than float64
 
     def enabled(self) -> AbstractContextManager[Any]:
         """The context to evaluate in."""
@@ -46,10 +47,7 @@ class Arithmetic:
     @property
     def precision(self) -> str:
         """The arithmetic in words."""
-        if self.dtype == np.float64:
-            return "float64"
-        why = "f's own arithmetic" if self.float64 else "f does not accept float64"
-        return f"{self.dtype} ({why})"
+        return "float64" if self.dtype == np.float64 else f"{self.dtype} ({self.reason})"
 
     @property
     def eps(self) -> float:
@@ -66,10 +64,17 @@ def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
             dtype = coarsest_dtype(problem.objective, wide.leaves, wide.held, moving=moving)
             return Arithmetic(wide, True, dtype, numpy_constants, notes=())
     except Exception as error:  # f may have anything against float64
-        narrow = replace(problem, leaves=tuple(map(jnp.asarray, problem.leaves)))
-        dtype = coarsest_dtype(problem.objective, narrow.leaves, narrow.held, moving=moving)
-        notes = (f"in float64 f raises {one_line(error)}",)
-        return Arithmetic(narrow, False, dtype, numpy_constants, notes)
+        found = own_arithmetic(problem, "f does not accept float64", numpy_constants)
+        return replace(found, notes=(f"in float64 f raises {one_line(error)}",))
+
+
+def own_arithmetic(problem: Problem, reason: str, numpy_constants: bool) -> Arithmetic:
+    """The arguments' own dtypes, for a reason."""
+    narrow = replace(problem, leaves=tuple(map(jnp.asarray, problem.leaves)))
+    dtype = coarsest_dtype(
+        problem.objective, narrow.leaves, narrow.held, moving=len(problem.leaves)
+    )
+    return Arithmetic(narrow, False, dtype, numpy_constants, notes=(), reason=reason)
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,9 @@ class Measurement:
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
     samples: Samples
     slopes: Slopes
-    floor: np.ndarray | float  # of the rounding, found by float32
+    floor: np.ndarray  # of the rounding, found by float32
     overflows: bool  # f is not finite in float32, though it is in float64
+    two_answers: bool  # f has another value altogether in float32
     chunk: int | None
     notes: tuple[str, ...]  # the exceptions that f raised in other arithmetic
 
@@ -116,6 +122,13 @@ class Measurement:
             moved.append(np.asarray(np.asarray(leaf) + direction * size * distance, leaf.dtype))
         return tuple(moved)
 
+    def in_own_dtype(self, problem: Problem) -> "Measurement":
+        """The slopes of f in its arguments' own dtypes, where it has another value."""
+        numpy_constants = self.arithmetic.numpy_constants
+        with enable_float64(False, numpy_constants=numpy_constants):
+            own = own_arithmetic(problem, "f has another value in float64", numpy_constants)
+            return measure(own, len(self.directions[0]), chunk=self.chunk)
+
     def at(self, leaves: Leaves) -> "Measurement":
         """The slopes along the same lines through another point, in the same arithmetic, which the
         caller enables."""
@@ -146,9 +159,9 @@ def measure(
         samples = _sample(problem, drawn, step_sizes(eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
-    floor: np.ndarray | float = 0.0
+    floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
-        floor = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
+        floor, two_answers = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
         samples = samples._replace(sigma=np.maximum(samples.sigma, floor))
     return Measurement(
         arithmetic=arithmetic,
@@ -158,6 +171,7 @@ def measure(
         slopes=extrapolate(samples),
         floor=floor,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
+        two_answers=two_answers,
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )

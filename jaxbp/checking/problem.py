@@ -69,6 +69,8 @@ class Purpose(IntEnum):
     POINTS_FOR_VMAP = 4
     ROUNDING = 5
     PRODUCTS = 6
+    POINTS_BESIDE = 7
+    POINTS_FOR_VALUE = 8
 
 
 @dataclass(frozen=True)

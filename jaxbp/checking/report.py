@@ -63,6 +63,7 @@ class GradientReport:
     diagnosis: str  # the mistake, if one explains all leaves that failed; else empty
     notes: tuple[str, ...]  # what was held, what raised an exception and which
     verdict: Verdict
+    value_mistake: str = ""  # f's two values, where its rule has another than f called plainly
     second_order: "GradientReport | None" = None  # of the claimed gradient's own gradient
 
     @property
@@ -86,8 +87,9 @@ class GradientReport:
         return Table(columns, [_row(leaf) for leaf in (*self.leaves, *joint)])
 
     def findings(self) -> list[str]:
-        """The diagnosis, kinks, Taylor's orders and notes, a line each."""
-        lines = [f"diagnosis: {self.diagnosis}"] if self.diagnosis else []
+        """A wrong value, the diagnosis, kinks, Taylor's orders and notes, a line each."""
+        lines = [f"value: {self.value_mistake}"] if self.value_mistake else []
+        lines += [f"diagnosis: {self.diagnosis}"] if self.diagnosis else []
         for leaf in self.leaves:
             remarks = [] if self.diagnosis.endswith(leaf.diagnosis) else [leaf.diagnosis]
             if leaf.worst:
@@ -146,9 +148,11 @@ def _row(leaf: LeafReport) -> tuple[str, ...]:
     )
 
 
-def overall(leaves: list[LeafReport], joint: LeafReport | None) -> Verdict:
-    """The verdict on all leaves; moving jointly, they can only be found wrong."""
+def overall(leaves: list[LeafReport], joint: LeafReport | None, value_mistake: str) -> Verdict:
+    """The verdict on all leaves and f's value; moving jointly, leaves can only be found wrong."""
     verdicts = [leaf.verdict for leaf in leaves]
+    if value_mistake:
+        verdicts.append("fail")
     if joint is not None and joint.verdict == "fail":
         verdicts.append("fail")
     return worst_verdict(verdicts)
