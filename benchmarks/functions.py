@@ -164,7 +164,8 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
             VECTOR,
             "jnp",
             """sum mean prod max min amax amin median var std ptp nansum nanmean nanprod nanmax
-            nanmin nanvar nanstd nanmedian cumsum cumprod nancumsum nancumprod sort diff ediff1d gradient
+            nanmin nanvar nanstd nanmedian cumsum cumprod nancumsum nancumprod sort diff ediff1d
+            gradient
             trapezoid flip ravel diag vander unwrap atleast_2d diagflat average
             jnp.sum(x**2) jnp.std(x,ddof=1) jnp.quantile(x,.3) jnp.percentile(x,75.) jnp.roll(x,2)
             jnp.partition(x,2) jnp.tile(x,2) jnp.repeat(x,2) jnp.pad(x,1) jnp.pad(x,2,'edge')
