@@ -16,13 +16,20 @@ from jaxbp.checking.finite_differences import (
     Leaves,
     Samples,
     Slopes,
+    contradicted,
     extrapolate,
+    magnitude,
+    pooled,
+    rounding_at_each_step,
     rounding_by_float32,
     sample_lines,
     step_sizes,
+    steps_around,
+    with_rounding,
 )
 from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
 from jaxbp.checking.problem import Problem, Purpose
+from jaxbp.checking.verdicts import NEGLIGIBLE, TELLING, THRESHOLDS
 from jaxbp.text import one_line
 
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
@@ -159,22 +166,36 @@ def measure(
         samples = _sample(problem, drawn, step_sizes(eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
+    groups = _lines(drawn)[:, 0]
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
-        floor, two_answers = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
-        samples = samples._replace(sigma=np.maximum(samples.sigma, floor))
+        floor, two_answers = rounding_by_float32(samples, coarse, groups)
+        samples = with_rounding(samples, floor)
+    slopes = extrapolate(samples)
+    if _doubtful(samples, slopes, arithmetic.dtype, groups):
+        with arithmetic.enabled():
+            around = _sample(problem, drawn, steps_around(samples.steps), eps, chunk)
+        samples = rounding_at_each_step(samples, slopes, around, floor, groups)
+        slopes = extrapolate(samples)
     return Measurement(
         arithmetic=arithmetic,
         sizes=sizes,
         directions=drawn,
         samples=samples,
-        slopes=extrapolate(samples),
+        slopes=slopes,
         floor=floor,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
         two_answers=two_answers,
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )
+
+
+def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
+    """Whether some slope is not measured well enough to tell, or larger steps tell another."""
+    size = np.maximum(pooled(slopes.value[:, None], groups), NEGLIGIBLE * magnitude(samples))
+    coarse = slopes.error > TELLING * THRESHOLDS[dtype.itemsize] * size
+    return bool(np.any(coarse | contradicted(samples, slopes)))
 
 
 def _drawn(problem: Problem, sizes: Sequence[float], count: int) -> tuple[np.ndarray, ...]:
