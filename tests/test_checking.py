@@ -129,7 +129,9 @@ def samples_of(f):
     """A function's values on both sides of 0, as if they were rounded to float64."""
     eps = np.finfo(np.float64).eps
     t = step_sizes(eps)
-    return Samples(t, eps, np.array([f(0.0)]), f(t)[None], f(-t)[None], sigma=np.array([eps]))
+    return Samples(
+        t, eps, np.array([f(0.0)]), f(t)[None], f(-t)[None], sigma=np.full((1, len(t)), eps)
+    )
 
 
 def test_a_slope_that_does_not_settle_has_not_converged():
@@ -148,7 +150,10 @@ def test_each_extrapolation_takes_away_a_power_of_the_step():
     """Of the differences 1 + t² + t⁴, at four large steps, two of them leave the slope alone."""
     samples = samples_of(lambda t: t + t**3 + t**5)
     coarse = samples._replace(
-        steps=samples.steps[:4], plus=samples.plus[:, :4], minus=samples.minus[:, :4]
+        steps=samples.steps[:4],
+        plus=samples.plus[:, :4],
+        minus=samples.minus[:, :4],
+        sigma=samples.sigma[:, :4],
     )
     assert extrapolate(coarse).value == pytest.approx(1, abs=1e-13)
 
@@ -171,7 +176,7 @@ def test_the_worst_verdict_decides():
 )
 def test_agreement_and_error_bar_make_the_verdict(claimed, error, passed, failed):
     one, zero = np.ones(1), np.zeros(1)
-    samples = samples_of(lambda t: 1 + t)._replace(sigma=zero)
+    samples = samples_of(lambda t: 1 + t)._replace(sigma=zero[:, None])
     measured = Slopes(one, np.array([error]), one > 0, samples.steps[-1:], zero, zero)
     compared = agreement(np.array([claimed]), samples, measured, scale=1.0, threshold=1e-6)
     assert compared.passed == passed
@@ -182,7 +187,7 @@ def test_agreement_and_error_bar_make_the_verdict(claimed, error, passed, failed
 
 def test_what_a_small_step_confirms_does_not_fail():
     one, zero = np.ones(1), np.zeros(1)
-    samples = samples_of(lambda t: 1.1 * t)._replace(sigma=zero)
+    samples = samples_of(lambda t: 1.1 * t)._replace(sigma=zero[:, None])
     measured = Slopes(one, zero, one > 0, samples.steps[:1], zero, zero)
     for claimed, failed in ((1.1, False), (1.2, True)):
         compared = agreement(np.array([claimed]), samples, measured, scale=1.0, threshold=1e-6)

@@ -16,7 +16,7 @@ from jaxbp.trees import opened, subjaxprs
 #: raised where a function needs numbers and is given tracers, as NumPy does
 UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
-#: how the primitives that call such functions begin; a call_hi_primitive where jax_custom_vjp3 is on
+#: how primitives begin that call such functions; call_hi_primitive where jax_custom_vjp3 is on
 _CUSTOM_RULES = ("custom_jvp", "custom_vjp", "call_hi_primitive")
 
 

@@ -18,20 +18,26 @@ from jaxbp.checking.finite_differences import (
     Samples,
     Slopes,
     at_larger_steps,
+    contradicted,
     extrapolate,
     first_still_step,
     joined,
+    magnitude,
+    pooled,
+    rounding_at_each_step,
     rounding_by_float32,
     sample_lines,
     step_sizes,
+    steps_around,
+    with_rounding,
 )
 from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
 from jaxbp.checking.problem import Problem, Purpose
+from jaxbp.checking.verdicts import NEGLIGIBLE, TELLING, THRESHOLDS
 from jaxbp.text import one_line
 
 _RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
 _DTYPES = (np.float32, np.float16, jnp.bfloat16)  # that a black box may compute in unseen
-_CALLS_AT_THE_POINT = 3  # once in float32, and twice for whether f has the same value each time
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
@@ -104,7 +110,7 @@ def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int 
         leaves = len(problem.leaves)
         lines = directions * (1 if leaves == 1 else leaves + 1)  # one leaf is all leaves
         calls = points * sum(1 + 2 * lines * len(each) for each in steps)
-        problem.black_box.require(calls + _CALLS_AT_THE_POINT)
+        problem.black_box.require(calls + 1)  # and once before float32
 
 
 @dataclass(frozen=True)
@@ -159,13 +165,7 @@ class Measurement:
 
     def at_all_steps(self) -> "Measurement":
         """The slopes by the smallest steps too, which a black box in float64 is spared at first."""
-        problem, eps = self.arithmetic.problem, self.arithmetic.eps
-        left = step_sizes(eps)[len(self.samples.steps) :]
-        if problem.black_box is None or not len(left):
-            return self
-        _require(problem, len(self.directions[0]), left)
-        smaller = _sample(problem, self.directions, left, eps, self.chunk)
-        samples = joined(self.samples, smaller, _lines(self.directions)[:, 0], self.floor)
+        samples = _at_all_steps(self.arithmetic, self.directions, self.samples, self.floor)
         return replace(self, samples=samples, slopes=extrapolate(samples))
 
     def in_own_dtype(self, problem: Problem) -> "Measurement":
@@ -209,26 +209,51 @@ def measure(
         samples = _sample(problem, drawn, _steps(problem, eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
+    groups = _lines(drawn)[:, 0]
     inner = _dtype_inside(arithmetic, drawn, samples)
     if inner != arithmetic.dtype:
         arithmetic, coarse = replace(arithmetic, dtype=inner), None
-        samples = at_larger_steps(samples, _lines(drawn)[:, 0], arithmetic.eps)
+        samples = at_larger_steps(samples, groups, arithmetic.eps)
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
-        floor, two_answers = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
-        samples = samples._replace(sigma=np.maximum(samples.sigma, floor))
+        floor, two_answers = rounding_by_float32(samples, coarse, groups)
+        samples = with_rounding(samples, floor)
+    slopes = extrapolate(samples)
+    if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
+        samples = _at_all_steps(arithmetic, drawn, samples, floor)
+        slopes = extrapolate(samples)
+    noisy = problem.black_box is not None and not problem.tracing.deterministic
+    if not noisy and _doubtful(samples, slopes, arithmetic.dtype, groups):
+        _require(problem, len(drawn[0]), steps_around(samples.steps))
+        with arithmetic.enabled():
+            around = _sample(problem, drawn, steps_around(samples.steps), eps, chunk)
+        samples = rounding_at_each_step(samples, slopes, around, floor, groups)
+        slopes = extrapolate(samples)
     return Measurement(
         arithmetic=arithmetic,
         sizes=sizes,
         directions=drawn,
         samples=samples,
-        slopes=extrapolate(samples),
+        slopes=slopes,
         floor=floor,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
         two_answers=two_answers,
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )
+
+
+def _at_all_steps(
+    arithmetic: Arithmetic, directions: Leaves, samples: Samples, floor: np.ndarray
+) -> Samples:
+    """Samples at the smallest steps as well."""
+    left = step_sizes(arithmetic.eps)[len(samples.steps) :]
+    if not len(left):
+        return samples
+    _require(arithmetic.problem, len(directions[0]), left)
+    with arithmetic.enabled():
+        smaller = _sample(arithmetic.problem, directions, left, arithmetic.eps, None)
+    return joined(samples, smaller, _lines(directions)[:, 0], floor)
 
 
 def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) -> np.dtype[Any]:
@@ -247,6 +272,13 @@ def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) 
     coarser = [np.dtype(dtype) for dtype in _DTYPES if eps_of(dtype) > samples.eps]
     fitting = [dtype for dtype in coarser if len(step_sizes(eps_of(dtype))) <= still]
     return [*fitting, *coarser[-1:], arithmetic.dtype][0]
+
+
+def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
+    """Whether some slope is not measured well enough to tell, or larger steps tell another."""
+    size = np.maximum(pooled(slopes.value[:, None], groups), NEGLIGIBLE * magnitude(samples))
+    coarse = slopes.error > TELLING * THRESHOLDS[dtype.itemsize] * size
+    return bool(np.any(coarse | contradicted(samples, slopes)))
 
 
 def _drawn(problem: Problem, sizes: Sequence[float], count: int) -> tuple[np.ndarray, ...]:

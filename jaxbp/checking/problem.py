@@ -214,10 +214,12 @@ def pose(
         posed, result = called_plainly(
             objective, given, (tuple(leaves), held), max_evaluations, refusal
         )
-        if cotangent is None and [leaf.size for leaf in jax.tree.leaves(result)] == [1]:
-            result = jax.tree.leaves(result)[0].reshape(())  # of shape (1, 1), say
-        tracing = Tracing(None, result, deterministic=False, numpy_constants=False)
-    plain = tracing.deterministic and objective.f is not f
+        first, again = map(jax.tree.leaves, (result, posed.results(tuple(leaves), held)))
+        same = all(map(np.array_equal, first, again))
+        if cotangent is None and [leaf.size for leaf in first] == [1]:
+            result = first[0].reshape(())  # of shape (1, 1), say
+        tracing = Tracing(None, result, deterministic=same, numpy_constants=False)
+    plain = posed is objective and tracing.deterministic and objective.f is not f
     seed = (0,) if key is None else tuple(map(int, np.ravel(jax.random.key_data(key))))
     return Problem(
         objective=replace(objective, program=tracing.program) if plain else posed,
