@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -150,12 +151,12 @@ def gradcheck(
 
 
 def _check_options(threshold: float | None, order: int, **counts: int | None) -> None:
-    if order not in {1, 2}:
+    if not isinstance(order, int) or order not in {1, 2}:
         raise ValueError(f"order: got {order!r}, expected 1 or 2")
-    if threshold is not None and not 0 < threshold < 1:
+    if threshold is not None and not (isinstance(threshold, Real) and 0 < threshold < 1):
         raise ValueError(f"threshold: got {threshold!r}, expected a share between 0 and 1")
     for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
+        if count is not None and (not isinstance(count, int) or count is True or count < 1):
             raise ValueError(f"{name}: got {count!r}, expected a positive int")
 
 
