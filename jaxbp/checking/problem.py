@@ -100,7 +100,7 @@ class Problem:
     single: bool  # whether argnums is one number, so that the gradient is not a tuple
     tracing: Tracing  # of f
     seed: tuple[int, ...]
-    refusal: str = ""  # why JAX cannot trace a black box
+    refusal: str  # why a black box has no gradient of its own
 
     @property
     def black_box(self) -> BlackBox | None:
@@ -225,7 +225,11 @@ def pose(
         single=isinstance(argnums, int),
         tracing=tracing,
         seed=seed,
-        refusal="" if refusal is None else one_line(refusal),
+        refusal=(
+            "not all arguments are tensors"
+            if refusal is None
+            else f"JAX cannot trace f ({one_line(refusal)})"
+        ),
     )
 
 
@@ -339,8 +343,8 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     black_box = problem.black_box
     if grads is None and black_box is not None and not black_box.differentiable:
         raise ValueError(
-            "grads: got None, expected the gradient, a tree of arrays or a function, as JAX cannot "
-            f"trace f ({problem.refusal or 'not all arguments are tensors'})"
+            "grads: got None, expected the gradient, a tree of arrays or a function, as "
+            f"{problem.refusal}"
         )
     if grads is not None and not callable(grads):
         tree = grads if black_box is None else jax.tree.map(to_numpy, grads)
