@@ -92,6 +92,32 @@ def test_what_python_returns_is_measured(f, grads, point):
     assert gradcheck(f, point, grads=wrong).verdict == "fail"
 
 
+def test_what_f_raises_far_away_is_noted():
+    report = gradcheck(math.log, 1e-3, grads=lambda x: 1 / x)
+    assert re.search(r"^f raised ValueError: .* at \d+ of the points$", str(report), re.MULTILINE)
+
+
+def test_a_claim_rounded_to_float32_is_judged_as_one():
+    def grads(x):
+        return (2 * x).astype(np.float32)
+
+    report = gradcheck(lambda x: float(x @ x), POINT, grads=grads)
+    assert report.ok
+    assert report.threshold == 1e-4
+    assert "the claimed gradient passes through float32" in report.notes
+    assert gradcheck(lambda x: float(x @ x), POINT, grads=lambda x: 1.01 * grads(x)).diagnosis
+
+
+def test_held_arrays_of_other_libraries_are_passed_as_they_are():
+    table = Foreign(POINT)
+
+    def f(x, held):
+        assert held is table
+        return float(x @ np.asarray(held))
+
+    assert gradcheck(f, POINT, table, grads=lambda x, held: np.asarray(held)).ok
+
+
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_it_may_write_into_its_arguments_and_return_one_buffer(array):
     buffer = np.zeros(3)

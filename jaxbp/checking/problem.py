@@ -168,7 +168,8 @@ def pose(
     fixed, roles = {}, ""
     for position, (name, arg) in enumerate(zip(names, args, strict=True)):
         for path, own in named_leaves(arg, name).items():
-            leaf = to_numpy(own) if is_foreign(own) else own
+            moves = position in positions and is_foreign(own)
+            leaf = to_numpy(own) if moves or is_tensor(own) else own
             if position in positions and _is_float(path, leaf):
                 _check_finite(path, leaf)
                 role = "m"
@@ -431,6 +432,6 @@ def _check_dtypes(problem: Problem, values: Leaves) -> None:
     for path, leaf, value in zip(problem.paths, problem.leaves, values, strict=True):
         expected = jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
         got = jax.dtypes.canonicalize_dtype(np.asarray(value).dtype)
-        wider = problem.black_box is not None and jnp.issubdtype(got, np.floating)
-        if got != expected and not wider:
+        taken = problem.black_box is not None and jnp.issubdtype(got, np.floating)
+        if got != expected and not taken:
             raise TypeError(f"grads: {path}: got {got}, expected {expected}, as the argument's")
