@@ -206,6 +206,23 @@ def _checked(
         return report, measurement
 
 
+def _coarsest_dtype_of(claimed: Claim, problem: Problem) -> np.dtype[Any] | None:
+    """The coarsest dtype on the claim's way, its rules opened, or of the values of a function that
+    JAX cannot trace; None for values alone."""
+    if claimed.function is None:
+        return None
+    if claimed.tracing is None:
+        values = claimed.function(problem.leaves, problem.held)
+        coarsest: np.dtype[Any] = max((np.asarray(value).dtype for value in values), key=eps_of)
+        return coarsest
+    moving = len(problem.leaves)
+    return coarsest_dtype(claimed.function, problem.leaves, problem.held, moving=moving)
+
+
+def _is_narrower(dtype: np.dtype[Any], leaves: Leaves) -> bool:
+    return eps_of(dtype) > max(eps_of(leaf.dtype) for leaf in leaves)
+
+
 def _second_order(
     problem: Problem,
     claimed: Claim,
@@ -227,18 +244,6 @@ def _second_order(
         return error.reason
     except Exception as error:  # the user's rule need not have a derivative
         return one_line(error)
-
-
-def _coarsest_dtype_of(claimed: Claim, problem: Problem) -> np.dtype[Any] | None:
-    """The coarsest dtype on the claim's way, its rules opened; None for what JAX cannot trace."""
-    if claimed.tracing is None or claimed.function is None:
-        return None
-    moving = len(problem.leaves)
-    return coarsest_dtype(claimed.function, problem.leaves, problem.held, moving=moving)
-
-
-def _is_narrower(dtype: np.dtype[Any], leaves: Leaves) -> bool:
-    return eps_of(dtype) > max(eps_of(leaf.dtype) for leaf in leaves)
 
 
 def _slope_of(claimed: Claim, measurement: Measurement) -> Callable[[Leaves, Held], Array]:
@@ -287,11 +292,12 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         for path, dtype in check.problem.fixed.items()
         if path not in not_differentiable
     ]
+    black_box = check.problem.black_box
     raised = [*measurement.notes, *notes, *(note for found in verdicts for note in found.notes)]
+    raised += [] if black_box is None else black_box.notes()
     value_mistake = wrong_value(check)
     products = [] if check.claimed_products is None else [str(check.claimed_products)]
     products += check.in_own_dtype.product_rounding[1]
-    black_box = check.problem.black_box
     return GradientReport(
         leaves=tuple(leaves),
         joint=joint,

@@ -240,7 +240,7 @@ class ClaimCheck:
             return np.full(len(slopes.value), np.inf)
         half_jump = np.where(compared.kinked, np.abs(slopes.jump) / 2, 0.0)
         off = np.abs(self.beside[:, rows] - slopes.value) - half_jump
-        return np.maximum(0, np.nan_to_num(off, nan=np.inf).max(axis=0))
+        return np.asarray(np.maximum(0, np.nan_to_num(off, nan=np.inf).max(axis=0)))
 
     @cached_property
     def rounding(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

@@ -105,7 +105,7 @@ class Problem:
     single: bool  # whether argnums is one number, so that the gradient is not a tuple
     tracing: Tracing  # of f
     seed: tuple[int, ...]
-    refusal: str = ""  # why JAX cannot trace a black box
+    refusal: str  # why a black box has no gradient of its own
 
     @property
     def black_box(self) -> BlackBox | None:
@@ -173,7 +173,8 @@ def pose(
     fixed, roles = {}, ""
     for position, (name, arg) in enumerate(zip(names, args, strict=True)):
         for path, own in named_leaves(arg, name).items():
-            leaf = to_numpy(own) if is_foreign(own) else own
+            moves = position in positions and is_foreign(own)
+            leaf = to_numpy(own) if moves or is_tensor(own) else own
             if position in positions and _is_float(path, leaf):
                 _check_finite(path, leaf)
                 role = "m"
@@ -200,37 +201,30 @@ def pose(
         constants=tuple(constants),
         keys=tuple(map(_key, constants)),
     )
-    held = Held(tuple(arrays), None)
+    point = tuple(leaves), Held(tuple(arrays), None)
     posed: Objective | BlackBox = objective
-    refusal: Exception | None = None
-    tensors = any(map(is_tensor, (*given[0], *given[1])))
-    try:
-        tracing = None if tensors else trace_twice(objective.results, tuple(leaves), held)
-    except Exception as error:  # what is no JAX may raise anything
-        tracing, refusal = None, error
+    tracing, refusal = _traced(objective, point, any(map(is_tensor, (*given[0], *given[1]))))
     if tracing is None:
-        leaves, held = list(map(in_numpy, leaves)), Held(tuple(map(in_numpy, arrays)), None)
-        posed, result = called_plainly(
-            objective, given, (tuple(leaves), held), max_evaluations, refusal
-        )
-        first, again = map(jax.tree.leaves, (result, posed.results(tuple(leaves), held)))
-        same = all(map(np.array_equal, first, again))
-        if cotangent is None and [leaf.size for leaf in first] == [1]:
-            result = first[0].reshape(())  # of shape (1, 1), say
-        tracing = Tracing(None, result, deterministic=same, numpy_constants=False)
-    plain = posed is objective and tracing.deterministic and objective.f is not f
+        point = tuple(map(in_numpy, leaves)), Held(tuple(map(in_numpy, arrays)), None)
+        posed, tracing = _called(objective, given, point, max_evaluations, refusal, cotangent)
+    elif tracing.deterministic and objective.f is not f:
+        posed = replace(objective, program=tracing.program)
     seed = (0,) if key is None else tuple(map(int, np.ravel(jax.random.key_data(key))))
     return Problem(
-        objective=replace(objective, program=tracing.program) if plain else posed,
-        leaves=tuple(leaves),
+        objective=posed,
+        leaves=point[0],
         paths=tuple(paths),
         fixed=fixed,
-        held=held._replace(cotangent=_cotangent(cotangent, tracing.result, seed)),
+        held=point[1]._replace(cotangent=_cotangent(cotangent, tracing.result, seed)),
         roots=roots,
         single=not isinstance(argnums, Sequence),
         tracing=tracing,
         seed=seed,
-        refusal="" if refusal is None else one_line(refusal),
+        refusal=(
+            "not all arguments are tensors"
+            if refusal is None
+            else f"JAX cannot trace f ({one_line(refusal)})"
+        ),
     )
 
 
@@ -249,6 +243,33 @@ def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -
         return f"got {shapes}, expected at least one entry"
     found = "; ".join(f"{path} is {dtype}" for path, dtype in fixed.items()) or "no leaf at all"
     return f"got {found}, expected a floating point leaf, such as 3.0"
+
+
+def _traced(
+    objective: Objective, point: tuple[Leaves, Held], tensors: bool
+) -> tuple[Tracing | None, Exception | None]:
+    """What JAX makes of f, or what it raises; neither of PyTorch's tensors."""
+    try:
+        return (None if tensors else trace_twice(objective.results, *point)), None
+    except Exception as error:  # what is no JAX may raise anything
+        return None, error
+
+
+def _called(
+    objective: Objective,
+    given: tuple[list[Any], list[Any]],
+    point: tuple[Leaves, Held],
+    max_evaluations: int | None,
+    refusal: Exception | None,
+    cotangent: Any,
+) -> tuple[BlackBox, Tracing]:
+    """The black box that f is, and what two calls tell of it; raises f's own exception."""
+    box, result = called_plainly(objective, given, point, max_evaluations, refusal)
+    first, again = map(jax.tree.leaves, (result, box.results(*point)))
+    same = all(map(np.array_equal, first, again))
+    if cotangent is None and [leaf.size for leaf in first] == [1]:
+        result = first[0].reshape(())  # of shape (1, 1), say
+    return box, Tracing(None, result, deterministic=same, numpy_constants=False)
 
 
 def _is_float(path: str, leaf: Any) -> bool:
@@ -387,8 +408,8 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     black_box = problem.black_box
     if grads is None and black_box is not None and not black_box.differentiable:
         raise ValueError(
-            "grads: got None, expected the gradient, a tree of arrays or a function, as JAX cannot "
-            f"trace f ({problem.refusal or 'not all arguments are tensors'})"
+            "grads: got None, expected the gradient, a tree of arrays or a function, as "
+            f"{problem.refusal}"
         )
     if grads is not None and not callable(grads):
         tree = grads if black_box is None else jax.tree.map(to_numpy, grads)
@@ -480,6 +501,6 @@ def _check_dtypes(problem: Problem, values: Leaves) -> None:
     for path, leaf, value in zip(problem.paths, problem.leaves, values, strict=True):
         expected = jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
         got = jax.dtypes.canonicalize_dtype(np.asarray(value).dtype)
-        wider = problem.black_box is not None and jnp.issubdtype(got, np.floating)
-        if got != expected and not wider:
+        taken = problem.black_box is not None and jnp.issubdtype(got, np.floating)
+        if got != expected and not taken:
             raise TypeError(f"grads: {path}: got {got}, expected {expected}, as the argument's")
