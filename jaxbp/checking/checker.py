@@ -104,11 +104,13 @@ def gradcheck(
 
     An f under ``jax.jit`` is compiled once for any number of checks; another one each time.
 
-    Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
-    finite, an argument has no floating point leaf, f returns something other than floating point
-    numbers, JAX cannot differentiate f and no grads are given, the claimed tree is not like the
-    arguments, a black box comes without a gradient or with order=2, max_evaluations is too low for
-    a verdict, or precision has another name.  What f or the claim raise at the point is not caught.
+    Raises TypeError or ValueError, naming argument and leaf, if f's result, the point or the
+    cotangent is not finite (what is held may be infinite, as a mask is, and a claim that is not
+    finite fails), no floating point leaf has an entry (an empty one beside others passes), f
+    returns something other than floating point numbers, JAX cannot differentiate f and no grads are
+    given, the claimed tree is not like the arguments, a black box comes without a gradient or with
+    order=2, max_evaluations is too low for a verdict, or precision has another name.  What f or the
+    claim raise at the point is not caught.
 
     It checks one point, along random directions.  It cannot see an error that these do not show, as
     one in an entry of a large leaf that is below the error bar; it cannot see other points, or

@@ -236,7 +236,7 @@ def _different_positions(argnums: int | Sequence[int], count: int) -> tuple[int,
 
 
 def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -> str:
-    """What was given in place of a number to move."""
+    """A message on arguments without a number to move."""
     if leaves:
         pairs = zip(paths, leaves, strict=True)
         shapes = "; ".join(f"{path} of shape {leaf.shape}" for path, leaf in pairs)
@@ -248,7 +248,7 @@ def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -
 def _traced(
     objective: Objective, point: tuple[Leaves, Held], tensors: bool
 ) -> tuple[Tracing | None, Exception | None]:
-    """What JAX makes of f, or what it raises; neither of PyTorch's tensors."""
+    """The tracing of f, or the exception that it raises; neither for PyTorch's tensors."""
     try:
         return (None if tensors else trace_twice(objective.results, *point)), None
     except Exception as error:  # what is no JAX may raise anything
