@@ -351,6 +351,7 @@ def _samples(values: np.ndarray, steps: np.ndarray, eps: float, sigma: np.ndarra
     return Samples(steps, eps, center[:, 0], plus, minus, sigma)
 
 
+@np.errstate(invalid="ignore")  # f may be infinite
 def _rounding(samples: Samples, groups: np.ndarray) -> np.ndarray:
     """σ (N,) at the smallest steps, where f is as good as linear: f(x+td) - 2f(x) + f(x-td) then
     has √6 σ, and half of f(x+td) - f(x-td), less 4 times the same at the next step, √(17/2) σ."""
