@@ -13,7 +13,7 @@ from jax import Array
 from jaxbp.checking.comparing import norm
 from jaxbp.checking.diagnosis import EXPLAINED, FailedGradient, common_mistake, diagnose
 from jaxbp.checking.finite_differences import Leaves, Slopes, rounding_bar
-from jaxbp.checking.jaxprs import UNTRACEABLE, eps_of, first_axes
+from jaxbp.checking.jaxprs import UNTRACEABLE, coarsest_dtype, eps_of, first_axes
 from jaxbp.checking.leaf_verdicts import (
     NEARBY,
     ClaimCheck,
@@ -35,6 +35,7 @@ from jaxbp.checking.problem import (
 )
 from jaxbp.checking.report import Curve, GradientReport, Kink, LeafReport, overall
 from jaxbp.checking.rounded_products import EXACT, Products, has_products, products_of
+from jaxbp.checking.value import wrong_value
 from jaxbp.checking.verdicts import Verdict, taylor_order, taylor_verdict, worst_verdict
 from jaxbp.text import one_line
 
@@ -50,11 +51,12 @@ def gradcheck(
     cotangent: Any = None,
     key: Array | None = None,
     threshold: float | None = None,
-    directions: int = 4,
+    directions: int | None = None,
     order: int = 1,
     coordinates: int = 512,
     chunk: int | None = None,
     precision: str | None = None,
+    max_evaluations: int | None = None,
 ) -> GradientReport:
     """Check a gradient of f at args against the values of f.
 
@@ -64,11 +66,14 @@ def gradcheck(
     error bar (Ridders 1982; ``jaxbp.checking.finite_differences``), in float64 if f can be
     evaluated so, and compared with the claim (``jaxbp.checking.verdicts``).
 
-    f: the function, of JAX arrays; its result is an array or a tree of them.
-    args: the arguments, numbers, arrays or trees of them.
+    f: the function; its result is a number, an array or a tree of them.  If JAX cannot trace it,
+        as one of NumPy or of PyTorch, it is a *black box*: called one point at a time, with copies
+        of the arguments, in float64 if it takes that.
+    args: the arguments, numbers, arrays (NumPy's, JAX's, PyTorch's or another's) or trees of them.
     grads: the claimed gradient: a tree like the argument (a tuple of them for several argnums), or
         a function of the same arguments that returns one; ``jax.grad(f)`` unless given, by f's own
-        ``custom_vjp`` or ``custom_jvp`` if it has one.
+        ``custom_vjp`` or ``custom_jvp`` if it has one.  Of tensors it is ``torch.autograd.grad``'s
+        unless given; any other black box needs one.
     argnums: the position, or positions, of the arguments to differentiate by; 0 unless given.
         Integer leaves are held.
     cotangent: for an f whose result is not a scalar, a tree like the result; random unless given.
@@ -77,7 +82,8 @@ def gradcheck(
         in the leaf; unless given 1e-6, or 1e-4 if f or the claim has float32's precision only, or
         3e-2 in half precision; of rounded products a unit in the last place of their operands, 1e-3
         in TF32.
-    directions: how many directions of each leaf; 4 unless given.
+    directions: how many directions of each leaf; 4 unless given, or 2 of a black box of several
+        leaves.
     order: 2 also checks the claimed gradient's own gradient, as for Hessian-vector products; 1
         unless given.
     coordinates: how many entries of a failing leaf may be measured to find the wrong ones; 512
@@ -89,6 +95,9 @@ def gradcheck(
         these mean on this device.  Unless given, values are taken for ones of this device, at the
         precision that JAX is set to.  f is always measured, and a function in grads evaluated, at
         "highest": name here what its products keep whatever JAX is told, as those of a kernel.
+    max_evaluations: how often a black box may be called.  Unless given, a verdict takes the calls
+        that it needs (some 200 for one smooth leaf), and the search for wrong entries ends after a
+        minute of calls, or 10,000.
 
     An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  If f
     closes over NumPy arrays, JAX's caches are cleared before and after (for the reason see
@@ -96,7 +105,8 @@ def gradcheck(
 
     Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
     finite, an argument has no floating point leaf, f returns something other than floating point
-    numbers, the claimed tree is not like the arguments, or precision has another name.
+    numbers, the claimed tree is not like the arguments, a black box comes without a gradient or
+    with order=2, max_evaluations is too low for a verdict, or precision has another name.
 
     It checks one point, along random directions.  It cannot see an error that these do not show, as
     one in an entry of a large leaf that is below the error bar; it cannot see other points, or
@@ -108,13 +118,22 @@ def gradcheck(
     >>> gradcheck(lambda x: jnp.sum(x**2), jnp.arange(3.0), grads=jnp.arange(3.0)).diagnosis
     'off by a factor of 1/2'
     """
-    _check_options(threshold, order, directions=directions, coordinates=coordinates, chunk=chunk)
+    _check_options(
+        threshold,
+        order,
+        directions=directions,
+        coordinates=coordinates,
+        chunk=chunk,
+        max_evaluations=max_evaluations,
+    )
     checked = partial(
         _checked, threshold=threshold, directions=directions, coordinates=coordinates, chunk=chunk
     )
     products = products_of(precision)  # before the precision of products is set
     with jax.default_matmul_precision("highest"):
-        problem = pose(f, args, argnums, cotangent, key)
+        problem = pose(f, args, argnums, cotangent, key, max_evaluations)
+        if order == 2 and problem.black_box is not None:
+            raise ValueError(f"order: got 2, expected 1 for {problem.black_box.name}")
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
         report, measurement = checked(problem, claimed, products)
         if order == 1:
@@ -142,12 +161,14 @@ def _checked(
     products: Products,
     *,
     threshold: float | None,
-    directions: int,
+    directions: int | None,
     coordinates: int,
     chunk: int | None,
 ) -> tuple[GradientReport, Measurement]:
     """The report on a claim, and the measurement that it rests on."""
     arithmetic = arithmetic_of(problem, numpy_constants=numpy_constants(problem, claimed))
+    if directions is None:
+        directions = 4 if problem.black_box is None or len(problem.leaves) == 1 else 2
     measurement = measure(arithmetic, directions, chunk=chunk)
     notes: tuple[str, ...] = ()
     with arithmetic.enabled():
@@ -157,14 +178,35 @@ def _checked(
                 values = claimed.values_at(arithmetic.problem.leaves, arithmetic.problem.held)
             except Exception as error:  # the claim may have anything against float64
                 notes = (f"in float64 the claimed gradient raises {one_line(error)}",)
-        check = ClaimCheck(problem, claimed, measurement, values, threshold, None)
-        if products.may_round(claimed.values, needed=claimed.function is None and not check.agrees):
+        own_problem = problem if values is None else arithmetic.problem
+        claim_dtype = _coarsest_dtype_of(claimed, own_problem)
+    check = ClaimCheck(problem, claimed, measurement, values, threshold, None, claim_dtype)
+    if claim_dtype is not None and _is_narrower(claim_dtype, problem.leaves):
+        notes = (*notes, f"the claimed gradient passes through {claim_dtype}")
+    if claimed.function is None:
+        check = check.in_own_dtype
+    with check.measurement.arithmetic.enabled():
+        if (problem.black_box is None or products.named) and products.may_round(
+            claimed.values, needed=claimed.function is None and not check.agrees
+        ):
             rounded = replace(check, claimed_products=products)
             check = rounded if rounded.in_own_dtype.rounds else check
         report = _report(check, coordinates, notes)
         if _like_rounded(check, products, report.leaves):
             report = replace(report, notes=(*report.notes, _MAY_BE_ROUNDED))
         return report, measurement
+
+
+def _coarsest_dtype_of(claimed: Claim, problem: Problem) -> np.dtype[Any] | None:
+    """The coarsest dtype on the claim's way, its rules opened; None for what JAX cannot trace."""
+    if claimed.tracing is None or claimed.function is None:
+        return None
+    moving = len(problem.leaves)
+    return coarsest_dtype(claimed.function, problem.leaves, problem.held, moving=moving)
+
+
+def _is_narrower(dtype: np.dtype[Any], leaves: Leaves) -> bool:
+    return eps_of(dtype) > max(eps_of(leaf.dtype) for leaf in leaves)
 
 
 def _slope_of(claimed: Claim, measurement: Measurement) -> Callable[[Leaves, Held], Array]:
@@ -215,8 +257,10 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         if path not in not_differentiable
     ]
     raised = [*measurement.notes, *notes, *(note for found in verdicts for note in found.notes)]
+    value_mistake = wrong_value(check)
     products = [] if check.claimed_products is None else [str(check.claimed_products)]
     products += check.in_own_dtype.product_rounding[1]
+    black_box = check.problem.black_box
     return GradientReport(
         leaves=tuple(leaves),
         joint=joint,
@@ -225,7 +269,10 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         threshold=check.threshold,
         diagnosis=common_mistake([(leaf.path, leaf.verdict, leaf.diagnosis) for leaf in leaves]),
         notes=tuple(dict.fromkeys([*overflow, *held, *products, *raised, *failures_of_vmap])),
-        verdict=overall(leaves, joint),
+        verdict=overall(leaves, joint, value_mistake),
+        value_mistake=value_mistake,
+        black_box="" if black_box is None else black_box.name,
+        evaluations=None if black_box is None else black_box.calls,
     )
 
 
@@ -263,8 +310,10 @@ def _repeated(check: ClaimCheck, verdicts: list[LeafVerdict]) -> list[LeafVerdic
 def _varies(function: Callable[..., Any], problem: Problem) -> bool:
     """Whether a function gives another result when it is traced, or run, a second time."""
     point = problem.leaves, problem.held
+    called = problem.black_box is not None
     try:
-        results = [jax.tree.leaves(jax.jit(partial(function))(*point)) for _ in range(2)]
+        runs = [function if called else jax.jit(partial(function)) for _ in range(2)]
+        results = [jax.tree.leaves(run(*point)) for run in runs]
     except UNTRACEABLE:  # NumPy inside
         results = [jax.tree.leaves(function(*point)) for _ in range(2)]
     return any(map(_differ, *results))
@@ -281,7 +330,8 @@ def _under_vmap(
     check: ClaimCheck, verdicts: list[LeafVerdict]
 ) -> tuple[list[LeafVerdict], list[str]]:
     """A claim whose ``vmap`` disagrees with a loop fails; with the exceptions that vmap raises."""
-    if check.float64_values is None or check.claim.gradient is None:
+    black_box = check.problem.black_box is not None
+    if black_box or check.float64_values is None or check.claim.gradient is None:
         return verdicts, []
     points = [
         check.measurement.nearby_point(Purpose.POINTS_FOR_VMAP, index, NEARBY) for index in range(2)
@@ -329,13 +379,26 @@ def _diagnosed(
         paths=check.problem.paths,
         measurement=replace(check.measurement, slopes=slopes._replace(error=error)),
         tolerance=EXPLAINED if check.products is None else 4 * check.products.eps,
-        lengths=first_axes(check.problem.tracing.jaxpr),
+        lengths=_first_axes(check.problem),
     )
     diagnosed = list(verdicts)
     for index, diagnosis in diagnose(gradient, failed, coordinates).items():
-        mistake = verdicts[index].diagnosis or diagnosis.mistake
-        diagnosed[index] = replace(verdicts[index], diagnosis=mistake, worst=diagnosis.worst)
+        found = verdicts[index]
+        diagnosed[index] = replace(
+            found,
+            diagnosis=found.diagnosis or diagnosis.mistake,
+            worst=diagnosis.worst,
+            notes=(*found.notes, *diagnosis.notes),
+        )
     return diagnosed
+
+
+def _first_axes(problem: Problem) -> frozenset[int]:
+    """The lengths of first axes: inside f or, of a black box, among its arguments."""
+    if problem.black_box is None:
+        return first_axes(problem.tracing.jaxpr)
+    arrays = (*problem.leaves, *problem.held.arrays)
+    return frozenset(leaf.shape[0] for leaf in arrays if leaf.shape)
 
 
 def _leaf_report(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafReport:

@@ -14,6 +14,7 @@ at x shows as a second difference that shrinks like t instead of t².
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -21,12 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbp.checking.black_box import BlackBox
+
 RATIO = 4.0  # between neighbouring step sizes
 JOINTLY = -1  # in place of a leaf's index: all leaves move at once
 _COLUMNS = 3  # of the extrapolation table, beyond the differences themselves
 _ROUNDING_STEPS = 4  # at the smallest steps a smooth function changes far less than its rounding
 _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference is the curvature
+_LARGER_STEP = 9  # index of a step, 4e-6, at which a change shows in float32 as well
 _WINDOW_STEPS = 6
+EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
+_ANOTHER_ANSWER = 0.01  # of a value: float32's rounding of it is smaller
+_ALIKE = 0.9  # of such large differences agree where f has another answer
 _SIGMAS = 4.0  # standard deviations of rounding in an error bar
 _ENTRIES_AT_ONCE = 2**23  # of shifted leaves in memory: 64 MiB of float64
 
@@ -118,19 +125,63 @@ def sample_lines(
     chunk: how many evaluations are made at once; by memory unless given.
     """
     moving = (lines[:, :1] == np.arange(len(leaves))) | (lines[:, :1] == JOINTLY)
-    evaluator = _evaluator(f, _along_line)
-    values = _evaluate(evaluator, (leaves, held, directions), lines, moving, steps, chunk)
+    fixed = leaves, held, directions
+    values = _evaluate(f, _along_line, fixed, lines[:, 1:], moving, steps, chunk)
     samples = _samples(values, steps, eps, np.zeros(len(lines)))
     return samples._replace(sigma=np.maximum(_rounding(samples, lines[:, 0]), floor))
 
 
-def rounding_by_float32(samples: Samples, coarse: Samples, groups: np.ndarray) -> np.ndarray:
+def stands_still(samples: Samples) -> bool:
+    """Whether f has one value at all of the smallest steps, where its slope at larger ones would
+    show in float64: it computes in float32 what it returns in float64."""
+    smallest, center = slice(-2, None), samples.center[:, None]
+    change = np.abs(samples.plus - samples.minus)[:, _LARGER_STEP, None]
+    expected = change * samples.steps[smallest] / samples.steps[_LARGER_STEP]
+    visible = expected > 16 * samples.eps * np.abs(center)
+    still = (samples.plus == center) & (samples.minus == center)
+    return bool(visible.any()) and float(np.mean(still[:, smallest], where=visible)) > 0.5
+
+
+def in_float32_steps(samples: Samples, groups: np.ndarray) -> Samples:
+    """The samples at the steps that float32 can tell apart, with the rounding seen at these."""
+    eps = float(np.finfo(np.float32).eps)
+    steps = slice(len(step_sizes(eps)))
+    coarse = samples._replace(
+        steps=samples.steps[steps],
+        eps=eps,
+        plus=samples.plus[:, steps],
+        minus=samples.minus[:, steps],
+    )
+    return coarse._replace(sigma=_rounding(coarse, groups))
+
+
+def rounding_by_float32(
+    samples: Samples, coarse: Samples, groups: np.ndarray
+) -> tuple[np.ndarray, bool]:
     """σ (N,) of values in float64 by their difference to those in float32, which are given for some
-    of the steps: rounding is smaller in proportion to eps.  Pooled over each group of lines."""
+    of the steps: rounding is smaller in proportion to eps.  Pooled over each group of lines.
+
+    A difference of f's own order that is alike wherever it is met is no rounding but another
+    answer, an eigenvector of the other sign, say.  The second value is whether the point has two.
+    """
     shared = np.isin(samples.steps, coarse.steps)
     gaps = [coarse.plus - samples.plus[:, shared], coarse.minus - samples.minus[:, shared]]
-    gap = np.hstack(gaps) * (np.finfo(np.float64).eps / np.finfo(np.float32).eps)
-    return _pooled(np.where(np.isfinite(gap), gap, 0.0), groups)
+    gap = np.hstack([(coarse.center - samples.center)[:, None], *gaps])
+    finite = np.isfinite(gap)
+    large = finite & (np.abs(gap) > _ANOTHER_ANSWER * magnitude(samples)[:, None])
+    usual = np.median(gap[large]) if large.any() else 0.0
+    alike = np.abs(gap - usual) <= 0.1 * abs(usual)
+    another = large & (np.mean(alike, where=large) > _ALIKE if large.any() else False)
+    eps = np.finfo(np.float64).eps / np.finfo(np.float32).eps
+    sigma = _pooled(np.where(finite & ~another, gap * eps, 0.0)[:, 1:], groups)
+    return sigma, bool(another[:, 0].all())
+
+
+def magnitude(samples: Samples) -> np.ndarray:
+    """The size (N,) of |f| around the point: at the point itself, a minimum say, f may be zero."""
+    around = np.hstack([array[:, 1:3] for array in (samples.plus, samples.minus)])
+    around = np.where(np.isfinite(around), np.abs(around), 0)
+    return np.asarray(np.maximum(np.abs(samples.center), np.max(around, axis=1)))
 
 
 def sample_windows(
@@ -155,8 +206,8 @@ def sample_windows(
     """
     steps = RATIO ** -np.arange(_WINDOW_STEPS)
     moving = np.ones((len(windows), 1))
-    evaluator = _evaluator(f, _along_window)
-    values = _evaluate(evaluator, (leaves, held, reach), windows, moving, steps, chunk)
+    fixed = leaves, held, reach
+    values = _evaluate(f, _along_window, fixed, windows, moving, steps, chunk)
     return _samples(values, steps, eps, sigma)
 
 
@@ -169,21 +220,23 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 def _along_line(leaves: Leaves, directions: Leaves, line: Array, steps: Array) -> Leaves:
     """x + t d, with a step for each leaf: 0 for those that do not move."""
     return tuple(
-        leaf + (steps[index] * direction[line[1]]).astype(leaf.dtype)
+        leaf + (steps[index] * direction[line[0]]).astype(leaf.dtype)
         for index, (leaf, direction) in enumerate(zip(leaves, directions, strict=True))
     )
 
 
 def _along_window(leaves: Leaves, reach: Leaves, window: Array, steps: Array) -> Leaves:
     """x + t d, where d is zero outside a window of one leaf."""
+    numpy = np if isinstance(steps, np.ndarray) else jnp
     which, top, bottom, left, right = window
-    length = steps[0] / jnp.sqrt((bottom - top) * (right - left)).astype(steps.dtype)
+    length = steps[0] / numpy.sqrt((bottom - top) * (right - left)).astype(steps.dtype)
     moved = []
     for index, leaf in enumerate(leaves):
         rows, columns = as_matrix(leaf.shape)
-        row, column = jnp.arange(rows), jnp.arange(columns)
-        across = jnp.where((left <= column) & (column < right), length * reach[index], 0)
-        down = jnp.where((top <= row) & (row < bottom) & (which == index), across.dtype.type(1), 0)
+        row, column = numpy.arange(rows), numpy.arange(columns)
+        across = numpy.where((left <= column) & (column < right), length * reach[index], 0)
+        here = (top <= row) & (row < bottom) & (which == index)
+        down = numpy.where(here, across.dtype.type(1), 0)
         shift = down[:, None] * across
         moved.append(leaf + shift.reshape(leaf.shape).astype(leaf.dtype))
     return tuple(moved)
@@ -209,7 +262,8 @@ def _evaluator(f: Any, move: Callable[..., Leaves]) -> Callable[..., Any]:
 
 
 def _evaluate(
-    evaluator: Callable[..., Any],
+    f: Any,
+    move: Callable[..., Leaves],
     fixed: tuple[Any, ...],
     which: np.ndarray,
     moving: np.ndarray,
@@ -218,6 +272,8 @@ def _evaluate(
 ) -> np.ndarray:
     """f at x, at every x + t d and at every x - t d: (N, 1 + 2T), a row for each direction."""
     signed = np.concatenate([[0.0], steps, -steps])
+    if isinstance(f, BlackBox):
+        return _one_by_one(f, move, fixed, which, moving, signed)
     count = len(which) * len(signed)
     padded = 2 ** int(np.ceil(np.log2(count)))  # few different shapes: each is compiled anew
     if chunk is None:
@@ -226,8 +282,32 @@ def _evaluate(
     blocks = -(-count // chunk)
     rows = np.resize(np.arange(count), (blocks, chunk))  # the last block is filled up
     line, step = np.divmod(rows, len(signed))
+    evaluator = _evaluator(f, move)
     values = evaluator(*fixed, np.asarray(which, np.int32)[line], moving[line] * signed[step, None])
     return np.asarray(values, np.float64).ravel()[:count].reshape(len(which), len(signed))
+
+
+def _one_by_one(
+    f: BlackBox,
+    move: Callable[..., Leaves],
+    fixed: tuple[Any, ...],
+    which: np.ndarray,
+    moving: np.ndarray,
+    signed: np.ndarray,
+) -> np.ndarray:
+    """The values of a black box: each once at x, which all directions share, and once along
+    directions that are the same, as of one leaf and of all where there is one alone."""
+    leaves, held, along = fixed
+    different, row = np.unique(np.hstack([which, moving]), axis=0, return_inverse=True)
+    own, factors = np.split(different, [which.shape[1]], axis=1)
+    points = (
+        move(leaves, along, line, step * factor)
+        for line, factor in zip(own.astype(int), factors, strict=True)
+        for step in signed[1:]
+    )
+    values = f.values(chain([leaves], points), held)
+    table = values[1:].reshape(len(different), -1)[row.ravel()]
+    return np.hstack([np.full((len(which), 1), values[0]), table])
 
 
 def _samples(values: np.ndarray, steps: np.ndarray, eps: float, sigma: np.ndarray) -> Samples:

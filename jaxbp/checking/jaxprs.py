@@ -15,6 +15,9 @@ from jaxbp.trees import opened, subjaxprs
 #: raised where a function needs numbers and is given tracers, as NumPy does
 UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
+#: how the primitives that call such functions begin; a call_hi_primitive where jax_custom_vjp3 is on
+_CUSTOM_RULES = ("custom_jvp", "custom_vjp", "call_hi_primitive")
+
 
 @dataclass(frozen=True)
 class Tracing:
@@ -67,6 +70,15 @@ def _equal_equations(first: Any, second: Any) -> bool:
         all(map(np.array_equal, *literals))
         and len(inner[0]) == len(inner[1])
         and all(map(_equal, *inner))
+    )
+
+
+def has_custom_rules(jaxpr: Any) -> bool:
+    """Whether a program calls a function with a derivative rule of its own."""
+    return any(
+        equation.primitive.name.startswith(_CUSTOM_RULES)
+        or any(map(has_custom_rules, subjaxprs(equation)))
+        for equation in opened(jaxpr).eqns
     )
 
 

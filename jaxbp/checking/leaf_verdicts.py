@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.checking.black_box import NoGradientError
 from jaxbp.checking.comparing import Entry, norm
-from jaxbp.checking.finite_differences import Leaves
+from jaxbp.checking.finite_differences import Leaves, Slopes
 from jaxbp.checking.jaxprs import UNTRACEABLE, enable_float64, eps_of, largest_of
 from jaxbp.checking.measurement import Measurement
 from jaxbp.checking.problem import Claim, GradientFunction, Held, Problem, Purpose, compiled
 from jaxbp.checking.rounded_products import Products, rounding_of_slopes
 from jaxbp.checking.verdicts import THRESHOLDS, Agreement, Rounding, Verdict, agreement
-from jaxbp.text import one_line
+from jaxbp.text import one_line, significant
 
 NEARBY = 1e-4  # the distance of other points that are tried, relative to a leaf's size
 _POINTS_AT_KINK = 6
@@ -50,6 +51,7 @@ class ClaimCheck:
     float64_values: Leaves | None  # the claim in float64, if f is measured so and its function can
     given_threshold: float | None  # the user's
     claimed_products: Products | None  # that the claim's values were made with, if they round
+    claim_dtype: np.dtype[Any] | None = None  # the coarsest on its way, if JAX can trace it
 
     @property
     def values(self) -> Leaves:
@@ -61,9 +63,22 @@ class ClaimCheck:
         """τ for a claim of these dtypes."""
         if self.given_threshold is not None:
             return self.given_threshold
-        dtypes = [np.asarray(value).dtype for value in self.values]
-        usual = THRESHOLDS[min(d.itemsize for d in [*dtypes, self.measurement.arithmetic.dtype])]
+        dtypes = self.dtypes | {self.measurement.arithmetic.dtype}
+        dtypes |= set() if self.claim_dtype is None else {self.claim_dtype}
+        usual = THRESHOLDS[min(dtype.itemsize for dtype in dtypes)]
         return usual if self.products is None else max(usual, self.products.eps)
+
+    @property
+    def dtypes(self) -> set[np.dtype[Any]]:
+        """The dtypes of the claimed values."""
+        return {np.asarray(value).dtype for value in self.values}
+
+    @property
+    def eps(self) -> float:
+        """The spacing of arguments whose rounding the claim may feel: that of its values' dtype,
+        eightfold, or once that of the coarsest dtype on its way."""
+        own = 8 * max(map(eps_of, self.dtypes))
+        return own if self.claim_dtype is None else max(own, eps_of(self.claim_dtype))
 
     @property
     def products(self) -> Products | None:
@@ -127,13 +142,17 @@ class ClaimCheck:
 
     @cached_property
     def in_own_dtype(self) -> "ClaimCheck":
-        """The check of the claim in its own dtype."""
-        return self if self.float64_values is None else replace(self, float64_values=None)
+        """The check of the claim in its own dtype and, if f has another value there, by this f."""
+        own = self if self.float64_values is None else replace(self, float64_values=None)
+        if not (self.measurement.two_answers and own.is_float32_of_float64):
+            return own
+        return replace(own, measurement=self.measurement.in_own_dtype(self.problem))
 
     @cached_property
     def nearby(self) -> list["ClaimCheck"]:
         """The check at points nearby, for kinks; the claim there is known by its function alone."""
         found = []
+        self.measurement.require(_POINTS_AT_KINK)
         for index in range(_POINTS_AT_KINK):
             point = self.measurement.nearby_point(Purpose.POINTS_AT_KINK, index, NEARBY)
             values = None if self.float64_values is None else self.values_at(point)
@@ -147,8 +166,10 @@ class ClaimCheck:
         return self.claim.values_at(leaves, self.measurement.arithmetic.problem.held)
 
     def jax_grad(self) -> Callable[[Leaves, Held], Any]:
-        """``jax.grad`` of f, under jit if JAX can trace it."""
+        """``jax.grad`` of f, under jit if JAX can trace it; PyTorch's of a black box."""
         gradient = GradientFunction(self.problem.objective, None)
+        if self.problem.black_box is not None:
+            return gradient
         try:
             jax.eval_shape(gradient, self.problem.leaves, self.problem.held)
         except UNTRACEABLE:  # f's own derivative rule may be in NumPy
@@ -195,36 +216,67 @@ class ClaimCheck:
         return Rounding(none, none, -utmost, utmost)
 
     @cached_property
-    def rounding(self) -> tuple[np.ndarray, tuple[str, ...]]:
-        """The size of rounding errors in the claimed slopes, as the claim's own dtype makes them:
-        ten times those in ``jax.grad``'s, and the effect of a few units in the last place of the
-        arguments, because a ReLU that these switch is not an error of the claim.
+    def beside(self) -> np.ndarray | None:
+        """The claimed slopes (P, N) at points a few units in the last place away, by the claim's
+        function or else by ``jax.grad``; None if there is no gradient to find them by."""
+        held = self.measurement.arithmetic.problem.held
+        slopes = []
+        try:
+            function = self.claim.function or self.jax_grad()
+            for index in range(_PERTURBATIONS):
+                point = self.measurement.nearby_point(Purpose.POINTS_BESIDE, index, self.eps)
+                slopes.append(self.measurement.slopes_of(tuple(function(point, held))))
+        except Exception:  # noted where the rounding of the claim is looked for
+            return None
+        return np.array(slopes)
 
-        The second value is a note of the exception, if there is no gradient to find this by.
+    def off_beside(self, index: int, compared: Agreement) -> np.ndarray:
+        """How far claimed slopes beside the point are at most from the slope of each line of a leaf
+        or, at a kink, from those between its two; infinitely far if they are unknown."""
+        rows = self.measurement.rows(index)
+        slopes = self.measurement.slopes.take(rows)
+        if self.beside is None:
+            return np.full(len(slopes.value), np.inf)
+        half_jump = np.where(compared.kinked, np.abs(slopes.jump) / 2, 0.0)
+        off = np.abs(self.beside[:, rows] - slopes.value) - half_jump
+        return np.maximum(0, np.nan_to_num(off, nan=np.inf).max(axis=0))
+
+    @cached_property
+    def rounding(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """The size of rounding errors in the claimed slopes, as the claim's own dtype makes them:
+        ten times those in ``jax.grad``'s; and twice the effect of a few units in the last place of
+        the arguments, because a ReLU that these switch is not an error of the claim.
+
+        The third value is a note of the exception, if there is no gradient to find this by.
         """
         arithmetic, slopes_of = self.measurement.arithmetic, self.measurement.slopes_of
         point = arithmetic.problem.leaves, arithmetic.problem.held
-        eps = max(eps_of(value.dtype) for value in self.values)
         generator = self.problem.generator(Purpose.ROUNDING)
 
         rounded, spread = np.zeros_like(self.claimed_slopes), [np.zeros_like(self.claimed_slopes)]
         notes: tuple[str, ...] = ()
         try:
-            claimed = self.claim.function
-            function = self.jax_grad() if claimed is None else claimed
+            function = self.claim.function or self.jax_grad()
             there = slopes_of(tuple(function(*point)))
             for _ in range(_PERTURBATIONS):
-                moved = function(*_moved(point, _shifts(point, 8 * eps, generator)))
+                moved = function(*_moved(point, _shifts(point, self.eps, generator)))
                 spread.append(np.abs(slopes_of(tuple(moved)) - there))
-            if self.float64_values is None and arithmetic.float64:
+            if self.is_float32_of_float64 and not self.measurement.two_answers:
                 automatic = self.jax_grad()
                 with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
                     own = slopes_of(tuple(automatic(self.problem.leaves, self.problem.held)))
                 rounded = 10 * np.abs(own - slopes_of(tuple(automatic(*point))))
+        except NoGradientError:  # a black box: its rounding is known by the value alone
+            pass
         except Exception as error:  # f or the claim may have no gradient in this arithmetic
             notes = (f"how the gradient is rounded is unknown: {one_line(error)}",)
-        total = 16 * eps * abs(self.measurement.value) + rounded + 2 * np.max(spread, axis=0)
-        return np.asarray(total), notes
+        total = 2 * self.eps * abs(self.measurement.value) + rounded
+        return np.asarray(total), np.asarray(2 * np.max(spread, axis=0)), notes
+
+    @property
+    def is_float32_of_float64(self) -> bool:
+        """Whether the claim's values have fewer digits than the arithmetic of the measurement."""
+        return self.dtypes != {np.dtype(np.float64)} and self.measurement.arithmetic.float64
 
 
 def _shifts(point: Any, distance: float, generator: np.random.Generator) -> Any:
@@ -292,15 +344,41 @@ def _verdict(compared: Agreement) -> Verdict:
 
 
 def _unless_rounding_explains_it(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafVerdict:
-    """A claim does not fail if rounding in its own dtype may explain the difference."""
+    """A claim does not fail if rounding in its own dtype may explain the difference.
+
+    What the claim does beside the point is an explanation only where it is wrong there as well: a
+    switch that rounding throws may stand either way, an error at this point alone does not.
+    """
     if found.verdict != "fail":
         return found
-    rounding, notes = check.rounding
+    rounded, spread, notes = check.rounding
     rows = check.measurement.rows(index)
-    excess = found.agreement.discrepancy - check.measurement.slopes.error[rows] - rounding[rows]
-    certain = found.agreement.failed & (excess > check.threshold * check.scale(index))
-    verdict: Verdict = "fail" if certain.any() else "inconclusive"
-    return replace(found, verdict=verdict, notes=found.notes + notes)
+    error, discrepancy = check.measurement.slopes.error[rows], found.agreement.discrepancy
+    off_beside = check.off_beside(index, found.agreement)
+    rounding = rounded[rows] + np.minimum(spread[rows], 2 * off_beside)
+    tolerance = check.threshold * check.scale(index)
+    certain = found.agreement.failed & (discrepancy - error - rounding > tolerance)
+    if not certain.any():
+        return replace(found, verdict="inconclusive", notes=found.notes + notes)
+    alone = certain & (off_beside <= error + tolerance)
+    if check.claim.function is not None and np.array_equal(alone, certain):
+        line = int(np.argmax(np.where(alone, discrepancy, 0)))
+        found = replace(found, diagnosis=_wrong_alone(check, index, line))
+    return replace(found, notes=found.notes + notes)
+
+
+def _wrong_alone(check: ClaimCheck, index: int, line: int) -> str:
+    """Say what is claimed at this point alone along a line, and what beside it."""
+    assert check.beside is not None
+    row = check.measurement.rows(index).start + line
+    sizes = check.measurement.sizes
+    size = norm(np.array(sizes)) if index == len(sizes) else sizes[index]
+    claimed, beside = check.claimed_slopes[row] / size, check.beside[:, row] / size
+    ends = dict.fromkeys(significant(float(end), 4) for end in (beside.min(), beside.max()))
+    return (
+        f"wrong at this point alone (claimed {significant(claimed, 4)}, beside it "
+        f"{' to '.join(ends)})"
+    )
 
 
 def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verdict:
@@ -310,29 +388,37 @@ def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verd
     known_nearby = check.float64_values is not None
     if known_nearby and any(_verdict(near.agreement(index)) == "fail" for near in check.nearby):
         return "fail"
-    if np.all(compared.passed | compared.subgradient):
+    fits = compared.passed | compared.subgradient
+    if fits.all():
         return "pass"
     rows = check.measurement.rows(index)
     nearby = np.array([near.measurement.slopes.value[rows] for near in check.nearby])
-    among = _among(check.measurement, rows, check.claimed_slopes[rows], nearby)
-    if np.all(compared.passed | compared.subgradient | among):
+    known = nearby if check.beside is None else np.vstack([nearby, check.beside[:, rows]])
+    several = _several_kinks(check.measurement.slopes.take(rows), known)
+    if (compared.failed & ~several).any():
+        return "fail"
+    among = several & _among(check.measurement, rows, check.claimed_slopes[rows], nearby)
+    if np.all(fits | among):
         return "pass" if known_nearby else "inconclusive"
     return "inconclusive" if known_nearby else "fail"
+
+
+def _several_kinks(slopes: Slopes, nearby: np.ndarray) -> np.ndarray:
+    """Whether several kinks meet along each line (N,).  One kink has two slopes; of several, others
+    are met among those near the point (P, N) as well."""
+    ends = slopes.value + np.array([[-0.5], [0.5]]) * slopes.jump
+    aside = np.min(np.abs(nearby[:, None] - ends), axis=1)
+    return np.asarray(np.any(aside > 1e-3 * np.abs(slopes.jump) + slopes.error, axis=0))
 
 
 def _among(
     measurement: Measurement, rows: slice, claimed: np.ndarray, nearby: np.ndarray
 ) -> np.ndarray:
     """Whether claimed slopes (N,) may lie among those near the point, of which some (P, N) are
-    known.  One kink has two slopes; where there are others, several kinks meet, and the extremes
-    of their combinations need not be among the few that were met."""
-    slopes = measurement.slopes.take(rows)
-    ends = slopes.value + np.array([[-0.5], [0.5]]) * slopes.jump
-    aside = np.min(np.abs(nearby[:, None] - ends), axis=1)
-    several = np.any(aside > 1e-3 * np.abs(slopes.jump) + slopes.error, axis=0)
+    known: the extremes of several kinks' combinations need not be among the few that were met."""
     lower, upper = np.min(nearby, axis=0), np.max(nearby, axis=0)
-    reach = 2 * (upper - lower) + slopes.error
-    return np.asarray(several & (lower - reach <= claimed) & (claimed <= upper + reach))
+    reach = 2 * (upper - lower) + measurement.slopes.error[rows]
+    return np.asarray((lower - reach <= claimed) & (claimed <= upper + reach))
 
 
 def _is_zero_up_to_rounding(check: ClaimCheck, index: int) -> bool:
@@ -358,6 +444,8 @@ def _unless_rounding_hides_a_slope(
     problem = check.measurement.arithmetic.problem
     try:
         values = check.jax_grad()(problem.leaves, problem.held)
+    except NoGradientError:
+        return found
     except Exception as error:  # f need not have a gradient of its own
         return replace(found, notes=(f"jax.grad of f raises {one_line(error)}",))
     return replace(found, verdict="inconclusive") if np.any(np.asarray(values[index])) else found

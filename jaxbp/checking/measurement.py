@@ -1,5 +1,6 @@
 """The measurement: a problem's slopes along random directions of each leaf, and of all at once."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,14 +18,18 @@ from jaxbp.checking.finite_differences import (
     Samples,
     Slopes,
     extrapolate,
+    in_float32_steps,
     rounding_by_float32,
     sample_lines,
+    stands_still,
     step_sizes,
 )
 from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
 from jaxbp.checking.problem import Problem, Purpose
 from jaxbp.text import one_line
 
+_RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
+_CALLS_AT_THE_POINT = 3  # once in float32, and twice for whether f has the same value each time
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
@@ -37,6 +42,7 @@ class Arithmetic:
     dtype: np.dtype[Any]  # the coarsest that the leaves pass through on their way to f's value
     numpy_constants: bool  # f or the claim closes over NumPy arrays
     notes: tuple[str, ...]  # the exception that f raised in float64
+    reason: str = "f's own arithmetic"  # why it is another than float64
 
     def enabled(self) -> AbstractContextManager[Any]:
         """The context to evaluate in."""
@@ -46,10 +52,7 @@ class Arithmetic:
     @property
     def precision(self) -> str:
         """The arithmetic in words."""
-        if self.dtype == np.float64:
-            return "float64"
-        why = "f's own arithmetic" if self.float64 else "f does not accept float64"
-        return f"{self.dtype} ({why})"
+        return "float64" if self.dtype == np.float64 else f"{self.dtype} ({self.reason})"
 
     @property
     def eps(self) -> float:
@@ -59,17 +62,47 @@ class Arithmetic:
 
 def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
     """float64 if f can be evaluated so, whatever the dtypes of the arguments; else their own."""
-    moving = len(problem.leaves)
     try:
         with enable_float64(True, numpy_constants=numpy_constants):
             wide = problem.in_float64()
-            dtype = coarsest_dtype(problem.objective, wide.leaves, wide.held, moving=moving)
+            dtype = _coarsest(wide)
             return Arithmetic(wide, True, dtype, numpy_constants, notes=())
     except Exception as error:  # f may have anything against float64
-        narrow = replace(problem, leaves=tuple(map(jnp.asarray, problem.leaves)))
-        dtype = coarsest_dtype(problem.objective, narrow.leaves, narrow.held, moving=moving)
-        notes = (f"in float64 f raises {one_line(error)}",)
-        return Arithmetic(narrow, False, dtype, numpy_constants, notes)
+        found = own_arithmetic(problem, "f does not accept float64", numpy_constants)
+        return replace(found, notes=(f"in float64 f raises {one_line(error)}",))
+
+
+def own_arithmetic(problem: Problem, reason: str, numpy_constants: bool) -> Arithmetic:
+    """The arguments' own dtypes, for a reason."""
+    to_array = jnp.asarray if problem.black_box is None else np.asarray
+    narrow = replace(problem, leaves=tuple(map(to_array, problem.leaves)))
+    return Arithmetic(narrow, False, _coarsest(narrow), numpy_constants, notes=(), reason=reason)
+
+
+def _coarsest(problem: Problem) -> np.dtype[Any]:
+    """The coarsest dtype on the way to f's value: by f's jaxpr, or of a black box's results."""
+    if problem.black_box is None:
+        moving = len(problem.leaves)
+        return coarsest_dtype(problem.objective, problem.leaves, problem.held, moving=moving)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the user has had them by the first call
+        results = problem.black_box.results(problem.leaves, problem.held)
+    dtypes = [leaf.dtype for leaf in (*problem.leaves, *jax.tree.leaves(results))]
+    return max(dtypes, key=eps_of)
+
+
+def _steps(problem: Problem, eps: float) -> np.ndarray:
+    """The steps at which f is evaluated."""
+    return step_sizes(eps)[: None if problem.black_box is None else _RUNGS_OF_BLACK_BOX]
+
+
+def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int = 1) -> None:
+    """Raise ValueError where a black box may not be called often enough for such measurements."""
+    if problem.black_box is not None:
+        leaves = len(problem.leaves)
+        lines = directions * (1 if leaves == 1 else leaves + 1)  # one leaf is all leaves
+        calls = points * sum(1 + 2 * lines * len(each) for each in steps)
+        problem.black_box.require(calls + _CALLS_AT_THE_POINT)
 
 
 @dataclass(frozen=True)
@@ -81,8 +114,9 @@ class Measurement:
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
     samples: Samples
     slopes: Slopes
-    floor: np.ndarray | float  # of the rounding, found by float32
+    floor: np.ndarray  # of the rounding, found by float32
     overflows: bool  # f is not finite in float32, though it is in float64
+    two_answers: bool  # f has another value altogether in float32
     chunk: int | None
     notes: tuple[str, ...]  # the exceptions that f raised in other arithmetic
 
@@ -116,11 +150,25 @@ class Measurement:
             moved.append(np.asarray(np.asarray(leaf) + direction * size * distance, leaf.dtype))
         return tuple(moved)
 
+    def require(self, points: int) -> None:
+        """Raise ValueError where f may not be called often enough to measure at more points."""
+        problem, count = self.arithmetic.problem, len(self.directions[0])
+        _require(problem, count, _steps(problem, self.arithmetic.eps), points=points)
+
+    def in_own_dtype(self, problem: Problem) -> "Measurement":
+        """The slopes of f in its arguments' own dtypes, where it has another value."""
+        numpy_constants = self.arithmetic.numpy_constants
+        with enable_float64(False, numpy_constants=numpy_constants):
+            own = own_arithmetic(problem, "f has another value in float64", numpy_constants)
+            return measure(own, len(self.directions[0]), chunk=self.chunk)
+
     def at(self, leaves: Leaves) -> "Measurement":
         """The slopes along the same lines through another point, in the same arithmetic, which the
         caller enables."""
         problem, eps = replace(self.arithmetic.problem, leaves=leaves), self.arithmetic.eps
-        samples = _sample(problem, self.directions, step_sizes(eps), eps, self.chunk, self.floor)
+        samples = _sample(
+            problem, self.directions, _steps(problem, eps), eps, self.chunk, self.floor
+        )
         return replace(self, samples=samples, slopes=extrapolate(samples))
 
 
@@ -141,14 +189,20 @@ def measure(
         drawn = _drawn(problem, sizes, directions)
     else:
         drawn = _scaled(direction, norm(np.array(sizes)))
+    in_float64 = arithmetic.dtype == np.float64
+    also = [_IN_FLOAT32] if in_float64 else []
+    _require(problem, len(drawn[0]), _steps(problem, eps), *also)
     coarse, notes = _in_float32(arithmetic, drawn, chunk)
     with arithmetic.enabled():
-        samples = _sample(problem, drawn, step_sizes(eps), eps, chunk)
+        samples = _sample(problem, drawn, _steps(problem, eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
-    floor: np.ndarray | float = 0.0
+    if problem.black_box is not None and in_float64 and stands_still(samples):
+        arithmetic, coarse = replace(arithmetic, dtype=np.dtype(np.float32)), None
+        samples = in_float32_steps(samples, _lines(drawn)[:, 0])
+    floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
-        floor = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
+        floor, two_answers = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
         samples = samples._replace(sigma=np.maximum(samples.sigma, floor))
     return Measurement(
         arithmetic=arithmetic,
@@ -158,6 +212,7 @@ def measure(
         slopes=extrapolate(samples),
         floor=floor,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
+        two_answers=two_answers,
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )
@@ -200,6 +255,8 @@ def _in_float32(
     try:
         with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
             narrow = replace(problem, leaves=leaves, held=held)
+            if problem.black_box is not None:
+                problem.black_box(leaves, held)  # an exception is told, not taken for a pole
             return _sample(narrow, directions, _IN_FLOAT32, eps_of(np.float32), chunk), ()
     except Exception as error:  # f may have anything against float32
         return None, (f"in float32 f raises {one_line(error)}",)

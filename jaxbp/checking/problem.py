@@ -19,8 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbp.checking.black_box import (
+    BlackBox,
+    called_plainly,
+    in_numpy,
+    is_foreign,
+    is_tensor,
+    to_numpy,
+)
 from jaxbp.checking.finite_differences import Leaves
 from jaxbp.checking.jaxprs import UNTRACEABLE, Tracing, trace_twice
+from jaxbp.text import one_line
 from jaxbp.trees import argument_names, named_leaves, positions_of
 
 
@@ -58,6 +67,11 @@ class Objective:
         terms = [jnp.sum(c * result) for c, result in zip(held.cotangent, results, strict=True)]
         return sum(terms[1:], start=terms[0])
 
+    def gradient(self, leaves: Leaves, held: Held) -> Leaves:
+        """∇φ by ``jax.grad``."""
+        slopes: Leaves = jax.grad(self)(leaves, held)
+        return slopes
+
 
 class Purpose(IntEnum):
     """The purposes that random numbers are drawn for, each with a generator of its own."""
@@ -69,14 +83,16 @@ class Purpose(IntEnum):
     POINTS_FOR_VMAP = 4
     ROUNDING = 5
     PRODUCTS = 6
+    POINTS_BESIDE = 7
+    POINTS_FOR_VALUE = 8
 
 
 @dataclass(frozen=True)
 class Problem:
     """A function at a point."""
 
-    objective: Objective
-    leaves: Leaves  # as the user gave them
+    objective: Objective | BlackBox
+    leaves: Leaves  # as the user gave them; of a black box as NumPy arrays
     paths: tuple[str, ...]  # of these leaves, as in params[0].weight
     fixed: dict[str, str]  # path -> dtype of the other leaves among argnums, which cannot move
     held: Held
@@ -84,10 +100,17 @@ class Problem:
     single: bool  # whether argnums is one number, so that the gradient is not a tuple
     tracing: Tracing  # of f
     seed: tuple[int, ...]
+    refusal: str = ""  # why JAX cannot trace a black box
+
+    @property
+    def black_box(self) -> BlackBox | None:
+        """f, where it is not traced but called."""
+        return self.objective if isinstance(self.objective, BlackBox) else None
 
     def in_float64(self) -> "Problem":
         """This problem with float64 for every floating point array; to be used in enable_x64."""
-        leaves, held = jax.tree.map(_to_float64, (self.leaves, self.held))
+        convert = _to_float64 if self.black_box is None else _to_numpy_float64
+        leaves, held = jax.tree.map(convert, (self.leaves, self.held))
         return replace(self, leaves=leaves, held=held)
 
     def generator(self, purpose: Purpose, point: int = 0, leaf: int = 0) -> np.random.Generator:
@@ -108,14 +131,20 @@ def _to_float64(leaf: Any) -> Any:
     return jnp.asarray(leaf, np.float64) if is_float else leaf
 
 
+def _to_numpy_float64(leaf: Any) -> Any:
+    return leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, np.floating) else leaf
+
+
 def pose(
     f: Callable[..., Any],
     args: tuple[Any, ...],
     argnums: int | Sequence[int],
     cotangent: Any,
     key: Array | None,
+    max_evaluations: int | None = None,
 ) -> Problem:
-    """Sort the arguments' leaves into those that move and those that do not, and trace f.
+    """Sort the arguments' leaves into those that move and those that do not, and trace f or, if
+    JAX cannot trace it, call it.
 
     Raises TypeError or ValueError, naming argument and leaf, for whatever cannot be checked.
 
@@ -124,6 +153,7 @@ def pose(
     argnums: the positions of those to differentiate by.
     cotangent: a tree like f's result; random if f's result is not a scalar and none is given.
     key: a ``jax.random.key`` for all that is random; always the same numbers if None.
+    max_evaluations: how often a black box may be called; as often as needed unless given.
     """
     if key is not None and not (
         isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -134,17 +164,21 @@ def pose(
     positions = positions_of(argnums, len(args))
     names = argument_names(f, len(args))
     paths, leaves, arrays, constants = [], [], [], []
+    given: tuple[list[Any], list[Any]] = ([], [])  # what moves, what is held, as the user has it
     fixed, roles = {}, ""
     for position, (name, arg) in enumerate(zip(names, args, strict=True)):
-        for path, leaf in named_leaves(arg, name).items():
+        for path, own in named_leaves(arg, name).items():
+            leaf = to_numpy(own) if is_foreign(own) else own
             if position in positions and _is_float(path, leaf):
                 _check_finite(path, leaf)
                 role = "m"
                 paths.append(path)
                 leaves.append(leaf if isinstance(leaf, Array) else np.asarray(leaf))
+                given[0].append(own)
             elif isinstance(leaf, Array | np.ndarray | np.generic):
                 role = "h"
                 arrays.append(leaf)
+                given[1].append(own)
             else:
                 role = "c"
                 constants.append(leaf)
@@ -162,23 +196,34 @@ def pose(
         constants=tuple(constants),
         keys=tuple(map(_key, constants)),
     )
+    held = Held(tuple(arrays), None)
+    posed: Objective | BlackBox = objective
+    refusal: Exception | None = None
+    tensors = any(map(is_tensor, (*given[0], *given[1])))
     try:
-        tracing = trace_twice(objective.results, tuple(leaves), Held(tuple(arrays), None))
-    except UNTRACEABLE as error:
-        raise TypeError(
-            f"f: got a function that JAX cannot trace, expected one of JAX arrays ({error})"
-        ) from error
+        tracing = None if tensors else trace_twice(objective.results, tuple(leaves), held)
+    except Exception as error:  # what is no JAX may raise anything
+        tracing, refusal = None, error
+    if tracing is None:
+        leaves, held = list(map(in_numpy, leaves)), Held(tuple(map(in_numpy, arrays)), None)
+        posed, result = called_plainly(
+            objective, given, (tuple(leaves), held), max_evaluations, refusal
+        )
+        if cotangent is None and [leaf.size for leaf in jax.tree.leaves(result)] == [1]:
+            result = jax.tree.leaves(result)[0].reshape(())  # of shape (1, 1), say
+        tracing = Tracing(None, result, deterministic=False, numpy_constants=False)
     seed = (0,) if key is None else tuple(map(int, np.ravel(jax.random.key_data(key))))
     return Problem(
-        objective=objective,
+        objective=posed,
         leaves=tuple(leaves),
         paths=tuple(paths),
         fixed=fixed,
-        held=Held(tuple(arrays), _cotangent(cotangent, tracing.result, seed)),
+        held=held._replace(cotangent=_cotangent(cotangent, tracing.result, seed)),
         roots=roots,
         single=isinstance(argnums, int),
         tracing=tracing,
         seed=seed,
+        refusal="" if refusal is None else one_line(refusal),
     )
 
 
@@ -242,8 +287,8 @@ def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...
 class GradientFunction:
     """A claimed gradient as a function of (leaves, held): ∇φ by ``jax.grad``, or the user's."""
 
-    objective: Objective
-    grads: Callable[..., Any] | None  # the user's; None: jax.grad of the objective
+    objective: Objective | BlackBox
+    grads: Callable[..., Any] | None  # the user's; None: the objective's own
 
     @property
     def reused(self) -> bool:
@@ -253,8 +298,9 @@ class GradientFunction:
     def __call__(self, leaves: Leaves, held: Held) -> Any:
         """A tree like the arguments that argnums names or, by jax.grad, the leaves that move."""
         if self.grads is None:
-            return jax.grad(self.objective)(leaves, held)
-        return self.grads(*self.objective.arguments(leaves, held))
+            return self.objective.gradient(leaves, held)
+        tree = self.grads(*self.objective.arguments(leaves, held))
+        return jax.tree.map(to_numpy, tree) if isinstance(self.objective, BlackBox) else tree
 
 
 @dataclass(frozen=True)
@@ -288,13 +334,21 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
             "cotangent: got none, but f's result is not a scalar: expected the one with which "
             "grads is made"
         )
+    black_box = problem.black_box
+    if grads is None and black_box is not None and not black_box.differentiable:
+        raise ValueError(
+            "grads: got None, expected the gradient, a tree of arrays or a function, as JAX cannot "
+            f"trace f ({problem.refusal or 'not all arguments are tensors'})"
+        )
     if grads is not None and not callable(grads):
-        values, extra = gradient_leaves(problem, grads, "grads: ")
+        tree = grads if black_box is None else jax.tree.map(to_numpy, grads)
+        values, extra = gradient_leaves(problem, tree, "grads: ")
         _check_dtypes(problem, values)
         return Claim(tuple(map(np.asarray, values)), not_differentiable=extra)
     gradient = GradientFunction(problem.objective, grads)
     try:
-        tracing = trace_twice(gradient, problem.leaves, problem.held)
+        traced = black_box is None
+        tracing = trace_twice(gradient, problem.leaves, problem.held) if traced else None
     except UNTRACEABLE:  # NumPy homework, say
         tracing = None
     tree_of = gradient if tracing is None else compiled(gradient)
@@ -371,5 +425,6 @@ def _check_dtypes(problem: Problem, values: Leaves) -> None:
     for path, leaf, value in zip(problem.paths, problem.leaves, values, strict=True):
         expected = jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
         got = jax.dtypes.canonicalize_dtype(np.asarray(value).dtype)
-        if got != expected:
+        wider = problem.black_box is not None and jnp.issubdtype(got, np.floating)
+        if got != expected and not wider:
             raise TypeError(f"grads: {path}: got {got}, expected {expected}, as the argument's")

@@ -22,12 +22,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxbp.checking.finite_differences import RATIO, Samples, Slopes, rounding_bar
+from jaxbp.checking.finite_differences import RATIO, Samples, Slopes, magnitude, rounding_bar
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 #: τ by the coarser of two dtypes, that of the function and that of the claim, in bytes a number
-THRESHOLDS = {8: 1e-6, 4: 1e-4, 2: 3e-2}
+THRESHOLDS = {8: 1e-6, 4: 1e-4, 2: 3e-2, 1: 0.5}
 _TELLING = 10.0  # times τ: up to such an error bar, agreement counts as evidence
 _NEGLIGIBLE = 1e-6  # of |f|: a slope of zero counts as measured with such an error bar
 _ORDER_STEPS = 3  # from which the order of a Taylor remainder is read, its smallest
@@ -96,7 +96,7 @@ def agreement(
         claimed, slopes.value, half_jump, rounding.lowest, rounding.highest
     )
     resolution = slopes.error + rounding.half_width
-    negligible = zero & (slopes.error <= _NEGLIGIBLE * _magnitude(samples))
+    negligible = zero & (slopes.error <= _NEGLIGIBLE * magnitude(samples))
     return Agreement(
         explained=explained,
         discrepancy=discrepancy,
@@ -128,13 +128,6 @@ def _bar_at_next_step(samples: Samples, slopes: Slopes) -> np.ndarray:
     steps = samples.steps
     below = np.minimum(np.searchsorted(-steps, -slopes.step) + 1, len(steps) - 1)
     return np.asarray(rounding_bar(samples)[np.arange(len(below)), below])
-
-
-def _magnitude(samples: Samples) -> np.ndarray:
-    """The size of |f| around the point: at the point itself, a minimum say, f may be zero."""
-    around = np.hstack([array[:, 1:3] for array in (samples.plus, samples.minus)])
-    around = np.where(np.isfinite(around), np.abs(around), 0)
-    return np.asarray(np.maximum(np.abs(samples.center), np.max(around, axis=1)))
 
 
 def _confirmed(
@@ -186,7 +179,9 @@ def observed_order(remainders: np.ndarray, floor: np.ndarray) -> np.ndarray:
         if len(above):
             last = above[-1]
             clipped = np.maximum(remainder, lowest)[max(0, last - _ORDER_STEPS + 1) : last + 2]
-            orders[line] = np.max(np.log(clipped[:-1] / clipped[1:]), initial=0) / np.log(RATIO)
+            with np.errstate(divide="ignore"):  # by a remainder of 0, beyond a kink
+                fall = np.log(clipped[:-1] / clipped[1:])
+            orders[line] = np.max(fall, initial=0) / np.log(RATIO)
     return orders
 
 

@@ -1,0 +1,77 @@
+"""The value: whether f under differentiation has the value of f called plainly.
+
+A rule of ``jax.custom_jvp`` or ``jax.custom_vjp`` gives f's value as well as its slope.  JAX calls
+the rule only where it differentiates, so that a wrong value is not seen where f is called plainly,
+nor in ``jax.grad`` of f, but in ``jax.value_and_grad``, and in the gradient of all that uses f.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbp.checking.comparing import norm
+from jaxbp.checking.finite_differences import Leaves, magnitude
+from jaxbp.checking.jaxprs import has_custom_rules
+from jaxbp.checking.leaf_verdicts import ClaimCheck
+from jaxbp.checking.problem import Held, Objective, Purpose
+from jaxbp.text import significant
+from jaxbp.trees import named_leaves
+
+_POINTS = 4  # a few units in the last place away, to see f's own rounding
+_MANY_DIGITS = 12
+
+
+def wrong_value(check: ClaimCheck) -> str:
+    """Say where f's value under differentiation is off by more than τ and f's rounding, with both
+    values; empty if it is right, or if nothing but the claim's own function has a rule."""
+    problem = check.measurement.arithmetic.problem
+    jaxpr = check.problem.tracing.jaxpr
+    if not check.claim.automatic or jaxpr is None or not has_custom_rules(jaxpr):
+        return ""
+    both = _both(problem.objective)
+    plain, ruled = both(problem.leaves, problem.held)
+    beside = []
+    for index in range(_POINTS):
+        eps = check.measurement.arithmetic.eps
+        point = check.measurement.nearby_point(Purpose.POINTS_FOR_VALUE, index, 8 * eps)
+        beside.append(named_leaves(both(point, problem.held)[0], "f"))
+    smallest = 16 * check.measurement.arithmetic.eps * np.max(magnitude(check.measurement.samples))
+    under_differentiation = named_leaves(ruled, "f")
+    for path, leaf in named_leaves(plain, "f").items():
+        value, other = _float64(leaf), _float64(under_differentiation[path])
+        rounding = max(norm(_float64(each[path]) - value) for each in beside)
+        if not norm(other - value) <= check.threshold * norm(value) + 2 * rounding + smallest:
+            return _described(path, value, other)
+    return ""
+
+
+@lru_cache(maxsize=32)  # so that a function checked again is not compiled again
+def _both(objective: Objective) -> Callable[[Leaves, Held], tuple[Any, Any]]:
+    """f's value called plainly, and under differentiation."""
+
+    @jax.jit
+    def both(leaves: Leaves, held: Held) -> tuple[Any, Any]:
+        results = partial(objective.results, held=held)
+        return results(leaves), jax.vjp(results, leaves)[0]
+
+    return both
+
+
+def _float64(array: Any) -> np.ndarray:
+    return np.asarray(array, np.float64)
+
+
+def _described(path: str, plain: np.ndarray, ruled: np.ndarray) -> str:
+    """Both values, at the entry where they differ most."""
+    gap = np.abs(ruled - plain)
+    at = np.unravel_index(np.argmax(np.where(np.isnan(gap), np.inf, gap)), gap.shape)
+    place = str(list(map(int, at))) if at else ""
+    texts = [
+        (significant(float(ruled[at]), digits), significant(float(plain[at]), digits))
+        for digits in (4, _MANY_DIGITS)
+    ]
+    first, second = texts[texts[0][0] == texts[0][1]]
+    return f"under differentiation {path}{place} is {first}, called plainly {second}"
