@@ -88,6 +88,7 @@ class Check:
     returns: Annotated[
         Literal["value", "value,grads"] | None,
         arg(
+            metavar="value|value,grads",
             help="what the function returns: its value alone, or then its gradient, to be checked",
             help_behavior_hint="(default: value)",
         ),
@@ -119,8 +120,7 @@ def run(options: Check, console: Console) -> int:
     new_file("--output", options.output)
     if not options.function and (options.args or options.grads or options.argnums):
         raise UsageError("MODULE:FUNCTION: got none, expected the function to check")
-    title = options.function or "jaxbp's own backward pass"
-    with raising(title), redirect_stdout(sys.stderr if options.json else sys.stdout):
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):  # what the user's code prints
         report, record = (check_function if options.function else check_own)(options, console)
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     if options.json:
@@ -147,7 +147,8 @@ def check_function(options: Check, console: Console) -> tuple[GradientReport, di
         returns=options.returns,
     )
     settings = {"key": jax.random.key(options.seed), "order": options.order, **found.options}
-    report = gradcheck(found.f, *found.args, grads=found.grads, **settings)
+    with raising(options.function):
+        report = gradcheck(found.f, *found.args, grads=found.grads, **settings)
     if not options.json:
         console.print(found.source)
         print_report(report, console)
@@ -177,7 +178,8 @@ def check_own(options: Check, console: Console) -> tuple[GradientReport, dict[st
     total = sum(len(_activations(depth)) * len(heads.BY_NAME) for depth in DEPTHS)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("checking", total=total)
-        results = check_all(options, on_each=lambda: progress.advance(task))
+        with raising("jaxbp's own backward pass"):
+            results = check_all(options, on_each=lambda: progress.advance(task))
     if not options.json:
         console.print(*own_tables(results, console.width), own_summary(results), sep="\n")
     verdict = worst_verdict([result.verdict for result in results])

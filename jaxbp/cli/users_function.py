@@ -78,9 +78,11 @@ def find(
     if not callable(f):
         raise UsageError(f"{request}: got {type(f).__name__}, expected a function")
     places = [owner, module]
-    own = dict(_beside(places, f"{name}_options", {}))
+    own = _beside(places, f"{name}_options", {})
+    if not isinstance(own, dict):
+        raise UsageError(f"{request}: {name}_options is {type(own).__name__}, expected a dict")
     if argnums:
-        own["argnums"] = argnums[0] if len(argnums) == 1 else argnums
+        own = own | {"argnums": argnums[0] if len(argnums) == 1 else argnums}
     args_name = args or f"{name}_args"
     point = _named(places, args_name, "--args") if args else _beside(places, args_name, None)
     if point is None:
