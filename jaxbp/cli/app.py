@@ -105,5 +105,5 @@ def _explain(error: BaseException) -> tuple[int, str]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return 1, f"out of memory, or a device error ({reason})"
     if isinstance(error, OSError) and error.strerror:
-        return 2, f"{error.filename}: {error.strerror}"
+        return 2, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return 2, str(error)

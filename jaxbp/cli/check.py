@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -150,23 +151,34 @@ def check_function(options: Check, console: Console) -> tuple[GradientReport, di
     with raising(options.function):
         report = gradcheck(found.f, *found.args, grads=found.grads, **settings)
     if not options.json:
-        console.print(found.source)
+        console.print(_filled(found.source, console))
         print_report(report, console)
     return report, {"function": options.function, "source": found.source, **report.to_dict()}
 
 
 def print_report(report: GradientReport, console: Console) -> None:
     """The report as it prints itself, in colours."""
-    console.print(Text(report.headline(), _STYLES[report.verdict]))
+    console.print(Text(_filled(report.headline(), console), _STYLES[report.verdict]))
     table = Text(align(report.table(), console.width))
     for verdict, style in _STYLES.items():
         table.highlight_regex(rf"(?m){verdict}$", style)
     console.print(table)
     for finding in report.findings():
-        console.print(finding)
+        console.print(_filled(finding, console))
     if report.second_order is not None:
         console.print("\nsecond order, the gradient's own gradient:")
         print_report(report.second_order, console)
+
+
+def _filled(line: str, console: Console) -> str:
+    """A line in the console's width, with an indent where it goes on: names and numbers whole."""
+    return textwrap.fill(
+        line,
+        console.width,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 # jaxbp's own backward pass
