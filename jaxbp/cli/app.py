@@ -53,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Console(Console):
+    """A console that leaves it to ``main`` what becomes of a closed pipe: rich ends with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _main(arguments: Sequence[str] | None) -> int:
     """Run a command line; the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -73,7 +80,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     keep_compiled_programs()
     # standard output is a table or JSON alone
     stderr = isinstance(command, Predict) or getattr(command, "json", False)
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     try:
         return COMMANDS[type(command)](command, console)
     except BrokenPipeError:

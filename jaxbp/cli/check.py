@@ -151,20 +151,21 @@ def check_function(options: Check, console: Console) -> tuple[GradientReport, di
     with raising(options.function):
         report = gradcheck(found.f, *found.args, grads=found.grads, **settings)
     if not options.json:
-        console.print(_filled(found.source, console))
+        console.print(_filled(found.source, console), soft_wrap=True)
         print_report(report, console)
     return report, {"function": options.function, "source": found.source, **report.to_dict()}
 
 
 def print_report(report: GradientReport, console: Console) -> None:
     """The report as it prints itself, in colours."""
-    console.print(Text(_filled(report.headline(), console), _STYLES[report.verdict]))
+    head = Text(_filled(report.headline(), console), _STYLES[report.verdict])
+    console.print(head, soft_wrap=True)
     table = Text(align(report.table(), console.width))
     for verdict, style in _STYLES.items():
         table.highlight_regex(rf"(?m){verdict}$", style)
-    console.print(table)
+    console.print(table, soft_wrap=True)
     for finding in report.findings():
-        console.print(_filled(finding, console))
+        console.print(_filled(finding, console), soft_wrap=True)
     if report.second_order is not None:
         console.print("\nsecond order, the gradient's own gradient:")
         print_report(report.second_order, console)
