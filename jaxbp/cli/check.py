@@ -119,7 +119,8 @@ def run(options: Check, console: Console) -> int:
     """Carry out the command; the exit status."""
     new_file("--plot", options.plot, PICTURES)
     new_file("--output", options.output)
-    if not options.function and (options.args or options.grads or options.argnums):
+    named = options.args or options.grads or options.argnums or options.returns
+    if named and not options.function:
         raise UsageError("MODULE:FUNCTION: got none, expected the function to check")
     with redirect_stdout(sys.stderr if options.json else sys.stdout):  # what the user's code prints
         report, record = (check_function if options.function else check_own)(options, console)

@@ -72,43 +72,46 @@ def find(
     if not module_name or not path:
         raise UsageError(f"{request}: expected MODULE:FUNCTION, as in my_module:my_loss")
     module = import_named(module_name)
-    *_, name = path.split(".")
     with raising(module_name):
         owner, f = _resolve(module, path, module_name)
     if not callable(f):
         raise UsageError(f"{request}: got {type(f).__name__}, expected a function")
-    places = [owner, module]
-    own = _beside(places, f"{name}_options", {})
-    if not isinstance(own, dict):
-        raise UsageError(f"{request}: {name}_options is {type(own).__name__}, expected a dict")
+    places, name = [owner, module], path.split(".")[-1]
+    options = _beside(places, f"{name}_options", {})
+    if not isinstance(options, dict):
+        raise UsageError(f"{request}: {name}_options is {type(options).__name__}, expected a dict")
     if argnums:
-        own = own | {"argnums": argnums[0] if len(argnums) == 1 else argnums}
-    args_name = args or f"{name}_args"
-    point = _named(places, args_name, "--args") if args else _beside(places, args_name, None)
-    if point is None:
-        raise UsageError(
-            f"{request}: {module_name} does not say at which arguments; expected {args_name} "
-            "there, a tuple or a function that returns one, or its name by --args"
-        )
-    with raising(f"{module_name}:{args_name}"):
-        point = point() if callable(point) else point
-    args_of_f = point if isinstance(point, tuple) else (point,)
+        options = options | {"argnums": argnums[0] if len(argnums) == 1 else argnums}
+    by = options.get("argnums", 0)
+    point = _arguments(places, args or f"{name}_args", module_name, named=args is not None)
     if returns == "value,grads":
         if grads is not None:
             raise UsageError(
                 f"--grads: got {grads}, but by --returns value,grads {name} itself returns them"
             )
-        claim, claimed = _gradient(f, request, own.get("argnums", 0)), f"{name} itself"
-        f = _value(f, request)
+        f, claim, claimed = _value(f, request), _gradient(f, request, by), f"{name} itself"
     elif grads is not None:
         claim, claimed = _named(places, grads, "--grads"), grads
     else:
         claim, claimed = _claim_beside(places, name)
     if claim is None and returns is None:
         with raising(request):
-            _refuse_value_and_gradient(f, request, args_of_f, own.get("argnums", 0))
-    source = f"{name} at {args_name}; its gradient by {claimed or 'autodiff'}"
-    return UsersFunction(f, args_of_f, claim, own, source)
+            _refuse_value_and_gradient(f, request, point, by)
+    source = f"{name} at {args or f'{name}_args'}; its gradient by {claimed}"
+    return UsersFunction(f, point, claim, options, source)
+
+
+def _arguments(places: list[Any], name: str, module: str, *, named: bool) -> tuple[Any, ...]:
+    """The arguments by their name, which the user has named, or which is the conventional one."""
+    point = _named(places, name, "--args") if named else _beside(places, name, None)
+    if point is None:
+        raise UsageError(
+            f"{module} does not say at which arguments; expected {name} there, a tuple or a "
+            "function that returns one, or its name by --args"
+        )
+    with raising(f"{module}:{name}"):
+        point = point() if callable(point) else point
+    return point if isinstance(point, tuple) else (point,)
 
 
 # Names
@@ -147,12 +150,12 @@ def _called(owner: Any) -> str:
 
 
 def _beside(places: Iterable[Any], name: str, default: Any) -> Any:
-    """What bears a name in the first of some places that has it."""
+    """The attribute of the first of some places that has one of that name."""
     return next((getattr(place, name) for place in places if hasattr(place, name)), default)
 
 
 def _named(places: list[Any], name: str, option: str) -> Any:
-    """What an option names."""
+    """The attribute that an option names."""
     found = _beside(places, name, None)
     if found is None:
         names = [each for place in places for each in dir(place)]
@@ -161,7 +164,7 @@ def _named(places: list[Any], name: str, option: str) -> Any:
 
 
 def _claim_beside(places: list[Any], name: str) -> tuple[Any, str]:
-    """The claim by convention, and its name; None without one."""
+    """The claim by convention, and its name; without one None, and autodiff."""
     found = {
         title: claim
         for title in (f"{name}_grads", f"{name}_grad")
@@ -170,7 +173,7 @@ def _claim_beside(places: list[Any], name: str) -> tuple[Any, str]:
     names, claims = list(found), list(found.values())
     if len(found) == 2 and claims[0] is not claims[1]:
         raise UsageError(f"{name} has {' and '.join(names)}: say by --grads which is to be checked")
-    return (claims[0], names[0]) if found else (None, "")
+    return (claims[0], names[0]) if found else (None, "autodiff")
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -278,7 +281,7 @@ def raising(title: str, words: str = " raises {}") -> Iterator[None]:
     except (Exception, SystemExit) as error:
         below, theirs = _traceback(error)
         if not theirs and isinstance(error, _EXPLAINED):
-            raise UsageError(f"{title}: {error}") from error
+            raise UsageError(f"{title}: {str(error) or type(error).__name__}") from error
         if not theirs and isinstance(error, ImportError):
             below = ""
         raise UsageError(f"{title}{words.format(one_line(error))}\n{below}".rstrip()) from error
