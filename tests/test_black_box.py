@@ -1,13 +1,8 @@
-"""Functions that JAX cannot trace: they are called, a point at a time, and judged like any other."""
+"""Functions that JAX cannot trace are called, a point at a time, and judged like any other."""
 
-import math
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from jaxbp import assert_gradients, gradcheck
+from jaxbp import gradcheck
 
 X = np.random.default_rng(0).normal(size=(10, 4))
 LABELS = np.arange(10) % 3

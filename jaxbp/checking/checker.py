@@ -25,6 +25,7 @@ from jaxbp.checking.measurement import Measurement, arithmetic_of, measure
 from jaxbp.checking.problem import (
     Claim,
     Held,
+    NoDerivativeError,
     Problem,
     Purpose,
     claim,
@@ -85,7 +86,8 @@ def gradcheck(
     directions: how many directions of each leaf; 4 unless given, or 2 of a black box of several
         leaves.
     order: 2 also checks the claimed gradient's own gradient, as for Hessian-vector products; 1
-        unless given.
+        unless given.  Where that cannot be had, a note says why, ``second_order`` is None and no
+        check passes.
     coordinates: how many entries of a failing leaf may be measured to find the wrong ones; 512
         unless given.
     chunk: how many evaluations of f are made at once; by memory unless given.
@@ -99,14 +101,13 @@ def gradcheck(
         that it needs (some 200 for one smooth leaf), and the search for wrong entries ends after a
         minute of calls, or 10,000.
 
-    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  If f
-    closes over NumPy arrays, JAX's caches are cleared before and after (for the reason see
-    ``jaxbp.checking.jaxprs.enable_float64``); with jax.numpy arrays, or arguments, they are not.
+    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.
 
     Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
     finite, an argument has no floating point leaf, f returns something other than floating point
-    numbers, the claimed tree is not like the arguments, a black box comes without a gradient or
-    with order=2, max_evaluations is too low for a verdict, or precision has another name.
+    numbers, JAX cannot differentiate f and no grads are given, the claimed tree is not like the
+    arguments, a black box comes without a gradient or with order=2, max_evaluations is too low for
+    a verdict, or precision has another name.  What f or the claim raise at the point is not caught.
 
     It checks one point, along random directions.  It cannot see an error that these do not show, as
     one in an entry of a large leaf that is below the error bar; it cannot see other points, or
@@ -126,6 +127,8 @@ def gradcheck(
         chunk=chunk,
         max_evaluations=max_evaluations,
     )
+    if order == 2 and grads is not None and not callable(grads):
+        raise ValueError("grads: got values, expected a function, for order=2")
     checked = partial(
         _checked, threshold=threshold, directions=directions, coordinates=coordinates, chunk=chunk
     )
@@ -138,9 +141,10 @@ def gradcheck(
         report, measurement = checked(problem, claimed, products)
         if order == 1:
             return report
-        slope = pose(_slope_of(claimed, measurement), (problem.leaves, problem.held), 0, None, key)
-        slope = replace(slope, paths=problem.paths)  # as the user knows them
-        second, _ = checked(slope, claim(slope, None, random_cotangent=False), EXACT)
+        second = _second_order(problem, claimed, measurement, checked, key)
+    if isinstance(second, str):
+        verdict = worst_verdict([report.verdict, "inconclusive"])
+        return replace(report, notes=(*report.notes, f"second order: {second}"), verdict=verdict)
     verdict = worst_verdict([report.verdict, second.verdict])
     return replace(report, second_order=second, verdict=verdict)
 
@@ -181,6 +185,10 @@ def _checked(
         own_problem = problem if values is None else arithmetic.problem
         claim_dtype = _coarsest_dtype_of(claimed, own_problem)
     check = ClaimCheck(problem, claimed, measurement, values, threshold, None, claim_dtype)
+    if problem.black_box is not None and not check.agrees:
+        with arithmetic.enabled():
+            measurement = measurement.at_all_steps()
+        check = replace(check, measurement=measurement)
     if claim_dtype is not None and _is_narrower(claim_dtype, problem.leaves):
         notes = (*notes, f"the claimed gradient passes through {claim_dtype}")
     if claimed.function is None:
@@ -209,11 +217,33 @@ def _is_narrower(dtype: np.dtype[Any], leaves: Leaves) -> bool:
     return eps_of(dtype) > max(eps_of(leaf.dtype) for leaf in leaves)
 
 
+def _second_order(
+    problem: Problem,
+    claimed: Claim,
+    measurement: Measurement,
+    checked: Callable[..., tuple[GradientReport, Measurement]],
+    key: Array | None,
+) -> GradientReport | str:
+    """The report on the gradient of the claimed gradient's slope, or why there is none."""
+    if claimed.tracing is None:
+        return "JAX cannot trace the claimed gradient"
+    if not all(np.isfinite(value).all() for value in claimed.values):
+        return "the claimed gradient is not finite"
+    point = problem.leaves, problem.held
+    try:
+        slope = pose(_slope_of(claimed, measurement), point, 0, None, key)
+        slope = replace(slope, paths=problem.paths)  # as the user knows them
+        return checked(slope, claim(slope, None, random_cotangent=False), EXACT)[0]
+    except NoDerivativeError as error:
+        return error.reason
+    except Exception as error:  # the user's rule need not have a derivative
+        return one_line(error)
+
+
 def _slope_of(claimed: Claim, measurement: Measurement) -> Callable[[Leaves, Held], Array]:
     """⟨∇φ, v⟩ for a random direction v, as a function of the point: its gradient is Hv."""
     function = claimed.function
-    if function is None:
-        raise ValueError("grads: got values, expected a function, for order=2")
+    assert function is not None
     units = [d[0] / size for d, size in zip(measurement.directions, measurement.sizes, strict=True)]
 
     def slope(leaves: Leaves, held: Held) -> Array:
@@ -321,6 +351,8 @@ def _varies(function: Callable[..., Any], problem: Problem) -> bool:
 
 def _differ(first: Any, second: Any) -> bool:
     """Whether two arrays differ by more than the order of summation, which threads may change."""
+    if np.asarray(first).dtype == jax.dtypes.float0:  # the slope of an integer
+        return False
     ours, theirs = (np.asarray(array, np.float64) for array in (first, second))
     eps = eps_of(np.asarray(first).dtype)
     return norm(ours - theirs) > 1000 * eps * norm(ours)
@@ -331,14 +363,17 @@ def _under_vmap(
 ) -> tuple[list[LeafVerdict], list[str]]:
     """A claim whose ``vmap`` disagrees with a loop fails; with the exceptions that vmap raises."""
     black_box = check.problem.black_box is not None
-    if black_box or check.float64_values is None or check.claim.gradient is None:
+    if black_box or check.float64_values is None or check.claim.tracing is None:
         return verdicts, []
     points = [
         check.measurement.nearby_point(Purpose.POINTS_FOR_VMAP, index, NEARBY) for index in range(2)
     ]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
+    assert check.claim.gradient is not None  # it has been traced
     try:
-        trees = under_vmap(check.claim.gradient)(stacked, check.measurement.arithmetic.problem.held)
+        trees = under_vmap(check.claim.gradient, check.claim.tracing)(
+            stacked, check.measurement.arithmetic.problem.held
+        )
     except Exception as error:  # a callback, say, need not have a rule for vmap
         return verdicts, [f"vmap of the gradient raises {one_line(error)}"]
     judged = list(verdicts)

@@ -256,7 +256,7 @@ def _measure(gradient: FailedGradient, windows: Sequence[Window]) -> tuple[np.nd
     rows = [measurement.rows(index) for index in range(len(gradient.claimed))]
     steps = [float(np.median(measurement.slopes.step[own])) * RATIO**2 for own in rows]
     reach = np.array([step * size for step, size in zip(steps, measurement.sizes, strict=True)])
-    sigma = np.array([np.max(measurement.samples.sigma[own]) for own in rows])
+    sigma = np.array([np.max(np.min(measurement.samples.sigma[own], axis=1)) for own in rows])
     which = np.array(windows)[:, 0]
     problem = measurement.arithmetic.problem
     samples = sample_windows(

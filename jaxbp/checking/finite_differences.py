@@ -15,6 +15,7 @@ at x shows as a second difference that shrinks like t instead of t².
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from itertools import chain
+from math import comb
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -29,9 +30,9 @@ JOINTLY = -1  # in place of a leaf's index: all leaves move at once
 _COLUMNS = 3  # of the extrapolation table, beyond the differences themselves
 _ROUNDING_STEPS = 4  # at the smallest steps a smooth function changes far less than its rounding
 _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference is the curvature
-_LARGER_STEP = 9  # index of a step, 4e-6, at which a change shows in float32 as well
 _WINDOW_STEPS = 6
 EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
+_AROUND = 6  # values around a step, whose fifth differences are rounding
 _ANOTHER_ANSWER = 0.01  # of a value: float32's rounding of it is smaller
 _ALIKE = 0.9  # of such large differences agree where f has another answer
 _SIGMAS = 4.0  # standard deviations of rounding in an error bar
@@ -49,7 +50,7 @@ class Samples(NamedTuple):
     center: np.ndarray  # (N,) f(x)
     plus: np.ndarray  # (N, T) f(x + t d)
     minus: np.ndarray  # (N, T) f(x - t d)
-    sigma: np.ndarray  # (N,) standard deviation of the rounding in a value
+    sigma: np.ndarray  # (N, T) standard deviation of the rounding in a value at each step
 
     def take(self, rows: slice) -> "Samples":
         """The samples of some of the lines."""
@@ -64,7 +65,7 @@ class Samples(NamedTuple):
 class Slopes(NamedTuple):
     """The measured derivative f'(x; d) of each line, with all that is known of its error."""
 
-    value: np.ndarray  # (N,)
+    value: np.ndarray  # (N,); 0 where nothing could be measured
     error: np.ndarray  # (N,) the error bar; inf where nothing could be measured
     converged: np.ndarray  # (N,) whether the error bar is rounding, or far below the value
     step: np.ndarray  # (N,) the smallest step that the value was made of
@@ -128,31 +129,48 @@ def sample_lines(
     fixed = leaves, held, directions
     values = _evaluate(f, _along_line, fixed, lines[:, 1:], moving, steps, chunk)
     samples = _samples(values, steps, eps, np.zeros(len(lines)))
-    return samples._replace(sigma=np.maximum(_rounding(samples, lines[:, 0]), floor))
+    return with_rounding(samples, np.maximum(_rounding(samples, lines[:, 0]), floor))
 
 
-def stands_still(samples: Samples) -> bool:
-    """Whether f has one value at all of the smallest steps, where its slope at larger ones would
-    show in float64: it computes in float32 what it returns in float64."""
-    smallest, center = slice(-2, None), samples.center[:, None]
-    change = np.abs(samples.plus - samples.minus)[:, _LARGER_STEP, None]
-    expected = change * samples.steps[smallest] / samples.steps[_LARGER_STEP]
-    visible = expected > 16 * samples.eps * np.abs(center)
-    still = (samples.plus == center) & (samples.minus == center)
-    return bool(visible.any()) and float(np.mean(still[:, smallest], where=visible)) > 0.5
+def with_rounding(samples: Samples, sigma: np.ndarray) -> Samples:
+    """Samples with a larger σ, (N,) or (N, T), where theirs is smaller."""
+    return samples._replace(sigma=np.maximum(samples.sigma, sigma.reshape(len(sigma), -1)))
 
 
-def in_float32_steps(samples: Samples, groups: np.ndarray) -> Samples:
-    """The samples at the steps that float32 can tell apart, with the rounding seen at these."""
-    eps = float(np.finfo(np.float32).eps)
+def joined(larger: Samples, smaller: Samples, groups: np.ndarray, floor: np.ndarray) -> Samples:
+    """Samples at larger and at smaller steps along the same lines, with the rounding of all."""
+    steps = np.append(larger.steps, smaller.steps)
+    plus = np.hstack([larger.plus, smaller.plus])
+    minus = np.hstack([larger.minus, smaller.minus])
+    both = larger._replace(steps=steps, plus=plus, minus=minus, sigma=np.zeros_like(plus))
+    return with_rounding(both, np.maximum(_rounding(both, groups), floor))
+
+
+def first_still_step(samples: Samples) -> int | None:
+    """The index of the step from which on f stands still, along most lines, though it changes so
+    much at the step before that this would show; None if it does not, or at fewer than three."""
+    center = samples.center[:, None]
+    still = np.mean((samples.plus == center) & (samples.minus == center), axis=0) > 0.5
+    moving = np.flatnonzero(~still)
+    if not len(moving) or len(still) - moving[-1] <= 3:
+        return None
+    last = int(moving[-1])
+    change = np.maximum(np.abs(samples.plus - center), np.abs(samples.minus - center))[:, last]
+    shows = np.median(change) / RATIO**2 > 16 * samples.eps * np.abs(samples.center[0])
+    return last + 1 if shows else None
+
+
+def at_larger_steps(samples: Samples, groups: np.ndarray, eps: float) -> Samples:
+    """The samples at the steps that a coarser dtype tells apart, with the rounding seen there."""
     steps = slice(len(step_sizes(eps)))
     coarse = samples._replace(
         steps=samples.steps[steps],
         eps=eps,
         plus=samples.plus[:, steps],
         minus=samples.minus[:, steps],
+        sigma=np.zeros_like(samples.plus[:, steps]),
     )
-    return coarse._replace(sigma=_rounding(coarse, groups))
+    return with_rounding(coarse, _rounding(coarse, groups))
 
 
 def rounding_by_float32(
@@ -173,7 +191,7 @@ def rounding_by_float32(
     alike = np.abs(gap - usual) <= 0.1 * abs(usual)
     another = large & (np.mean(alike, where=large) > _ALIKE if large.any() else False)
     eps = np.finfo(np.float64).eps / np.finfo(np.float32).eps
-    sigma = _pooled(np.where(finite & ~another, gap * eps, 0.0)[:, 1:], groups)
+    sigma = pooled(np.where(finite & ~another, gap * eps, 0.0)[:, 1:], groups)
     return sigma, bool(another[:, 0].all())
 
 
@@ -312,6 +330,7 @@ def _one_by_one(
 
 def _samples(values: np.ndarray, steps: np.ndarray, eps: float, sigma: np.ndarray) -> Samples:
     center, plus, minus = np.split(values, [1, 1 + len(steps)], axis=1)
+    sigma = np.broadcast_to(sigma[:, None], plus.shape)
     return Samples(steps, eps, center[:, 0], plus, minus, sigma)
 
 
@@ -322,11 +341,81 @@ def _rounding(samples: Samples, groups: np.ndarray) -> np.ndarray:
     even = (samples.plus - 2 * samples.center[:, None] + samples.minus)[:, smallest]
     odd = (samples.plus - samples.minus)[:, smallest] / 2
     left = odd[:, :-1] - RATIO * odd[:, 1:]
-    sigma = np.maximum(_pooled(even, groups) / 6**0.5, _pooled(left, groups) / 8.5**0.5)
+    sigma = np.maximum(pooled(even, groups) / 6**0.5, pooled(left, groups) / 8.5**0.5)
     return np.asarray(np.maximum(sigma, samples.eps / 2 * np.abs(samples.center)))
 
 
-def _pooled(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+# Rounding that depends on the step
+
+
+def contradicted(samples: Samples, slopes: Slopes) -> np.ndarray:
+    """Whether differences at larger steps agree on another slope than that measured (N,).
+
+    A kink near the point makes them do so, and then the smaller steps are right.  A quotient whose
+    numerator cancels, like (eˣ - 1)/x, does so as well: its rounding grows like 1/t, down to a step
+    below which the numerator is 0 or does not change, and then the larger steps are right.
+    """
+    with np.errstate(all="ignore"):
+        central = (samples.plus - samples.minus) / (2 * samples.steps)
+        runs = np.stack([central[:, :-2], central[:, 1:-1], central[:, 2:]])
+        apart = np.min(np.abs(runs - slopes.value[:, None]), axis=0)
+        agree = np.ptp(runs, axis=0) <= 0.05 * apart
+    above = samples.steps[2:] > RATIO * slopes.step[:, None]
+    return np.asarray(np.any(above & agree & (apart > 4 * slopes.error[:, None]), axis=1))
+
+
+def steps_around(steps: np.ndarray) -> np.ndarray:
+    """Some steps close to each step, (T J,)."""
+    return np.ravel(steps[:, None] * (1 + np.arange(_AROUND) / 16))
+
+
+def rounding_at_each_step(
+    samples: Samples, slopes: Slopes, around: Samples, floor: np.ndarray, groups: np.ndarray
+) -> Samples:
+    """Samples with a σ for each step, along the lines where this tells more.
+
+    samples: the samples, with one σ for all steps.
+    slopes: the slopes measured by them.
+    around: samples at ``steps_around``.
+    floor: (N,) a lower bound of σ.
+    groups: (N,) numbers that lines share over which σ is pooled.
+    """
+    known = np.maximum(floor, samples.eps / 2 * np.abs(samples.center))
+    by_step = np.maximum(_sigma_by_step(around, groups), known[:, None])
+    anew = extrapolate(samples._replace(sigma=by_step))
+    chosen = np.argmin(np.abs(samples.steps - slopes.step[:, None]), axis=1)[:, None]
+    there = [np.take_along_axis(sigma, chosen, axis=1)[:, 0] for sigma in (by_step, samples.sigma)]
+    rounds = there[0] > 2 * _SIGMAS * there[1]
+    better = np.where(contradicted(samples, slopes), rounds, anew.error < slopes.error)
+    return samples._replace(sigma=np.where(better[:, None], by_step, samples.sigma))
+
+
+def _sigma_by_step(around: Samples, groups: np.ndarray) -> np.ndarray:
+    """σ (N, T) by the values around each step: the last differences of equidistant values, in which
+    a smooth f leaves next to nothing.  Pooled over each group of lines.
+
+    Rounding that grows as the steps shrink ends where f does not change at all: there the last σ
+    holds.  A kink is met suddenly; what curvature leaves is gone a few steps further.
+    """
+    count = len(around.center)
+    with np.errstate(all="ignore"):
+        left = [
+            np.diff(values.reshape(count, -1, _AROUND), _AROUND - 1)
+            for values in (around.plus, around.minus)
+        ]
+    both = np.concatenate(left, axis=2)  # (N, T, 2)
+    both = np.where(np.isfinite(both), both, 0.0) / np.sqrt(comb(2 * _AROUND - 2, _AROUND - 1))
+    found = np.stack([pooled(both[:, step], groups) for step in range(both.shape[1])], axis=1)
+    sigma = np.zeros_like(found)
+    for step in range(1, found.shape[1]):
+        here, last = found[:, step], sigma[:, step - 1]
+        sudden = here > RATIO**3 * found[:, step - 1]
+        gone = (here > 0) & (here < last / 8)
+        sigma[:, step] = np.where(sudden, last, np.where(gone, here, np.maximum(here, last)))
+    return sigma
+
+
+def pooled(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """The root mean square of all rows (N, ·) of a group, for each row."""
     result = np.empty(len(values))
     for group in np.unique(groups):
@@ -354,7 +443,7 @@ def rounding_bar(samples: Samples) -> np.ndarray:
     second = np.where(np.isfinite(second), second, np.inf)[:, _CURVATURE_STEPS]
     curvature = np.min(second, axis=1)
     of_x = _SIGMAS * samples.eps * np.where(np.isfinite(curvature), curvature, 0)
-    return np.asarray(_SIGMAS * samples.sigma[:, None] / samples.steps + of_x[:, None])
+    return np.asarray(_SIGMAS * samples.sigma / samples.steps + of_x[:, None])
 
 
 def _limit(
@@ -394,5 +483,6 @@ def _limit(
     value, error, spread, bar, step = (
         np.take_along_axis(array, best, axis=1)[:, 0] for array in (entry, error, spread, bar, step)
     )
+    value = np.where(np.isfinite(error), value, 0.0)
     converged = np.isfinite(error) & ((spread <= 4 * bar) | (spread <= 0.01 * np.abs(value)))
     return value, error, converged, step

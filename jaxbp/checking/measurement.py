@@ -17,19 +17,27 @@ from jaxbp.checking.finite_differences import (
     Leaves,
     Samples,
     Slopes,
+    at_larger_steps,
+    contradicted,
     extrapolate,
-    in_float32_steps,
+    first_still_step,
+    joined,
+    magnitude,
+    pooled,
+    rounding_at_each_step,
     rounding_by_float32,
     sample_lines,
-    stands_still,
     step_sizes,
+    steps_around,
+    with_rounding,
 )
 from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
 from jaxbp.checking.problem import Problem, Purpose
+from jaxbp.checking.verdicts import NEGLIGIBLE, TELLING, THRESHOLDS
 from jaxbp.text import one_line
 
 _RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
-_CALLS_AT_THE_POINT = 3  # once in float32, and twice for whether f has the same value each time
+_DTYPES = (np.float32, np.float16, jnp.bfloat16)  # that a black box may compute in unseen
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
@@ -102,7 +110,7 @@ def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int 
         leaves = len(problem.leaves)
         lines = directions * (1 if leaves == 1 else leaves + 1)  # one leaf is all leaves
         calls = points * sum(1 + 2 * lines * len(each) for each in steps)
-        problem.black_box.require(calls + _CALLS_AT_THE_POINT)
+        problem.black_box.require(calls + 1)  # and once before float32
 
 
 @dataclass(frozen=True)
@@ -152,8 +160,13 @@ class Measurement:
 
     def require(self, points: int) -> None:
         """Raise ValueError where f may not be called often enough to measure at more points."""
-        problem, count = self.arithmetic.problem, len(self.directions[0])
-        _require(problem, count, _steps(problem, self.arithmetic.eps), points=points)
+        count = len(self.directions[0])
+        _require(self.arithmetic.problem, count, self.samples.steps, points=points)
+
+    def at_all_steps(self) -> "Measurement":
+        """The slopes by the smallest steps too, which a black box in float64 is spared at first."""
+        samples = _at_all_steps(self.arithmetic, self.directions, self.samples, self.floor)
+        return replace(self, samples=samples, slopes=extrapolate(samples))
 
     def in_own_dtype(self, problem: Problem) -> "Measurement":
         """The slopes of f in its arguments' own dtypes, where it has another value."""
@@ -166,9 +179,8 @@ class Measurement:
         """The slopes along the same lines through another point, in the same arithmetic, which the
         caller enables."""
         problem, eps = replace(self.arithmetic.problem, leaves=leaves), self.arithmetic.eps
-        samples = _sample(
-            problem, self.directions, _steps(problem, eps), eps, self.chunk, self.floor
-        )
+        steps = self.samples.steps
+        samples = _sample(problem, self.directions, steps, eps, self.chunk, self.floor)
         return replace(self, samples=samples, slopes=extrapolate(samples))
 
 
@@ -197,25 +209,76 @@ def measure(
         samples = _sample(problem, drawn, _steps(problem, eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
-    if problem.black_box is not None and in_float64 and stands_still(samples):
-        arithmetic, coarse = replace(arithmetic, dtype=np.dtype(np.float32)), None
-        samples = in_float32_steps(samples, _lines(drawn)[:, 0])
+    groups = _lines(drawn)[:, 0]
+    inner = _dtype_inside(arithmetic, drawn, samples)
+    if inner != arithmetic.dtype:
+        arithmetic, coarse = replace(arithmetic, dtype=inner), None
+        samples = at_larger_steps(samples, groups, arithmetic.eps)
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
-        floor, two_answers = rounding_by_float32(samples, coarse, _lines(drawn)[:, 0])
-        samples = samples._replace(sigma=np.maximum(samples.sigma, floor))
+        floor, two_answers = rounding_by_float32(samples, coarse, groups)
+        samples = with_rounding(samples, floor)
+    slopes = extrapolate(samples)
+    if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
+        samples = _at_all_steps(arithmetic, drawn, samples, floor)
+        slopes = extrapolate(samples)
+    noisy = problem.black_box is not None and not problem.tracing.deterministic
+    if not noisy and _doubtful(samples, slopes, arithmetic.dtype, groups):
+        _require(problem, len(drawn[0]), steps_around(samples.steps))
+        with arithmetic.enabled():
+            around = _sample(problem, drawn, steps_around(samples.steps), eps, chunk)
+        samples = rounding_at_each_step(samples, slopes, around, floor, groups)
+        slopes = extrapolate(samples)
     return Measurement(
         arithmetic=arithmetic,
         sizes=sizes,
         directions=drawn,
         samples=samples,
-        slopes=extrapolate(samples),
+        slopes=slopes,
         floor=floor,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
         two_answers=two_answers,
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )
+
+
+def _at_all_steps(
+    arithmetic: Arithmetic, directions: Leaves, samples: Samples, floor: np.ndarray
+) -> Samples:
+    """Samples at the smallest steps as well."""
+    left = step_sizes(arithmetic.eps)[len(samples.steps) :]
+    if not len(left):
+        return samples
+    _require(arithmetic.problem, len(directions[0]), left)
+    with arithmetic.enabled():
+        smaller = _sample(arithmetic.problem, directions, left, arithmetic.eps, None)
+    return joined(samples, smaller, _lines(directions)[:, 0], floor)
+
+
+def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) -> np.dtype[Any]:
+    """The dtype in which a black box computes what it returns in a finer one, by its stairs: it
+    stands still at small steps, beside another point as well, where a flat piece would end."""
+    still = first_still_step(samples)
+    if arithmetic.problem.black_box is None or still is None or still < 2:
+        return arithmetic.dtype
+    there = still - 2
+    beside = samples.steps[there] + samples.steps[-1]
+    with arithmetic.enabled():
+        steps = np.array([beside, 2 * beside])
+        moved = _sample(arithmetic.problem, directions, steps, samples.eps, None)
+    if np.mean(moved.plus[:, 0] == samples.plus[:, there]) <= 0.5:
+        return arithmetic.dtype
+    coarser = [np.dtype(dtype) for dtype in _DTYPES if eps_of(dtype) > samples.eps]
+    fitting = [dtype for dtype in coarser if len(step_sizes(eps_of(dtype))) <= still]
+    return [*fitting, *coarser[-1:], arithmetic.dtype][0]
+
+
+def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
+    """Whether some slope is not measured well enough to tell, or larger steps tell another."""
+    size = np.maximum(pooled(slopes.value[:, None], groups), NEGLIGIBLE * magnitude(samples))
+    coarse = slopes.error > TELLING * THRESHOLDS[dtype.itemsize] * size
+    return bool(np.any(coarse | contradicted(samples, slopes)))
 
 
 def _drawn(problem: Problem, sizes: Sequence[float], count: int) -> tuple[np.ndarray, ...]:

@@ -8,6 +8,7 @@ The leaves are the floating point arrays in the arguments that ``argnums`` names
 integers and random keys among it, is held as it is.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -49,6 +50,8 @@ class Objective:
     roles: str  # of their leaves, a letter each: m moves, h held, c constant
     constants: tuple[Any, ...] = field(compare=False)  # Python values and functions: never traced
     keys: tuple[Any, ...]  # stand for the constants in comparisons
+    program: Callable[[Leaves, Held], Any] | None = field(default=None, compare=False)
+    # its results under jit, without a cotangent: a plain f is traced once in each width
 
     def arguments(self, leaves: Leaves, held: Held) -> Any:
         """The arguments of f, put together again."""
@@ -57,6 +60,8 @@ class Objective:
 
     def results(self, leaves: Leaves, held: Held) -> Any:
         """The value of f, a tree."""
+        if self.program is not None:
+            return self.program(leaves, held._replace(cotangent=None))
         return self.f(*self.arguments(leaves, held))
 
     def __call__(self, leaves: Leaves, held: Held) -> Array:
@@ -196,35 +201,54 @@ def pose(
         constants=tuple(constants),
         keys=tuple(map(_key, constants)),
     )
-    held = Held(tuple(arrays), None)
+    point = tuple(leaves), Held(tuple(arrays), None)
     posed: Objective | BlackBox = objective
-    refusal: Exception | None = None
-    tensors = any(map(is_tensor, (*given[0], *given[1])))
-    try:
-        tracing = None if tensors else trace_twice(objective.results, tuple(leaves), held)
-    except Exception as error:  # what is no JAX may raise anything
-        tracing, refusal = None, error
+    tracing, refusal = _traced(objective, point, any(map(is_tensor, (*given[0], *given[1]))))
     if tracing is None:
-        leaves, held = list(map(in_numpy, leaves)), Held(tuple(map(in_numpy, arrays)), None)
-        posed, result = called_plainly(
-            objective, given, (tuple(leaves), held), max_evaluations, refusal
-        )
-        if cotangent is None and [leaf.size for leaf in jax.tree.leaves(result)] == [1]:
-            result = jax.tree.leaves(result)[0].reshape(())  # of shape (1, 1), say
-        tracing = Tracing(None, result, deterministic=False, numpy_constants=False)
+        point = tuple(map(in_numpy, leaves)), Held(tuple(map(in_numpy, arrays)), None)
+        posed, tracing = _called(objective, given, point, max_evaluations, refusal, cotangent)
+    elif tracing.deterministic and objective.f is not f:
+        posed = replace(objective, program=tracing.program)
     seed = (0,) if key is None else tuple(map(int, np.ravel(jax.random.key_data(key))))
     return Problem(
         objective=posed,
-        leaves=tuple(leaves),
+        leaves=point[0],
         paths=tuple(paths),
         fixed=fixed,
-        held=held._replace(cotangent=_cotangent(cotangent, tracing.result, seed)),
+        held=point[1]._replace(cotangent=_cotangent(cotangent, tracing.result, seed)),
         roots=roots,
         single=isinstance(argnums, int),
         tracing=tracing,
         seed=seed,
         refusal="" if refusal is None else one_line(refusal),
     )
+
+
+def _traced(
+    objective: Objective, point: tuple[Leaves, Held], tensors: bool
+) -> tuple[Tracing | None, Exception | None]:
+    """What JAX makes of f, or what it raises; neither of PyTorch's tensors."""
+    try:
+        return (None if tensors else trace_twice(objective.results, *point)), None
+    except Exception as error:  # what is no JAX may raise anything
+        return None, error
+
+
+def _called(
+    objective: Objective,
+    given: tuple[list[Any], list[Any]],
+    point: tuple[Leaves, Held],
+    max_evaluations: int | None,
+    refusal: Exception | None,
+    cotangent: Any,
+) -> tuple[BlackBox, Tracing]:
+    """The black box that f is, and what two calls tell of it; raises f's own exception."""
+    box, result = called_plainly(objective, given, point, max_evaluations, refusal)
+    first, again = map(jax.tree.leaves, (result, box.results(*point)))
+    same = all(map(np.array_equal, first, again))
+    if cotangent is None and [leaf.size for leaf in first] == [1]:
+        result = first[0].reshape(())  # of shape (1, 1), say
+    return box, Tracing(None, result, deterministic=same, numpy_constants=False)
 
 
 def _is_float(path: str, leaf: Any) -> bool:
@@ -283,6 +307,23 @@ def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...
 # The claim
 
 
+class NoDerivativeError(TypeError):
+    """A function that JAX cannot differentiate; the reason is by the exception that JAX raises.
+
+    >>> missing = NotImplementedError("Differentiation rule for 'igamma_grad_a' not implemented")
+    >>> NoDerivativeError(missing).reason
+    'JAX has no derivative of igamma_grad_a'
+    """
+
+    def __init__(self, error: Exception) -> None:
+        missing = re.match(r"(?:Differentiation|Transpose) rule .*for '(\w+)' not", str(error))
+        self.reason = f"JAX has no derivative of {missing[1]}" if missing else one_line(error)
+        super().__init__(
+            "f: got a function that JAX cannot differentiate, expected grads or one that it can "
+            f"({self.reason})"
+        )
+
+
 @dataclass(frozen=True)
 class GradientFunction:
     """A claimed gradient as a function of (leaves, held): ∇φ by ``jax.grad``, or the user's."""
@@ -327,7 +368,8 @@ class Claim:
 def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     """The claimed gradient: ``jax.grad``'s without grads, else that of the function or the tree.
 
-    Raises ValueError or TypeError, naming the leaf, for a tree that is not like the arguments.
+    Raises ValueError or TypeError, naming the leaf, for a tree that is not like the arguments, and
+    NoDerivativeError where JAX cannot differentiate f.
     """
     if grads is not None and random_cotangent and problem.held.cotangent is not None:
         raise ValueError(
@@ -351,7 +393,13 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
         tracing = trace_twice(gradient, problem.leaves, problem.held) if traced else None
     except UNTRACEABLE:  # NumPy homework, say
         tracing = None
-    tree_of = gradient if tracing is None else compiled(gradient)
+    except (NotImplementedError, TypeError, ValueError) as error:  # as JAX has them
+        if grads is not None:
+            raise
+        raise NoDerivativeError(error) from error
+    tree_of: Callable[[Leaves, Held], Any] = gradient
+    if tracing is not None and tracing.program is not None:
+        tree_of = compiled(gradient) if gradient.reused else tracing.program
     tree = tree_of(problem.leaves, problem.held)
     if grads is None:
         return Claim(tuple(map(np.asarray, tree)), tree_of, gradient, tracing)
@@ -371,15 +419,13 @@ def numpy_constants(problem: Problem, claimed: Claim) -> bool:
 
 
 def compiled(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
-    """The gradient under jit, where it is not already."""
-    if gradient.grads is not None and gradient.reused:
-        return gradient
-    return _jitted(gradient) if gradient.reused else jax.jit(partial(gradient))
+    """A gradient that is reused, under jit where it is not already."""
+    return _jitted(gradient) if gradient.grads is None else gradient
 
 
-def under_vmap(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+def under_vmap(gradient: GradientFunction, tracing: Tracing) -> Callable[[Leaves, Held], Any]:
     """The gradient at many points at once: leaves with a leading axis."""
-    return _vmapped(gradient) if gradient.reused else _vmapped.__wrapped__(gradient)
+    return _vmapped(gradient) if gradient.reused else _vmapped.__wrapped__(tracing.program)
 
 
 @lru_cache(maxsize=32)
@@ -388,7 +434,7 @@ def _jitted(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
 
 
 @lru_cache(maxsize=32)
-def _vmapped(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+def _vmapped(gradient: Callable[[Leaves, Held], Any]) -> Callable[[Leaves, Held], Any]:
     return jax.jit(jax.vmap(partial(gradient), in_axes=(0, None)))
 
 

@@ -28,8 +28,8 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 
 #: τ by the coarser of two dtypes, that of the function and that of the claim, in bytes a number
 THRESHOLDS = {8: 1e-6, 4: 1e-4, 2: 3e-2, 1: 0.5}
-_TELLING = 10.0  # times τ: up to such an error bar, agreement counts as evidence
-_NEGLIGIBLE = 1e-6  # of |f|: a slope of zero counts as measured with such an error bar
+TELLING = 10.0  # times τ: up to such an error bar, agreement counts as evidence
+NEGLIGIBLE = 1e-6  # of |f|: a slope of zero counts as measured with such an error bar
 _ORDER_STEPS = 3  # from which the order of a Taylor remainder is read, its smallest
 
 
@@ -96,15 +96,15 @@ def agreement(
         claimed, slopes.value, half_jump, rounding.lowest, rounding.highest
     )
     resolution = slopes.error + rounding.half_width
-    negligible = zero & (slopes.error <= _NEGLIGIBLE * magnitude(samples))
+    negligible = zero & (slopes.error <= NEGLIGIBLE * magnitude(samples))
     return Agreement(
         explained=explained,
         discrepancy=discrepancy,
-        passed=negligible | (usual <= tolerance) & (resolution <= _TELLING * tolerance),
+        passed=negligible | (usual <= tolerance) & (resolution <= TELLING * tolerance),
         failed=(discrepancy - slopes.error > tolerance)
         & slopes.converged
         & (discrepancy > 4 * _bar_at_next_step(samples, slopes))
-        & ~_confirmed(claimed - explained, samples, discrepancy, tolerance),
+        & ~_confirmed(claimed - explained, samples, slopes, discrepancy, tolerance),
         kinked=kinked,
         subgradient=kinked & (discrepancy <= slopes.error),
     )
@@ -131,16 +131,21 @@ def _bar_at_next_step(samples: Samples, slopes: Slopes) -> np.ndarray:
 
 
 def _confirmed(
-    claimed: np.ndarray, samples: Samples, discrepancy: np.ndarray, tolerance: float
+    claimed: np.ndarray,
+    samples: Samples,
+    slopes: Slopes,
+    discrepancy: np.ndarray,
+    tolerance: float,
 ) -> np.ndarray:
-    """Whether at some step, with an error bar small enough, the difference quotient is the claimed
-    slope up to rounding: then a kink, which larger steps pass over, made these differ."""
+    """Whether at some step smaller than those measured by, and with an error bar small enough, the
+    difference quotient is the claimed slope up to rounding: a kink between made these differ."""
     with np.errstate(all="ignore"):
         differences = (samples.plus - samples.minus) / (2 * samples.steps)
         bar = rounding_bar(samples)
         telling = bar < discrepancy[:, None] / 4
         agrees = np.abs(differences - claimed[:, None]) <= bar + tolerance
-    return np.asarray(np.any(telling & agrees, axis=1))
+    smaller = samples.steps < slopes.step[:, None]
+    return np.asarray(np.any(smaller & telling & agrees, axis=1))
 
 
 class Order(NamedTuple):
