@@ -123,8 +123,9 @@ def test_examples_run_and_print_what_they_say(code, below, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
     pytest.importorskip("safetensors")
-    if "dp_accounting" in code:
-        pytest.importorskip("dp_accounting")
+    for name in ("dp_accounting", "torch"):
+        if name in code:
+            pytest.importorskip(name)
     exec(compile(code, "a page", "exec"), {"__name__": "page"})
     printed = capsys.readouterr().out.splitlines()
     promised = re.findall(r"^(?:print.*  )?# (.*)$", code, re.MULTILINE)

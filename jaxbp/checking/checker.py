@@ -206,9 +206,14 @@ def _checked(
 
 
 def _coarsest_dtype_of(claimed: Claim, problem: Problem) -> np.dtype[Any] | None:
-    """The coarsest dtype on the claim's way, its rules opened; None for what JAX cannot trace."""
-    if claimed.tracing is None or claimed.function is None:
+    """The coarsest dtype on the claim's way, its rules opened, or of the values of a function that
+    JAX cannot trace; None for values alone."""
+    if claimed.function is None:
         return None
+    if claimed.tracing is None:
+        values = claimed.function(problem.leaves, problem.held)
+        coarsest: np.dtype[Any] = max((np.asarray(value).dtype for value in values), key=eps_of)
+        return coarsest
     moving = len(problem.leaves)
     return coarsest_dtype(claimed.function, problem.leaves, problem.held, moving=moving)
 
@@ -286,11 +291,12 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         for path, dtype in check.problem.fixed.items()
         if path not in not_differentiable
     ]
+    black_box = check.problem.black_box
     raised = [*measurement.notes, *notes, *(note for found in verdicts for note in found.notes)]
+    raised += [] if black_box is None else black_box.notes()
     value_mistake = wrong_value(check)
     products = [] if check.claimed_products is None else [str(check.claimed_products)]
     products += check.in_own_dtype.product_rounding[1]
-    black_box = check.problem.black_box
     return GradientReport(
         leaves=tuple(leaves),
         joint=joint,

@@ -105,7 +105,7 @@ class Problem:
     single: bool  # whether argnums is one number, so that the gradient is not a tuple
     tracing: Tracing  # of f
     seed: tuple[int, ...]
-    refusal: str = ""  # why JAX cannot trace a black box
+    refusal: str  # why a black box has no gradient of its own
 
     @property
     def black_box(self) -> BlackBox | None:
@@ -173,7 +173,8 @@ def pose(
     fixed, roles = {}, ""
     for position, (name, arg) in enumerate(zip(names, args, strict=True)):
         for path, own in named_leaves(arg, name).items():
-            leaf = to_numpy(own) if is_foreign(own) else own
+            moves = position in positions and is_foreign(own)
+            leaf = to_numpy(own) if moves or is_tensor(own) else own
             if position in positions and _is_float(path, leaf):
                 _check_finite(path, leaf)
                 role = "m"
@@ -220,7 +221,11 @@ def pose(
         single=isinstance(argnums, int),
         tracing=tracing,
         seed=seed,
-        refusal="" if refusal is None else one_line(refusal),
+        refusal=(
+            "not all arguments are tensors"
+            if refusal is None
+            else f"JAX cannot trace f ({one_line(refusal)})"
+        ),
     )
 
 
@@ -379,8 +384,8 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     black_box = problem.black_box
     if grads is None and black_box is not None and not black_box.differentiable:
         raise ValueError(
-            "grads: got None, expected the gradient, a tree of arrays or a function, as JAX cannot "
-            f"trace f ({problem.refusal or 'not all arguments are tensors'})"
+            "grads: got None, expected the gradient, a tree of arrays or a function, as "
+            f"{problem.refusal}"
         )
     if grads is not None and not callable(grads):
         tree = grads if black_box is None else jax.tree.map(to_numpy, grads)
@@ -471,6 +476,6 @@ def _check_dtypes(problem: Problem, values: Leaves) -> None:
     for path, leaf, value in zip(problem.paths, problem.leaves, values, strict=True):
         expected = jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
         got = jax.dtypes.canonicalize_dtype(np.asarray(value).dtype)
-        wider = problem.black_box is not None and jnp.issubdtype(got, np.floating)
-        if got != expected and not wider:
+        taken = problem.black_box is not None and jnp.issubdtype(got, np.floating)
+        if got != expected and not taken:
             raise TypeError(f"grads: {path}: got {got}, expected {expected}, as the argument's")
