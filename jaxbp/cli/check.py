@@ -129,10 +129,10 @@ def run(options: Check, console: Console) -> int:
         print(text, end="")
     if options.output is not None:
         options.output.write_text(text)
-        console.print(f"written to {options.output}")
+        console.print(f"written to {options.output}", soft_wrap=True)
     if options.plot is not None:
         step_curves(options.plot, report)
-        console.print(f"drawn in {options.plot}")
+        console.print(f"drawn in {options.plot}", soft_wrap=True)
     return _STATUS[record["verdict"]]
 
 
