@@ -261,6 +261,19 @@ def test_values_are_checked_like_functions():
     assert entry.expected == pytest.approx(float(values[2]))
 
 
+def test_a_missing_slope_is_found_in_either_layout_of_the_weights():
+    """A factor of each row where W has shape (O, I), of each column where it has shape (I, O)."""
+    w, x = np.linspace(-1, 1, 12).reshape(4, 3), np.array([0.5, -1.0, 2.0])
+    for line, weight, f in [
+        ("row", w, lambda w: np.sum(np.tanh(w @ x) ** 2)),
+        ("column", w.T, lambda w: np.sum(np.tanh(x @ w) ** 2)),
+    ]:
+        claimed = np.outer(2 * np.tanh(w @ x), x)
+        report = gradcheck(f, weight, grads=claimed if line == "row" else claimed.T)
+        assert report.diagnosis.startswith(f"each {line} is off by a factor of its own, 1")
+        assert report.diagnosis.endswith("a slope h'(a) is missing")
+
+
 def test_one_wrong_entry_of_a_large_leaf_is_found():
     """Of 1,200, more than are measured one by one."""
     x = np.linspace(0.3, 2.0, 1200, dtype=np.float32).reshape(40, 30)
