@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import lax
 
 import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
+from jaxbp.checking import jaxprs
 from jaxbp.checking.comparing import Entry
 from jaxbp.checking.finite_differences import Samples, Slopes, extrapolate, sample_lines, step_sizes
 from jaxbp.checking.measurement import Measurement
@@ -419,6 +421,25 @@ def test_what_changes_each_time_is_said(wrap):
     assert "non-deterministic: f has a different value each time" in report.diagnosis + str(report)
 
 
+@pytest.mark.parametrize("grads", [None, lambda x: 2 * x, lambda x: 3 * x])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_f_is_traced_twice_and_once_in_float64(wrap, grads):
+    """And so is a claim."""
+    traced = []
+
+    def f(x):
+        traced.append("f")
+        return jnp.sum(x**2)
+
+    def claim(x):
+        traced.append("claim")
+        return grads(x)
+
+    gradcheck(wrap(f), X, grads=grads and wrap(claim))
+    assert traced.count("f") <= 3
+    assert traced.count("claim") <= 3
+
+
 def test_memory_is_bounded_by_chunk_and_nothing_changes():
     reports = [gradcheck(square, X, chunk=chunk) for chunk in (None, 1, 7)]
     for report in reports[1:]:
@@ -573,6 +594,38 @@ def test_second_order():
     assert [leaf["path"] for leaf in record["leaves"]] == ["p['right']", "p['wrong']"]
 
 
+def test_a_second_order_that_cannot_be_had_is_noted():
+    """The first order's report is kept, and a check of both does not pass."""
+    gamma = jax.jit(lambda a: jax.scipy.special.gammainc(a, 2.0))
+    report = gradcheck(gamma, 1.4, order=2)
+    assert report.leaves[0].verdict == "pass"
+    assert (report.verdict, report.second_order) == ("inconclusive", None)
+    assert report.notes == ("second order: JAX has no derivative of igamma_grad_a",)
+    assert json.loads(json.dumps(report.to_dict()))["second_order"] is None
+    report = gradcheck(gamma, 1.4, grads=lambda a: 2 * jax.grad(gamma)(a), order=2)
+    assert report.verdict == "fail"
+    report = gradcheck(square, X, grads=lambda x: 2 * np.asarray(x), order=2)
+    assert report.verdict == "inconclusive"
+    assert report.notes == ("second order: JAX cannot trace the claimed gradient",)
+    report = gradcheck(square, X, grads=lambda x: x / 0, order=2)
+    assert report.verdict == "fail"
+    assert report.notes[-1] == "second order: the claimed gradient is not finite"
+
+
+def test_what_the_second_order_raises_is_noted():
+    @jax.custom_jvp
+    def slope(x):
+        return 3 * x**2
+
+    @slope.defjvp
+    def _(primals, tangents):
+        raise KeyError("no rule")
+
+    report = gradcheck(sum_of_cubes, X, grads=slope, order=2)
+    assert report.verdict == "inconclusive"
+    assert report.notes == ("second order: KeyError: 'no rule'",)
+
+
 # Reports
 
 
@@ -723,8 +776,8 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
         ),
         (
             lambda: gradcheck(lambda x: np.sum(np.asarray(x)), X),
-            TypeError,
-            "f: got a function that JAX cannot trace",
+            ValueError,
+            "grads: got None, expected the gradient, .* as JAX cannot trace f .TracerArrayConv",
         ),
         (
             lambda: gradcheck(square, X, grads=np.ones(5, "f4")),
@@ -756,6 +809,26 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
             ValueError,
             r"cotangent: got .*\(3,\).*, expected .*\(6,\)",
         ),
+        (
+            lambda: gradcheck(lambda a: lax.igamma_grad_a(a, 2.0), 1.4),
+            TypeError,
+            r"f: got a function that JAX cannot differentiate, expected grads .*has no derivative"
+            " of igamma_grad_a",
+        ),
+        (
+            lambda: gradcheck(lambda x: lax.while_loop(lambda y: y < 9, lambda y: y * y, x), 2.0),
+            TypeError,
+            r"f: got a function that JAX cannot diff.*\(ValueError: Reverse-mode differentiation",
+        ),
+        (
+            lambda: gradcheck(
+                square,
+                X,
+                grads=lambda x: lax.igamma_grad_a(x, x) + jax.grad(lax.igamma_grad_a)(1.4, 2.0),
+            ),
+            NotImplementedError,
+            "igamma_grad_a",
+        ),
         (lambda: gradcheck(square, X, threshold=2), ValueError, "threshold: got 2, expected a sha"),
         (
             lambda: gradcheck(square, X, chunk=0),
@@ -785,6 +858,24 @@ def test_bad_input_is_named(call, error, message):
 # Beside other libraries
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: lax.cond(x > 0, jnp.sin, jnp.cos, x),
+        jax.jit(lambda x: lax.switch(jnp.int32(x > 0), [jnp.cos, jnp.sin], x)),
+        lambda x: lax.while_loop(lambda y: y > 1e-2, lambda y: y * jnp.sin(y), x),
+    ],
+    ids=["cond", "switch in jit", "while"],
+)
+def test_the_gradient_of_a_graph_with_branches_is_a_claim(f):
+    """It cannot be traced, as the graph has the branch that is taken: it is called as it is."""
+    gradient = jaxbp.graph.grad(f)
+    report = gradcheck(f, 0.5, grads=gradient)
+    assert report.ok
+    assert report.notes == ()
+    assert gradcheck(f, 0.5, grads=lambda x: 2 * gradient(x)).diagnosis == "off by a factor of 2"
+
+
 def test_it_needs_jax_alone(python):
     """No rich, no matplotlib: for other people's tests."""
     code = (
@@ -795,22 +886,60 @@ def test_it_needs_jax_alone(python):
     assert out == "pass\n"
 
 
+INPUTS, LABELS = np.random.default_rng(0).normal(size=(5, 6)), np.arange(5) % 2
+
+
+def homework(w):
+    """A NumPy power is what JAX compiles in one width alone, if it remembers the array."""
+    return jnp.mean((jnp.sum(w**INPUTS, axis=1) - LABELS) ** 2)
+
+
+def gradient_of_homework(w):
+    residual = np.sum(np.asarray(w) ** INPUTS, axis=1) - LABELS
+    return 2 / 5 * residual @ (INPUTS * np.asarray(w) ** (INPUTS - 1))
+
+
 def test_numpy_homework_is_checked_too():
-    """The claim may be plain NumPy; f may close over 64-bit arrays, and works as before after.
-
-    Last, for JAX's caches are cleared on the way.
-    """
-    inputs, labels = np.random.default_rng(0).normal(size=(5, 6)), np.arange(5) % 2
-
-    def f(w):
-        return jnp.mean((inputs @ w - labels) ** 2)
+    """The claim may be plain NumPy; f may close over 64-bit arrays, and works as before after."""
 
     def grads(w):
-        return np.asarray(2 / 5 * inputs.T @ (inputs @ np.asarray(w) - labels), np.float32)
+        return np.asarray(gradient_of_homework(w), np.float32)
 
-    before = jax.jit(jax.grad(f))(X)
-    assert gradcheck(f, X, grads=grads).ok
-    assert gradcheck(f, X, grads=lambda w: 2 * grads(w)).diagnosis == "off by a factor of 2"
-    assert gradcheck(jax.jit(f), X).ok
-    np.testing.assert_array_equal(jax.jit(jax.grad(f))(X), before)
-    assert jax.grad(f)(X).dtype == jnp.float32
+    before = jax.jit(jax.grad(homework))(X)
+    assert gradcheck(homework, X, grads=grads).ok
+    wrong = gradcheck(homework, X, grads=lambda w: 2 * grads(w))
+    assert wrong.diagnosis == "off by a factor of 2"
+    assert gradcheck(jax.jit(homework), X).ok
+    np.testing.assert_array_equal(jax.jit(jax.grad(homework))(X), before)
+    assert jax.grad(homework)(X).dtype == jnp.float32
+
+
+def test_a_check_leaves_what_is_compiled_alone():
+    """f closes over a NumPy array, and so does the caller's own function: it is not compiled again
+    after a check, and can be in the other width."""
+    traced = []
+
+    @jax.jit
+    def other(w):
+        traced.append(w.dtype.name)
+        return homework(w)
+
+    before = other(X)
+    assert gradcheck(homework, X).ok
+    wide = X.astype(np.float64)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(
+            other(wide), np.mean((np.sum(wide**INPUTS, axis=1) - LABELS) ** 2), rtol=1e-12
+        )
+    assert other(X) == before
+    assert traced == ["float32", "float64"]
+
+
+def test_caches_are_cleared_where_jax_has_no_constants_in_each_width(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
+    monkeypatch.setattr(jaxprs, "constants_in_each_width", lambda: False)
+    for numpy_constants, times in ((False, 0), (True, 2)):
+        with jaxprs.enable_float64(True, numpy_constants=numpy_constants):
+            pass
+        assert len(cleared) == times

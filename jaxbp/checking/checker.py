@@ -25,6 +25,7 @@ from jaxbp.checking.measurement import Measurement, arithmetic_of, measure
 from jaxbp.checking.problem import (
     Claim,
     Held,
+    NoDerivativeError,
     Problem,
     Purpose,
     claim,
@@ -51,11 +52,12 @@ def gradcheck(
     cotangent: Any = None,
     key: Array | None = None,
     threshold: float | None = None,
-    directions: int = 4,
+    directions: int | None = None,
     order: int = 1,
     coordinates: int = 512,
     chunk: int | None = None,
     precision: str | None = None,
+    max_evaluations: int | None = None,
 ) -> GradientReport:
     """Check a gradient of f at args against the values of f.
 
@@ -65,11 +67,14 @@ def gradcheck(
     error bar (Ridders 1982; ``jaxbp.checking.finite_differences``), in float64 if f can be
     evaluated so, and compared with the claim (``jaxbp.checking.verdicts``).
 
-    f: the function, of JAX arrays; its result is an array or a tree of them.
-    args: the arguments, numbers, arrays or trees of them.
+    f: the function; its result is a number, an array or a tree of them.  If JAX cannot trace it,
+        as one of NumPy or of PyTorch, it is a *black box*: called one point at a time, with copies
+        of the arguments, in float64 if it takes that.
+    args: the arguments, numbers, arrays (NumPy's, JAX's, PyTorch's or another's) or trees of them.
     grads: the claimed gradient: a tree like the argument (a tuple of them for several argnums), or
         a function of the same arguments that returns one; ``jax.grad(f)`` unless given, by f's own
-        ``custom_vjp`` or ``custom_jvp`` if it has one.
+        ``custom_vjp`` or ``custom_jvp`` if it has one.  Of tensors it is ``torch.autograd.grad``'s
+        unless given; any other black box needs one.
     argnums: the position, or positions, of the arguments to differentiate by; 0 unless given.
         Integer leaves are held.
     cotangent: for an f whose result is not a scalar, a tree like the result; random unless given.
@@ -78,9 +83,11 @@ def gradcheck(
         in the leaf; unless given 1e-6, or 1e-4 if f or the claim has float32's precision only, or
         3e-2 in half precision; of rounded products a unit in the last place of their operands, 1e-3
         in TF32.
-    directions: how many directions of each leaf; 4 unless given.
+    directions: how many directions of each leaf; 4 unless given, or 2 of a black box of several
+        leaves.
     order: 2 also checks the claimed gradient's own gradient, as for Hessian-vector products; 1
-        unless given.
+        unless given.  Where that cannot be had, a note says why, ``second_order`` is None and no
+        check passes.
     coordinates: how many entries of a failing leaf may be measured to find the wrong ones; 512
         unless given.
     chunk: how many evaluations of f are made at once; by memory unless given.
@@ -90,14 +97,17 @@ def gradcheck(
         these mean on this device.  Unless given, values are taken for ones of this device, at the
         precision that JAX is set to.  f is always measured, and a function in grads evaluated, at
         "highest": name here what its products keep whatever JAX is told, as those of a kernel.
+    max_evaluations: how often a black box may be called.  Unless given, a verdict takes the calls
+        that it needs (some 200 for one smooth leaf), and the search for wrong entries ends after a
+        minute of calls, or 10,000.
 
-    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.  If f
-    closes over NumPy arrays, JAX's caches are cleared before and after (for the reason see
-    ``jaxbp.checking.jaxprs.enable_float64``); with jax.numpy arrays, or arguments, they are not.
+    An f under ``jax.jit`` is compiled once for any number of checks; another one each time.
 
     Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
     finite, an argument has no floating point leaf, f returns something other than floating point
-    numbers, the claimed tree is not like the arguments, or precision has another name.
+    numbers, JAX cannot differentiate f and no grads are given, the claimed tree is not like the
+    arguments, a black box comes without a gradient or with order=2, max_evaluations is too low for
+    a verdict, or precision has another name.  What f or the claim raise at the point is not caught.
 
     It checks one point, along random directions.  It cannot see an error that these do not show, as
     one in an entry of a large leaf that is below the error bar; it cannot see other points, or
@@ -109,20 +119,32 @@ def gradcheck(
     >>> gradcheck(lambda x: jnp.sum(x**2), jnp.arange(3.0), grads=jnp.arange(3.0)).diagnosis
     'off by a factor of 1/2'
     """
-    _check_options(threshold, order, directions=directions, coordinates=coordinates, chunk=chunk)
+    _check_options(
+        threshold,
+        order,
+        directions=directions,
+        coordinates=coordinates,
+        chunk=chunk,
+        max_evaluations=max_evaluations,
+    )
+    if order == 2 and grads is not None and not callable(grads):
+        raise ValueError("grads: got values, expected a function, for order=2")
     checked = partial(
         _checked, threshold=threshold, directions=directions, coordinates=coordinates, chunk=chunk
     )
     products = products_of(precision)  # before the precision of products is set
     with jax.default_matmul_precision("highest"):
-        problem = pose(f, args, argnums, cotangent, key)
+        problem = pose(f, args, argnums, cotangent, key, max_evaluations)
+        if order == 2 and problem.black_box is not None:
+            raise ValueError(f"order: got 2, expected 1 for {problem.black_box.name}")
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
         report, measurement = checked(problem, claimed, products)
         if order == 1:
             return report
-        slope = pose(_slope_of(claimed, measurement), (problem.leaves, problem.held), 0, None, key)
-        slope = replace(slope, paths=problem.paths)  # as the user knows them
-        second, _ = checked(slope, claim(slope, None, random_cotangent=False), EXACT)
+        second = _second_order(problem, claimed, measurement, checked, key)
+    if isinstance(second, str):
+        verdict = worst_verdict([report.verdict, "inconclusive"])
+        return replace(report, notes=(*report.notes, f"second order: {second}"), verdict=verdict)
     verdict = worst_verdict([report.verdict, second.verdict])
     return replace(report, second_order=second, verdict=verdict)
 
@@ -143,12 +165,14 @@ def _checked(
     products: Products,
     *,
     threshold: float | None,
-    directions: int,
+    directions: int | None,
     coordinates: int,
     chunk: int | None,
 ) -> tuple[GradientReport, Measurement]:
     """The report on a claim, and the measurement that it rests on."""
     arithmetic = arithmetic_of(problem, numpy_constants=numpy_constants(problem, claimed))
+    if directions is None:
+        directions = 4 if problem.black_box is None or len(problem.leaves) == 1 else 2
     measurement = measure(arithmetic, directions, chunk=chunk)
     notes: tuple[str, ...] = ()
     with arithmetic.enabled():
@@ -161,12 +185,18 @@ def _checked(
         own_problem = problem if values is None else arithmetic.problem
         claim_dtype = _coarsest_dtype_of(claimed, own_problem)
     check = ClaimCheck(problem, claimed, measurement, values, threshold, None, claim_dtype)
+    if problem.black_box is not None and not check.agrees:
+        with arithmetic.enabled():
+            measurement = measurement.at_all_steps()
+        check = replace(check, measurement=measurement)
     if claim_dtype is not None and _is_narrower(claim_dtype, problem.leaves):
         notes = (*notes, f"the claimed gradient passes through {claim_dtype}")
     if claimed.function is None:
         check = check.in_own_dtype
     with check.measurement.arithmetic.enabled():
-        if products.may_round(claimed.values, needed=claimed.function is None and not check.agrees):
+        if (problem.black_box is None or products.named) and products.may_round(
+            claimed.values, needed=claimed.function is None and not check.agrees
+        ):
             rounded = replace(check, claimed_products=products)
             check = rounded if rounded.in_own_dtype.rounds else check
         report = _report(check, coordinates, notes)
@@ -187,11 +217,33 @@ def _is_narrower(dtype: np.dtype[Any], leaves: Leaves) -> bool:
     return eps_of(dtype) > max(eps_of(leaf.dtype) for leaf in leaves)
 
 
+def _second_order(
+    problem: Problem,
+    claimed: Claim,
+    measurement: Measurement,
+    checked: Callable[..., tuple[GradientReport, Measurement]],
+    key: Array | None,
+) -> GradientReport | str:
+    """The report on the gradient of the claimed gradient's slope, or why there is none."""
+    if claimed.tracing is None:
+        return "JAX cannot trace the claimed gradient"
+    if not all(np.isfinite(value).all() for value in claimed.values):
+        return "the claimed gradient is not finite"
+    point = problem.leaves, problem.held
+    try:
+        slope = pose(_slope_of(claimed, measurement), point, 0, None, key)
+        slope = replace(slope, paths=problem.paths)  # as the user knows them
+        return checked(slope, claim(slope, None, random_cotangent=False), EXACT)[0]
+    except NoDerivativeError as error:
+        return error.reason
+    except Exception as error:  # the user's rule need not have a derivative
+        return one_line(error)
+
+
 def _slope_of(claimed: Claim, measurement: Measurement) -> Callable[[Leaves, Held], Array]:
     """⟨∇φ, v⟩ for a random direction v, as a function of the point: its gradient is Hv."""
     function = claimed.function
-    if function is None:
-        raise ValueError("grads: got values, expected a function, for order=2")
+    assert function is not None
     units = [d[0] / size for d, size in zip(measurement.directions, measurement.sizes, strict=True)]
 
     def slope(leaves: Leaves, held: Held) -> Array:
@@ -238,6 +290,7 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
     value_mistake = wrong_value(check)
     products = [] if check.claimed_products is None else [str(check.claimed_products)]
     products += check.in_own_dtype.product_rounding[1]
+    black_box = check.problem.black_box
     return GradientReport(
         leaves=tuple(leaves),
         joint=joint,
@@ -248,6 +301,8 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         notes=tuple(dict.fromkeys([*overflow, *held, *products, *raised, *failures_of_vmap])),
         verdict=overall(leaves, joint, value_mistake),
         value_mistake=value_mistake,
+        black_box="" if black_box is None else black_box.name,
+        evaluations=None if black_box is None else black_box.calls,
     )
 
 
@@ -285,8 +340,10 @@ def _repeated(check: ClaimCheck, verdicts: list[LeafVerdict]) -> list[LeafVerdic
 def _varies(function: Callable[..., Any], problem: Problem) -> bool:
     """Whether a function gives another result when it is traced, or run, a second time."""
     point = problem.leaves, problem.held
+    called = problem.black_box is not None
     try:
-        results = [jax.tree.leaves(jax.jit(partial(function))(*point)) for _ in range(2)]
+        runs = [function if called else jax.jit(partial(function)) for _ in range(2)]
+        results = [jax.tree.leaves(run(*point)) for run in runs]
     except UNTRACEABLE:  # NumPy inside
         results = [jax.tree.leaves(function(*point)) for _ in range(2)]
     return any(map(_differ, *results))
@@ -294,6 +351,8 @@ def _varies(function: Callable[..., Any], problem: Problem) -> bool:
 
 def _differ(first: Any, second: Any) -> bool:
     """Whether two arrays differ by more than the order of summation, which threads may change."""
+    if np.asarray(first).dtype == jax.dtypes.float0:  # the slope of an integer
+        return False
     ours, theirs = (np.asarray(array, np.float64) for array in (first, second))
     eps = eps_of(np.asarray(first).dtype)
     return norm(ours - theirs) > 1000 * eps * norm(ours)
@@ -303,14 +362,18 @@ def _under_vmap(
     check: ClaimCheck, verdicts: list[LeafVerdict]
 ) -> tuple[list[LeafVerdict], list[str]]:
     """A claim whose ``vmap`` disagrees with a loop fails; with the exceptions that vmap raises."""
-    if check.float64_values is None or check.claim.gradient is None:
+    black_box = check.problem.black_box is not None
+    if black_box or check.float64_values is None or check.claim.tracing is None:
         return verdicts, []
     points = [
         check.measurement.nearby_point(Purpose.POINTS_FOR_VMAP, index, NEARBY) for index in range(2)
     ]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
+    assert check.claim.gradient is not None  # it has been traced
     try:
-        trees = under_vmap(check.claim.gradient)(stacked, check.measurement.arithmetic.problem.held)
+        trees = under_vmap(check.claim.gradient, check.claim.tracing)(
+            stacked, check.measurement.arithmetic.problem.held
+        )
     except Exception as error:  # a callback, say, need not have a rule for vmap
         return verdicts, [f"vmap of the gradient raises {one_line(error)}"]
     judged = list(verdicts)
@@ -351,13 +414,26 @@ def _diagnosed(
         paths=check.problem.paths,
         measurement=replace(check.measurement, slopes=slopes._replace(error=error)),
         tolerance=EXPLAINED if check.products is None else 4 * check.products.eps,
-        lengths=first_axes(check.problem.tracing.jaxpr),
+        lengths=_first_axes(check.problem),
     )
     diagnosed = list(verdicts)
     for index, diagnosis in diagnose(gradient, failed, coordinates).items():
-        mistake = verdicts[index].diagnosis or diagnosis.mistake
-        diagnosed[index] = replace(verdicts[index], diagnosis=mistake, worst=diagnosis.worst)
+        found = verdicts[index]
+        diagnosed[index] = replace(
+            found,
+            diagnosis=found.diagnosis or diagnosis.mistake,
+            worst=diagnosis.worst,
+            notes=(*found.notes, *diagnosis.notes),
+        )
     return diagnosed
+
+
+def _first_axes(problem: Problem) -> frozenset[int]:
+    """The lengths of first axes: inside f or, of a black box, among its arguments."""
+    if problem.black_box is None:
+        return first_axes(problem.tracing.jaxpr)
+    arrays = (*problem.leaves, *problem.held.arrays)
+    return frozenset(leaf.shape[0] for leaf in arrays if leaf.shape)
 
 
 def _leaf_report(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafReport:

@@ -13,8 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxbp.checking.black_box import BlackBox
 from jaxbp.checking.comparing import Entry, norm
-from jaxbp.checking.finite_differences import RATIO, as_matrix, extrapolate, sample_windows
+from jaxbp.checking.finite_differences import (
+    EVALUATIONS_OF_A_WINDOW,
+    RATIO,
+    as_matrix,
+    extrapolate,
+    sample_windows,
+)
 from jaxbp.checking.measurement import Measurement
 from jaxbp.checking.verdicts import agreement
 from jaxbp.text import significant
@@ -24,6 +31,7 @@ _LISTED = 3  # wrong entries
 _BLOCKS = 24  # into which the rows or columns of a large leaf are divided at a time
 _SAMPLED = 32  # entries of a large leaf
 _DETAILED = 16  # leaves whose entries are measured
+_CUT_SHORT = "the search for wrong entries was cut short: max_evaluations bounds it"
 
 Axis = tuple[int, int]  # of a leaf: its index, and 0 for rows or 1 for columns
 Span = tuple[int, int]  # [start, stop)
@@ -46,6 +54,7 @@ class Diagnosis(NamedTuple):
 
     mistake: str  # empty if nothing simple explains it
     worst: tuple[Entry, ...]  # the entries that are furthest off
+    notes: tuple[str, ...] = ()  # what was not searched
 
 
 def diagnose(
@@ -54,16 +63,45 @@ def diagnose(
     """The diagnosis of each leaf that failed, by its index; coordinates is how many entries of a
     leaf may be measured one by one."""
     finite = [index for index in failed if np.isfinite(gradient.claimed[index]).all()]
-    entries = _measured_entries(gradient, finite[:_DETAILED], coordinates)
+    searched, affordable = _affordable(gradient, finite[:_DETAILED], coordinates)
+    entries = _measured_entries(gradient, searched, affordable)
+    notes = () if (searched, affordable) == (finite[:_DETAILED], coordinates) else (_CUT_SHORT,)
     diagnoses = {index: _not_finite(gradient.claimed[index]) for index in failed}
     for index in finite:
         mistake = next((name for name, explains in _mistakes(gradient, index) if explains), "")
         if index in entries:
             mistake = mistake or _pattern(entries[index])
-            diagnoses[index] = Diagnosis(mistake, _furthest(entries[index]))
+            diagnoses[index] = Diagnosis(mistake, _furthest(entries[index]), notes)
         else:
-            diagnoses[index] = Diagnosis(mistake, ())
+            diagnoses[index] = Diagnosis(mistake, (), notes)
     return diagnoses
+
+
+def _affordable(
+    gradient: FailedGradient, indices: Sequence[int], coordinates: int
+) -> tuple[Sequence[int], int]:
+    """The leaves that are searched, and how many of their entries may be measured: of a black box
+    as many as it may still be called for."""
+    f = gradient.measurement.arithmetic.problem.objective
+    sizes = [gradient.claimed[index].size for index in indices]
+    if not isinstance(f, BlackBox) or not indices:
+        return indices, coordinates
+    left = (f.left - 1) // EVALUATIONS_OF_A_WINDOW
+    if sum(_windows(size, coordinates) for size in sizes) <= left:
+        return indices, coordinates
+    coordinates = max(1, min(coordinates, left // len(indices)))
+    totals = np.cumsum([_windows(size, coordinates) for size in sizes])
+    return [
+        index for index, total in zip(indices, totals, strict=True) if total <= left
+    ], coordinates
+
+
+def _windows(size: int, coordinates: int) -> int:
+    """How many windows of a leaf of that size are measured at most."""
+    if size <= coordinates:
+        return size
+    halvings = int(np.ceil(np.log(size) / np.log(_BLOCKS)))
+    return 2 * _BLOCKS * halvings + _LISTED**2 + _SAMPLED
 
 
 def _not_finite(claimed: np.ndarray) -> Diagnosis:

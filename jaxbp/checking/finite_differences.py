@@ -14,6 +14,7 @@ at x shows as a second difference that shrinks like t instead of t².
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
+from itertools import chain
 from math import comb
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,12 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbp.checking.black_box import BlackBox
+
 RATIO = 4.0  # between neighbouring step sizes
 JOINTLY = -1  # in place of a leaf's index: all leaves move at once
 _COLUMNS = 3  # of the extrapolation table, beyond the differences themselves
 _ROUNDING_STEPS = 4  # at the smallest steps a smooth function changes far less than its rounding
 _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference is the curvature
 _WINDOW_STEPS = 6
+EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
 _AROUND = 6  # values around a step, whose fifth differences are rounding
 _ANOTHER_ANSWER = 0.01  # of a value: float32's rounding of it is smaller
 _ALIKE = 0.9  # of such large differences agree where f has another answer
@@ -61,7 +65,7 @@ class Samples(NamedTuple):
 class Slopes(NamedTuple):
     """The measured derivative f'(x; d) of each line, with all that is known of its error."""
 
-    value: np.ndarray  # (N,)
+    value: np.ndarray  # (N,); 0 where nothing could be measured
     error: np.ndarray  # (N,) the error bar; inf where nothing could be measured
     converged: np.ndarray  # (N,) whether the error bar is rounding, or far below the value
     step: np.ndarray  # (N,) the smallest step that the value was made of
@@ -122,8 +126,8 @@ def sample_lines(
     chunk: how many evaluations are made at once; by memory unless given.
     """
     moving = (lines[:, :1] == np.arange(len(leaves))) | (lines[:, :1] == JOINTLY)
-    evaluator = _evaluator(f, _along_line)
-    values = _evaluate(evaluator, (leaves, held, directions), lines, moving, steps, chunk)
+    fixed = leaves, held, directions
+    values = _evaluate(f, _along_line, fixed, lines[:, 1:], moving, steps, chunk)
     samples = _samples(values, steps, eps, np.zeros(len(lines)))
     return with_rounding(samples, np.maximum(_rounding(samples, lines[:, 0]), floor))
 
@@ -131,6 +135,42 @@ def sample_lines(
 def with_rounding(samples: Samples, sigma: np.ndarray) -> Samples:
     """Samples with a larger σ, (N,) or (N, T), where theirs is smaller."""
     return samples._replace(sigma=np.maximum(samples.sigma, sigma.reshape(len(sigma), -1)))
+
+
+def joined(larger: Samples, smaller: Samples, groups: np.ndarray, floor: np.ndarray) -> Samples:
+    """Samples at larger and at smaller steps along the same lines, with the rounding of all."""
+    steps = np.append(larger.steps, smaller.steps)
+    plus = np.hstack([larger.plus, smaller.plus])
+    minus = np.hstack([larger.minus, smaller.minus])
+    both = larger._replace(steps=steps, plus=plus, minus=minus, sigma=np.zeros_like(plus))
+    return with_rounding(both, np.maximum(_rounding(both, groups), floor))
+
+
+def first_still_step(samples: Samples) -> int | None:
+    """The index of the step from which on f stands still, along most lines, though it changes so
+    much at the step before that this would show; None if it does not, or at fewer than three."""
+    center = samples.center[:, None]
+    still = np.mean((samples.plus == center) & (samples.minus == center), axis=0) > 0.5
+    moving = np.flatnonzero(~still)
+    if not len(moving) or len(still) - moving[-1] <= 3:
+        return None
+    last = int(moving[-1])
+    change = np.maximum(np.abs(samples.plus - center), np.abs(samples.minus - center))[:, last]
+    shows = np.median(change) / RATIO**2 > 16 * samples.eps * np.abs(samples.center[0])
+    return last + 1 if shows else None
+
+
+def at_larger_steps(samples: Samples, groups: np.ndarray, eps: float) -> Samples:
+    """The samples at the steps that a coarser dtype tells apart, with the rounding seen there."""
+    steps = slice(len(step_sizes(eps)))
+    coarse = samples._replace(
+        steps=samples.steps[steps],
+        eps=eps,
+        plus=samples.plus[:, steps],
+        minus=samples.minus[:, steps],
+        sigma=np.zeros_like(samples.plus[:, steps]),
+    )
+    return with_rounding(coarse, _rounding(coarse, groups))
 
 
 def rounding_by_float32(
@@ -184,8 +224,8 @@ def sample_windows(
     """
     steps = RATIO ** -np.arange(_WINDOW_STEPS)
     moving = np.ones((len(windows), 1))
-    evaluator = _evaluator(f, _along_window)
-    values = _evaluate(evaluator, (leaves, held, reach), windows, moving, steps, chunk)
+    fixed = leaves, held, reach
+    values = _evaluate(f, _along_window, fixed, windows, moving, steps, chunk)
     return _samples(values, steps, eps, sigma)
 
 
@@ -198,21 +238,23 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 def _along_line(leaves: Leaves, directions: Leaves, line: Array, steps: Array) -> Leaves:
     """x + t d, with a step for each leaf: 0 for those that do not move."""
     return tuple(
-        leaf + (steps[index] * direction[line[1]]).astype(leaf.dtype)
+        leaf + (steps[index] * direction[line[0]]).astype(leaf.dtype)
         for index, (leaf, direction) in enumerate(zip(leaves, directions, strict=True))
     )
 
 
 def _along_window(leaves: Leaves, reach: Leaves, window: Array, steps: Array) -> Leaves:
     """x + t d, where d is zero outside a window of one leaf."""
+    numpy = np if isinstance(steps, np.ndarray) else jnp
     which, top, bottom, left, right = window
-    length = steps[0] / jnp.sqrt((bottom - top) * (right - left)).astype(steps.dtype)
+    length = steps[0] / numpy.sqrt((bottom - top) * (right - left)).astype(steps.dtype)
     moved = []
     for index, leaf in enumerate(leaves):
         rows, columns = as_matrix(leaf.shape)
-        row, column = jnp.arange(rows), jnp.arange(columns)
-        across = jnp.where((left <= column) & (column < right), length * reach[index], 0)
-        down = jnp.where((top <= row) & (row < bottom) & (which == index), across.dtype.type(1), 0)
+        row, column = numpy.arange(rows), numpy.arange(columns)
+        across = numpy.where((left <= column) & (column < right), length * reach[index], 0)
+        here = (top <= row) & (row < bottom) & (which == index)
+        down = numpy.where(here, across.dtype.type(1), 0)
         shift = down[:, None] * across
         moved.append(leaf + shift.reshape(leaf.shape).astype(leaf.dtype))
     return tuple(moved)
@@ -238,7 +280,8 @@ def _evaluator(f: Any, move: Callable[..., Leaves]) -> Callable[..., Any]:
 
 
 def _evaluate(
-    evaluator: Callable[..., Any],
+    f: Any,
+    move: Callable[..., Leaves],
     fixed: tuple[Any, ...],
     which: np.ndarray,
     moving: np.ndarray,
@@ -247,6 +290,8 @@ def _evaluate(
 ) -> np.ndarray:
     """f at x, at every x + t d and at every x - t d: (N, 1 + 2T), a row for each direction."""
     signed = np.concatenate([[0.0], steps, -steps])
+    if isinstance(f, BlackBox):
+        return _one_by_one(f, move, fixed, which, moving, signed)
     count = len(which) * len(signed)
     padded = 2 ** int(np.ceil(np.log2(count)))  # few different shapes: each is compiled anew
     if chunk is None:
@@ -255,8 +300,32 @@ def _evaluate(
     blocks = -(-count // chunk)
     rows = np.resize(np.arange(count), (blocks, chunk))  # the last block is filled up
     line, step = np.divmod(rows, len(signed))
+    evaluator = _evaluator(f, move)
     values = evaluator(*fixed, np.asarray(which, np.int32)[line], moving[line] * signed[step, None])
     return np.asarray(values, np.float64).ravel()[:count].reshape(len(which), len(signed))
+
+
+def _one_by_one(
+    f: BlackBox,
+    move: Callable[..., Leaves],
+    fixed: tuple[Any, ...],
+    which: np.ndarray,
+    moving: np.ndarray,
+    signed: np.ndarray,
+) -> np.ndarray:
+    """The values of a black box: each once at x, which all directions share, and once along
+    directions that are the same, as of one leaf and of all where there is one alone."""
+    leaves, held, along = fixed
+    different, row = np.unique(np.hstack([which, moving]), axis=0, return_inverse=True)
+    own, factors = np.split(different, [which.shape[1]], axis=1)
+    points = (
+        move(leaves, along, line, step * factor)
+        for line, factor in zip(own.astype(int), factors, strict=True)
+        for step in signed[1:]
+    )
+    values = f.values(chain([leaves], points), held)
+    table = values[1:].reshape(len(different), -1)[row.ravel()]
+    return np.hstack([np.full((len(which), 1), values[0]), table])
 
 
 def _samples(values: np.ndarray, steps: np.ndarray, eps: float, sigma: np.ndarray) -> Samples:
@@ -414,5 +483,6 @@ def _limit(
     value, error, spread, bar, step = (
         np.take_along_axis(array, best, axis=1)[:, 0] for array in (entry, error, spread, bar, step)
     )
+    value = np.where(np.isfinite(error), value, 0.0)
     converged = np.isfinite(error) & ((spread <= 4 * bar) | (spread <= 0.01 * np.abs(value)))
     return value, error, converged, step

@@ -1,9 +1,10 @@
 """Jaxprs: the dtypes, shapes and constants inside a traced function, and whether it varies."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -27,16 +28,18 @@ class Tracing:
     result: Any  # a tree of jax.ShapeDtypeStruct; None if JAX cannot trace the function
     deterministic: bool  # both jaxprs are equal, and call nothing outside of JAX
     numpy_constants: bool  # both hold the same NumPy arrays, which come from outside
+    program: Callable[..., Any] | None = None  # the function under jit, of the first time
 
 
 def trace_twice(function: Callable[..., Any], *args: Any) -> Tracing:
     """Trace a function and compare the jaxprs.  Raises one of UNTRACEABLE if JAX cannot trace it,
     and whatever the function raises."""
+    programs = [jax.jit(partial(function)) for _ in range(2)]
     (first, result), (second, _) = (
-        jax.make_jaxpr(partial(function), return_shape=True)(*args) for _ in range(2)
+        jax.make_jaxpr(program, return_shape=True)(*args) for program in programs
     )
     shared = set(map(id, _numpy_constants(first))) & set(map(id, _numpy_constants(second)))
-    return Tracing(first, result, _equal(first, second), numpy_constants=bool(shared))
+    return Tracing(first, result, _equal(first, second), bool(shared), programs[0])
 
 
 def _numpy_constants(jaxpr: Any) -> Iterator[np.ndarray]:
@@ -93,20 +96,48 @@ def _calls_back(jaxpr: Any) -> bool:
 def enable_float64(enabled: bool, *, numpy_constants: bool) -> Iterator[None]:
     """``jax.enable_x64`` for functions that may close over NumPy arrays.
 
-    JAX remembers each NumPy array that it has met as a constant, in the width of that time, and
-    then may fail to compile it in the other, even if it was only traced (jax 0.10 to 0.12).  So
-    with such constants its caches are cleared on the way in and on the way out, and all functions
-    are compiled again.
+    Without ``constants_in_each_width`` JAX's caches are cleared on the way in and on the way out,
+    and all functions are compiled again.
     """
     switches = numpy_constants and enabled != (jnp.result_type(float) == np.float64)
-    if switches:
+    clears = switches and not constants_in_each_width()
+    if clears:
         jax.clear_caches()  # type: ignore[no-untyped-call]
     try:
         with jax.enable_x64(enabled):
             yield
     finally:
-        if switches:
+        if clears:
             jax.clear_caches()  # type: ignore[no-untyped-call]
+
+
+@cache
+def constants_in_each_width() -> bool:
+    """Let JAX have each NumPy constant in either width; False where this JAX has it otherwise.
+
+    JAX 0.10 to 0.12 makes an array of its own, in the width of that time, from a NumPy array that a
+    function closes over, and takes the same one again while any program holds it, even in the
+    other width, where it fails to compile.  Here is what makes one for each width in its place.
+    """
+    made: dict[tuple[int, Any], tuple[Any, Any]] = {}  # weak: the NumPy array, and JAX's of it
+
+    def typed(array: np.ndarray) -> Any:
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        key = id(array), dtype
+        entry = made.get(key)
+        known = None if entry is None else entry[1]()
+        if known is None:
+            known = literals.TypedNdArray(np.asarray(array, dtype))
+            made[key] = weakref.ref(array, lambda _: made.pop(key, None)), weakref.ref(known)
+        return known
+
+    try:  # not JAX's public interface
+        from jax._src import dtypes, literals  # noqa: PLC0415
+
+        dtypes.register_canonicalize_value_handler(np.ndarray, typed)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def coarsest_dtype(function: Callable[..., Any], *args: Any, moving: int) -> np.dtype[Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.checking.black_box import NoGradientError
 from jaxbp.checking.comparing import Entry, norm
 from jaxbp.checking.finite_differences import Leaves, Slopes
 from jaxbp.checking.jaxprs import UNTRACEABLE, enable_float64, eps_of, largest_of
@@ -24,6 +25,7 @@ from jaxbp.text import one_line, significant
 
 NEARBY = 1e-4  # the distance of other points that are tried, relative to a leaf's size
 _POINTS_AT_KINK = 6
+_BENT = 0.05  # of a slope's size, by which slopes beside a hidden kink differ
 _PERTURBATIONS = 16  # of the arguments by a few units in the last place, to see their effect
 _UNKNOWN_ROUNDING = 100.0  # roundings of operands that a slope may be off by where none are known
 _PAIRS = 8  # of perturbations by a unit in the last place of a product's operands
@@ -151,6 +153,7 @@ class ClaimCheck:
     def nearby(self) -> list["ClaimCheck"]:
         """The check at points nearby, for kinks; the claim there is known by its function alone."""
         found = []
+        self.measurement.require(_POINTS_AT_KINK)
         for index in range(_POINTS_AT_KINK):
             point = self.measurement.nearby_point(Purpose.POINTS_AT_KINK, index, NEARBY)
             values = None if self.float64_values is None else self.values_at(point)
@@ -164,8 +167,10 @@ class ClaimCheck:
         return self.claim.values_at(leaves, self.measurement.arithmetic.problem.held)
 
     def jax_grad(self) -> Callable[[Leaves, Held], Any]:
-        """``jax.grad`` of f, under jit if JAX can trace it."""
+        """``jax.grad`` of f, under jit if JAX can trace it; PyTorch's of a black box."""
         gradient = GradientFunction(self.problem.objective, None)
+        if self.problem.black_box is not None:
+            return gradient
         try:
             jax.eval_shape(gradient, self.problem.leaves, self.problem.held)
         except UNTRACEABLE:  # f's own derivative rule may be in NumPy
@@ -235,13 +240,13 @@ class ClaimCheck:
             return np.full(len(slopes.value), np.inf)
         half_jump = np.where(compared.kinked, np.abs(slopes.jump) / 2, 0.0)
         off = np.abs(self.beside[:, rows] - slopes.value) - half_jump
-        return np.maximum(0, np.nan_to_num(off, nan=np.inf).max(axis=0))
+        return np.asarray(np.maximum(0, np.nan_to_num(off, nan=np.inf).max(axis=0)))
 
     @cached_property
     def rounding(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """The size of rounding errors in the claimed slopes, as the claim's own dtype makes them:
-        ten times those in ``jax.grad``'s; and twice the effect of a few units in the last place of
-        the arguments, because a ReLU that these switch is not an error of the claim.
+        """The size (N,) of rounding errors in the claimed slopes, as the claim's own dtype makes
+        them: ten times those in ``jax.grad``'s; and what a few units in the last place of the
+        arguments change (P, N), because a ReLU that these switch is not an error of the claim.
 
         The third value is a note of the exception, if there is no gradient to find this by.
         """
@@ -249,23 +254,26 @@ class ClaimCheck:
         point = arithmetic.problem.leaves, arithmetic.problem.held
         generator = self.problem.generator(Purpose.ROUNDING)
 
-        rounded, spread = np.zeros_like(self.claimed_slopes), [np.zeros_like(self.claimed_slopes)]
+        rounded, changes = np.zeros_like(self.claimed_slopes), [np.zeros_like(self.claimed_slopes)]
         notes: tuple[str, ...] = ()
         try:
             function = self.claim.function or self.jax_grad()
             there = slopes_of(tuple(function(*point)))
             for _ in range(_PERTURBATIONS):
                 moved = function(*_moved(point, _shifts(point, self.eps, generator)))
-                spread.append(np.abs(slopes_of(tuple(moved)) - there))
+                changes.append(slopes_of(tuple(moved)) - there)
             if self.is_float32_of_float64 and not self.measurement.two_answers:
                 automatic = self.jax_grad()
                 with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
                     own = slopes_of(tuple(automatic(self.problem.leaves, self.problem.held)))
                 rounded = 10 * np.abs(own - slopes_of(tuple(automatic(*point))))
+        except NoGradientError:  # a black box: its value in float32 shows how large its terms are
+            if self.is_float32_of_float64:
+                rounded = 2 * self.eps / eps_of(np.float64) * self.measurement.floor
         except Exception as error:  # f or the claim may have no gradient in this arithmetic
             notes = (f"how the gradient is rounded is unknown: {one_line(error)}",)
         total = 2 * self.eps * abs(self.measurement.value) + rounded
-        return np.asarray(total), np.asarray(2 * np.max(spread, axis=0)), notes
+        return np.asarray(total), np.array(changes), notes
 
     @property
     def is_float32_of_float64(self) -> bool:
@@ -313,7 +321,7 @@ def _verdict_in_one_dtype(check: ClaimCheck, index: int) -> LeafVerdict:
     found = LeafVerdict(_verdict(compared), compared)
     if not np.isfinite(check.values[index]).all():
         return replace(found, verdict="fail")
-    if compared.kinked.any():
+    if compared.kinked.any() or _hidden_kink(check, index, compared).any():
         found = replace(found, verdict=_verdict_at_kink(check, index, compared))
     elif found.verdict == "inconclusive" and _is_zero_up_to_rounding(check, index):
         found = replace(found, verdict="pass")
@@ -326,7 +334,7 @@ def joint_verdict(check: ClaimCheck, index: int) -> LeafVerdict:
     """The verdict on all leaves moving at once, whose index is their number: they can be wrong
     jointly where each alone is inconclusive."""
     compared = check.agreement(index)
-    if compared.kinked.any():
+    if compared.kinked.any() or _hidden_kink(check, index, compared).any():
         return LeafVerdict("inconclusive", compared)
     return _unless_rounding_explains_it(check, index, LeafVerdict(_verdict(compared), compared))
 
@@ -340,21 +348,26 @@ def _verdict(compared: Agreement) -> Verdict:
 def _unless_rounding_explains_it(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafVerdict:
     """A claim does not fail if rounding in its own dtype may explain the difference.
 
-    What the claim does beside the point is an explanation only where it is wrong there as well: a
-    switch that rounding throws may stand either way, an error at this point alone does not.
+    A switch that rounding throws stands either way beside the point, and one way is right.  So it
+    is no explanation where all claims beside the point are right, nor where none is.
     """
     if found.verdict != "fail":
         return found
-    rounded, spread, notes = check.rounding
+    rounded, changes, notes = check.rounding
     rows = check.measurement.rows(index)
-    error, discrepancy = check.measurement.slopes.error[rows], found.agreement.discrepancy
+    slopes, discrepancy = check.measurement.slopes.take(rows), found.agreement.discrepancy
     off_beside = check.off_beside(index, found.agreement)
-    rounding = rounded[rows] + np.minimum(spread[rows], 2 * off_beside)
     tolerance = check.threshold * check.scale(index)
-    certain = found.agreement.failed & (discrepancy - error - rounding > tolerance)
+    lowest, highest = np.min(changes[:, rows], axis=0), np.max(changes[:, rows], axis=0)
+    reach = (highest - lowest) / 2 + slopes.error + tolerance
+    needed = slopes.value - check.claimed_slopes[rows]
+    thrown = (lowest - reach <= needed) & (needed <= highest + reach)
+    switch = np.where(thrown, 2 * np.maximum(highest, -lowest), 0.0)
+    rounding = rounded[rows] + np.minimum(switch, 2 * off_beside)
+    certain = found.agreement.failed & (discrepancy - slopes.error - rounding > tolerance)
     if not certain.any():
         return replace(found, verdict="inconclusive", notes=found.notes + notes)
-    alone = certain & (off_beside <= error + tolerance)
+    alone = certain & (off_beside <= slopes.error + tolerance)
     if check.claim.function is not None and np.array_equal(alone, certain):
         line = int(np.argmax(np.where(alone, discrepancy, 0)))
         found = replace(found, diagnosis=_wrong_alone(check, index, line))
@@ -377,7 +390,8 @@ def _wrong_alone(check: ClaimCheck, index: int, line: int) -> str:
 
 def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verdict:
     """At a kink the claim must lie among the slopes nearby and, at points nearby, be right."""
-    if (compared.failed & ~compared.kinked).any():
+    hidden = _hidden_kink(check, index, compared)
+    if (compared.failed & ~compared.kinked & ~hidden).any():
         return "fail"
     known_nearby = check.float64_values is not None
     if known_nearby and any(_verdict(near.agreement(index)) == "fail" for near in check.nearby):
@@ -386,9 +400,11 @@ def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verd
     if fits.all():
         return "pass"
     rows = check.measurement.rows(index)
+    slopes = check.measurement.slopes.take(rows)
     nearby = np.array([near.measurement.slopes.value[rows] for near in check.nearby])
     known = nearby if check.beside is None else np.vstack([nearby, check.beside[:, rows]])
-    several = _several_kinks(check.measurement.slopes.take(rows), known)
+    least = np.where(hidden, _BENT * check.scale(index), 1e-3 * np.abs(slopes.jump) + slopes.error)
+    several = _several_kinks(slopes, nearby if hidden.any() else known, least)
     if (compared.failed & ~several).any():
         return "fail"
     among = several & _among(check.measurement, rows, check.claimed_slopes[rows], nearby)
@@ -397,12 +413,21 @@ def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verd
     return "inconclusive" if known_nearby else "fail"
 
 
-def _several_kinks(slopes: Slopes, nearby: np.ndarray) -> np.ndarray:
+def _hidden_kink(check: ClaimCheck, index: int, compared: Agreement) -> np.ndarray:
+    """Along which lines (N,) a claim would fail where several kinks may meet unseen, as along these
+    lines f has one slope on either side: beside the point claims are quite different ones."""
+    if check.beside is None or not compared.failed.any():
+        return np.zeros_like(compared.failed)
+    apart = np.ptp(check.beside[:, check.measurement.rows(index)], axis=0)
+    return np.asarray(compared.failed & ~compared.kinked & (apart > _BENT * check.scale(index)))
+
+
+def _several_kinks(slopes: Slopes, nearby: np.ndarray, least: np.ndarray) -> np.ndarray:
     """Whether several kinks meet along each line (N,).  One kink has two slopes; of several, others
-    are met among those near the point (P, N) as well."""
+    are met among those near the point (P, N) as well, at least so far (N,) from the two."""
     ends = slopes.value + np.array([[-0.5], [0.5]]) * slopes.jump
     aside = np.min(np.abs(nearby[:, None] - ends), axis=1)
-    return np.asarray(np.any(aside > 1e-3 * np.abs(slopes.jump) + slopes.error, axis=0))
+    return np.asarray(np.any(aside > least, axis=0))
 
 
 def _among(
@@ -438,6 +463,8 @@ def _unless_rounding_hides_a_slope(
     problem = check.measurement.arithmetic.problem
     try:
         values = check.jax_grad()(problem.leaves, problem.held)
+    except NoGradientError:
+        return found
     except Exception as error:  # f need not have a gradient of its own
         return replace(found, notes=(f"jax.grad of f raises {one_line(error)}",))
     return replace(found, verdict="inconclusive") if np.any(np.asarray(values[index])) else found

@@ -1,5 +1,6 @@
 """The measurement: a problem's slopes along random directions of each leaf, and of all at once."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -16,8 +17,11 @@ from jaxbp.checking.finite_differences import (
     Leaves,
     Samples,
     Slopes,
+    at_larger_steps,
     contradicted,
     extrapolate,
+    first_still_step,
+    joined,
     magnitude,
     pooled,
     rounding_at_each_step,
@@ -32,6 +36,8 @@ from jaxbp.checking.problem import Problem, Purpose
 from jaxbp.checking.verdicts import NEGLIGIBLE, TELLING, THRESHOLDS
 from jaxbp.text import one_line
 
+_RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
+_DTYPES = (np.float32, np.float16, jnp.bfloat16)  # that a black box may compute in unseen
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
@@ -64,11 +70,10 @@ class Arithmetic:
 
 def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
     """float64 if f can be evaluated so, whatever the dtypes of the arguments; else their own."""
-    moving = len(problem.leaves)
     try:
         with enable_float64(True, numpy_constants=numpy_constants):
             wide = problem.in_float64()
-            dtype = coarsest_dtype(problem.objective, wide.leaves, wide.held, moving=moving)
+            dtype = _coarsest(wide)
             return Arithmetic(wide, True, dtype, numpy_constants, notes=())
     except Exception as error:  # f may have anything against float64
         found = own_arithmetic(problem, "f does not accept float64", numpy_constants)
@@ -77,11 +82,35 @@ def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
 
 def own_arithmetic(problem: Problem, reason: str, numpy_constants: bool) -> Arithmetic:
     """The arguments' own dtypes, for a reason."""
-    narrow = replace(problem, leaves=tuple(map(jnp.asarray, problem.leaves)))
-    dtype = coarsest_dtype(
-        problem.objective, narrow.leaves, narrow.held, moving=len(problem.leaves)
-    )
-    return Arithmetic(narrow, False, dtype, numpy_constants, notes=(), reason=reason)
+    to_array = jnp.asarray if problem.black_box is None else np.asarray
+    narrow = replace(problem, leaves=tuple(map(to_array, problem.leaves)))
+    return Arithmetic(narrow, False, _coarsest(narrow), numpy_constants, notes=(), reason=reason)
+
+
+def _coarsest(problem: Problem) -> np.dtype[Any]:
+    """The coarsest dtype on the way to f's value: by f's jaxpr, or of a black box's results."""
+    if problem.black_box is None:
+        moving = len(problem.leaves)
+        return coarsest_dtype(problem.objective, problem.leaves, problem.held, moving=moving)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the user has had them by the first call
+        results = problem.black_box.results(problem.leaves, problem.held)
+    dtypes = [leaf.dtype for leaf in (*problem.leaves, *jax.tree.leaves(results))]
+    return max(dtypes, key=eps_of)
+
+
+def _steps(problem: Problem, eps: float) -> np.ndarray:
+    """The steps at which f is evaluated."""
+    return step_sizes(eps)[: None if problem.black_box is None else _RUNGS_OF_BLACK_BOX]
+
+
+def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int = 1) -> None:
+    """Raise ValueError where a black box may not be called often enough for such measurements."""
+    if problem.black_box is not None:
+        leaves = len(problem.leaves)
+        lines = directions * (1 if leaves == 1 else leaves + 1)  # one leaf is all leaves
+        calls = points * sum(1 + 2 * lines * len(each) for each in steps)
+        problem.black_box.require(calls + 1)  # and once before float32
 
 
 @dataclass(frozen=True)
@@ -129,6 +158,16 @@ class Measurement:
             moved.append(np.asarray(np.asarray(leaf) + direction * size * distance, leaf.dtype))
         return tuple(moved)
 
+    def require(self, points: int) -> None:
+        """Raise ValueError where f may not be called often enough to measure at more points."""
+        count = len(self.directions[0])
+        _require(self.arithmetic.problem, count, self.samples.steps, points=points)
+
+    def at_all_steps(self) -> "Measurement":
+        """The slopes by the smallest steps too, which a black box in float64 is spared at first."""
+        samples = _at_all_steps(self.arithmetic, self.directions, self.samples, self.floor)
+        return replace(self, samples=samples, slopes=extrapolate(samples))
+
     def in_own_dtype(self, problem: Problem) -> "Measurement":
         """The slopes of f in its arguments' own dtypes, where it has another value."""
         numpy_constants = self.arithmetic.numpy_constants
@@ -140,7 +179,8 @@ class Measurement:
         """The slopes along the same lines through another point, in the same arithmetic, which the
         caller enables."""
         problem, eps = replace(self.arithmetic.problem, leaves=leaves), self.arithmetic.eps
-        samples = _sample(problem, self.directions, step_sizes(eps), eps, self.chunk, self.floor)
+        steps = self.samples.steps
+        samples = _sample(problem, self.directions, steps, eps, self.chunk, self.floor)
         return replace(self, samples=samples, slopes=extrapolate(samples))
 
 
@@ -161,18 +201,30 @@ def measure(
         drawn = _drawn(problem, sizes, directions)
     else:
         drawn = _scaled(direction, norm(np.array(sizes)))
+    in_float64 = arithmetic.dtype == np.float64
+    also = [_IN_FLOAT32] if in_float64 else []
+    _require(problem, len(drawn[0]), _steps(problem, eps), *also)
     coarse, notes = _in_float32(arithmetic, drawn, chunk)
     with arithmetic.enabled():
-        samples = _sample(problem, drawn, step_sizes(eps), eps, chunk)
+        samples = _sample(problem, drawn, _steps(problem, eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
     groups = _lines(drawn)[:, 0]
+    inner = _dtype_inside(arithmetic, drawn, samples)
+    if inner != arithmetic.dtype:
+        arithmetic, coarse = replace(arithmetic, dtype=inner), None
+        samples = at_larger_steps(samples, groups, arithmetic.eps)
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
         floor, two_answers = rounding_by_float32(samples, coarse, groups)
         samples = with_rounding(samples, floor)
     slopes = extrapolate(samples)
-    if _doubtful(samples, slopes, arithmetic.dtype, groups):
+    if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
+        samples = _at_all_steps(arithmetic, drawn, samples, floor)
+        slopes = extrapolate(samples)
+    noisy = problem.black_box is not None and not problem.tracing.deterministic
+    if not noisy and _doubtful(samples, slopes, arithmetic.dtype, groups):
+        _require(problem, len(drawn[0]), steps_around(samples.steps))
         with arithmetic.enabled():
             around = _sample(problem, drawn, steps_around(samples.steps), eps, chunk)
         samples = rounding_at_each_step(samples, slopes, around, floor, groups)
@@ -189,6 +241,37 @@ def measure(
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )
+
+
+def _at_all_steps(
+    arithmetic: Arithmetic, directions: Leaves, samples: Samples, floor: np.ndarray
+) -> Samples:
+    """Samples at the smallest steps as well."""
+    left = step_sizes(arithmetic.eps)[len(samples.steps) :]
+    if not len(left):
+        return samples
+    _require(arithmetic.problem, len(directions[0]), left)
+    with arithmetic.enabled():
+        smaller = _sample(arithmetic.problem, directions, left, arithmetic.eps, None)
+    return joined(samples, smaller, _lines(directions)[:, 0], floor)
+
+
+def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) -> np.dtype[Any]:
+    """The dtype in which a black box computes what it returns in a finer one, by its stairs: it
+    stands still at small steps, beside another point as well, where a flat piece would end."""
+    still = first_still_step(samples)
+    if arithmetic.problem.black_box is None or still is None or still < 2:
+        return arithmetic.dtype
+    there = still - 2
+    beside = samples.steps[there] + samples.steps[-1]
+    with arithmetic.enabled():
+        steps = np.array([beside, 2 * beside])
+        moved = _sample(arithmetic.problem, directions, steps, samples.eps, None)
+    if np.mean(moved.plus[:, 0] == samples.plus[:, there]) <= 0.5:
+        return arithmetic.dtype
+    coarser = [np.dtype(dtype) for dtype in _DTYPES if eps_of(dtype) > samples.eps]
+    fitting = [dtype for dtype in coarser if len(step_sizes(eps_of(dtype))) <= still]
+    return [*fitting, *coarser[-1:], arithmetic.dtype][0]
 
 
 def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
@@ -235,6 +318,8 @@ def _in_float32(
     try:
         with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
             narrow = replace(problem, leaves=leaves, held=held)
+            if problem.black_box is not None:
+                problem.black_box(leaves, held)  # an exception is told, not taken for a pole
             return _sample(narrow, directions, _IN_FLOAT32, eps_of(np.float32), chunk), ()
     except Exception as error:  # f may have anything against float32
         return None, (f"in float32 f raises {one_line(error)}",)

@@ -8,6 +8,7 @@ The leaves are the floating point arrays in the arguments that ``argnums`` names
 integers and random keys among it, is held as it is.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -19,8 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbp.checking.black_box import (
+    BlackBox,
+    called_plainly,
+    in_numpy,
+    is_foreign,
+    is_tensor,
+    to_numpy,
+)
 from jaxbp.checking.finite_differences import Leaves
 from jaxbp.checking.jaxprs import UNTRACEABLE, Tracing, trace_twice
+from jaxbp.text import one_line
 from jaxbp.trees import argument_names, named_leaves, positions_of
 
 
@@ -40,6 +50,8 @@ class Objective:
     roles: str  # of their leaves, a letter each: m moves, h held, c constant
     constants: tuple[Any, ...] = field(compare=False)  # Python values and functions: never traced
     keys: tuple[Any, ...]  # stand for the constants in comparisons
+    program: Callable[[Leaves, Held], Any] | None = field(default=None, compare=False)
+    # its results under jit, without a cotangent: a plain f is traced once in each width
 
     def arguments(self, leaves: Leaves, held: Held) -> Any:
         """The arguments of f, put together again."""
@@ -48,6 +60,8 @@ class Objective:
 
     def results(self, leaves: Leaves, held: Held) -> Any:
         """The value of f, a tree."""
+        if self.program is not None:
+            return self.program(leaves, held._replace(cotangent=None))
         return self.f(*self.arguments(leaves, held))
 
     def __call__(self, leaves: Leaves, held: Held) -> Array:
@@ -57,6 +71,11 @@ class Objective:
             return jnp.asarray(results[0])
         terms = [jnp.sum(c * result) for c, result in zip(held.cotangent, results, strict=True)]
         return sum(terms[1:], start=terms[0])
+
+    def gradient(self, leaves: Leaves, held: Held) -> Leaves:
+        """∇φ by ``jax.grad``."""
+        slopes: Leaves = jax.grad(self)(leaves, held)
+        return slopes
 
 
 class Purpose(IntEnum):
@@ -77,8 +96,8 @@ class Purpose(IntEnum):
 class Problem:
     """A function at a point."""
 
-    objective: Objective
-    leaves: Leaves  # as the user gave them
+    objective: Objective | BlackBox
+    leaves: Leaves  # as the user gave them; of a black box as NumPy arrays
     paths: tuple[str, ...]  # of these leaves, as in params[0].weight
     fixed: dict[str, str]  # path -> dtype of the other leaves among argnums, which cannot move
     held: Held
@@ -86,10 +105,17 @@ class Problem:
     single: bool  # whether argnums is one number, so that the gradient is not a tuple
     tracing: Tracing  # of f
     seed: tuple[int, ...]
+    refusal: str = ""  # why JAX cannot trace a black box
+
+    @property
+    def black_box(self) -> BlackBox | None:
+        """f, where it is not traced but called."""
+        return self.objective if isinstance(self.objective, BlackBox) else None
 
     def in_float64(self) -> "Problem":
         """This problem with float64 for every floating point array; to be used in enable_x64."""
-        leaves, held = jax.tree.map(_to_float64, (self.leaves, self.held))
+        convert = _to_float64 if self.black_box is None else _to_numpy_float64
+        leaves, held = jax.tree.map(convert, (self.leaves, self.held))
         return replace(self, leaves=leaves, held=held)
 
     def generator(self, purpose: Purpose, point: int = 0, leaf: int = 0) -> np.random.Generator:
@@ -110,14 +136,20 @@ def _to_float64(leaf: Any) -> Any:
     return jnp.asarray(leaf, np.float64) if is_float else leaf
 
 
+def _to_numpy_float64(leaf: Any) -> Any:
+    return leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, np.floating) else leaf
+
+
 def pose(
     f: Callable[..., Any],
     args: tuple[Any, ...],
     argnums: int | Sequence[int],
     cotangent: Any,
     key: Array | None,
+    max_evaluations: int | None = None,
 ) -> Problem:
-    """Sort the arguments' leaves into those that move and those that do not, and trace f.
+    """Sort the arguments' leaves into those that move and those that do not, and trace f or, if
+    JAX cannot trace it, call it.
 
     Raises TypeError or ValueError, naming argument and leaf, for whatever cannot be checked.
 
@@ -126,6 +158,7 @@ def pose(
     argnums: the positions of those to differentiate by.
     cotangent: a tree like f's result; random if f's result is not a scalar and none is given.
     key: a ``jax.random.key`` for all that is random; always the same numbers if None.
+    max_evaluations: how often a black box may be called; as often as needed unless given.
     """
     if key is not None and not (
         isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -136,17 +169,21 @@ def pose(
     positions = positions_of(argnums, len(args))
     names = argument_names(f, len(args))
     paths, leaves, arrays, constants = [], [], [], []
+    given: tuple[list[Any], list[Any]] = ([], [])  # what moves, what is held, as the user has it
     fixed, roles = {}, ""
     for position, (name, arg) in enumerate(zip(names, args, strict=True)):
-        for path, leaf in named_leaves(arg, name).items():
+        for path, own in named_leaves(arg, name).items():
+            leaf = to_numpy(own) if is_foreign(own) else own
             if position in positions and _is_float(path, leaf):
                 _check_finite(path, leaf)
                 role = "m"
                 paths.append(path)
                 leaves.append(leaf if isinstance(leaf, Array) else np.asarray(leaf))
+                given[0].append(own)
             elif isinstance(leaf, Array | np.ndarray | np.generic):
                 role = "h"
                 arrays.append(leaf)
+                given[1].append(own)
             else:
                 role = "c"
                 constants.append(leaf)
@@ -164,24 +201,54 @@ def pose(
         constants=tuple(constants),
         keys=tuple(map(_key, constants)),
     )
-    try:
-        tracing = trace_twice(objective.results, tuple(leaves), Held(tuple(arrays), None))
-    except UNTRACEABLE as error:
-        raise TypeError(
-            f"f: got a function that JAX cannot trace, expected one of JAX arrays ({error})"
-        ) from error
+    point = tuple(leaves), Held(tuple(arrays), None)
+    posed: Objective | BlackBox = objective
+    tracing, refusal = _traced(objective, point, any(map(is_tensor, (*given[0], *given[1]))))
+    if tracing is None:
+        point = tuple(map(in_numpy, leaves)), Held(tuple(map(in_numpy, arrays)), None)
+        posed, tracing = _called(objective, given, point, max_evaluations, refusal, cotangent)
+    elif tracing.deterministic and objective.f is not f:
+        posed = replace(objective, program=tracing.program)
     seed = (0,) if key is None else tuple(map(int, np.ravel(jax.random.key_data(key))))
     return Problem(
-        objective=objective,
-        leaves=tuple(leaves),
+        objective=posed,
+        leaves=point[0],
         paths=tuple(paths),
         fixed=fixed,
-        held=Held(tuple(arrays), _cotangent(cotangent, tracing.result, seed)),
+        held=point[1]._replace(cotangent=_cotangent(cotangent, tracing.result, seed)),
         roots=roots,
         single=isinstance(argnums, int),
         tracing=tracing,
         seed=seed,
+        refusal="" if refusal is None else one_line(refusal),
     )
+
+
+def _traced(
+    objective: Objective, point: tuple[Leaves, Held], tensors: bool
+) -> tuple[Tracing | None, Exception | None]:
+    """What JAX makes of f, or what it raises; neither of PyTorch's tensors."""
+    try:
+        return (None if tensors else trace_twice(objective.results, *point)), None
+    except Exception as error:  # what is no JAX may raise anything
+        return None, error
+
+
+def _called(
+    objective: Objective,
+    given: tuple[list[Any], list[Any]],
+    point: tuple[Leaves, Held],
+    max_evaluations: int | None,
+    refusal: Exception | None,
+    cotangent: Any,
+) -> tuple[BlackBox, Tracing]:
+    """The black box that f is, and what two calls tell of it; raises f's own exception."""
+    box, result = called_plainly(objective, given, point, max_evaluations, refusal)
+    first, again = map(jax.tree.leaves, (result, box.results(*point)))
+    same = all(map(np.array_equal, first, again))
+    if cotangent is None and [leaf.size for leaf in first] == [1]:
+        result = first[0].reshape(())  # of shape (1, 1), say
+    return box, Tracing(None, result, deterministic=same, numpy_constants=False)
 
 
 def _is_float(path: str, leaf: Any) -> bool:
@@ -240,12 +307,29 @@ def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...
 # The claim
 
 
+class NoDerivativeError(TypeError):
+    """A function that JAX cannot differentiate; the reason is by the exception that JAX raises.
+
+    >>> missing = NotImplementedError("Differentiation rule for 'igamma_grad_a' not implemented")
+    >>> NoDerivativeError(missing).reason
+    'JAX has no derivative of igamma_grad_a'
+    """
+
+    def __init__(self, error: Exception) -> None:
+        missing = re.match(r"(?:Differentiation|Transpose) rule .*for '(\w+)' not", str(error))
+        self.reason = f"JAX has no derivative of {missing[1]}" if missing else one_line(error)
+        super().__init__(
+            "f: got a function that JAX cannot differentiate, expected grads or one that it can "
+            f"({self.reason})"
+        )
+
+
 @dataclass(frozen=True)
 class GradientFunction:
     """A claimed gradient as a function of (leaves, held): ∇φ by ``jax.grad``, or the user's."""
 
-    objective: Objective
-    grads: Callable[..., Any] | None  # the user's; None: jax.grad of the objective
+    objective: Objective | BlackBox
+    grads: Callable[..., Any] | None  # the user's; None: the objective's own
 
     @property
     def reused(self) -> bool:
@@ -255,8 +339,9 @@ class GradientFunction:
     def __call__(self, leaves: Leaves, held: Held) -> Any:
         """A tree like the arguments that argnums names or, by jax.grad, the leaves that move."""
         if self.grads is None:
-            return jax.grad(self.objective)(leaves, held)
-        return self.grads(*self.objective.arguments(leaves, held))
+            return self.objective.gradient(leaves, held)
+        tree = self.grads(*self.objective.arguments(leaves, held))
+        return jax.tree.map(to_numpy, tree) if isinstance(self.objective, BlackBox) else tree
 
 
 @dataclass(frozen=True)
@@ -283,23 +368,38 @@ class Claim:
 def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     """The claimed gradient: ``jax.grad``'s without grads, else that of the function or the tree.
 
-    Raises ValueError or TypeError, naming the leaf, for a tree that is not like the arguments.
+    Raises ValueError or TypeError, naming the leaf, for a tree that is not like the arguments, and
+    NoDerivativeError where JAX cannot differentiate f.
     """
     if grads is not None and random_cotangent and problem.held.cotangent is not None:
         raise ValueError(
             "cotangent: got none, but f's result is not a scalar: expected the one with which "
             "grads is made"
         )
+    black_box = problem.black_box
+    if grads is None and black_box is not None and not black_box.differentiable:
+        raise ValueError(
+            "grads: got None, expected the gradient, a tree of arrays or a function, as JAX cannot "
+            f"trace f ({problem.refusal or 'not all arguments are tensors'})"
+        )
     if grads is not None and not callable(grads):
-        values, extra = gradient_leaves(problem, grads, "grads: ")
+        tree = grads if black_box is None else jax.tree.map(to_numpy, grads)
+        values, extra = gradient_leaves(problem, tree, "grads: ")
         _check_dtypes(problem, values)
         return Claim(tuple(map(np.asarray, values)), not_differentiable=extra)
     gradient = GradientFunction(problem.objective, grads)
     try:
-        tracing = trace_twice(gradient, problem.leaves, problem.held)
+        traced = black_box is None
+        tracing = trace_twice(gradient, problem.leaves, problem.held) if traced else None
     except UNTRACEABLE:  # NumPy homework, say
         tracing = None
-    tree_of = gradient if tracing is None else compiled(gradient)
+    except (NotImplementedError, TypeError, ValueError) as error:  # as JAX has them
+        if grads is not None:
+            raise
+        raise NoDerivativeError(error) from error
+    tree_of: Callable[[Leaves, Held], Any] = gradient
+    if tracing is not None and tracing.program is not None:
+        tree_of = compiled(gradient) if gradient.reused else tracing.program
     tree = tree_of(problem.leaves, problem.held)
     if grads is None:
         return Claim(tuple(map(np.asarray, tree)), tree_of, gradient, tracing)
@@ -319,15 +419,13 @@ def numpy_constants(problem: Problem, claimed: Claim) -> bool:
 
 
 def compiled(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
-    """The gradient under jit, where it is not already."""
-    if gradient.grads is not None and gradient.reused:
-        return gradient
-    return _jitted(gradient) if gradient.reused else jax.jit(partial(gradient))
+    """A gradient that is reused, under jit where it is not already."""
+    return _jitted(gradient) if gradient.grads is None else gradient
 
 
-def under_vmap(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+def under_vmap(gradient: GradientFunction, tracing: Tracing) -> Callable[[Leaves, Held], Any]:
     """The gradient at many points at once: leaves with a leading axis."""
-    return _vmapped(gradient) if gradient.reused else _vmapped.__wrapped__(gradient)
+    return _vmapped(gradient) if gradient.reused else _vmapped.__wrapped__(tracing.program)
 
 
 @lru_cache(maxsize=32)
@@ -336,7 +434,7 @@ def _jitted(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
 
 
 @lru_cache(maxsize=32)
-def _vmapped(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
+def _vmapped(gradient: Callable[[Leaves, Held], Any]) -> Callable[[Leaves, Held], Any]:
     return jax.jit(jax.vmap(partial(gradient), in_axes=(0, None)))
 
 
@@ -373,5 +471,6 @@ def _check_dtypes(problem: Problem, values: Leaves) -> None:
     for path, leaf, value in zip(problem.paths, problem.leaves, values, strict=True):
         expected = jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
         got = jax.dtypes.canonicalize_dtype(np.asarray(value).dtype)
-        if got != expected:
+        wider = problem.black_box is not None and jnp.issubdtype(got, np.floating)
+        if got != expected and not wider:
             raise TypeError(f"grads: {path}: got {got}, expected {expected}, as the argument's")

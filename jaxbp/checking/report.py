@@ -63,6 +63,8 @@ class GradientReport:
     diagnosis: str  # the mistake, if one explains all leaves that failed; else empty
     notes: tuple[str, ...]  # what was held, what raised an exception and which
     verdict: Verdict
+    black_box: str = ""  # "a black box: NumPy", say, where JAX cannot trace f
+    evaluations: int | None = None  # how often a black box was called
     value_mistake: str = ""  # f's two values, where its rule has another than f called plainly
     second_order: "GradientReport | None" = None  # of the claimed gradient's own gradient
 
@@ -98,11 +100,12 @@ class GradientReport:
                 remarks.append(_describe_kink(leaf.kink))
             if remarks:
                 lines.append(f"{leaf.path}: {'; '.join(remarks)}")
-        return [*lines, *self._taylor(), *self.notes]
+        calls = [] if self.evaluations is None else [f"{self.evaluations} evaluations of f"]
+        return [*lines, *self._taylor(), *calls, *self.notes]
 
     def _taylor(self) -> list[str]:
         """The second opinion, where it has one."""
-        orders = [leaf.order for leaf in self.leaves if not np.isnan(leaf.order)]
+        orders = [leaf.order for leaf in self.leaves if np.isfinite(leaf.order)]
         if not orders:
             return []
         bad = [leaf.path for leaf in self.leaves if leaf.taylor == "fail"]
@@ -125,8 +128,9 @@ class GradientReport:
 
     def headline(self) -> str:
         """The verdict and how it was reached, in a line."""
+        black_box = f"{self.black_box}, " if self.black_box else ""
         return (
-            f"{self.verdict}: measured in {self.precision}, "
+            f"{self.verdict}: measured in {self.precision}, {black_box}"
             f"wrong means off by more than {number(self.threshold)}"
         )
 

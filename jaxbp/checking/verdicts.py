@@ -104,7 +104,7 @@ def agreement(
         failed=(discrepancy - slopes.error > tolerance)
         & slopes.converged
         & (discrepancy > 4 * _bar_at_next_step(samples, slopes))
-        & ~_confirmed(claimed - explained, samples, discrepancy, tolerance),
+        & ~_confirmed(claimed - explained, samples, slopes, discrepancy, tolerance),
         kinked=kinked,
         subgradient=kinked & (discrepancy <= slopes.error),
     )
@@ -131,16 +131,21 @@ def _bar_at_next_step(samples: Samples, slopes: Slopes) -> np.ndarray:
 
 
 def _confirmed(
-    claimed: np.ndarray, samples: Samples, discrepancy: np.ndarray, tolerance: float
+    claimed: np.ndarray,
+    samples: Samples,
+    slopes: Slopes,
+    discrepancy: np.ndarray,
+    tolerance: float,
 ) -> np.ndarray:
-    """Whether at some step, with an error bar small enough, the difference quotient is the claimed
-    slope up to rounding: then a kink, which larger steps pass over, made these differ."""
+    """Whether at some step smaller than those measured by, and with an error bar small enough, the
+    difference quotient is the claimed slope up to rounding: a kink between made these differ."""
     with np.errstate(all="ignore"):
         differences = (samples.plus - samples.minus) / (2 * samples.steps)
         bar = rounding_bar(samples)
         telling = bar < discrepancy[:, None] / 4
         agrees = np.abs(differences - claimed[:, None]) <= bar + tolerance
-    return np.asarray(np.any(telling & agrees, axis=1))
+    smaller = samples.steps < slopes.step[:, None]
+    return np.asarray(np.any(smaller & telling & agrees, axis=1))
 
 
 class Order(NamedTuple):
@@ -179,7 +184,9 @@ def observed_order(remainders: np.ndarray, floor: np.ndarray) -> np.ndarray:
         if len(above):
             last = above[-1]
             clipped = np.maximum(remainder, lowest)[max(0, last - _ORDER_STEPS + 1) : last + 2]
-            orders[line] = np.max(np.log(clipped[:-1] / clipped[1:]), initial=0) / np.log(RATIO)
+            with np.errstate(divide="ignore"):  # by a remainder of 0, beyond a kink
+                fall = np.log(clipped[:-1] / clipped[1:])
+            orders[line] = np.max(fall, initial=0) / np.log(RATIO)
     return orders
 
 

@@ -250,9 +250,10 @@ def _while(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[
 def _concrete(equation: Any, recorder: _Recorder, position: int) -> Array:
     value = recorder.steps[position].value
     if isinstance(value, jax.core.Tracer):
-        raise TypeError(
+        raise jax.errors.ConcretizationTypeError(  # after which gradcheck does not trace
+            value,
             f"{equation.primitive.name}: got a traced condition, expected a number: what is "
-            "computed depends on it, so call this outside of jit and vmap"
+            "computed depends on it, so call this outside of jit and vmap",
         )
     return value
 
