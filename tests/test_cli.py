@@ -663,6 +663,11 @@ def noisy(x):
 noisy_args = at_two
 noisy_options = "argnums=0"
 
+def plain(x):
+    return float(x[0]) ** 2
+
+plain_args = at_two
+
 def exact(x):
     return 3 * x
 
@@ -800,6 +805,7 @@ def test_check_prints_json_and_nothing_else(homework, elsewhere, capsys):
             ["homework.py:square", "--returns", "value,grads", "--grads", "cube"],
             "--grads: got cube, but by --returns value,grads square itself returns them",
         ),
+        (["homework.py:plain"], "JAX cannot trace it, and so has no gradient: expected the one to"),
         (["homework.py:noisy"], "noisy_options is str, expected a dict"),
         (["--argnums", 1], "MODULE:FUNCTION: got none, expected the function to check"),
     ],

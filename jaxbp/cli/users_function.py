@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 import jaxbp
+from jaxbp.checking.jaxprs import UNTRACEABLE
 from jaxbp.cli.options import UsageError
 from jaxbp.text import one_line
 
@@ -96,7 +97,7 @@ def find(
         claim, claimed = _claim_beside(places, name)
     if claim is None and returns is None:
         with raising(request):
-            _refuse_value_and_gradient(f, request, point, by)
+            _refuse_without_claim(f, request, point, by)
     source = f"{name} at {args or f'{name}_args'}; its gradient by {claimed}"
     return UsersFunction(f, point, claim, options, source)
 
@@ -219,13 +220,16 @@ def _gradient(f: Callable[..., Any], request: str, argnums: Any) -> Callable[...
     return gradient
 
 
-def _refuse_value_and_gradient(
+def _refuse_without_claim(
     f: Callable[..., Any], request: str, args: tuple[Any, ...], argnums: Any
 ) -> None:
-    """Raise UsageError where the function returns a number, and then arrays like the arguments."""
+    """Raise UsageError where the function returns a number and then arrays like the arguments, and
+    where JAX, which has to find the gradient, cannot trace it."""
+    traceable = True
     try:
         result = jax.eval_shape(f, *args)
-    except Exception:  # JAX cannot trace it
+    except Exception as error:
+        traceable = not isinstance(error, UNTRACEABLE)  # another argument may be a name, say
         result = f(*args)
     positions = argnums if isinstance(argnums, tuple | list) else (argnums,)
     by = [args[position] for position in positions if position < len(args)]
@@ -233,6 +237,11 @@ def _refuse_value_and_gradient(
         raise UsageError(
             f"{request}: returns a number, and arrays like the argument: expected "
             "--returns value,grads if they are its gradient, --returns value if they are results"
+        )
+    if not traceable:
+        raise UsageError(
+            f"{request}: JAX cannot trace it, and so has no gradient: expected the one to check, "
+            "as FUNCTION_grad beside it, by --grads NAME or by --returns value,grads"
         )
 
 
