@@ -1,12 +1,15 @@
 """Which gradient checker catches most planted bugs, with fewest false alarms, in what time?
 
-    python -m benchmarks.checkers [--output results.json] [--short | --quick] [--only scipy torch]
+    python -m benchmarks.checkers [--output results.json] [--short | --quick]
+        [--only scipy torch]
     python -m benchmarks.checkers --table results.json
 
-The mutants and the right gradients are those of benchmarks/gradient_bugs.py.  Every checker is used
-as its documentation says, with its defaults, on the same function, point and claimed gradient.  A
-checker that does not take an argument (an integer, a tree) or a result that is not a scalar cannot
-tell.
+The mutants and the right gradients are those of benchmarks/gradient_bugs.py; besides, bugs of
+public projects (benchmarks/reported_bugs.py), each with its right gradient, in float64 and float32.
+Every checker is used as its documentation says, with its defaults, on the same function, point and
+claimed gradient.  A checker that does not take an argument (an integer, a tree) or a result that is
+not a scalar cannot tell.  Those that give an error bar are also asked for the derivatives of
+functions of benchmarks/functions.py: does the bar hold the true one?
 """
 
 import argparse
@@ -16,7 +19,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from operator import itemgetter
+from itertools import product
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +28,19 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import protocol
+from benchmarks import functions, protocol
 from benchmarks.gradient_bugs import CORRECT, MUTANTS
+from benchmarks.reported_bugs import REPORTED
 from jaxbp import gradcheck
 
 DRAWS = 3  # points for each right gradient
 MOST_ENTRIES = 20_000  # for checkers that differentiate by every entry: above, they take hours
+OURS = "jaxbp.gradcheck"
 CAUGHT, PASSED, SILENT = "caught", "passed", "cannot tell"
+OF_SIZE = 1e-5  # a number that is an error, or a difference beyond an error bar, counts from this
+# share of the gradient's size
+BAR_EVERY = 3  # of how many functions one is differentiated with an error bar
+ROUNDED = 1e-14  # relative error of a derivative that counts as true
 
 
 class Question(NamedTuple):
@@ -39,6 +49,7 @@ class Question(NamedTuple):
     f: Callable[..., Any]
     args: tuple[Any, ...]
     grads: Any  # a function, a value, or None: JAX's own
+    in_float64: bool = True  # whether f is computed so for a library that asks in float64
 
     def claimed(self, *args: Any) -> Any:
         """The claim at a point."""
@@ -88,68 +99,121 @@ def by_chex(question: Question) -> str:
     return _asserted(lambda: chex.assert_numerical_grads(f, leaves, 1, modes=["rev"]))
 
 
+class Vector(NamedTuple):
+    """A question about one float64 vector, as libraries other than JAX ask for it."""
+
+    f: Callable[[np.ndarray], float]
+    gradient: Callable[[np.ndarray], np.ndarray]
+    x0: np.ndarray
+
+    @property
+    def tolerance(self) -> float:
+        """The error that counts, where a checker leaves that to its user."""
+        return OF_SIZE * max(1.0, float(np.linalg.norm(self.gradient(self.x0))))
+
+
 def in_float64(args: tuple[Any, ...]) -> Any:
-    """Arguments in float64, which scipy and torch ask for."""
+    """Arguments in float64; in float32 where JAX is set to that."""
 
     def wide(leaf: Any) -> Any:
         is_float = jnp.issubdtype(jnp.result_type(leaf), np.floating)
-        return jnp.asarray(leaf, np.float64) if is_float else leaf
+        return jnp.asarray(leaf, float) if is_float else leaf
 
     return jax.tree.map(wide, args)
 
 
-def by_scipy(question: Question) -> str:
-    """scipy.optimize.check_grad(func, grad, x0), of one float64 vector.
+def of_vector(check: Callable[[Vector], str]) -> Callable[[Question], str]:
+    """A checker of a vector's function, as one of questions; of large ones it cannot tell."""
 
-    It returns a number, which counts as an error above 1e-5 of the gradient's size.
-    """
+    def asked(question: Question) -> str:
+        with jax.enable_x64(question.in_float64):
+            first, *rest = in_float64(question.args)
+            flat, unravel = jax.flatten_util.ravel_pytree(first)
+            if flat.size > MOST_ENTRIES:
+                return SILENT
+
+            def f(x: np.ndarray) -> float:
+                return float(question.f(unravel(jnp.asarray(x, flat.dtype)), *rest))
+
+            def gradient(x: np.ndarray) -> np.ndarray:
+                claimed = question.claimed(unravel(jnp.asarray(x, flat.dtype)), *rest)
+                return np.array(jax.flatten_util.ravel_pytree(claimed)[0], np.float64)
+
+            return check(Vector(f, gradient, np.asarray(flat, np.float64)))
+
+    asked.__doc__ = check.__doc__
+    return asked
+
+
+@of_vector
+def by_scipy(vector: Vector) -> str:
+    """scipy.optimize.check_grad(func, grad, x0), which returns a number."""
     from scipy.optimize import check_grad  # noqa: PLC0415
 
-    with jax.enable_x64(True):
-        first, *rest = in_float64(question.args)
-        flat, unravel = jax.flatten_util.ravel_pytree(first)
-        if flat.size > MOST_ENTRIES:
-            return SILENT
-
-        def f(x: np.ndarray) -> float:
-            return float(question.f(unravel(jnp.asarray(x)), *rest))
-
-        def gradient(x: np.ndarray) -> np.ndarray:
-            claimed = question.claimed(unravel(jnp.asarray(x)), *rest)
-            return np.asarray(jax.flatten_util.ravel_pytree(claimed)[0], np.float64)
-
-        x0 = np.asarray(flat, np.float64)
-        error = check_grad(f, gradient, x0)
-        return PASSED if error <= 1e-5 * max(1.0, np.linalg.norm(gradient(x0))) else CAUGHT
+    error = check_grad(vector.f, vector.gradient, vector.x0)
+    return PASSED if error <= vector.tolerance else CAUGHT
 
 
-def by_torch(question: Question) -> str:
-    """torch.autograd.gradcheck(func, inputs) in float64; func calls f and, backward, the claim."""
+@of_vector
+def by_torch(vector: Vector) -> str:
+    """torch.autograd.gradcheck(func, inputs); func calls f and, backward, the claim."""
     import torch  # noqa: PLC0415
 
-    with jax.enable_x64(True):
-        first, *rest = in_float64(question.args)
-        flat, unravel = jax.flatten_util.ravel_pytree(first)
-        if flat.size > MOST_ENTRIES:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return torch.tensor(vector.f(x.detach().numpy()), dtype=torch.float64)
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Any) -> Any:
+            (x,) = ctx.saved_tensors
+            return cotangent * torch.from_numpy(vector.gradient(x.numpy()))
+
+    x0 = torch.tensor(vector.x0, requires_grad=True)
+    passed = torch.autograd.gradcheck(Function.apply, (x0,), raise_exception=False)
+    return PASSED if passed else CAUGHT
+
+
+@of_vector
+def by_autograd(vector: Vector) -> str:
+    """autograd.test_util.check_grads(f, modes=["rev"], order=1)(x), of a primitive of its own."""
+    from autograd.extend import defvjp, primitive  # noqa: PLC0415
+    from autograd.test_util import check_grads  # noqa: PLC0415
+
+    f = primitive(vector.f)
+    defvjp(f, lambda value, x: lambda cotangent: cotangent * vector.gradient(x))
+    return _asserted(lambda: check_grads(f, modes=["rev"], order=1)(vector.x0))
+
+
+def scipy_derivative(vector: Vector) -> tuple[np.ndarray, np.ndarray]:
+    """scipy.differentiate.jacobian(f, x) -> the derivative and its error."""
+    from scipy.differentiate import jacobian  # noqa: PLC0415
+
+    found = jacobian(lambda x: np.apply_along_axis(vector.f, 0, x)[None], vector.x0)
+    return found.df[0], found.error[0]
+
+
+def numdifftools_derivative(vector: Vector) -> tuple[np.ndarray, np.ndarray]:
+    """numdifftools.Gradient(f, full_output=True)(x) -> the derivative and its error."""
+    from numdifftools import Gradient  # noqa: PLC0415
+
+    found = Gradient(vector.f, full_output=True)(vector.x0)
+    return np.ravel(found.estimate), np.ravel(found.error_estimate)
+
+
+def by_derivative(derivative: Callable[[Vector], tuple[np.ndarray, np.ndarray]]) -> Any:
+    """A checker of a vector's function by its derivative and that one's error bar."""
+
+    def check(vector: Vector) -> str:
+        value, error = derivative(vector)
+        difference = np.abs(vector.gradient(vector.x0) - value)
+        if not np.isfinite(value).all():
             return SILENT
+        return PASSED if np.all(difference <= error + vector.tolerance) else CAUGHT
 
-        class Function(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, x: Any) -> Any:
-                ctx.save_for_backward(x)
-                value = question.f(unravel(jnp.asarray(x.detach().numpy())), *rest)
-                return torch.tensor(float(value), dtype=torch.float64)
-
-            @staticmethod
-            def backward(ctx: Any, cotangent: Any) -> Any:
-                (x,) = ctx.saved_tensors
-                claimed = question.claimed(unravel(jnp.asarray(x.numpy())), *rest)
-                vector = np.asarray(jax.flatten_util.ravel_pytree(claimed)[0], np.float64)
-                return cotangent * torch.from_numpy(vector.copy())
-
-        x0 = torch.tensor(np.asarray(flat, np.float64), requires_grad=True)
-        passed = torch.autograd.gradcheck(Function.apply, (x0,), raise_exception=False)
-        return PASSED if passed else CAUGHT
+    check.__doc__ = derivative.__doc__
+    return of_vector(check)
 
 
 def _asserted(check: Callable[[], None]) -> str:
@@ -161,11 +225,18 @@ def _asserted(check: Callable[[], None]) -> str:
 
 
 CHECKERS: dict[str, Callable[[Question], str]] = {
-    "jaxbp.gradcheck": by_jaxbp,
+    OURS: by_jaxbp,
     "jax.test_util.check_grads": by_check_grads,
     "chex.assert_numerical_grads": by_chex,
     "scipy.optimize.check_grad": by_scipy,
     "torch.autograd.gradcheck": by_torch,
+    "autograd.test_util.check_grads": by_autograd,
+    "scipy.differentiate.jacobian": by_derivative(scipy_derivative),
+    "numdifftools.Gradient": by_derivative(numdifftools_derivative),
+}
+DERIVATIVES = {
+    "scipy.differentiate.jacobian": scipy_derivative,
+    "numdifftools.Gradient": numdifftools_derivative,
 }
 
 
@@ -212,12 +283,102 @@ def right() -> dict[str, list[Question]]:
     return questions
 
 
+def reported() -> dict[tuple[str, str, str], Question]:
+    """The gradients of the reported bugs, by name, right or wrong, and dtype."""
+    questions = {}
+    for name, bug in REPORTED.items():
+        for claim, make in (("right", bug.right), ("wrong", bug.wrong)):
+            for dtype in ("float64", "float32"):
+                with jax.enable_x64(dtype == "float64"):
+                    case = make(dtype)
+                wide = dtype == "float64"
+                questions[name, claim, dtype] = Question(case.f, case.args, case.grads, wide)
+    return questions
+
+
+def evaluations(check: Callable[[Question], str], question: Question) -> int:
+    """How often a checker evaluates f, in batches or not, gradients of f by JAX included."""
+    calls: list[int] = []
+
+    def f(*args: Any) -> Any:
+        entry = jnp.ravel(jax.tree.leaves(args)[0])[:1]  # so that a batch calls once a row
+        jax.debug.callback(lambda _: calls.append(1), entry)
+        return question.f(*args)
+
+    asked(check, question._replace(f=f))
+    jax.effects_barrier()
+    return len(calls)
+
+
+def slopes_with_bars(function: functions.Function) -> tuple[Question, np.ndarray]:
+    """A function at its ordinary point, and its true derivative by the first argument."""
+    args = list(function.points["ordinary"])
+    args[0] = args[0].astype(np.float64)
+    question = Question(functions.objective(function), (*args, functions.Wrong().argument()), None)
+    return question, np.ravel(question.claimed(*question.args))
+
+
+def jaxbp_slope(question: Question) -> tuple[np.ndarray, ...]:
+    """The slope that a report shows, the one furthest off -> it, its bar, and the true one."""
+    (leaf,) = gradcheck(question.f, *question.args).leaves
+    return np.array([leaf.measured]), np.array([leaf.error]), np.array([leaf.claimed])
+
+
+def bars(checkers: Mapping[str, Any], function: functions.Function) -> dict[str, dict[str, float]]:
+    """For each checker with an error bar: how many derivatives, and how many bars do not hold."""
+    with jax.enable_x64(True):
+        question, true = slopes_with_bars(function)
+        found: dict[str, tuple[np.ndarray, ...]] = {}
+        if OURS in checkers:
+            found[OURS] = jaxbp_slope(question)
+        for checker in checkers.keys() & DERIVATIVES:
+            derivative, answers = DERIVATIVES[checker], []
+
+            @of_vector
+            def keep(vector: Vector, derivative: Any = derivative, answers: Any = answers) -> str:
+                answers.extend(derivative(vector))
+                return PASSED
+
+            asked(keep, question)
+            if answers:
+                found[checker] = (*answers, true)
+    counts = {}
+    for checker, (value, error, truth) in found.items():
+        off = np.abs(value - truth) - ROUNDED * np.linalg.norm(truth)
+        finite = np.isfinite(value) & np.isfinite(error)
+        counts[checker] = {
+            "derivatives": int(finite.sum()),
+            "outside": int((off > error)[finite].sum()),
+            "far outside": int((off > 10 * error)[finite].sum()),
+            "width": float(np.max(error[finite], initial=0) / max(np.linalg.norm(truth), 1e-300)),
+        }
+    return counts
+
+
 def ask(
     checkers: dict[str, Callable[[Question], str]], every: int, run: protocol.Run
 ) -> dict[str, Any]:
     """Ask each checker each question, or, to be quick, only one in every few."""
-    result: dict[str, Any] = {"mutants": {}, "right": {}, "seconds": {}}
+    result: dict[str, Any] = {"mutants": {}, "right": {}, "seconds": {}, "reported": {}, "bars": {}}
     seconds: dict[str, list[float]] = {name: [] for name in checkers}
+
+    def about_reported(name: str) -> tuple[str, dict[str, Any]]:
+        row: dict[str, Any] = {}
+        for checker, check in checkers.items():
+            answers, taken = {}, []
+            for claim, dtype in product(("right", "wrong"), ("float64", "float32")):
+                question = questions[name, claim, dtype]
+                with jax.enable_x64(question.in_float64):
+                    answers[f"{claim}, {dtype}"], time_taken = asked(check, question)
+                taken.append(time_taken)
+            with jax.enable_x64(True):
+                calls = evaluations(check, questions[name, "right", "float64"])
+            row[checker] = {
+                "answers": answers,
+                "evaluations": calls,
+                "seconds": float(np.median(taken)),
+            }
+        return name, row
 
     def about_bug(item: tuple[str, Question]) -> tuple[str, dict[str, str]]:
         name, question = item
@@ -235,22 +396,35 @@ def ask(
             for checker, check in checkers.items()
         }
 
+    questions = reported()
+    for name, answers in run.cells(list(REPORTED)[::every], about_reported):
+        result["reported"][name] = answers
+        marks = [mark(answers[checker]["answers"]) for checker in checkers]
+        print(f"{name:<50}", *marks, sep="  ", flush=True)
+        run.keep(result)
+    chosen = functions.functions()[:: BAR_EVERY * every]
+    measured = run.cells(chosen, lambda f: (f, bars(checkers, f)), attrgetter("expression"))
+    for function, counts in measured:
+        result["bars"][function.expression] = counts
+    run.keep(result)
     for name, answers in run.cells(list(mutants().items())[::every], about_bug, itemgetter(0)):
         result["mutants"][name] = answers
         print(f"{name:<50}", *(answers[checker][:6] for checker in checkers), sep="  ", flush=True)
+        run.keep(result)
     result["seconds"] = {checker: float(np.median(taken)) for checker, taken in seconds.items()}
     for name, counts in run.cells(list(right().items())[::every], about_right, itemgetter(0)):
         result["right"][name] = counts
         alarms = [str(counts[checker].get(CAUGHT, 0)) for checker in checkers]
         print(f"{name:<50}", *alarms, sep="       ", flush=True)
+        run.keep(result)
     return result
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """A result in which those checkers that were measured anew are replaced."""
     both = {
-        part: {name: row | new[part][name] for name, row in old[part].items()}
-        for part in ("mutants", "right")
+        part: {name: row | new[part].get(name, {}) for name, row in old[part].items()}
+        for part in ("mutants", "right", "reported", "bars")
     }
     return both | {"seconds": old["seconds"] | new["seconds"]}
 
@@ -258,10 +432,71 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 EXPLANATION = """\
 A check's time is the median over the planted bugs, compilation included, and with `jaxbp` also the
 search for a diagnosis: it measures each slope at many steps, which takes longer. Every checker is
-used as its documentation says, with its defaults; scipy and torch in float64, as they ask for, and
-scipy's number held against 1e-5 of the gradient's size. "Cannot tell" is an honest answer of
-`jaxbp`; of the others it means an argument that they do not take, or one of more than 20,000
+used as its documentation says, with its defaults; those of other libraries in float64, as they ask
+for, and the number of scipy.optimize held against 1e-5 of the gradient's size. scipy.differentiate
+and numdifftools do not check a gradient, but measure one with an error: a claim counts as wrong
+where it is off by more than that and 1e-5 of the gradient's size. "Cannot tell" is an honest answer
+of `jaxbp`; of the others it means an argument that they do not take, or one of more than 20,000
 entries, for which they would take hours."""
+REPORTED_EXPLANATION = """\
+Each bug as it was reported, rebuilt ([reported_bugs.py](reported_bugs.py)): four answers about the
+right gradient in float64 and float32, then the wrong one in float64 and float32; ✓ is right, ✗
+wrong (a false alarm, or a bug that passes), ? cannot tell. In float32, f is computed in float32
+whatever the checker asks for. Evaluations of f, its gradients by JAX included, are those for the
+right gradient in float64; seconds are a check's, compilation included; medians over the reports."""
+BARS_EXPLANATION = """\
+One in three of the functions of benchmarks/functions.py, at its ordinary point, in float64: how
+often the true derivative (that of `jax.grad`) lies outside the error bar. A bar's width is relative
+to the gradient's size, the widest of a function, in the median over these. Of `jaxbp` it is the one
+slope that a report shows, along the direction that is furthest off; of the others every entry of
+the gradient."""
+
+
+def mark(answers: Mapping[str, str]) -> str:
+    """Four answers about a reported bug as marks."""
+    marks = []
+    for question, answer in answers.items():
+        right = PASSED if question.startswith("right") else CAUGHT
+        marks.append("?" if told(answer) == SILENT else "✓" if answer == right else "✗")
+    return "{}{} {}{}".format(*marks)
+
+
+def reported_table(result: dict[str, Any]) -> str:
+    """The reported bugs: every checker's answers, and what they cost."""
+    rows, checkers = result["reported"], list(result["seconds"])
+    marks = {name: [mark(row[c]["answers"]) for c in checkers] for name, row in rows.items()}
+    lines = [
+        protocol.line(f"{name} ({REPORTED[name].source})", *marks[name])
+        for name in marks
+        if name in REPORTED
+    ]
+    columns = list(zip(*marks.values(), strict=True))
+    for words, sign in (("wrong answers", "✗"), ("cannot tell", "?")):
+        counts = ["".join(column).count(sign) for column in columns]
+        lines.append(protocol.line(f"{words}, of {4 * len(marks)}", *map(str, counts)))
+    for words, key, form in (
+        ("evaluations of f", "evaluations", ".0f"),
+        ("seconds", "seconds", ".2f"),
+    ):
+        medians = [float(np.median([row[c][key] for row in rows.values()])) for c in checkers]
+        lines.append(protocol.line(words, *(format(median, form) for median in medians)))
+    heads = ("reported bug", *(f"`{checker}`" for checker in checkers))
+    return protocol.table(heads, lines, REPORTED_EXPLANATION)
+
+
+def bars_table(result: dict[str, Any]) -> str:
+    """How often an error bar does not hold the true derivative."""
+    lines = []
+    for checker in (OURS, *DERIVATIVES):
+        counts = [row[checker] for row in result["bars"].values() if checker in row]
+        if counts:
+            totals = [
+                sum(c[key] for c in counts) for key in ("derivatives", "outside", "far outside")
+            ]
+            width = float(np.median([c["width"] for c in counts]))
+            lines.append(protocol.line(f"`{checker}`", *map(str, totals), f"{width:.1e}"))
+    heads = ("measured by", "derivatives", "outside the bar", "outside ten bars", "a bar's width")
+    return protocol.table(heads, lines, BARS_EXPLANATION)
 
 
 def row(checker: str, result: Mapping[str, Any]) -> str:
@@ -297,7 +532,8 @@ def markdown(result: dict[str, Any]) -> str:
         "seconds a check",
     )
     rows = [row(checker, result) for checker in checkers]
-    return protocol.table(columns, rows, EXPLANATION)
+    planted = protocol.table(columns, rows, EXPLANATION)
+    return "\n\n".join([planted, reported_table(result), bars_table(result)])
 
 
 def measure(run: protocol.Run) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -103,11 +104,13 @@ def gradcheck(
 
     An f under ``jax.jit`` is compiled once for any number of checks; another one each time.
 
-    Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
-    finite, an argument has no floating point leaf, f returns something other than floating point
-    numbers, JAX cannot differentiate f and no grads are given, the claimed tree is not like the
-    arguments, a black box comes without a gradient or with order=2, max_evaluations is too low for
-    a verdict, or precision has another name.  What f or the claim raise at the point is not caught.
+    Raises TypeError or ValueError, naming argument and leaf, if f's result, the point or the
+    cotangent is not finite (what is held may be infinite, as a mask is, and a claim that is not
+    finite fails), no floating point leaf has an entry (an empty one beside others passes), f
+    returns something other than floating point numbers, JAX cannot differentiate f and no grads are
+    given, the claimed tree is not like the arguments, a black box comes without a gradient or with
+    order=2, max_evaluations is too low for a verdict, or precision has another name.  What f or the
+    claim raise at the point is not caught.
 
     It checks one point, along random directions.  It cannot see an error that these do not show, as
     one in an entry of a large leaf that is below the error bar; it cannot see other points, or
@@ -150,12 +153,12 @@ def gradcheck(
 
 
 def _check_options(threshold: float | None, order: int, **counts: int | None) -> None:
-    if order not in {1, 2}:
+    if not isinstance(order, int) or order not in {1, 2}:
         raise ValueError(f"order: got {order!r}, expected 1 or 2")
-    if threshold is not None and not 0 < threshold < 1:
+    if threshold is not None and not (isinstance(threshold, Real) and 0 < threshold < 1):
         raise ValueError(f"threshold: got {threshold!r}, expected a share between 0 and 1")
     for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
+        if count is not None and (not isinstance(count, int) or count is True or count < 1):
             raise ValueError(f"{name}: got {count!r}, expected a positive int")
 
 
@@ -368,8 +371,7 @@ def _under_vmap(
     check: ClaimCheck, verdicts: list[LeafVerdict]
 ) -> tuple[list[LeafVerdict], list[str]]:
     """A claim whose ``vmap`` disagrees with a loop fails; with the exceptions that vmap raises."""
-    black_box = check.problem.black_box is not None
-    if black_box or check.float64_values is None or check.claim.tracing is None:
+    if check.float64_values is None or check.claim.tracing is None:
         return verdicts, []
     points = [
         check.measurement.nearby_point(Purpose.POINTS_FOR_VMAP, index, NEARBY) for index in range(2)

@@ -166,7 +166,7 @@ def pose(
         raise TypeError(f"key: got {key!r}, expected a jax.random.key")
     if not callable(f):
         raise TypeError(f"f: got {type(f).__name__}, expected a function")
-    positions = positions_of(argnums, len(args))
+    positions = _different_positions(argnums, len(args))
     names = argument_names(f, len(args))
     paths, leaves, arrays, constants = [], [], [], []
     given: tuple[list[Any], list[Any]] = ([], [])  # what moves, what is held, as the user has it
@@ -192,9 +192,8 @@ def pose(
                 fixed[path] = str(getattr(leaf, "dtype", type(leaf).__name__))
             roles += role
     roots = tuple(names[position] for position in positions)
-    if not leaves:
-        found = "; ".join(f"{path} is {dtype}" for path, dtype in fixed.items()) or "no leaf at all"
-        raise ValueError(f"{', '.join(roots)}: got {found}, expected a floating point leaf")
+    if not any(leaf.size for leaf in leaves):
+        raise ValueError(f"{', '.join(roots)}: {_nothing_moves(paths, leaves, fixed)}")
     objective = Objective(
         f=f if hasattr(f, "lower") else partial(f),  # a plain function may change: never reused
         treedef=jax.tree.structure(args),
@@ -218,7 +217,7 @@ def pose(
         fixed=fixed,
         held=point[1]._replace(cotangent=_cotangent(cotangent, tracing.result, seed)),
         roots=roots,
-        single=isinstance(argnums, int),
+        single=not isinstance(argnums, Sequence),
         tracing=tracing,
         seed=seed,
         refusal=(
@@ -229,10 +228,27 @@ def pose(
     )
 
 
+def _different_positions(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
+    positions = positions_of(argnums, count)
+    if len(set(positions)) < len(positions):
+        raise ValueError(f"argnums: got {argnums!r}, expected each position once")
+    return positions
+
+
+def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -> str:
+    """A message on arguments without a number to move."""
+    if leaves:
+        pairs = zip(paths, leaves, strict=True)
+        shapes = "; ".join(f"{path} of shape {leaf.shape}" for path, leaf in pairs)
+        return f"got {shapes}, expected at least one entry"
+    found = "; ".join(f"{path} is {dtype}" for path, dtype in fixed.items()) or "no leaf at all"
+    return f"got {found}, expected a floating point leaf, such as 3.0"
+
+
 def _traced(
     objective: Objective, point: tuple[Leaves, Held], tensors: bool
 ) -> tuple[Tracing | None, Exception | None]:
-    """What JAX makes of f, or what it raises; neither of PyTorch's tensors."""
+    """The tracing of f, or the exception that it raises; neither for PyTorch's tensors."""
     try:
         return (None if tensors else trace_twice(objective.results, *point)), None
     except Exception as error:  # what is no JAX may raise anything
@@ -262,6 +278,8 @@ def _is_float(path: str, leaf: Any) -> bool:
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     if jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(f"{path}: got {dtype}, expected real numbers")
+    if jnp.issubdtype(dtype, np.floating) and dtype.itemsize > np.dtype(np.float64).itemsize:
+        raise TypeError(f"{path}: got {dtype}, expected float64 at most")
     return bool(jnp.issubdtype(dtype, np.floating))
 
 
@@ -291,7 +309,7 @@ def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...
     for path, leaf in expected.items():
         if not jnp.issubdtype(leaf.dtype, np.floating):
             raise TypeError(f"{path}: got {leaf.dtype}, expected floating point numbers")
-    if not expected:
+    if not any(map(np.size, expected.values())):
         raise TypeError("f(...): got no result, expected floating point numbers")
     if given is None:
         if [leaf.shape for leaf in expected.values()] == [()]:
@@ -306,6 +324,12 @@ def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...
         got_shapes = {path: np.shape(leaf) for path, leaf in got.items()}
         shapes = {path: leaf.shape for path, leaf in expected.items()}
         raise ValueError(f"cotangent: got {got_shapes}, expected {shapes}")
+    for path, leaf in got.items():
+        if np.iscomplexobj(leaf):
+            raise TypeError(f"cotangent: {path}: got complex numbers, expected real ones")
+        _check_finite(f"cotangent: {path}", leaf)
+    if not any(np.any(leaf) for leaf in got.values()):
+        raise ValueError("cotangent: got zeros alone, with which every gradient is zero")
     return tuple(np.asarray(got[path], np.float64) for path in expected)
 
 
@@ -455,7 +479,8 @@ def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tu
     missing = [path for path in problem.paths if found.get(path) is None]
     extra = [path for path in found if path not in {*problem.paths, *problem.fixed}]
     if missing or extra:
-        lists = [", ".join(paths) or "none" for paths in (found, problem.paths)]
+        named = [path if leaf is not None else f"{path} (None)" for path, leaf in found.items()]
+        lists = [", ".join(paths) or "none" for paths in (named, problem.paths)]
         raise ValueError(f"{title}got leaves {lists[0]}, expected {lists[1]}")
     for path, leaf in zip(problem.paths, problem.leaves, strict=True):
         if np.shape(found[path]) != np.shape(leaf):
