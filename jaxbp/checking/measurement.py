@@ -214,14 +214,16 @@ def measure(
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
     groups = _lines(drawn)[:, 0]
-    inner = _dtype_inside(arithmetic, drawn, samples)
-    if inner != arithmetic.dtype:
-        arithmetic, coarse = replace(arithmetic, dtype=inner), None
-        samples = at_larger_steps(samples, groups, arithmetic.eps)
+    groups = _lines(drawn)[:, 0]
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
         floor, two_answers = rounding_by_float32(samples, coarse, groups)
-        samples = with_rounding(samples, floor)
+    inner = _dtype_inside(arithmetic, drawn, samples, floor)
+    if inner != arithmetic.dtype:
+        arithmetic, coarse = replace(arithmetic, dtype=inner), None
+        floor, two_answers = np.zeros_like(floor), False
+        samples = at_larger_steps(samples, groups, arithmetic.eps)
+    samples = with_rounding(samples, floor)
     slopes = extrapolate(samples)
     if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
         samples = _at_all_steps(arithmetic, drawn, samples, floor)
@@ -260,7 +262,9 @@ def _at_all_steps(
     return joined(samples, smaller, _lines(directions)[:, 0], floor)
 
 
-def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) -> np.dtype[Any]:
+def _dtype_inside(
+    arithmetic: Arithmetic, directions: Leaves, samples: Samples, floor: np.ndarray
+) -> np.dtype[Any]:
     """The dtype in which a black box computes what it returns in a finer one.
 
     What is rounded to a coarse dtype stands still at small steps: there is another slope than at
@@ -272,7 +276,7 @@ def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) 
         quotients = (samples.plus - samples.minus) / (2 * samples.steps)
     least = _nearest(samples.steps, samples.eps ** (2 / 3))
     small = np.nan_to_num(quotients[:, least], nan=np.inf)
-    bar = 4 * samples.eps * np.abs(samples.center) / samples.steps[least]
+    bar = 4 * np.maximum(samples.eps * np.abs(samples.center), floor) / samples.steps[least]
     for dtype in _DTYPES:
         eps = eps_of(dtype)
         if eps <= samples.eps:
@@ -295,9 +299,10 @@ def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) 
 
 
 def _still(samples: Samples) -> np.ndarray:
-    """Whether f has one value at the smallest steps of each line."""
+    """Whether f has one value at the smallest steps of each line, on one side at least."""
     center = samples.center[:, None]
-    return np.all(((samples.plus == center) & (samples.minus == center))[:, -3:], axis=1)
+    still = np.stack([samples.plus == center, samples.minus == center])
+    return np.asarray(np.any(np.all(still[..., -3:], axis=2), axis=0))
 
 
 def _nearest(steps: np.ndarray, step: float) -> int:
