@@ -284,15 +284,16 @@ def _dtype_inside(
         coarse = at_larger_steps(samples, _lines(directions)[:, 0], eps)
         larger = extrapolate(coarse)
         gap = larger.value - small
-        apart = np.isfinite(gap) & (np.abs(gap) > larger.error + bar)
-        apart &= coarse.sigma[:, 0] < _ROUNDINGS * eps * magnitude(samples)
-        if eps > eps_of(np.float32):  # a kink far away has two slopes too, but does not stand still
-            apart &= _still(samples)
         there = quotients[:, _nearest(samples.steps, 16 * eps)] - small
+        if eps > eps_of(np.float32):  # a kink far away has two slopes too, but does not stand still
+            gap, apart = there, _still(samples) & (np.abs(there) > bar)
+        else:
+            apart = np.isfinite(gap) & (np.abs(gap) > larger.error + bar)
+        apart &= coarse.sigma[:, 0] < _ROUNDINGS * eps * magnitude(samples)
         if apart.any() and np.median(there[apart] / gap[apart]) > 0.5:
             steps = np.array([np.sqrt(eps), samples.steps[least]])
             lines = np.argsort(np.where(apart, -np.abs(gap), 0))[: min(2, apart.sum())]
-            size = np.minimum(np.abs(gap), np.abs(larger.value))[lines]
+            size = np.minimum(np.abs(gap), np.abs(gap + small))[lines]
             found = _is_everywhere(arithmetic, directions, lines, size, steps)
             return dtype if found else arithmetic.dtype
     return arithmetic.dtype
