@@ -146,20 +146,6 @@ def joined(larger: Samples, smaller: Samples, groups: np.ndarray, floor: np.ndar
     return with_rounding(both, np.maximum(_rounding(both, groups), floor))
 
 
-def first_still_step(samples: Samples) -> int | None:
-    """The index of the step from which on f stands still, along most lines, though it changes so
-    much at the step before that this would show; None if it does not, or at fewer than three."""
-    center = samples.center[:, None]
-    still = np.mean((samples.plus == center) & (samples.minus == center), axis=0) > 0.5
-    moving = np.flatnonzero(~still)
-    if not len(moving) or len(still) - moving[-1] <= 3:
-        return None
-    last = int(moving[-1])
-    change = np.maximum(np.abs(samples.plus - center), np.abs(samples.minus - center))[:, last]
-    shows = np.median(change) / RATIO**2 > 16 * samples.eps * np.abs(samples.center[0])
-    return last + 1 if shows else None
-
-
 def at_larger_steps(samples: Samples, groups: np.ndarray, eps: float) -> Samples:
     """The samples at the steps that a coarser dtype tells apart, with the rounding seen there."""
     steps = slice(len(step_sizes(eps)))

@@ -20,7 +20,6 @@ from jaxbp.checking.finite_differences import (
     at_larger_steps,
     contradicted,
     extrapolate,
-    first_still_step,
     joined,
     magnitude,
     pooled,
@@ -37,7 +36,12 @@ from jaxbp.checking.verdicts import NEGLIGIBLE, TELLING, THRESHOLDS
 from jaxbp.text import one_line
 
 _RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
-_DTYPES = (np.float32, np.float16, jnp.bfloat16)  # that a black box may compute in unseen
+_ROUNDINGS = 64  # of the dtype that a black box computes in, at most in a value
+_DTYPES: tuple[np.dtype[Any], ...] = (  # those that it may compute in unseen
+    np.dtype(np.float32),
+    np.dtype(np.float16),
+    np.dtype(jnp.bfloat16),
+)
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
@@ -210,14 +214,16 @@ def measure(
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
     groups = _lines(drawn)[:, 0]
-    inner = _dtype_inside(arithmetic, drawn, samples)
-    if inner != arithmetic.dtype:
-        arithmetic, coarse = replace(arithmetic, dtype=inner), None
-        samples = at_larger_steps(samples, groups, arithmetic.eps)
+    groups = _lines(drawn)[:, 0]
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
         floor, two_answers = rounding_by_float32(samples, coarse, groups)
-        samples = with_rounding(samples, floor)
+    inner = _dtype_inside(arithmetic, drawn, samples, floor)
+    if inner != arithmetic.dtype:
+        arithmetic, coarse = replace(arithmetic, dtype=inner), None
+        floor, two_answers = np.zeros_like(floor), False
+        samples = at_larger_steps(samples, groups, arithmetic.eps)
+    samples = with_rounding(samples, floor)
     slopes = extrapolate(samples)
     if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
         samples = _at_all_steps(arithmetic, drawn, samples, floor)
@@ -256,22 +262,78 @@ def _at_all_steps(
     return joined(samples, smaller, _lines(directions)[:, 0], floor)
 
 
-def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) -> np.dtype[Any]:
-    """The dtype in which a black box computes what it returns in a finer one, by its stairs: it
-    stands still at small steps, beside another point as well, where a flat piece would end."""
-    still = first_still_step(samples)
-    if arithmetic.problem.black_box is None or still is None or still < 2:
+def _dtype_inside(
+    arithmetic: Arithmetic, directions: Leaves, samples: Samples, floor: np.ndarray
+) -> np.dtype[Any]:
+    """The dtype in which a black box computes what it returns in a finer one.
+
+    What is rounded to a coarse dtype stands still at small steps: there is another slope than at
+    larger ones, not at this point alone, as by a kink, but everywhere.
+    """
+    if arithmetic.problem.black_box is None:
         return arithmetic.dtype
-    there = still - 2
-    beside = samples.steps[there] + samples.steps[-1]
+    with np.errstate(all="ignore"):  # beyond a pole f is inf or NaN
+        quotients = (samples.plus - samples.minus) / (2 * samples.steps)
+    least = _nearest(samples.steps, samples.eps ** (2 / 3))
+    small = np.nan_to_num(quotients[:, least], nan=np.inf)
+    bar = 4 * np.maximum(samples.eps * np.abs(samples.center), floor) / samples.steps[least]
+    for dtype in _DTYPES:
+        eps = eps_of(dtype)
+        if eps <= samples.eps:
+            continue
+        coarse = at_larger_steps(samples, _lines(directions)[:, 0], eps)
+        larger = extrapolate(coarse)
+        gap = larger.value - small
+        there = quotients[:, _nearest(samples.steps, 16 * eps)] - small
+        if eps > eps_of(np.float32):  # a kink far away has two slopes too, but does not stand still
+            gap, apart = there, _still(samples) & (np.abs(there) > bar)
+        else:
+            apart = np.isfinite(gap) & (np.abs(gap) > larger.error + bar)
+        apart &= coarse.sigma[:, 0] < _ROUNDINGS * eps * magnitude(samples)
+        if apart.any() and np.median(there[apart] / gap[apart]) > 0.5:
+            steps = np.array([np.sqrt(eps), samples.steps[least]])
+            lines = np.argsort(np.where(apart, -np.abs(gap), 0))[: min(2, apart.sum())]
+            size = np.minimum(np.abs(gap), np.abs(gap + small))[lines]
+            found = _is_everywhere(arithmetic, directions, lines, size, steps)
+            return dtype if found else arithmetic.dtype
+    return arithmetic.dtype
+
+
+def _still(samples: Samples) -> np.ndarray:
+    """Whether f has one value at the smallest steps of each line, on one side at least."""
+    center = samples.center[:, None]
+    still = np.stack([samples.plus == center, samples.minus == center])
+    return np.asarray(np.any(np.all(still[..., -3:], axis=2), axis=0))
+
+
+def _nearest(steps: np.ndarray, step: float) -> int:
+    return int(np.argmin(np.abs(np.log(steps / step))))
+
+
+def _is_everywhere(
+    arithmetic: Arithmetic,
+    directions: Leaves,
+    lines: np.ndarray,
+    size: np.ndarray,
+    steps: np.ndarray,
+) -> bool:
+    """Whether slopes at a larger and at a smaller step are apart beside the point as they are at
+    it, along some of the lines."""
+    problem, beside = arithmetic.problem, 8 * steps[0] + np.outer([1, -1], steps).ravel()
     with arithmetic.enabled():
-        steps = np.array([beside, 2 * beside])
-        moved = _sample(arithmetic.problem, directions, steps, samples.eps, None)
-    if np.mean(moved.plus[:, 0] == samples.plus[:, there]) <= 0.5:
-        return arithmetic.dtype
-    coarser = [np.dtype(dtype) for dtype in _DTYPES if eps_of(dtype) > samples.eps]
-    fitting = [dtype for dtype in coarser if len(step_sizes(eps_of(dtype))) <= still]
-    return [*fitting, *coarser[-1:], arithmetic.dtype][0]
+        samples = sample_lines(
+            problem.objective,
+            problem.leaves,
+            problem.held,
+            directions,
+            _lines(directions)[lines],
+            steps=beside,
+            eps=arithmetic.eps,
+        )
+    values = np.hstack([samples.plus, samples.minus]).reshape(len(lines), 2, 2, len(steps))
+    slopes = (values[:, :, 0] - values[:, :, 1]) / (2 * steps)
+    apart = np.abs(slopes[..., 0] - slopes[..., 1])
+    return bool(np.mean(apart > 0.1 * size[:, None]) >= 0.5)
 
 
 def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
