@@ -36,8 +36,8 @@ from jaxbp.checking.problem import Problem, Purpose
 from jaxbp.checking.verdicts import NEGLIGIBLE, TELLING, THRESHOLDS
 from jaxbp.text import one_line
 
-_RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
-_DTYPES = (np.float32, np.float16, jnp.bfloat16)  # that a black box may compute in unseen
+_STEPS_OF_BLACK_BOX = 19  # at first, down to 1.5e-11: each step costs calls
+_HIDDEN_DTYPES = (np.float32, np.float16, jnp.bfloat16)  # that a black box may compute in unseen
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
@@ -81,7 +81,7 @@ def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
 
 
 def own_arithmetic(problem: Problem, reason: str, numpy_constants: bool) -> Arithmetic:
-    """The arguments' own dtypes, for a reason."""
+    """The arithmetic of the arguments' own dtypes, for a reason."""
     to_array = jnp.asarray if problem.black_box is None else np.asarray
     narrow = replace(problem, leaves=tuple(map(to_array, problem.leaves)))
     return Arithmetic(narrow, False, _coarsest(narrow), numpy_constants, notes=(), reason=reason)
@@ -100,17 +100,17 @@ def _coarsest(problem: Problem) -> np.dtype[Any]:
 
 
 def _steps(problem: Problem, eps: float) -> np.ndarray:
-    """The steps at which f is evaluated."""
-    return step_sizes(eps)[: None if problem.black_box is None else _RUNGS_OF_BLACK_BOX]
+    """The steps at which f is evaluated first."""
+    return step_sizes(eps)[: None if problem.black_box is None else _STEPS_OF_BLACK_BOX]
 
 
 def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int = 1) -> None:
     """Raise ValueError where a black box may not be called often enough for such measurements."""
     if problem.black_box is not None:
         leaves = len(problem.leaves)
-        lines = directions * (1 if leaves == 1 else leaves + 1)  # one leaf is all leaves
+        lines = directions * (1 if leaves == 1 else leaves + 1)  # those of one leaf are all lines
         calls = points * sum(1 + 2 * lines * len(each) for each in steps)
-        problem.black_box.require(calls + 1)  # and once before float32
+        problem.black_box.require(calls + 1)  # one more is made by _in_float32
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ class Measurement:
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
     samples: Samples
     slopes: Slopes
-    floor: np.ndarray  # of the rounding, found by float32
+    floor: np.ndarray  # (lines,) the least σ, found by float32
     overflows: bool  # f is not finite in float32, though it is in float64
     two_answers: bool  # f has another value altogether in float32
     chunk: int | None
-    notes: tuple[str, ...]  # the exceptions that f raised in other arithmetic
+    notes: tuple[str, ...]  # the exceptions that f raised in float64 or in float32
 
     def rows(self, index: int) -> slice:
         """The lines of one leaf; those of all leaves moving jointly come last."""
@@ -219,6 +219,7 @@ def measure(
         floor, two_answers = rounding_by_float32(samples, coarse, groups)
         samples = with_rounding(samples, floor)
     slopes = extrapolate(samples)
+    # a doubtful slope is measured again: at smaller steps, then with the rounding at each step
     if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
         samples = _at_all_steps(arithmetic, drawn, samples, floor)
         slopes = extrapolate(samples)
@@ -257,8 +258,11 @@ def _at_all_steps(
 
 
 def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) -> np.dtype[Any]:
-    """The dtype in which a black box computes what it returns in a finer one, by its stairs: it
-    stands still at small steps, beside another point as well, where a flat piece would end."""
+    """The dtype in which a black box computes, which may be coarser than that of its results.
+
+    Then it is a staircase: its value does not change at small steps, nor do small steps change it
+    beside another point, where a flat piece of f would have ended.
+    """
     still = first_still_step(samples)
     if arithmetic.problem.black_box is None or still is None or still < 2:
         return arithmetic.dtype
@@ -269,13 +273,13 @@ def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) 
         moved = _sample(arithmetic.problem, directions, steps, samples.eps, None)
     if np.mean(moved.plus[:, 0] == samples.plus[:, there]) <= 0.5:
         return arithmetic.dtype
-    coarser = [np.dtype(dtype) for dtype in _DTYPES if eps_of(dtype) > samples.eps]
+    coarser = [np.dtype(dtype) for dtype in _HIDDEN_DTYPES if eps_of(dtype) > samples.eps]
     fitting = [dtype for dtype in coarser if len(step_sizes(eps_of(dtype))) <= still]
     return [*fitting, *coarser[-1:], arithmetic.dtype][0]
 
 
 def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
-    """Whether some slope is not measured well enough to tell, or larger steps tell another."""
+    """Whether some slope's error bar is too wide for a verdict, or larger steps tell another."""
     size = np.maximum(pooled(slopes.value[:, None], groups), NEGLIGIBLE * magnitude(samples))
     coarse = slopes.error > TELLING * THRESHOLDS[dtype.itemsize] * size
     return bool(np.any(coarse | contradicted(samples, slopes)))
@@ -309,8 +313,8 @@ def _scaled(direction: Leaves, size: float) -> tuple[np.ndarray, ...]:
 def _in_float32(
     arithmetic: Arithmetic, directions: Leaves, chunk: int | None
 ) -> tuple[Samples | None, tuple[str, ...]]:
-    """Samples of every line in float32, if f is measured in float64 and accepts float32 as well;
-    else the exception that it raises."""
+    """Samples of every line in float32, if f is measured in float64 and accepts float32 as well; if
+    not, a note of the exception that it raises."""
     if arithmetic.dtype != np.float64:
         return None, ()
     problem = arithmetic.problem
