@@ -1,7 +1,9 @@
 """Leaf verdicts: the verdict on one leaf, from the agreement of its slopes and other explanations.
 
 ``verdicts`` compares slopes; here its verdict is reconsidered where rounding, a kink at the point,
-or a function insensitive to the leaf could explain the difference.
+or a function insensitive to the leaf could explain the difference.  Two kinds of other points are
+tried: those *beside* the point are a few units in the last place away, those *nearby* 1e-4 of a
+leaf's size.
 """
 
 from collections.abc import Callable
