@@ -1,4 +1,4 @@
-"""Jaxprs: the dtypes, shapes and constants inside a traced function, and whether it varies."""
+"""Jaxprs: the dtypes, shapes, constants and rules in a traced function, and whether it varies."""
 
 import weakref
 from collections.abc import Callable, Iterator

@@ -35,7 +35,7 @@ from jaxbp.checking.problem import Problem, Purpose
 from jaxbp.checking.verdicts import NEGLIGIBLE, TELLING, THRESHOLDS
 from jaxbp.text import one_line
 
-_RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
+_STEPS_OF_BLACK_BOX = 19  # at first, down to 1.5e-11: each step costs calls
 _ROUNDINGS = 64  # of the dtype that a black box computes in, at most in a value
 _DTYPES: tuple[np.dtype[Any], ...] = (  # those that it may compute in unseen
     np.dtype(np.float32),
@@ -85,7 +85,7 @@ def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
 
 
 def own_arithmetic(problem: Problem, reason: str, numpy_constants: bool) -> Arithmetic:
-    """The arguments' own dtypes, for a reason."""
+    """The arithmetic of the arguments' own dtypes, for a reason."""
     to_array = jnp.asarray if problem.black_box is None else np.asarray
     narrow = replace(problem, leaves=tuple(map(to_array, problem.leaves)))
     return Arithmetic(narrow, False, _coarsest(narrow), numpy_constants, notes=(), reason=reason)
@@ -104,17 +104,17 @@ def _coarsest(problem: Problem) -> np.dtype[Any]:
 
 
 def _steps(problem: Problem, eps: float) -> np.ndarray:
-    """The steps at which f is evaluated."""
-    return step_sizes(eps)[: None if problem.black_box is None else _RUNGS_OF_BLACK_BOX]
+    """The steps at which f is evaluated first."""
+    return step_sizes(eps)[: None if problem.black_box is None else _STEPS_OF_BLACK_BOX]
 
 
 def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int = 1) -> None:
     """Raise ValueError where a black box may not be called often enough for such measurements."""
     if problem.black_box is not None:
         leaves = len(problem.leaves)
-        lines = directions * (1 if leaves == 1 else leaves + 1)  # one leaf is all leaves
+        lines = directions * (1 if leaves == 1 else leaves + 1)  # those of one leaf are all lines
         calls = points * sum(1 + 2 * lines * len(each) for each in steps)
-        problem.black_box.require(calls + 1)  # and once before float32
+        problem.black_box.require(calls + 1)  # one more is made by _in_float32
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,11 @@ class Measurement:
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
     samples: Samples
     slopes: Slopes
-    floor: np.ndarray  # of the rounding, found by float32
+    floor: np.ndarray  # (lines,) the least σ, found by float32
     overflows: bool  # f is not finite in float32, though it is in float64
     two_answers: bool  # f has another value altogether in float32
     chunk: int | None
-    notes: tuple[str, ...]  # the exceptions that f raised in other arithmetic
+    notes: tuple[str, ...]  # the exceptions that f raised in float64 or in float32
 
     def rows(self, index: int) -> slice:
         """The lines of one leaf; those of all leaves moving jointly come last."""
@@ -225,6 +225,7 @@ def measure(
         samples = at_larger_steps(samples, groups, arithmetic.eps)
     samples = with_rounding(samples, floor)
     slopes = extrapolate(samples)
+    # a doubtful slope is measured again: at smaller steps, then with the rounding at each step
     if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
         samples = _at_all_steps(arithmetic, drawn, samples, floor)
         slopes = extrapolate(samples)
@@ -337,7 +338,7 @@ def _is_everywhere(
 
 
 def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
-    """Whether some slope is not measured well enough to tell, or larger steps tell another."""
+    """Whether some slope's error bar is too wide for a verdict, or larger steps tell another."""
     size = np.maximum(pooled(slopes.value[:, None], groups), NEGLIGIBLE * magnitude(samples))
     coarse = slopes.error > TELLING * THRESHOLDS[dtype.itemsize] * size
     return bool(np.any(coarse | contradicted(samples, slopes)))
@@ -371,8 +372,8 @@ def _scaled(direction: Leaves, size: float) -> tuple[np.ndarray, ...]:
 def _in_float32(
     arithmetic: Arithmetic, directions: Leaves, chunk: int | None
 ) -> tuple[Samples | None, tuple[str, ...]]:
-    """Samples of every line in float32, if f is measured in float64 and accepts float32 as well;
-    else the exception that it raises."""
+    """Samples of every line in float32, if f is measured in float64 and accepts float32 as well; if
+    not, a note of the exception that it raises."""
     if arithmetic.dtype != np.float64:
         return None, ()
     problem = arithmetic.problem
