@@ -648,13 +648,13 @@ def markdown(result: dict[str, Any]) -> str:
 
 def measure(run: protocol.Run) -> dict[str, Any]:
     """Check the functions that are asked for, and print the table."""
-    chosen = functions()[:: protocol.extent(run, 1, 12, 100)]
-    if run.options.only:
-        chosen = [f for f in functions() if any(word in f.expression for word in run.options.only)]
-    kept: dict[str, Any] = {}
-    if (run.options.resume or run.options.only) and run.output is not None:
+    options = {"only": None, "resume": False} | vars(run.options)
+    chosen, kept = functions()[:: protocol.extent(run, 1, 12, 100)], {}
+    if options["only"]:
+        chosen = [f for f in functions() if any(word in f.expression for word in options["only"])]
+    if run.output is not None and (options["resume"] or options["only"]):
         kept = {cell["name"]: cell for cell in json.loads(run.output.read_text())["cells"]}
-    if run.options.resume:
+    if options["resume"]:
         chosen = [function for function in chosen if function.expression not in kept]
     for cell in run.cells(chosen, checked, lambda function: function.expression):
         kept[cell["name"]] = cell

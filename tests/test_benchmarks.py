@@ -34,7 +34,15 @@ from benchmarks import (
 from benchmarks.problems import problem
 from jaxbp import activations
 
-SLOW = ["manual_vs_auto", "limit", "scaling", "per_example", "curvature"]
+SLOW = [
+    "manual_vs_auto",
+    "limit",
+    "scaling",
+    "reported",
+    "functions",
+    "per_example",
+    "curvature",
+]
 MEASURED = ["training", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 

@@ -94,6 +94,10 @@ CHOSEN = [
     "absolute value",
     "maximum with ties",
     "clip",
+    # smooth, though written with a choice; quotients that cancel; vectors with a sign to choose
+    "squared hinge",
+    "sinc",
+    "eigenvector",
     # scales
     "tiny argument",
     "huge value",
@@ -111,6 +115,7 @@ CHOSEN = [
     "logarithm near zero",
     # precision
     "half precision argument",
+    "bfloat16 rule",
     "float32 inside",
     "bfloat16 inside",
     # kinds of functions and arguments; test_checking has others
@@ -119,12 +124,23 @@ CHOSEN = [
 ]
 
 
-def verdicts(name, draws):
-    """The verdicts on a right gradient at several points; none is fail."""
+def in_float64(args):
+    """Arguments whose float32 numbers are float64."""
+
+    def wide(leaf):
+        return leaf.astype("f8") if getattr(leaf, "dtype", None) == np.float32 else leaf
+
+    return jax.tree.map(wide, args)
+
+
+def verdicts(name, draws, *, wide=False):
+    """The verdicts on a right gradient at several points, in float64 or not; none is fail."""
     correct, found = CORRECT[name], []
     for draw in range(draws):
         args = correct.draw(np.random.default_rng([draw, 11]))
-        report = gradcheck(correct.f, *args, key=jax.random.key(draw), **correct.options)
+        with jax.enable_x64(wide):
+            args = in_float64(args) if wide else args
+            report = gradcheck(correct.f, *args, key=jax.random.key(draw), **correct.options)
         assert report.verdict != "fail", (args, str(report))
         found.append(report.verdict)
     return found
@@ -137,7 +153,8 @@ def test_a_right_gradient_of_each_kind_never_fails_and_passes(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", CORRECT)
-def test_a_right_gradient_never_fails_and_mostly_passes(name):
-    found = verdicts(name, CORRECT[name].draws)
+def test_a_right_gradient_never_fails_and_mostly_passes(name, wide):
+    found = verdicts(name, CORRECT[name].draws, wide=wide)
     assert name in UNDECIDABLE or found.count("pass") >= len(found) * 0.7
