@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def named_leaves(tree: Any, root: str = "", none: bool = False) -> dict[str, Any]:
@@ -45,10 +46,14 @@ def positions_of(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
     """
     if not count:
         raise ValueError("args: got none, expected the arguments of f")
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if not positions or any(not isinstance(p, int) or not -count <= p < count for p in positions):
+    given = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
+    if not given or any(not _is_whole(p) or not -count <= p < count for p in given):
         raise ValueError(f"argnums: got {argnums!r}, expected positions among {count} arguments")
-    return tuple(p % count for p in positions)
+    return tuple(int(p) % count for p in given)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def subjaxprs(equation: Any) -> Iterator[Any]:

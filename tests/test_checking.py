@@ -75,6 +75,11 @@ def length(x):
     return jnp.sum(jnp.abs(x))
 
 
+@jax.jit
+def weighted_product(x, y):
+    return jnp.sum(x * y)
+
+
 # Verdicts
 
 
@@ -254,6 +259,19 @@ def test_values_are_checked_like_functions():
     assert entry.place == (2,)
     assert entry.claimed == pytest.approx(float(wrong[2]))
     assert entry.expected == pytest.approx(float(values[2]))
+
+
+def test_a_missing_slope_is_found_in_either_layout_of_the_weights():
+    """A factor of each row where W has shape (O, I), of each column where it has shape (I, O)."""
+    w, x = np.linspace(-1, 1, 12).reshape(4, 3), np.array([0.5, -1.0, 2.0])
+    for line, weight, f in [
+        ("row", w, lambda w: np.sum(np.tanh(w @ x) ** 2)),
+        ("column", w.T, lambda w: np.sum(np.tanh(x @ w) ** 2)),
+    ]:
+        claimed = np.outer(2 * np.tanh(w @ x), x)
+        report = gradcheck(f, weight, grads=claimed if line == "row" else claimed.T)
+        assert report.diagnosis.startswith(f"each {line} is off by a factor of its own, 1")
+        assert report.diagnosis.endswith("a slope h'(a) is missing")
 
 
 def test_one_wrong_entry_of_a_large_leaf_is_found():
@@ -760,7 +778,33 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
         (lambda: gradcheck(3, X), TypeError, "f: got int, expected a function"),
         (lambda: gradcheck(square), ValueError, "args: got none"),
         (lambda: gradcheck(square, X, argnums=2), ValueError, "argnums: got 2, expected positions"),
+        (
+            lambda: gradcheck(square, X, argnums=True),
+            ValueError,
+            "argnums: got True, expected pos",
+        ),
+        (lambda: gradcheck(square, X, argnums=()), ValueError, r"argnums: got \(\), expected pos"),
+        (lambda: gradcheck(square, X, argnums=0.0), ValueError, "argnums: got 0.0, expected pos"),
+        (
+            lambda: gradcheck(weighted_product, X, X, argnums=(1, -1)),
+            ValueError,
+            r"argnums: got \(1, -1\), expected each position once",
+        ),
         (lambda: gradcheck(square, np.arange(3)), ValueError, r"x: got x is int64, expected a fl"),
+        (lambda: gradcheck(square, 3), ValueError, r"x: got x is int, expected a f.*, such as 3.0"),
+        (lambda: gradcheck(square, np.bool_(1)), ValueError, "x: got x is bool, expected a floati"),
+        (lambda: gradcheck(square, "3"), ValueError, "x: got x is str, expected a floating point"),
+        (lambda: gradcheck(square, {}), ValueError, "x: got no leaf at all, expected a floating"),
+        (
+            lambda: gradcheck(square, X[:0]),
+            ValueError,
+            r"x: got x of shape \(0,\), expected at least one entry",
+        ),
+        (
+            lambda: gradcheck(square, X.astype(np.longdouble)),
+            TypeError,
+            "x: got float128, expected float64 at most",
+        ),
         (lambda: gradcheck(square, X + 0j), TypeError, "x: got complex64, expected real numbers"),
         (
             lambda: gradcheck(square, np.array([1, np.nan], "f4")),
@@ -769,6 +813,23 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
         ),
         (lambda: gradcheck(jnp.argmax, X), TypeError, r"f\(...\): got int32, expected floating"),
         (lambda: gradcheck(lambda x: None, X), TypeError, r"f\(...\): got no result"),
+        (lambda: gradcheck(lambda x: x[:0], X), TypeError, r"f\(...\): got no result"),
+        (lambda: gradcheck(lambda x: 3, X), TypeError, r"f\(...\): got int32, expected floating"),
+        (
+            lambda: gradcheck(lambda x: (jnp.sum(x), 3), X),
+            TypeError,
+            r"f\(...\)\[1\]: got int32, expected floating",
+        ),
+        (
+            lambda: gradcheck(lambda x: jnp.sum(x) / 0, X),
+            ValueError,
+            r"f\(...\): got inf at this point, expected a finite number",
+        ),
+        (
+            lambda: gradcheck(weighted_product, X, np.nan * X),
+            ValueError,
+            r"f\(...\): got nan at this point, expected a finite number",
+        ),
         (
             lambda: gradcheck(lambda x: jnp.sum(jnp.log(x - 5)), X),
             ValueError,
@@ -790,6 +851,11 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
             r"grads: got leaves x\[0\], expected x",
         ),
         (
+            lambda: gradcheck(square, X, grads=lambda x: None),
+            ValueError,
+            r"grads\(...\): got leaves x \(None\), expected x",
+        ),
+        (
             lambda: gradcheck(square, X, grads=np.ones(6, np.float16)),
             TypeError,
             "grads: x: got float16, expected float32",
@@ -803,6 +869,21 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
             lambda: gradcheck(jnp.sin, X, grads=jnp.cos),
             ValueError,
             "cotangent: got none, but f's result is not a scalar",
+        ),
+        (
+            lambda: gradcheck(jnp.sin, X, cotangent=np.array([1, 1, 1, np.inf, 1, 1])),
+            ValueError,
+            r"cotangent: f\(...\): got inf at \[3\], expected finite numbers",
+        ),
+        (
+            lambda: gradcheck(jnp.sin, X, cotangent=1j * X),
+            TypeError,
+            r"cotangent: f\(...\): got complex numbers, expected real ones",
+        ),
+        (
+            lambda: gradcheck(jnp.sin, X, cotangent=np.zeros(6)),
+            ValueError,
+            "cotangent: got zeros alone, with which every gradient is zero",
         ),
         (
             lambda: gradcheck(jnp.sin, X, cotangent=np.ones(3)),
@@ -831,6 +912,22 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
         ),
         (lambda: gradcheck(square, X, threshold=2), ValueError, "threshold: got 2, expected a sha"),
         (
+            lambda: gradcheck(square, X, threshold=np.nan),
+            ValueError,
+            "threshold: got nan, expected",
+        ),
+        (lambda: gradcheck(square, X, threshold="1"), ValueError, "threshold: got '1', expected a"),
+        (
+            lambda: gradcheck(square, X, directions=0),
+            ValueError,
+            "directions: got 0, expected a po",
+        ),
+        (
+            lambda: gradcheck(square, X, directions=True),
+            ValueError,
+            "directions: got True, expected a positive int",
+        ),
+        (
             lambda: gradcheck(square, X, chunk=0),
             ValueError,
             "chunk: got 0, expected a pos",
@@ -853,6 +950,44 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_claim_that_is_not_finite_fails(number):
+    wrong = 2 * X
+    wrong[2] = number
+    report = gradcheck(square, X, grads=wrong)
+    assert report.verdict == "fail"
+    assert report.diagnosis == "not finite at 1 of 6 entries: [2]"
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_what_is_held_may_be_infinite():
+    """As the mask of an attention is."""
+    mask = np.array([0, 0, -np.inf, 0, 0, -np.inf], np.float32)
+    assert gradcheck(lambda x, mask: jnp.sum(jax.nn.softmax(x + mask) ** 2), X, mask).ok
+
+
+def test_an_empty_leaf_beside_others_passes():
+    params = {"a": X, "b": X[:0]}
+
+    def f(params):
+        return square(params["a"]) + jnp.sum(params["b"])
+
+    report = gradcheck(f, params, order=2)
+    assert report.ok
+    assert [leaf.path for leaf in report.leaves] == ["params['a']", "params['b']"]
+    assert gradcheck(f, params, grads={"a": 3 * X, "b": X[:0]}).verdict == "fail"
+
+
+def test_an_interruption_is_no_objection_to_float64():
+    def f(x):
+        if x.dtype != jnp.float32:
+            raise KeyboardInterrupt
+        return jnp.sum(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        gradcheck(f, X)
 
 
 # Beside other libraries

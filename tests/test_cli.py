@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import sys
@@ -17,6 +18,7 @@ import pytest
 for module in ("tyro", "rich", "matplotlib", "safetensors", "sklearn", "platformdirs"):
     pytest.importorskip(module)
 
+import rich.console
 import tyro
 
 import jaxbp
@@ -544,6 +546,24 @@ def test_help(command, capsys):
     assert "usage: jaxbp" in capsys.readouterr().out
 
 
+def test_whoever_reads_the_output_may_leave(monkeypatch):
+    """As in jaxbp --help | head; not 1, which says that a run failed or a gradient is wrong."""
+    for arguments in (["--help"], ["--version"], ["explain", "x*y", "x=1", "y=2"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with monkeypatch.context() as patch, os.fdopen(writer, "w") as output:
+            patch.setattr(sys, "stdout", output)
+            assert run(*arguments) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+def test_output_that_cannot_be_written(monkeypatch, capsys):
+    with monkeypatch.context() as patch, open("/dev/full", "w") as output:
+        patch.setattr(sys, "stdout", output)
+        assert run("--version") == 2
+    assert capsys.readouterr().err == "jaxbp: standard output: No space left on device\n"
+
+
 def test_python_dash_m(python):
     out, _ = python("-m", "jaxbp", "--help").ended()
     assert "train" in out
@@ -587,6 +607,90 @@ hidden_args = jnp.ones(3)
 
 def lonely(x):
     return x
+
+@jax.custom_vjp
+def parabola(x):
+    return jnp.sum(x**2)
+
+def doubled(x, cotangent):
+    once = lambda state: (state[0] + 1, 2 * state[1])
+    return (cotangent * jax.lax.while_loop(lambda state: state[0] < 1, once, (0, x))[1],)
+
+parabola.defvjp(lambda x: (parabola(x), x), doubled)
+parabola_args = 3.0
+at_two = jnp.full(2, 2.0)
+
+def square(x):
+    return jnp.sum(x**2), 2 * x
+
+square_args = at_two
+
+def product(x, y):
+    return x @ y, y, 2 * x
+
+product_args = (at_two, at_two)
+product_grad, product_grads = (lambda x, y: y), (lambda x, y: 2 * y)
+
+class Power:
+    def __init__(self, exponent=3):
+        self.exponent = exponent
+
+    def loss(self, x):
+        return jnp.sum(x**self.exponent)
+
+    def loss_grad(self, x):
+        return self.exponent * x ** (self.exponent - 1)
+
+    loss_args = at_two
+
+    @staticmethod
+    def total(x):
+        return jnp.sum(x)
+
+class Named:
+    def __init__(self, exponent):
+        self.of = Power(exponent)
+
+    def loss(self, x):
+        return self.of.loss(x)
+
+named = Named(4)
+
+def noisy(x):
+    print("noise")
+    return jnp.sum(x)
+
+noisy_args = at_two
+noisy_options = "argnums=0"
+
+def plain(x):
+    return float(x[0]) ** 2
+
+plain_args = at_two
+
+def exact(x):
+    return 3 * x
+
+exact_args = 2.0
+
+def buggy(x):
+    return jnp.sum(x) + undefined
+
+buggy_args = at_two
+
+def keyless(x):
+    return jnp.sum(x)
+
+def keyless_args():
+    return {}["weight"]
+
+def leaving(x):
+    raise SystemExit(0)
+
+leaving_args = at_two
+
+def wild_grad(x):
+    raise RuntimeError("two\\nlines")
 """
 
 
@@ -604,34 +708,206 @@ def test_check_of_a_users_function(homework, capsys):
     assert "inconclusive" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "source"),
+    [
+        (
+            ["square", "--returns", "value,grads"],
+            0,
+            "square at square_args; its gradient by square itself",
+        ),
+        (["square", "--returns", "value"], 0, "its gradient by autodiff"),
+        (["product", "--returns", "value,grads", "--argnums", 0, 1], 1, "by product itself"),
+        (["double", "--args", "product_args", "--argnums", 0], 1, "double at product_args"),
+        (["Power.loss"], 0, "loss at loss_args; its gradient by loss_grad"),
+        (["Power.total", "--args", "at_two"], 0, "total at at_two; its gradient by autodiff"),
+        (["named.loss", "--args", "at_two", "--grads", "double_grads"], 2, ""),
+        (["named.of.loss"], 0, "its gradient by loss_grad"),
+    ],
+)
+def test_check_says_which_arguments_and_which_claim_it_takes(
+    arguments, status, source, homework, capsys
+):
+    function, *others = arguments
+    assert run("check", f"homework.py:{function}", *others) == status
+    assert source in capsys.readouterr().out
+
+
+def test_check_of_several_gradients_tells_which_is_wrong(homework, capsys):
+    options = ["--returns", "value,grads", "--argnums", 0, 1, "--json"]
+    assert run("check", "homework.py:product", *options) == 1
+    leaves = json.loads(capsys.readouterr().out)["leaves"]
+    assert [(leaf["path"], leaf["verdict"]) for leaf in leaves] == [("x", "pass"), ("y", "fail")]
+
+
 def test_check_draws_and_writes_and_never_over(homework, elsewhere, capsys):
     files = ["--plot", "steps.png", "--output", "report.json"]
     assert run("check", "homework.py:cube", *files, "--order", 2) == 0
+    out = capsys.readouterr().out
+    assert "drawn in steps.png" in out
+    assert "written to report.json" in out
     assert (elsewhere / "steps.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((elsewhere / "report.json").read_text())
     assert record["verdict"] == record["second_order"]["verdict"] == "pass"
     for option, name, message in [
         ("--plot", "steps.png", "steps.png exists, and nothing is overwritten"),
         ("--plot", "steps.txt", "got steps.txt, expected a name in .png, .svg, .pdf"),
+        ("--plot", "nowhere/steps.png", "nowhere is not a directory"),
         ("--output", "report.json", "report.json exists, and nothing is overwritten"),
         ("--output", "nowhere/report.json", "nowhere is not a directory"),
     ]:
-        said = refused(capsys, "check", "homework.py:cube", option, name)
+        said = refused(capsys, "check", "homework.py:buggy", option, name)  # before any work
         assert f"{option}: {message}" in said
 
 
+def test_check_prints_json_and_nothing_else(homework, elsewhere, capsys):
+    """Also where the user's code prints, and a number of the report is none."""
+    options = ["--args", "exact_args", "--json", "--output", "report.json"]
+    (elsewhere / "noisy.py").write_text(MODULE.replace('noisy_options = "argnums=0"', ""))
+    assert run("check", "noisy.py:noisy", *options) == 0
+    out, err = capsys.readouterr()
+    record = json.loads(out, parse_constant=pytest.fail)
+    assert record["function"] == "noisy.py:noisy"
+    assert record["leaves"][0]["order"] is None  # f is linear: Taylor's remainder is all rounding
+    assert (elsewhere / "report.json").read_text() == out
+    assert "noise" in err
+
+
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    ("arguments", "message"),
     [
-        ("homework.py", "homework.py: expected MODULE:FUNCTION"),
-        ("nowhere.py:f", "nowhere.py: no such file"),
-        ("no_such_module:f", "no_such_module: cannot be imported"),
-        ("homework.py:missing", "homework.py has no function missing"),
-        ("homework.py:lonely", "expected lonely_args there, a tuple or a function"),
+        (["homework.py"], "homework.py: expected MODULE:FUNCTION"),
+        (["nowhere.py:f"], "nowhere.py: no such file"),
+        (["homewrk.py:cube"], "homewrk.py: no such file; did you mean homework.py?"),
+        (["no_such_module:f"], "no_such_module: cannot be imported"),
+        (["homework.py:missing"], "homework.py has no function missing"),
+        (["homework.py:cub"], "homework.py has no function cub; did you mean cube?"),
+        (["homework.py:Power.los"], "homework.py: Power has no attribute los; did you mean loss?"),
+        (["homework.py:at_two"], "got ArrayImpl, expected a function"),
+        (["homework.py:Named.loss"], "Named cannot be made without arguments (Named.__init__()"),
+        (["homework.py:lonely"], "expected lonely_args there, a tuple or a function"),
+        (
+            ["homework.py:lonely", "--args", "at_to"],
+            "--args: there is no at_to; did you mean at_two",
+        ),
+        (["homework.py:cube", "--grads", "x"], "--grads: there is no x"),
+        (["homework.py:product"], "product has product_grads and product_grad: say by --grads"),
+        (["homework.py:square"], "homework.py:square: returns a number, and arrays like the argum"),
+        (
+            ["homework.py:product", "--returns", "value,grads"],
+            "homework.py:product: returned 2 gradients, expected 1: name the arguments",
+        ),
+        (
+            ["homework.py:cube", "--returns", "value,grads"],
+            "--returns value,grads: got one result, expected a value and then its gradient",
+        ),
+        (
+            ["homework.py:square", "--returns", "value,grads", "--grads", "cube"],
+            "--grads: got cube, but by --returns value,grads square itself returns them",
+        ),
+        (["homework.py:plain"], "JAX cannot trace it, and so has no gradient: expected the one to"),
+        (["homework.py:noisy"], "noisy_options is str, expected a dict"),
+        (["--argnums", 1], "MODULE:FUNCTION: got none, expected the function to check"),
     ],
 )
-def test_check_refuses_what_it_cannot_do(request_, message, homework, capsys):
-    assert message in refused(capsys, "check", request_)
+def test_check_refuses_what_it_cannot_do(arguments, message, homework, capsys):
+    assert message in refused(capsys, "check", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "frames", "error"),
+    [
+        (
+            ["homework.py:buggy"],
+            "homework.py:buggy raises NameError: name 'undefined' is not defined",
+            ["buggy"],
+            "NameError: name 'undefined' is not defined",
+        ),
+        (
+            ["homework.py:keyless"],
+            "homework.py:keyless_args raises KeyError: 'weight'",
+            ["keyless_args"],
+            "KeyError: 'weight'",
+        ),
+        (
+            ["homework.py:cube", "--grads", "wild_grad"],
+            "homework.py:cube raises RuntimeError: two",
+            ["wild_grad"],
+            "RuntimeError: two\nlines",
+        ),
+        (["homework.py:leaving"], "leaving raises SystemExit: 0", ["leaving"], "SystemExit: 0"),
+        (
+            ["ending.py:f"],
+            "ending.py: cannot be imported (SystemExit: 3)",
+            ["<module>", "end"],
+            "SystemExit: 3",
+        ),
+        (
+            ["careless.py:f"],
+            "careless.py: cannot be imported (ModuleNotFoundError: No module named 'no_such')",
+            ["<module>"],
+            "ModuleNotFoundError: No module named 'no_such'",
+        ),
+        (
+            ["unfinished.py:f"],
+            "cannot be imported (SyntaxError: invalid syntax (unfinished.py, line 1))",
+            [],
+            "SyntaxError: invalid syntax",
+        ),
+    ],
+)
+def test_check_shows_where_the_users_own_code_raises(
+    arguments, line, frames, error, homework, elsewhere, capsys
+):
+    (elsewhere / "ending.py").write_text("import sys\ndef end():\n    sys.exit(3)\nend()\n")
+    (elsewhere / "careless.py").write_text("import no_such\n")
+    (elsewhere / "unfinished.py").write_text("def f(:\n")
+    assert run("check", *arguments) == 2
+    out, err = capsys.readouterr()
+    first, below = err.split("\n", 1)
+    assert first.startswith("jaxbp: ")
+    assert line in first
+    assert re.findall(r"(?m)^  File .*, in (.*)$", below) == frames
+    assert error in below
+    assert not out
+
+
+def test_check_without_a_second_order_keeps_the_first(homework, capsys):
+    assert run("check", "homework.py:parabola", "--order", 2) == 2
+    out = capsys.readouterr().out
+    assert re.search(r"(?m)^x .* pass$", out)
+    assert re.search(r"second order: .*while_loop", " ".join(out.splitlines()))
+
+
+def test_control_c_ends_a_check(elsewhere, capsys, sigint):
+    code = "import signal\ndef f(x):\n    signal.raise_signal(signal.SIGINT)\nf_args = 1.0\n"
+    (elsewhere / "endless.py").write_text(code)
+    assert run("check", "endless.py:f") == 130
+    assert "interrupted; nothing was saved" in capsys.readouterr().err
+
+
+def test_our_own_table_is_readable_in_few_columns():
+    results = check.check_depth(check.Check(), 0, lambda: None)
+    for width in (40, 80, 100):
+        console = rich.console.Console(width=width)
+        with console.capture() as printed:
+            console.print(*check.own_tables(results, width), check.own_summary(results))
+        out = printed.get()
+        assert max(map(len, out.splitlines())) <= width
+        assert "…" not in out
+        assert {*" ".join(heads.BY_NAME).replace("_", " ").split()} <= {*out.split()}
+        assert out.count("identity") == {40: 4, 80: 2, 100: 1}[width]
+
+
+def test_check_of_long_names_is_readable_in_few_columns(elsewhere, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "a_name_" + 6 * "as_long"
+    code = f"def f(p):\n    return sum(p.values())\nf_args = {{'{name}': 1.0, 'b': 2.0}}\n"
+    (elsewhere / "long.py").write_text(code + "f_grad = {name: 2.0 for name in f_args}\n")
+    assert run("check", "long.py:f") == 1
+    out = capsys.readouterr().out
+    assert f"p['{name}']\n  shape       scalar\n" in out
+    assert "diagnosis: every leaf: off by a factor\n  of 2\n" in out
 
 
 def test_check_of_our_own_backward(elsewhere, capsys, monkeypatch):

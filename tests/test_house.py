@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import json
 import math
 import pkgutil
@@ -98,7 +99,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md"]
 }
-README = PAGES["README.md"]
+README, HOMEWORK = PAGES["README.md"], "docs/homework.md"
 
 
 def blocks(language, text):
@@ -108,6 +109,8 @@ def blocks(language, text):
 def examples():
     """Every block of Python, with the block of text right below it: README's by default."""
     for page, text in PAGES.items():
+        if page == HOMEWORK:  # its blocks are files: see below
+            continue
         pairs = re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", text, re.DOTALL)
         runs = [pair for pair in pairs if not pair[0].startswith("# jaxbp/")]
         marks = () if page == "README.md" else pytest.mark.slow
@@ -120,8 +123,9 @@ def test_examples_run_and_print_what_they_say(code, below, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
     pytest.importorskip("safetensors")
-    if "dp_accounting" in code:
-        pytest.importorskip("dp_accounting")
+    for name in ("dp_accounting", "torch"):
+        if name in code:
+            pytest.importorskip(name)
     exec(compile(code, "a page", "exec"), {"__name__": "page"})
     printed = capsys.readouterr().out.splitlines()
     promised = re.findall(r"^(?:print.*  )?# (.*)$", code, re.MULTILINE)
@@ -214,6 +218,39 @@ def test_the_page_of_a_graph_is_what_explain_prints(page, monkeypatch):
     with console.capture() as printed:
         explain.run(explain.Explain(command[1], ("x=2", "z=3")), console)
     assert f"```text\n{printed.get()}```" in PAGES[page]
+
+
+def test_the_page_of_homework_is_what_check_prints(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("tyro")
+    from jaxbp import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "homework", raising=False)
+    page = PAGES[HOMEWORK]
+    homework, both, in_a_test, in_torch = blocks("python", page)
+    failed, mended, passed = blocks("text", page)
+    (mistake,) = re.findall(r"    delta1 = .*\n", homework)
+    file = tmp_path / "homework.py"
+    for code, printed, status in [
+        (homework, failed, 1),
+        (homework.replace(mistake, mended), passed, 0),
+    ]:
+        file.write_text(code)
+        command = re.search(r"`jaxbp (check homework.py:loss)`", page)[1]
+        assert cli.main(command.split()) == status
+        assert_alike(capsys.readouterr().out, printed)
+    file.write_text(f"{code}\n\n{both}")
+    command = re.search(r"`jaxbp (check homework.py:loss_and_grad .*?)`", page)[1]
+    assert cli.main(command.split()) == 0
+    del sys.modules["homework"]
+    tests = {}
+    exec(in_a_test, tests)
+    for rows in (1, 5):
+        tests["test_loss_grad"](rows)
+    if importlib.util.find_spec("torch"):
+        exec(in_torch, tests)
+        tests["test_cube"]()
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 To be read in this order; each file answers one question:
 
-1. ``problem``: which scalar function of which leaves is checked, and which gradient is claimed
+1. ``problem``: which scalar function of which leaves is checked, and which gradient is claimed;
+   ``black_box``: how a function is called that JAX cannot trace
 2. ``finite_differences``: how a slope is measured by values alone, with an error bar
 3. ``measurement``: which slopes are measured, at a point, and in which arithmetic
 4. ``verdicts``: when a claimed slope agrees with a measured one

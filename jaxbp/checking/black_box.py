@@ -8,7 +8,7 @@ what it returns is copied.  Its calls are counted, as each may be expensive.
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from jaxbp.checking.jaxprs import UNTRACEABLE
+from jaxbp.text import one_line
 
 _SECONDS = 60.0  # of calls, after which no wrong entries are searched for
 _FEWEST, _MOST = 200, 10_000  # calls that these seconds may allow
@@ -29,8 +30,7 @@ class NoGradientError(TypeError):
 
 def is_tensor(leaf: Any) -> bool:
     """Whether this is a tensor of PyTorch, which is not imported for the question."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(leaf, torch.Tensor)
+    return isinstance(leaf, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 
 def is_foreign(leaf: Any) -> bool:
@@ -45,9 +45,12 @@ def to_numpy(leaf: Any) -> np.ndarray:
         if str(leaf.dtype) == "torch.bfloat16":  # NumPy knows it by JAX alone
             return np.asarray(leaf.float().numpy(force=True), jnp.bfloat16)
         return np.array(leaf.numpy(force=True))
-    if is_foreign(leaf) and hasattr(leaf, "get"):  # CuPy copies to the host when told to, only
-        leaf = leaf.get()
-    return np.array(leaf)
+    try:
+        return np.array(leaf)
+    except TypeError:
+        if not hasattr(leaf, "get"):
+            raise
+        return np.array(leaf.get())  # as CuPy copies to the host only when told to
 
 
 def _to_result(leaf: Any) -> np.ndarray:
@@ -98,6 +101,7 @@ class BlackBox:
     library: str = ""  # whose arrays f computes with, as far as its arguments and results tell
     calls: int = 0
     seconds: float = 0.0  # that they took
+    raised: list[str] = field(default_factory=list)  # exceptions met on the way
 
     @property
     def name(self) -> str:
@@ -125,10 +129,12 @@ class BlackBox:
     def results(self, leaves: Any, held: Any) -> Any:
         """The value of f, a tree of NumPy arrays."""
         arguments = self.arguments(leaves, held)
-        start = perf_counter()
-        results = self.objective.f(*arguments)
-        self.seconds += perf_counter() - start
         self.calls += 1
+        start = perf_counter()
+        try:
+            results = self.objective.f(*arguments)
+        finally:
+            self.seconds += perf_counter() - start
         self.library = self.library or _library((arguments, results))
         return jax.tree.map(_to_result, results)
 
@@ -153,8 +159,14 @@ class BlackBox:
     def _value(self, leaves: Any, held: Any) -> float:
         try:
             return float(self(leaves, held))
-        except Exception:  # math.log of a negative number, say
+        except Exception as error:  # math.log of a negative number, say
+            self.raised.append(one_line(error))
             return float("nan")
+
+    def notes(self) -> list[str]:
+        """How often f raised an exception, and the first one."""
+        count = len(self.raised)
+        return [f"f raised {self.raised[0]} at {count} of the points"] if count else []
 
     def gradient(self, leaves: Any, held: Any) -> tuple[Any, ...]:
         """∇φ by ``torch.autograd.grad``; raises NoGradientError where a leaf is no tensor."""
@@ -209,7 +221,8 @@ def called_plainly(
     """The black box that calls f with arguments of the user's kinds, or else with NumPy arrays, and
     f's value at the point.
 
-    Raises f's own exception if it raises one in either way.
+    Raises f's own exception if it raises one in either way: that of the plain call where the other
+    is about tracers.
 
     objective: f, and how its arguments are put together.
     given: the leaves that move and the arrays that are held, as the user gave them.
@@ -227,4 +240,5 @@ def called_plainly(
             return box, box.results(*at)
         except Exception as own:
             raised.append(own)
-    raise raised[0] if error is None or isinstance(error, UNTRACEABLE) else error
+    met_tracers = isinstance(error, UNTRACEABLE) or "Tracer" in str(error)
+    raise raised[0] if error is None or met_tracers else error

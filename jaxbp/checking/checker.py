@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -103,11 +104,13 @@ def gradcheck(
 
     An f under ``jax.jit`` is compiled once for any number of checks; another one each time.
 
-    Raises TypeError or ValueError, naming argument and leaf, if f's result or the point is not
-    finite, an argument has no floating point leaf, f returns something other than floating point
-    numbers, JAX cannot differentiate f and no grads are given, the claimed tree is not like the
-    arguments, a black box comes without a gradient or with order=2, max_evaluations is too low for
-    a verdict, or precision has another name.  What f or the claim raise at the point is not caught.
+    Raises TypeError or ValueError, naming argument and leaf, if f's result, the point or the
+    cotangent is not finite (what is held may be infinite, as a mask is, and a claim that is not
+    finite fails), no floating point leaf has an entry (an empty one beside others passes), f
+    returns something other than floating point numbers, JAX cannot differentiate f and no grads are
+    given, the claimed tree is not like the arguments, a black box comes without a gradient or with
+    order=2, max_evaluations is too low for a verdict, or precision has another name.  What f or the
+    claim raise at the point is not caught.
 
     It checks one point, along random directions.  It cannot see an error that these do not show, as
     one in an entry of a large leaf that is below the error bar; it cannot see other points, or
@@ -150,12 +153,12 @@ def gradcheck(
 
 
 def _check_options(threshold: float | None, order: int, **counts: int | None) -> None:
-    if order not in {1, 2}:
+    if not isinstance(order, int) or order not in {1, 2}:
         raise ValueError(f"order: got {order!r}, expected 1 or 2")
-    if threshold is not None and not 0 < threshold < 1:
+    if threshold is not None and not (isinstance(threshold, Real) and 0 < threshold < 1):
         raise ValueError(f"threshold: got {threshold!r}, expected a share between 0 and 1")
     for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
+        if count is not None and (not isinstance(count, int) or count is True or count < 1):
             raise ValueError(f"{name}: got {count!r}, expected a positive int")
 
 
@@ -206,9 +209,14 @@ def _checked(
 
 
 def _coarsest_dtype_of(claimed: Claim, problem: Problem) -> np.dtype[Any] | None:
-    """The coarsest dtype on the claim's way, its rules opened; None for what JAX cannot trace."""
-    if claimed.tracing is None or claimed.function is None:
+    """The coarsest dtype on the claim's way, its rules opened, or of the values of a function that
+    JAX cannot trace; None for values alone."""
+    if claimed.function is None:
         return None
+    if claimed.tracing is None:
+        values = claimed.function(problem.leaves, problem.held)
+        coarsest: np.dtype[Any] = max((np.asarray(value).dtype for value in values), key=eps_of)
+        return coarsest
     moving = len(problem.leaves)
     return coarsest_dtype(claimed.function, problem.leaves, problem.held, moving=moving)
 
@@ -286,11 +294,12 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
         for path, dtype in check.problem.fixed.items()
         if path not in not_differentiable
     ]
+    black_box = check.problem.black_box
     raised = [*measurement.notes, *notes, *(note for found in verdicts for note in found.notes)]
+    raised += [] if black_box is None else black_box.notes()
     value_mistake = wrong_value(check)
     products = [] if check.claimed_products is None else [str(check.claimed_products)]
     products += check.in_own_dtype.product_rounding[1]
-    black_box = check.problem.black_box
     return GradientReport(
         leaves=tuple(leaves),
         joint=joint,
@@ -362,8 +371,7 @@ def _under_vmap(
     check: ClaimCheck, verdicts: list[LeafVerdict]
 ) -> tuple[list[LeafVerdict], list[str]]:
     """A claim whose ``vmap`` disagrees with a loop fails; with the exceptions that vmap raises."""
-    black_box = check.problem.black_box is not None
-    if black_box or check.float64_values is None or check.claim.tracing is None:
+    if check.float64_values is None or check.claim.tracing is None:
         return verdicts, []
     points = [
         check.measurement.nearby_point(Purpose.POINTS_FOR_VMAP, index, NEARBY) for index in range(2)

@@ -379,7 +379,7 @@ def _kind_of_error(entries: _Entries) -> str:
         return f"right only where the slope is 1: the slope is 0 at {some}, and one is claimed"
     if np.all(np.abs(claimed + measured) <= error + entries.tolerance * np.abs(measured)):
         return f"wrong sign at {some}"
-    return _factor_by_row(entries) or ("" if wrong.all() else f"wrong at {some}")
+    return _factor_by_line(entries) or ("" if wrong.all() else f"wrong at {some}")
 
 
 def _pattern_of_sample(entries: _Entries) -> str:
@@ -389,18 +389,21 @@ def _pattern_of_sample(entries: _Entries) -> str:
     return "" if share > 0.9 else f"wrong at {entries.wrong.sum()} of {len(entries.wrong)} measured"
 
 
-def _factor_by_row(entries: _Entries) -> str:
-    """Each row off by a factor of its own; if none is below 1, a slope h' ≤ 1 may be missing."""
+def _factor_by_line(entries: _Entries) -> str:
+    """Each row, or each column, off by a factor of its own; if none is below 1, a slope h' ≤ 1 may
+    be missing: of row i for a weight of shape (O, I), of column i for one of shape (I, O)."""
     shape = as_matrix(entries.shape)
     claimed, measured = entries.claimed.reshape(shape), entries.measured.reshape(shape)
-    with np.errstate(all="ignore"):
-        factors = np.sum(claimed * measured, axis=1) / np.sum(measured**2, axis=1)
-    left = np.abs(claimed - factors[:, None] * measured)
-    if shape[1] < 2 or not np.all(left <= entries.tolerance * np.abs(claimed).max()):
-        return ""
-    span = f"each row is off by a factor of its own, {significant(factors.min(), 3)} to "
-    slope = ": a slope h'(a) is missing" if factors.min() > 1 - entries.tolerance else ""
-    return f"{span}{significant(factors.max(), 3)}{slope}"
+    for line, ours, theirs in (("row", claimed, measured), ("column", claimed.T, measured.T)):
+        with np.errstate(all="ignore"):
+            factors = np.sum(ours * theirs, axis=1) / np.sum(theirs**2, axis=1)
+        left = np.abs(ours - factors[:, None] * theirs)
+        if ours.shape[1] > 1 and np.all(left <= entries.tolerance * np.abs(ours).max()):
+            span = f"{significant(factors.min(), 3)} to {significant(factors.max(), 3)}"
+            missing = factors.min() > 1 - entries.tolerance
+            slope = ": a slope h'(a) is missing" if missing else ""
+            return f"each {line} is off by a factor of its own, {span}{slope}"
+    return ""
 
 
 # All leaves together

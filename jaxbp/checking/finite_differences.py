@@ -34,7 +34,7 @@ _WINDOW_STEPS = 6
 EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
 _AROUND = 6  # values around a step, whose fifth differences are rounding
 _ANOTHER_ANSWER = 0.01  # of a value: float32's rounding of it is smaller
-_ALIKE = 0.9  # of such large differences agree where f has another answer
+_ALIKE = 0.6  # of such large differences agree where f has another answer
 _SIGMAS = 4.0  # standard deviations of rounding in an error bar
 _ENTRIES_AT_ONCE = 2**23  # of shifted leaves in memory: 64 MiB of float64
 
@@ -179,20 +179,37 @@ def rounding_by_float32(
     """σ (N,) of values in float64 by their difference to those in float32, which are given for some
     of the steps: rounding is smaller in proportion to eps.  Pooled over each group of lines.
 
-    A difference of f's own order that is alike wherever it is met is no rounding but another
-    answer, an eigenvector of the other sign, say.  The second value is whether the point has two.
+    A difference of f's own order that is alike wherever it is met, and changes smoothly, is no
+    rounding but another answer, an eigenvector of the other sign, say.  The second value is whether
+    f has two at the point.
     """
     shared = np.isin(samples.steps, coarse.steps)
     gaps = [coarse.plus - samples.plus[:, shared], coarse.minus - samples.minus[:, shared]]
     gap = np.hstack([(coarse.center - samples.center)[:, None], *gaps])
     finite = np.isfinite(gap)
     large = finite & (np.abs(gap) > _ANOTHER_ANSWER * magnitude(samples)[:, None])
-    usual = np.median(gap[large]) if large.any() else 0.0
-    alike = np.abs(gap - usual) <= 0.1 * abs(usual)
-    another = large & (np.mean(alike, where=large) > _ALIKE if large.any() else False)
+    another = large & (_is_smooth(coarse) and _are_alike(gap[large]))
     eps = np.finfo(np.float64).eps / np.finfo(np.float32).eps
     sigma = pooled(np.where(finite & ~another, gap * eps, 0.0)[:, 1:], groups)
     return sigma, bool(another[:, 0].all())
+
+
+def _are_alike(gaps: np.ndarray) -> bool:
+    """Whether most of some differences are the same."""
+    usual = np.median(gaps) if gaps.size else np.nan
+    return (
+        bool(np.mean(np.abs(gaps - usual) <= 0.1 * np.abs(usual)) > _ALIKE) if gaps.size else False
+    )
+
+
+def _is_smooth(coarse: Samples) -> bool:
+    """Whether f in float32 changes in proportion to small steps: what is all rounding does not."""
+    with np.errstate(all="ignore"):
+        central = (coarse.plus - coarse.minus) / (2 * coarse.steps)
+        change, size = (
+            np.linalg.norm(each) for each in (central[:, 1] - central[:, 2], central[:, 1])
+        )
+    return bool(change < size / 2)
 
 
 def magnitude(samples: Samples) -> np.ndarray:
@@ -334,6 +351,7 @@ def _samples(values: np.ndarray, steps: np.ndarray, eps: float, sigma: np.ndarra
     return Samples(steps, eps, center[:, 0], plus, minus, sigma)
 
 
+@np.errstate(invalid="ignore")  # f may be infinite
 def _rounding(samples: Samples, groups: np.ndarray) -> np.ndarray:
     """σ (N,) at the smallest steps, where f is as good as linear: f(x+td) - 2f(x) + f(x-td) then
     has √6 σ, and half of f(x+td) - f(x-td), less 4 times the same at the next step, √(17/2) σ."""

@@ -105,7 +105,7 @@ class Problem:
     single: bool  # whether argnums is one number, so that the gradient is not a tuple
     tracing: Tracing  # of f
     seed: tuple[int, ...]
-    refusal: str = ""  # why JAX cannot trace a black box
+    refusal: str  # why a black box has no gradient of its own
 
     @property
     def black_box(self) -> BlackBox | None:
@@ -166,14 +166,15 @@ def pose(
         raise TypeError(f"key: got {key!r}, expected a jax.random.key")
     if not callable(f):
         raise TypeError(f"f: got {type(f).__name__}, expected a function")
-    positions = positions_of(argnums, len(args))
+    positions = _different_positions(argnums, len(args))
     names = argument_names(f, len(args))
     paths, leaves, arrays, constants = [], [], [], []
     given: tuple[list[Any], list[Any]] = ([], [])  # what moves, what is held, as the user has it
     fixed, roles = {}, ""
     for position, (name, arg) in enumerate(zip(names, args, strict=True)):
         for path, own in named_leaves(arg, name).items():
-            leaf = to_numpy(own) if is_foreign(own) else own
+            moves = position in positions and is_foreign(own)
+            leaf = to_numpy(own) if moves or is_tensor(own) else own
             if position in positions and _is_float(path, leaf):
                 _check_finite(path, leaf)
                 role = "m"
@@ -191,9 +192,8 @@ def pose(
                 fixed[path] = str(getattr(leaf, "dtype", type(leaf).__name__))
             roles += role
     roots = tuple(names[position] for position in positions)
-    if not leaves:
-        found = "; ".join(f"{path} is {dtype}" for path, dtype in fixed.items()) or "no leaf at all"
-        raise ValueError(f"{', '.join(roots)}: got {found}, expected a floating point leaf")
+    if not any(leaf.size for leaf in leaves):
+        raise ValueError(f"{', '.join(roots)}: {_nothing_moves(paths, leaves, fixed)}")
     objective = Objective(
         f=f if hasattr(f, "lower") else partial(f),  # a plain function may change: never reused
         treedef=jax.tree.structure(args),
@@ -217,17 +217,38 @@ def pose(
         fixed=fixed,
         held=point[1]._replace(cotangent=_cotangent(cotangent, tracing.result, seed)),
         roots=roots,
-        single=isinstance(argnums, int),
+        single=not isinstance(argnums, Sequence),
         tracing=tracing,
         seed=seed,
-        refusal="" if refusal is None else one_line(refusal),
+        refusal=(
+            "not all arguments are tensors"
+            if refusal is None
+            else f"JAX cannot trace f ({one_line(refusal)})"
+        ),
     )
+
+
+def _different_positions(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
+    positions = positions_of(argnums, count)
+    if len(set(positions)) < len(positions):
+        raise ValueError(f"argnums: got {argnums!r}, expected each position once")
+    return positions
+
+
+def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -> str:
+    """A message on arguments without a number to move."""
+    if leaves:
+        pairs = zip(paths, leaves, strict=True)
+        shapes = "; ".join(f"{path} of shape {leaf.shape}" for path, leaf in pairs)
+        return f"got {shapes}, expected at least one entry"
+    found = "; ".join(f"{path} is {dtype}" for path, dtype in fixed.items()) or "no leaf at all"
+    return f"got {found}, expected a floating point leaf, such as 3.0"
 
 
 def _traced(
     objective: Objective, point: tuple[Leaves, Held], tensors: bool
 ) -> tuple[Tracing | None, Exception | None]:
-    """What JAX makes of f, or what it raises; neither of PyTorch's tensors."""
+    """The tracing of f, or the exception that it raises; neither for PyTorch's tensors."""
     try:
         return (None if tensors else trace_twice(objective.results, *point)), None
     except Exception as error:  # what is no JAX may raise anything
@@ -257,6 +278,8 @@ def _is_float(path: str, leaf: Any) -> bool:
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     if jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(f"{path}: got {dtype}, expected real numbers")
+    if jnp.issubdtype(dtype, np.floating) and dtype.itemsize > np.dtype(np.float64).itemsize:
+        raise TypeError(f"{path}: got {dtype}, expected float64 at most")
     return bool(jnp.issubdtype(dtype, np.floating))
 
 
@@ -286,7 +309,7 @@ def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...
     for path, leaf in expected.items():
         if not jnp.issubdtype(leaf.dtype, np.floating):
             raise TypeError(f"{path}: got {leaf.dtype}, expected floating point numbers")
-    if not expected:
+    if not any(map(np.size, expected.values())):
         raise TypeError("f(...): got no result, expected floating point numbers")
     if given is None:
         if [leaf.shape for leaf in expected.values()] == [()]:
@@ -301,6 +324,12 @@ def _cotangent(given: Any, result: Any, seed: tuple[int, ...]) -> tuple[Any, ...
         got_shapes = {path: np.shape(leaf) for path, leaf in got.items()}
         shapes = {path: leaf.shape for path, leaf in expected.items()}
         raise ValueError(f"cotangent: got {got_shapes}, expected {shapes}")
+    for path, leaf in got.items():
+        if np.iscomplexobj(leaf):
+            raise TypeError(f"cotangent: {path}: got complex numbers, expected real ones")
+        _check_finite(f"cotangent: {path}", leaf)
+    if not any(np.any(leaf) for leaf in got.values()):
+        raise ValueError("cotangent: got zeros alone, with which every gradient is zero")
     return tuple(np.asarray(got[path], np.float64) for path in expected)
 
 
@@ -379,8 +408,8 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     black_box = problem.black_box
     if grads is None and black_box is not None and not black_box.differentiable:
         raise ValueError(
-            "grads: got None, expected the gradient, a tree of arrays or a function, as JAX cannot "
-            f"trace f ({problem.refusal or 'not all arguments are tensors'})"
+            "grads: got None, expected the gradient, a tree of arrays or a function, as "
+            f"{problem.refusal}"
         )
     if grads is not None and not callable(grads):
         tree = grads if black_box is None else jax.tree.map(to_numpy, grads)
@@ -450,7 +479,8 @@ def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tu
     missing = [path for path in problem.paths if found.get(path) is None]
     extra = [path for path in found if path not in {*problem.paths, *problem.fixed}]
     if missing or extra:
-        lists = [", ".join(paths) or "none" for paths in (found, problem.paths)]
+        named = [path if leaf is not None else f"{path} (None)" for path, leaf in found.items()]
+        lists = [", ".join(paths) or "none" for paths in (named, problem.paths)]
         raise ValueError(f"{title}got leaves {lists[0]}, expected {lists[1]}")
     for path, leaf in zip(problem.paths, problem.leaves, strict=True):
         if np.shape(found[path]) != np.shape(leaf):
@@ -471,6 +501,6 @@ def _check_dtypes(problem: Problem, values: Leaves) -> None:
     for path, leaf, value in zip(problem.paths, problem.leaves, values, strict=True):
         expected = jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
         got = jax.dtypes.canonicalize_dtype(np.asarray(value).dtype)
-        wider = problem.black_box is not None and jnp.issubdtype(got, np.floating)
-        if got != expected and not wider:
+        taken = problem.black_box is not None and jnp.issubdtype(got, np.floating)
+        if got != expected and not taken:
             raise TypeError(f"grads: {path}: got {got}, expected {expected}, as the argument's")

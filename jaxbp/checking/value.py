@@ -38,7 +38,8 @@ def wrong_value(check: ClaimCheck) -> str:
         eps = check.measurement.arithmetic.eps
         point = check.measurement.nearby_point(Purpose.POINTS_FOR_VALUE, index, 8 * eps)
         beside.append(named_leaves(both(point, problem.held)[0], "f"))
-    smallest = 16 * check.measurement.arithmetic.eps * np.max(magnitude(check.measurement.samples))
+    samples = check.measurement.samples
+    smallest = 16 * samples.eps * np.max(magnitude(samples)) + 4 * np.max(samples.sigma[:, 0])
     under_differentiation = named_leaves(ruled, "f")
     for path, leaf in named_leaves(plain, "f").items():
         value, other = _float64(leaf), _float64(under_differentiation[path])

@@ -3,8 +3,8 @@
 Every heavy import and every screen lives in this folder; the library knows nothing of it.  Read
 ``app``, which picks the command; ``options``, what the user is asked; ``plan``, what is decided
 from it; ``train``, the main command; then, as needed, the other commands (``diagnose``,
-``predict``, ``check``, ``explain`` with its ``expressions``) and what they use: ``files``,
-``interrupts``, ``pictures`` and ``compilation_cache``.
+``predict``, ``check`` with its ``users_function``, ``explain`` with its ``expressions``) and what
+they use: ``files``, ``interrupts``, ``pictures`` and ``compilation_cache``.
 """
 
 from jaxbp.cli.app import main

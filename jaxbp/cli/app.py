@@ -30,14 +30,38 @@ COMMANDS: dict[type, Callable[..., int]] = {
     Explain: explain.run,
 }
 _REQUEST_ERRORS = (UsageError, DataError, CheckpointError, OSError)
+CLOSED_PIPE = 141  # the exit status that shells give a program that writes to a closed pipe
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, that of the process unless arguments are given; the exit status.
 
-    It is 0, 1 for a run that failed, 2 for a wrong request, or 130 for an interrupted one.
+    It is 0, 1 for a run that failed, 2 for a wrong request, 130 for an interrupted run, or 141 if
+    standard output is closed.
     """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()  # here, as an error when Python ends could not be caught
+    except OSError as error:  # of standard output: the others have been caught
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
+            return CLOSED_PIPE
+        print(f"jaxbp: standard output: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+class _Console(Console):
+    """A console that leaves it to ``main`` what becomes of a closed pipe: rich ends with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    """Run a command line; the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["explain"]:
         arguments = explain.shielded(arguments)
@@ -54,13 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
     keep_compiled_programs()
-    stderr = isinstance(command, Predict)  # whose standard output is a table
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    # standard output is a table or JSON alone
+    stderr = isinstance(command, Predict) or getattr(command, "json", False)
+    console = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     try:
         return COMMANDS[type(command)](command, console)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise
     except (*_REQUEST_ERRORS, *_RUN_ERRORS, KeyboardInterrupt) as error:
         status, message = _explain(error)
         print(f"jaxbp: {message}", file=sys.stderr)
@@ -88,5 +112,5 @@ def _explain(error: BaseException) -> tuple[int, str]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return 1, f"out of memory, or a device error ({reason})"
     if isinstance(error, OSError) and error.strerror:
-        return 2, f"{error.filename}: {error.strerror}"
+        return 2, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return 2, str(error)

@@ -1,16 +1,14 @@
 """``jaxbp check``: gradients of jaxbp's own in every combination, or of a user's function."""
 
-import importlib
-import importlib.util
 import json
-import os
 import sys
+import textwrap
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import jax
@@ -30,14 +28,16 @@ from jaxbp.checking.verdicts import worst_verdict
 from jaxbp.cli.files import PICTURES, new_file
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.pictures import step_curves
+from jaxbp.cli.users_function import find, raising
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.heads import Head
 from jaxbp.model import MLP, Layer, Params
-from jaxbp.text import align, number
+from jaxbp.text import align, number, plain
 
 DEPTHS = (0, 1, 2)  # hidden layers
 _STATUS = {"pass": 0, "fail": 1, "inconclusive": 2}
 _STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+_LABEL, _CELL = 11, 11  # columns of text that an activation's name takes, and an error under a head
 _SAME = 1e-12  # two ways to the same float64 gradient may differ by this relative error
 
 
@@ -45,32 +45,73 @@ _SAME = 1e-12  # two ways to the same float64 gradient may differ by this relati
 class Check:
     """Check gradients: jaxbp's own, of every activation, head and depth, or those of your function.
 
-    For MODULE:FUNCTION the module says at which arguments: FUNCTION_args is a tuple of them, or a
-    function that returns one.  FUNCTION_grads, if there is one, is the gradient to check, a tree or
-    a function of the same arguments; without it, jax.grad is, by the function's own custom_vjp or
-    custom_jvp.  FUNCTION_options, a dict, goes to jaxbp.gradcheck as it is, as {"argnums": 1}.
+    jaxbp check homework.py:loss
 
-    Exit status: 0 if all passed, 1 if something failed, 2 if something stayed inconclusive.
+    In homework.py, loss_args says at which arguments (a tuple, or a function that returns one), and
+    loss_grad is the gradient to check (a tree like the argument, or a function of all arguments;
+    without it, that by autodiff).  loss_options, a dict, goes to jaxbp.gradcheck.
+
+    Exit status: 0 if all passed, 1 if a gradient is wrong, 2 if there is no verdict.
     """
 
     function: Annotated[
         tyro.conf.Positional[str],
         arg(
-            metavar="MODULE:FUNCTION",
-            help="as in my_package.kernels:attention, or path/to/file.py:attention",
+            metavar="[MODULE:FUNCTION]",
+            help="as in path/to/file.py:loss, my_package.kernels:attention, file.py:Class.method",
             help_behavior_hint="(default: jaxbp's own backward pass)",
         ),
     ] = ""
+    args: Annotated[
+        str | None,
+        arg(
+            metavar="NAME",
+            help="the arguments, by their name in the module",
+            help_behavior_hint="(default: FUNCTION_args)",
+        ),
+    ] = None
+    grads: Annotated[
+        str | None,
+        arg(
+            metavar="NAME",
+            help="the gradient to check, by its name in the module",
+            help_behavior_hint="(default: FUNCTION_grad or FUNCTION_grads)",
+        ),
+    ] = None
+    argnums: Annotated[
+        tuple[int, ...],
+        arg(
+            metavar="N ...",
+            help="the arguments to differentiate by, counted from 0",
+            help_behavior_hint="(default: 0)",
+        ),
+    ] = ()
+    returns: Annotated[
+        Literal["value", "value,grads"] | None,
+        arg(
+            metavar="value|value,grads",
+            help="what the function returns: its value alone, or then its gradient, to be checked",
+            help_behavior_hint="(default: value)",
+        ),
+    ] = None
     order: Annotated[Literal[1, 2], arg(help="2: the gradient's own gradient too")] = 1
     seed: Annotated[int, arg(help="seed of the directions, and of jaxbp's own networks")] = 0
+    json: Annotated[bool, arg(help="print the report as JSON, and nothing else")] = False
     plot: Annotated[
         Path | None,
         arg(
-            metavar="FILE", help="draw error against step for each leaf, to a new .png, .svg, .pdf"
+            metavar="FILE",
+            help="draw error against step for each leaf, to a new .png, .svg, .pdf",
+            help_behavior_hint="(default: none)",
         ),
     ] = None
     output: Annotated[
-        Path | None, arg(metavar="FILE", help="write the report as JSON, to a new file")
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="write the report as JSON, to a new file",
+            help_behavior_hint="(default: none)",
+        ),
     ] = None
 
 
@@ -78,91 +119,86 @@ def run(options: Check, console: Console) -> int:
     """Carry out the command; the exit status."""
     new_file("--plot", options.plot, PICTURES)
     new_file("--output", options.output)
-    if options.function:
-        report = check_function(options)
-        print_report(report, console)
-        record, verdict = report.to_dict(), report.verdict
-    else:
-        with Progress(console=console, transient=True) as progress:
-            total = sum(len(_activations(depth)) * len(heads.BY_NAME) for depth in DEPTHS)
-            task = progress.add_task("checking", total=total)
-            results = check_all(options, on_each=lambda: progress.advance(task))
-        console.print(own_table(results), *own_summary(results), sep="\n")
-        report = max(results, key=lambda result: result.error).report
-        record = {"combinations": [result.to_dict() for result in results]}
-        verdict = worst_verdict([result.verdict for result in results])
+    named = options.args or options.grads or options.argnums or options.returns
+    if named and not options.function:
+        raise UsageError("MODULE:FUNCTION: got none, expected the function to check")
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):  # what the user's code prints
+        report, record = (check_function if options.function else check_own)(options, console)
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    if options.json:
+        print(text, end="")
     if options.output is not None:
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
+        options.output.write_text(text)
+        console.print(f"written to {options.output}", soft_wrap=True)
     if options.plot is not None:
         step_curves(options.plot, report)
-    return _STATUS[verdict]
+        console.print(f"drawn in {options.plot}", soft_wrap=True)
+    return _STATUS[record["verdict"]]
 
 
 # A user's function
 
 
-def check_function(options: Check) -> GradientReport:
-    """Import the function, with the arguments and options that its module names, and check it."""
-    module_name, _, name = options.function.rpartition(":")
-    if not module_name or not name:
-        raise UsageError(f"{options.function}: expected MODULE:FUNCTION, as in my_module:my_loss")
-    module = import_named(module_name)
-    f = getattr(module, name, None)
-    if not callable(f):
-        raise UsageError(f"{options.function}: {module_name} has no function {name}")
-    args = getattr(module, f"{name}_args", None)
-    if args is None:
-        raise UsageError(
-            f"{options.function}: {module_name} does not say at which arguments; expected "
-            f"{name}_args there, a tuple or a function that returns one"
-        )
-    args = args() if callable(args) else args
-    args = args if isinstance(args, tuple) else (args,)
-    grads = getattr(module, f"{name}_grads", None)
-    own = getattr(module, f"{name}_options", {})
-    try:
-        return gradcheck(
-            f,
-            *args,
-            grads=grads,
-            **{"key": jax.random.key(options.seed), "order": options.order, **own},
-        )
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{options.function}: {error}") from error
-
-
-def import_named(name: str) -> ModuleType:
-    """Import a module by its name, as seen from the working directory, or by its file."""
-    try:
-        if not name.endswith(".py"):
-            sys.path.insert(0, os.getcwd())
-            return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-        if spec is None or spec.loader is None or not Path(name).exists():
-            raise UsageError(f"{name}: no such file")
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(Path(name).resolve().parent))
-        spec.loader.exec_module(module)
-        return module
-    except (ImportError, SyntaxError) as error:
-        raise UsageError(f"{name}: cannot be imported ({error})") from error
+def check_function(options: Check, console: Console) -> tuple[GradientReport, dict[str, Any]]:
+    """Check the user's function and print the report; the report, and all of it for JSON."""
+    found = find(
+        options.function,
+        args=options.args,
+        grads=options.grads,
+        argnums=options.argnums,
+        returns=options.returns,
+    )
+    settings = {"key": jax.random.key(options.seed), "order": options.order, **found.options}
+    with raising(options.function):
+        report = gradcheck(found.f, *found.args, grads=found.grads, **settings)
+    if not options.json:
+        console.print(_filled(found.source, console), soft_wrap=True)
+        print_report(report, console)
+    return report, {"function": options.function, "source": found.source, **report.to_dict()}
 
 
 def print_report(report: GradientReport, console: Console) -> None:
     """The report as it prints itself, in colours."""
-    console.print(Text(report.headline(), _STYLES[report.verdict]))
+    head = Text(_filled(report.headline(), console), _STYLES[report.verdict])
+    console.print(head, soft_wrap=True)
     table = Text(align(report.table(), console.width))
     for verdict, style in _STYLES.items():
         table.highlight_regex(rf"(?m){verdict}$", style)
-    console.print(table)
+    console.print(table, soft_wrap=True)
     for finding in report.findings():
-        console.print(finding)
+        console.print(_filled(finding, console), soft_wrap=True)
     if report.second_order is not None:
         console.print("\nsecond order, the gradient's own gradient:")
         print_report(report.second_order, console)
 
 
+def _filled(line: str, console: Console) -> str:
+    """A line in the console's width, with an indent where it goes on: names and numbers whole."""
+    return textwrap.fill(
+        line,
+        console.width,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 # jaxbp's own backward pass
+
+
+def check_own(options: Check, console: Console) -> tuple[GradientReport, dict[str, Any]]:
+    """Check jaxbp's own gradients and print their errors; the report with the largest, and all of
+    them for JSON."""
+    total = sum(len(_activations(depth)) * len(heads.BY_NAME) for depth in DEPTHS)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("checking", total=total)
+        with raising("jaxbp's own backward pass"):
+            results = check_all(options, on_each=lambda: progress.advance(task))
+    if not options.json:
+        console.print(*own_tables(results, console.width), own_summary(results), sep="\n")
+    verdict = worst_verdict([result.verdict for result in results])
+    record = {"verdict": verdict, "combinations": [result.to_dict() for result in results]}
+    return max(results, key=lambda result: result.error).report, record
 
 
 @dataclass(frozen=True)
@@ -192,7 +228,7 @@ class Combination:
             "head": self.head,
             "depth": self.depth,
             "report": self.report.to_dict(),
-            "autodiff": self.autodiff,
+            "autodiff": plain(self.autodiff),
             "verdict": self.verdict,
         }
 
@@ -265,16 +301,27 @@ def _point(depth: int, seed: list[int]) -> tuple[Params, Batch]:
     return params, Batch(drawn(5, 3), target, jnp.asarray(rng.uniform(0.5, 2, size=5)))
 
 
-def own_table(results: list[Combination]) -> rich.table.Table:
-    """Tabulate activations by heads: in each cell the largest relative error over all depths."""
+def own_tables(results: list[Combination], width: int) -> list[rich.table.Table]:
+    """Tabulate activations by heads, as many heads in one table as that many columns of text hold:
+    in each cell the largest relative error over all depths."""
     title = f"backprop: largest relative error over {', '.join(map(str, DEPTHS))} hidden layers"
-    table = rich.table.Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("")
-    for head in heads.BY_NAME:
-        table.add_column(head.replace("_", "\n"), justify="right")
+    names = list(heads.BY_NAME)
+    count = -(-len(names) // max(1, (width - _LABEL) // _CELL))  # of tables
+    size = -(-len(names) // count)
+    tables = [_table(results, names[at : at + size]) for at in range(0, len(names), size)]
+    tables[0].title = title
+    return tables
+
+
+def _table(results: list[Combination], names: list[str]) -> rich.table.Table:
+    """Tabulate activations by these heads."""
+    table = rich.table.Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for head in names:
+        table.add_column(head.replace("_", "\n"), justify="right", no_wrap=True)
     for unit in dict.fromkeys(result.activation for result in results):
         cells = []
-        for head in heads.BY_NAME:
+        for head in names:
             own = [r for r in results if (r.activation, r.head) == (unit, head)]
             verdict = worst_verdict([result.verdict for result in own])
             cells.append(Text(number(max(r.error for r in own)), _STYLES[verdict]))
@@ -282,17 +329,23 @@ def own_table(results: list[Combination]) -> rich.table.Table:
     return table
 
 
-def own_summary(results: list[Combination]) -> list[str]:
-    """Sum up each of the three ways in a line."""
+def own_summary(results: list[Combination]) -> rich.table.Table:
+    """Sum up each of the three ways in a row."""
     leaves = [leaf for result in results for leaf in result.report.leaves]
     passed = sum(result.report.ok for result in results)
     resolution = max(leaf.resolution for leaf in leaves)
     orders = [leaf.order for leaf in leaves if not np.isnan(leaf.order)]
     largest = max(result.autodiff for result in results)
-    return [
-        f"autodiff            {len(results)} combinations, {len(leaves)} leaves: relative error at "
-        f"most {number(largest)} against jax.grad",
-        f"finite differences  {passed} of {len(results)} pass; an error of {number(resolution)} "
-        "would have been seen in any leaf",
-        f"Taylor              second remainders shrink by order {min(orders):.2f} or better",
-    ]
+    table = rich.table.Table.grid(padding=(0, 2))
+    table.add_row(
+        "autodiff",
+        f"{len(results)} combinations, {len(leaves)} leaves: relative error at most "
+        f"{number(largest)} against jax.grad",
+    )
+    table.add_row(
+        "finite differences",
+        f"{passed} of {len(results)} pass; an error of {number(resolution)} would have been seen "
+        "in any leaf",
+    )
+    table.add_row("Taylor", f"second remainders shrink by order {min(orders):.2f} or better")
+    return table

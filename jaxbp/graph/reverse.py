@@ -180,7 +180,7 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
                     f"args[{position}]: expected only real numbers, to differentiate by"
                 )
         picked = tuple(grads[position] for position in positions)
-        return picked[0] if isinstance(argnums, int) else picked
+        return picked if isinstance(argnums, Sequence) else picked[0]
 
     return gradient
 

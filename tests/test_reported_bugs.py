@@ -1,0 +1,207 @@
+"""Gradients that public projects had wrong, and of their kinds others: each fails, and its right
+neighbour passes.  The cases are those of benchmarks/reported_bugs.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.reported_bugs import REPORTED
+from jaxbp import gradcheck
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
+    ids=["float32", "float64"],
+)
+@pytest.mark.parametrize("name", REPORTED)
+def test_what_was_reported_fails_and_what_is_right_passes(name, dtype):
+    verdicts = []
+    with jax.enable_x64(dtype == np.float64):
+        for make in (REPORTED[name].right, REPORTED[name].wrong):
+            case = make(dtype)
+            report = gradcheck(case.f, *case.args, grads=case.grads, **case.options)
+            verdicts.append(report.verdict)
+    assert verdicts == ["pass", "fail"]
+
+
+# A: the value is part of the claim
+
+
+def test_a_rule_with_another_value_fails_and_both_values_are_told():
+    rule = jax.custom_jvp(jnp.arcsin)
+    rule.defjvp(lambda x, t: (jnp.arccos(*x), t[0] / jnp.sqrt(1 - x[0] ** 2)))
+    report = gradcheck(rule, 0.5)
+    assert [leaf.verdict for leaf in report.leaves] == ["pass"]
+    assert report.verdict == "fail"
+    assert report.value_mistake == "under differentiation f is 1.047, called plainly 0.5236"
+    assert report.value_mistake in str(report)
+
+
+def test_the_value_of_each_leaf_counts():
+    square = jax.custom_vjp(lambda x: x**2)
+    square.defvjp(lambda x: (x**2 + jnp.array([0, 1e-3]), x), lambda x, c: (2 * x * c,))
+    report = gradcheck(lambda x: {"large": 1e6 * jnp.sin(x), "y": square(x)}, jnp.array([0.5, 2]))
+    assert report.value_mistake == "under differentiation f['y'][1] is 4.001, called plainly 4"
+
+
+def test_a_value_that_is_nan_under_differentiation_fails():
+    rule = jax.custom_jvp(jnp.sin)
+    rule.defjvp(lambda x, t: (0 * x[0] / 0, jnp.cos(x[0]) * t[0]))
+    assert gradcheck(rule, 0.5).value_mistake.startswith("under differentiation f is nan")
+
+
+@pytest.mark.parametrize("by", [1e-3, 1e-11])
+def test_a_value_may_be_off_by_the_threshold(by):
+    rule = jax.custom_jvp(lambda x: (1e6 + x) - 1e6)  # to 1e-10, in float64
+    rule.defjvp(lambda x, t: (x[0] + by, t[0]))
+    assert bool(gradcheck(rule, 1e-3).value_mistake) == (by == 1e-3)
+
+
+# B: wrong at one exact point
+
+
+def softplus(x):
+    """Smooth, of parts that are not."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@pytest.mark.parametrize(
+    ("f", "at"),
+    [
+        (lambda x: softplus(x - 1), 1.0),
+        (lambda x: jnp.sum(jnp.where(x == 1, 1.0, x**2)), np.array([1.0, 2.0])),
+        (lambda x: jnp.where(x > 1, x, 1.0) + jnp.where(x < 1, x, 1.0), 1.0),
+    ],
+    ids=["absolute value", "where", "branches"],
+)
+def test_a_claim_that_is_wrong_at_this_point_alone_fails(f, at):
+    for claim in (None, jax.grad(f)(at)):  # as a function, and as a value
+        assert gradcheck(f, at, grads=claim).verdict == "fail"
+    leaf = gradcheck(f, at).leaves[0]
+    assert leaf.diagnosis.startswith("wrong at this point alone (claimed ")
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("slope", "verdict"), [(0.3, "pass"), (1.0, "pass"), (2.0, "fail"), (-1.5, "fail")]
+)
+def test_at_a_single_kink_a_claim_outside_its_two_slopes_fails(at, slope, verdict):
+    rule = jax.custom_jvp(jnp.abs)
+    rule.defjvp(lambda x, t: (jnp.abs(*x), jnp.where(x[0] == 0, slope, jnp.sign(x[0])) * t[0]))
+    assert gradcheck(lambda x: rule(x - at), at).verdict == verdict
+    assert gradcheck(lambda x: jnp.abs(x - at), at, grads=np.float32(slope)).verdict == verdict
+
+
+def test_where_kinks_meet_that_no_line_shows_a_limit_of_gradients_does_not_fail():
+    assert gradcheck(jnp.median, jnp.zeros(4)).verdict != "fail"
+    assert gradcheck(jnp.median, jnp.zeros(4), grads=jnp.full(4, 0.3)).verdict != "pass"
+
+
+def test_a_switch_that_rounding_throws_excuses_no_error_elsewhere():
+    """At |x| = 1 ndtr changes its formula, whose slopes differ where one of them is wrong."""
+
+    def f(x):
+        return jnp.sum(jax.scipy.special.ndtr(x))
+
+    at = jnp.array([1.0, 0.4, 1.3])
+    assert gradcheck(f, at).ok
+    wrong = jax.jit(lambda x: jax.grad(f)(x) * (jnp.abs(x) >= 1))
+    assert gradcheck(f, at, grads=wrong).verdict == "fail"
+
+
+# C: frozen differences
+
+
+def quotient(numerator, power, limit):
+    def f(x):
+        divisor = jnp.where(x == 0, 1, x)
+        return jnp.where(x == 0, limit, numerator(x) / divisor**power)
+
+    return f
+
+
+@pytest.mark.parametrize(
+    ("f", "slope"),
+    [
+        (quotient(lambda x: jnp.exp(x) - 1, 1, 1.0), 1 / 2),
+        (quotient(lambda x: jnp.exp(x) - 1 - x, 2, 0.5), 1 / 6),
+        (quotient(lambda x: 1 - jnp.cos(x) + x**3, 2, 0.5), 1.0),
+    ],
+    ids=["first order", "second order", "cosine"],
+)
+def test_a_quotient_whose_numerator_cancels_is_measured_above_its_rounding(f, slope):
+    for claimed, verdict in ((slope, "pass"), (slope + 0.01, "fail"), (0.0, "fail")):
+        report = gradcheck(f, 0.0, grads=jax.jit(lambda x, claimed=claimed: claimed + 0 * x))
+        assert report.verdict == verdict
+        assert abs(report.leaves[0].measured - slope) <= report.leaves[0].error
+
+
+def test_a_function_that_is_flat_beside_the_point_is_no_frozen_quotient():
+    """Larger steps agree on ½, and the slope is 0: f has a kink, no rounding that grows."""
+    report = gradcheck(lambda x: jnp.maximum(x, 1e-5) + x**2, 0.0)
+    assert report.ok
+    assert report.leaves[0].measured == 0
+
+
+# D: the claim's own arithmetic
+
+
+def product(factor):
+    """x w, with a backward pass for x in bfloat16, times a factor."""
+    rule = jax.custom_vjp(jnp.matmul)
+
+    def backward(kept, c):
+        x, w = kept
+        of_x = factor * (c.astype(jnp.bfloat16) @ w.T.astype(jnp.bfloat16))
+        return of_x.astype(x.dtype), (x.T @ c).astype(w.dtype)
+
+    rule.defvjp(lambda x, w: (x @ w, (x, w)), backward)
+    return lambda x, w: jnp.sum(jnp.sin(rule(x, w)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.3, "fail")])
+def test_the_coarsest_dtype_on_the_claims_way_bounds_what_it_can_know(dtype, factor, verdict):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((8, 6), (6, 4)))
+    report = gradcheck(product(factor), x, w)
+    assert report.verdict == verdict
+    assert report.threshold == 3e-2
+    told = "the claimed gradient passes through bfloat16" in report.notes
+    assert told == (dtype == jnp.float32)
+
+
+# Two answers are not rounding
+
+
+@pytest.mark.parametrize(("seed", "x64"), [(10, True), (15, True), (10, False)])
+def test_an_eigenvector_of_the_other_sign_in_float32_excuses_nothing(seed, x64):
+    rng = np.random.default_rng(seed)
+    matrix, c, d = (rng.normal(size=shape) for shape in ((6, 6), 6, (6, 6)))
+    with jax.enable_x64(x64):
+        matrix = jnp.asarray(matrix)
+
+        @jax.jit
+        def f(a):
+            values, vectors = jnp.linalg.eigh(a)
+            return values @ c.astype(a.dtype) + jnp.sum(vectors * d.astype(a.dtype))
+
+        right = jax.grad(f)(matrix)
+        verdicts = [gradcheck(f, matrix, grads=by * right).verdict for by in (1, 1.01, 2, 0)]
+    assert verdicts[0] == "pass" if x64 else verdicts[0] != "fail"
+    assert verdicts[1:] == ["fail"] * 3
+
+
+# Slopes that are not finite
+
+
+def test_an_infinite_slope_passes_nothing():
+    """x log x has no value to the left of 0, and to the right the slope -inf."""
+
+    def f(x):
+        return jnp.sum(jax.scipy.special.xlogy(x, x) + jnp.where(x < 0, jnp.inf, 0))
+
+    at = jnp.array([0.0, 1.3])
+    assert gradcheck(f, at, grads=jnp.array([5.0, 5.0])).verdict != "pass"
