@@ -591,6 +591,8 @@ def three_verdicts(
         verdict += f": {next((reason for reason, holds in reasons.items() if holds), WRONG)}"
     elif mistaken or (verdict == "pass" and (jumps or not finite)):
         verdict += f": {WRONG}"
+    elif jumps:
+        verdict += ": a jump"
     verdicts = {"right": verdict}
     if not finite:
         return verdicts
@@ -615,7 +617,16 @@ def three_verdicts(
 # The table
 
 EXPLANATION = """\
-"""
+Each function at an ordinary point and at its special ones (0, 1, ties, ends of the domain), in
+float64 and float32, with three claims: `jax.grad`'s gradient, that with its first leaf 1 % too
+large, and that with one term lost, as one operand of f's jaxpr passes no gradient on: of these the
+one that changes it least, but by 1 % or more of a leaf. A claim has no verdict where the gradient
+is 0, or not finite. A verdict would be WRONG if the first failed, or the others passed, other than
+in these cases: f jumps there, so that no number is its derivative; `jax.grad` is not finite, or far
+off; a wrong claim is a subgradient all the same. Refused are points where f is not finite, by the
+error that the checker is to raise. A wrong claim is inconclusive only at ties, knots and ends of a
+domain, where f has a kink larger than the error in the claim, or no slope on one side. Where f
+overflows in float32, its gradient is judged by float64 alone."""
 
 
 def count(cells: list[dict[str, Any]], claim: str) -> Counter[str]:
@@ -643,7 +654,30 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         seconds = float(np.median([cell["seconds"] for cell in chosen]))
         rows.append(protocol.line(group, str(len(chosen)), str(at), *words, f"{seconds:.2f}"))
-    return protocol.table(columns, rows, EXPLANATION)
+    lists = [
+        f"{told}: {', '.join(where)}."
+        for told, mark in (
+            ("`jax.grad` is not finite", "fail: not finite"),
+            ("It is finite, but f jumps", "a jump"),
+            ("It is finite, but far off", "jax.grad is wrong"),
+        )
+        if (where := places(cells, mark))
+    ]
+    return "\n\n".join([protocol.table(columns, rows, EXPLANATION), *lists])
+
+
+def places(cells: list[dict[str, Any]], mark: str) -> list[str]:
+    """The functions and points at which the right claim's verdict ends so, in either dtype."""
+    found = []
+    for cell in cells:
+        points = [
+            at.split(",")[0].replace("_", " ")
+            for at, verdicts in cell["verdicts"].items()
+            if verdicts["right"].endswith(mark)
+        ]
+        if points:
+            found.append(f"`{cell['name']}` ({', '.join(dict.fromkeys(points))})")
+    return found
 
 
 def measure(run: protocol.Run) -> dict[str, Any]:
