@@ -181,7 +181,8 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
         (
             TRIPLES,
             "jnp",
-            """dot vdot inner outer convolve correlate polyadd polymul polysub kron cross vecdot""",
+            """dot vdot inner outer convolve correlate polyadd polymul polysub kron cross vecdot
+            jnp.linalg.outer(x,y)""",
         ),
         (
             MATRICES,
@@ -314,7 +315,7 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
         (
             MATRICES,
             "jnp.linalg",
-            """matmul outer tensordot vecdot jnp.linalg.multi_dot([x,y,x])
+            """matmul tensordot vecdot jnp.linalg.multi_dot([x,y,x])
             jax.scipy.linalg.block_diag(x,y)""",
         ),
     ],
@@ -344,7 +345,7 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
             """softmax_cross_entropy_with_integer_labels ntxent
             jax.vmap(optax.losses.multiclass_hinge_loss)(x,y)
             jax.vmap(optax.losses.multiclass_perceptron_loss)(x,y)
-            jax.vmap(optax.losses.multiclass_sparsemax_loss)(x,y)""",
+            optax.losses.multiclass_sparsemax_loss(x,y)""",
         ),
         (
             DISTRIBUTIONS,
