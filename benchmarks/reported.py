@@ -69,9 +69,8 @@ def evaluations(check: Callable[[Question], str], question: Question) -> int:
 
 def slopes_with_bars(function: functions.Function) -> tuple[Question, np.ndarray]:
     """A function at its ordinary point, and its true derivative by the first argument."""
-    args = list(function.points["ordinary"])
-    args[0] = args[0].astype(np.float64)
-    question = Question(functions.objective(function), (*args, functions.Wrong().argument()), None)
+    args = *function.points["ordinary"], functions.Wrong().argument()
+    question = Question(functions.objective(function), args, None)
     return question, np.ravel(question.claimed(*question.args))
 
 
@@ -210,9 +209,11 @@ def measure(run: protocol.Run) -> dict[str, Any]:
         result["reported"][name] = result["reported"].get(name, {}) | row
         print(f"{name:<40}", *(mark(each["answers"]) for each in row.values()), flush=True)
         run.keep(result)
-    functions_asked = functions.functions()[:: BAR_EVERY * every]
+    real = [f for f in functions.functions() if f.points["ordinary"][0].dtype == np.float64]
     measured = run.cells(
-        functions_asked, lambda f: (f.expression, bars(f, checkers)), attrgetter("expression")
+        real[:: BAR_EVERY * every],
+        lambda f: (f.expression, bars(f, checkers)),
+        attrgetter("expression"),
     )
     for name, counts in measured:
         result["bars"][name] = result["bars"].get(name, {}) | counts
