@@ -3,7 +3,7 @@
 Read ``protocol`` first (how to time, and the command line that all share) and ``problems`` (the
 networks and batches), then the benchmark of your question: ``manual_vs_auto``, ``training`` (with
 ``peers``), ``limit`` (with ``kernels``), ``scaling``, ``checkers`` (with ``gradient_bugs``),
-``per_example`` or ``curvature``.  ``python -m benchmarks`` runs all, ``accelerator`` those that
-depend on the device, both within minutes; ``report`` and ``pictures`` make a page and pictures of
-the results.
+``reported`` (with ``reported_bugs``), ``functions``, ``per_example`` or ``curvature``.
+``python -m benchmarks`` runs all, ``accelerator`` those that depend on the device, both within
+minutes; ``report`` and ``pictures`` make a page and pictures of the results.
 """

@@ -1,15 +1,12 @@
 """Which gradient checker catches most planted bugs, with fewest false alarms, in what time?
 
-    python -m benchmarks.checkers [--output results.json] [--short | --quick]
-        [--only scipy torch]
+    python -m benchmarks.checkers [--output results.json] [--short | --quick] [--only scipy torch]
     python -m benchmarks.checkers --table results.json
 
-The mutants and the right gradients are those of benchmarks/gradient_bugs.py; besides, bugs of
-public projects (benchmarks/reported_bugs.py), each with its right gradient, in float64 and float32.
-Every checker is used as its documentation says, with its defaults, on the same function, point and
-claimed gradient.  A checker that does not take an argument (an integer, a tree) or a result that is
-not a scalar cannot tell.  Those that give an error bar are also asked for the derivatives of
-functions of benchmarks/functions.py: does the bar hold the true one?
+The mutants and the right gradients are those of benchmarks/gradient_bugs.py.  Every checker is used
+as its documentation says, with its defaults, on the same function, point and claimed gradient.  A
+checker that does not take an argument (an integer, a tree) or a result that is not a scalar cannot
+tell.  ``benchmarks/reported.py`` asks the same checkers about reported bugs.
 """
 
 import argparse
@@ -19,8 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import product
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -28,19 +24,15 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import functions, protocol
+from benchmarks import protocol
 from benchmarks.gradient_bugs import CORRECT, MUTANTS
-from benchmarks.reported_bugs import REPORTED
 from jaxbp import gradcheck
 
 DRAWS = 3  # points for each right gradient
 MOST_ENTRIES = 20_000  # for checkers that differentiate by every entry: above, they take hours
 OURS = "jaxbp.gradcheck"
 CAUGHT, PASSED, SILENT = "caught", "passed", "cannot tell"
-OF_SIZE = 1e-5  # a number that is an error, or a difference beyond an error bar, counts from this
-# share of the gradient's size
-BAR_EVERY = 3  # of how many functions one is differentiated with an error bar
-ROUNDED = 1e-14  # relative error of a derivative that counts as true
+OF_SIZE = 1e-5  # the share of a gradient's size from which an error counts, where a user decides
 
 
 class Question(NamedTuple):
@@ -283,102 +275,12 @@ def right() -> dict[str, list[Question]]:
     return questions
 
 
-def reported() -> dict[tuple[str, str, str], Question]:
-    """The gradients of the reported bugs, by name, right or wrong, and dtype."""
-    questions = {}
-    for name, bug in REPORTED.items():
-        for claim, make in (("right", bug.right), ("wrong", bug.wrong)):
-            for dtype in ("float64", "float32"):
-                with jax.enable_x64(dtype == "float64"):
-                    case = make(dtype)
-                wide = dtype == "float64"
-                questions[name, claim, dtype] = Question(case.f, case.args, case.grads, wide)
-    return questions
-
-
-def evaluations(check: Callable[[Question], str], question: Question) -> int:
-    """How often a checker evaluates f, in batches or not, gradients of f by JAX included."""
-    calls: list[int] = []
-
-    def f(*args: Any) -> Any:
-        entry = jnp.ravel(jax.tree.leaves(args)[0])[:1]  # so that a batch calls once a row
-        jax.debug.callback(lambda _: calls.append(1), entry)
-        return question.f(*args)
-
-    asked(check, question._replace(f=f))
-    jax.effects_barrier()
-    return len(calls)
-
-
-def slopes_with_bars(function: functions.Function) -> tuple[Question, np.ndarray]:
-    """A function at its ordinary point, and its true derivative by the first argument."""
-    args = list(function.points["ordinary"])
-    args[0] = args[0].astype(np.float64)
-    question = Question(functions.objective(function), (*args, functions.Wrong().argument()), None)
-    return question, np.ravel(question.claimed(*question.args))
-
-
-def jaxbp_slope(question: Question) -> tuple[np.ndarray, ...]:
-    """The slope that a report shows, the one furthest off -> it, its bar, and the true one."""
-    (leaf,) = gradcheck(question.f, *question.args).leaves
-    return np.array([leaf.measured]), np.array([leaf.error]), np.array([leaf.claimed])
-
-
-def bars(checkers: Mapping[str, Any], function: functions.Function) -> dict[str, dict[str, float]]:
-    """For each checker with an error bar: how many derivatives, and how many bars do not hold."""
-    with jax.enable_x64(True):
-        question, true = slopes_with_bars(function)
-        found: dict[str, tuple[np.ndarray, ...]] = {}
-        if OURS in checkers:
-            found[OURS] = jaxbp_slope(question)
-        for checker in checkers.keys() & DERIVATIVES:
-            derivative, answers = DERIVATIVES[checker], []
-
-            @of_vector
-            def keep(vector: Vector, derivative: Any = derivative, answers: Any = answers) -> str:
-                answers.extend(derivative(vector))
-                return PASSED
-
-            asked(keep, question)
-            if answers:
-                found[checker] = (*answers, true)
-    counts = {}
-    for checker, (value, error, truth) in found.items():
-        off = np.abs(value - truth) - ROUNDED * np.linalg.norm(truth)
-        finite = np.isfinite(value) & np.isfinite(error)
-        counts[checker] = {
-            "derivatives": int(finite.sum()),
-            "outside": int((off > error)[finite].sum()),
-            "far outside": int((off > 10 * error)[finite].sum()),
-            "width": float(np.max(error[finite], initial=0) / max(np.linalg.norm(truth), 1e-300)),
-        }
-    return counts
-
-
 def ask(
     checkers: dict[str, Callable[[Question], str]], every: int, run: protocol.Run
 ) -> dict[str, Any]:
     """Ask each checker each question, or, to be quick, only one in every few."""
-    result: dict[str, Any] = {"mutants": {}, "right": {}, "seconds": {}, "reported": {}, "bars": {}}
+    result: dict[str, Any] = {"mutants": {}, "right": {}, "seconds": {}}
     seconds: dict[str, list[float]] = {name: [] for name in checkers}
-
-    def about_reported(name: str) -> tuple[str, dict[str, Any]]:
-        row: dict[str, Any] = {}
-        for checker, check in checkers.items():
-            answers, taken = {}, []
-            for claim, dtype in product(("right", "wrong"), ("float64", "float32")):
-                question = questions[name, claim, dtype]
-                with jax.enable_x64(question.in_float64):
-                    answers[f"{claim}, {dtype}"], time_taken = asked(check, question)
-                taken.append(time_taken)
-            with jax.enable_x64(True):
-                calls = evaluations(check, questions[name, "right", "float64"])
-            row[checker] = {
-                "answers": answers,
-                "evaluations": calls,
-                "seconds": float(np.median(taken)),
-            }
-        return name, row
 
     def about_bug(item: tuple[str, Question]) -> tuple[str, dict[str, str]]:
         name, question = item
@@ -396,35 +298,22 @@ def ask(
             for checker, check in checkers.items()
         }
 
-    questions = reported()
-    for name, answers in run.cells(list(REPORTED)[::every], about_reported):
-        result["reported"][name] = answers
-        marks = [mark(answers[checker]["answers"]) for checker in checkers]
-        print(f"{name:<50}", *marks, sep="  ", flush=True)
-        run.keep(result)
-    chosen = functions.functions()[:: BAR_EVERY * every]
-    measured = run.cells(chosen, lambda f: (f, bars(checkers, f)), attrgetter("expression"))
-    for function, counts in measured:
-        result["bars"][function.expression] = counts
-    run.keep(result)
     for name, answers in run.cells(list(mutants().items())[::every], about_bug, itemgetter(0)):
         result["mutants"][name] = answers
         print(f"{name:<50}", *(answers[checker][:6] for checker in checkers), sep="  ", flush=True)
-        run.keep(result)
     result["seconds"] = {checker: float(np.median(taken)) for checker, taken in seconds.items()}
     for name, counts in run.cells(list(right().items())[::every], about_right, itemgetter(0)):
         result["right"][name] = counts
         alarms = [str(counts[checker].get(CAUGHT, 0)) for checker in checkers]
         print(f"{name:<50}", *alarms, sep="       ", flush=True)
-        run.keep(result)
     return result
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """A result in which those checkers that were measured anew are replaced."""
     both = {
-        part: {name: row | new[part].get(name, {}) for name, row in old[part].items()}
-        for part in ("mutants", "right", "reported", "bars")
+        part: {name: row | new[part][name] for name, row in old[part].items()}
+        for part in ("mutants", "right")
     }
     return both | {"seconds": old["seconds"] | new["seconds"]}
 
@@ -438,65 +327,6 @@ and numdifftools do not check a gradient, but measure one with an error: a claim
 where it is off by more than that and 1e-5 of the gradient's size. "Cannot tell" is an honest answer
 of `jaxbp`; of the others it means an argument that they do not take, or one of more than 20,000
 entries, for which they would take hours."""
-REPORTED_EXPLANATION = """\
-Each bug as it was reported, rebuilt ([reported_bugs.py](reported_bugs.py)): four answers about the
-right gradient in float64 and float32, then the wrong one in float64 and float32; ✓ is right, ✗
-wrong (a false alarm, or a bug that passes), ? cannot tell. In float32, f is computed in float32
-whatever the checker asks for. Evaluations of f, its gradients by JAX included, are those for the
-right gradient in float64; seconds are a check's, compilation included; medians over the reports."""
-BARS_EXPLANATION = """\
-One in three of the functions of benchmarks/functions.py, at its ordinary point, in float64: how
-often the true derivative (that of `jax.grad`) lies outside the error bar. A bar's width is relative
-to the gradient's size, the widest of a function, in the median over these. Of `jaxbp` it is the one
-slope that a report shows, along the direction that is furthest off; of the others every entry of
-the gradient."""
-
-
-def mark(answers: Mapping[str, str]) -> str:
-    """Four answers about a reported bug as marks."""
-    marks = []
-    for question, answer in answers.items():
-        right = PASSED if question.startswith("right") else CAUGHT
-        marks.append("?" if told(answer) == SILENT else "✓" if answer == right else "✗")
-    return "{}{} {}{}".format(*marks)
-
-
-def reported_table(result: dict[str, Any]) -> str:
-    """The reported bugs: every checker's answers, and what they cost."""
-    rows, checkers = result["reported"], list(result["seconds"])
-    marks = {name: [mark(row[c]["answers"]) for c in checkers] for name, row in rows.items()}
-    lines = [
-        protocol.line(f"{name} ({REPORTED[name].source})", *marks[name])
-        for name in marks
-        if name in REPORTED
-    ]
-    columns = list(zip(*marks.values(), strict=True))
-    for words, sign in (("wrong answers", "✗"), ("cannot tell", "?")):
-        counts = ["".join(column).count(sign) for column in columns]
-        lines.append(protocol.line(f"{words}, of {4 * len(marks)}", *map(str, counts)))
-    for words, key, form in (
-        ("evaluations of f", "evaluations", ".0f"),
-        ("seconds", "seconds", ".2f"),
-    ):
-        medians = [float(np.median([row[c][key] for row in rows.values()])) for c in checkers]
-        lines.append(protocol.line(words, *(format(median, form) for median in medians)))
-    heads = ("reported bug", *(f"`{checker}`" for checker in checkers))
-    return protocol.table(heads, lines, REPORTED_EXPLANATION)
-
-
-def bars_table(result: dict[str, Any]) -> str:
-    """How often an error bar does not hold the true derivative."""
-    lines = []
-    for checker in (OURS, *DERIVATIVES):
-        counts = [row[checker] for row in result["bars"].values() if checker in row]
-        if counts:
-            totals = [
-                sum(c[key] for c in counts) for key in ("derivatives", "outside", "far outside")
-            ]
-            width = float(np.median([c["width"] for c in counts]))
-            lines.append(protocol.line(f"`{checker}`", *map(str, totals), f"{width:.1e}"))
-    heads = ("measured by", "derivatives", "outside the bar", "outside ten bars", "a bar's width")
-    return protocol.table(heads, lines, BARS_EXPLANATION)
 
 
 def row(checker: str, result: Mapping[str, Any]) -> str:
@@ -532,15 +362,17 @@ def markdown(result: dict[str, Any]) -> str:
         "seconds a check",
     )
     rows = [row(checker, result) for checker in checkers]
-    planted = protocol.table(columns, rows, EXPLANATION)
-    return "\n\n".join([planted, reported_table(result), bars_table(result)])
+    return protocol.table(columns, rows, EXPLANATION)
+
+
+def chosen(only: list[str] | None) -> dict[str, Callable[[Question], str]]:
+    """The installed checkers, or those of them whose names begin with one of these words."""
+    return {n: check for n, check in installed().items() if n.startswith(tuple(only or [""]))}
 
 
 def measure(run: protocol.Run) -> dict[str, Any]:
     """Ask the checkers that are asked for, and print the table."""
-    checkers, options = installed(), run.options
-    if options.only:
-        checkers = {n: check for n, check in checkers.items() if n.startswith(tuple(options.only))}
+    checkers, options = chosen(run.options.only), run.options
     print(*checkers, sep="\n", end="\n\n")
     result = ask(checkers, protocol.extent(run, 1, 10, 60), run)
     if options.only and options.output and options.output.exists():

@@ -553,6 +553,47 @@ def ties(rng):
     return (rng.integers(0, 3, size=7).astype(np.float32),)
 
 
+def exactly(*values):
+    """Draws a vector of which about every other entry is one of these values."""
+
+    def draw(rng):
+        x = np.where(rng.uniform(size=8) < 0.5, rng.choice(values, size=8), rng.normal(size=8))
+        return (x.astype(np.float32),)
+
+    return draw
+
+
+def quotient(fn, *series):
+    """A quotient whose numerator cancels near 0, and there its Taylor series instead."""
+
+    def fraction(x):
+        near = jnp.abs(x) < 0.02
+        powers = sum(c * x**n for n, c in enumerate(series))
+        return jnp.sum(jnp.where(near, powers, fn(jnp.where(near, 1, x))))
+
+    return fraction
+
+
+@jax.custom_jvp
+def softplus_by_parts(x):
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+softplus_by_parts.defjvp(
+    lambda primals, tangents: (softplus_by_parts(*primals), jax.nn.sigmoid(*primals) * tangents[0])
+)
+
+
+@jax.custom_vjp
+def bfloat16_product(x, w):
+    return x @ w
+
+
+bfloat16_product.defvjp(
+    lambda x, w: (x @ w, (x, w)), lambda kept, delta: (delta @ kept[1].T, kept[0].T @ delta)
+)
+
+
 @jax.custom_vjp
 def clipped_log(x):
     return jnp.log(x)
@@ -596,6 +637,36 @@ CORRECT: dict[str, Correct] = {
     "piecewise linear": jitted(
         lambda x: jnp.sum(jnp.interp(x, jnp.linspace(-3, 3, 30), jnp.sin(jnp.arange(30.0)))),
         vector(6),
+    ),
+    # smooth, though written with a choice, at the very point of it
+    "softplus": jitted(lambda x: jnp.sum(jax.nn.softplus(x)), exactly(0)),
+    "softplus by parts, with a rule": jitted(lambda x: jnp.sum(softplus_by_parts(x)), exactly(0)),
+    "logarithm of two exponentials": jitted(
+        lambda x: jnp.sum(jnp.logaddexp(x, x[::-1]) * jnp.arange(7.0)), ties
+    ),
+    "x|x|": jitted(lambda x: jnp.sum(x * jnp.abs(x)), exactly(0)),
+    "squared hinge": jitted(lambda x: jnp.sum(jnp.maximum(0, 1 - x) ** 2), exactly(1)),
+    "Huber at its threshold": jitted(
+        lambda x: jnp.sum(jnp.where(jnp.abs(x) <= 1, x**2 / 2, jnp.abs(x) - 0.5)), exactly(-1, 1)
+    ),
+    "smooth step": jitted(
+        lambda x: jnp.sum(jnp.clip(x, 0, 1) ** 2 * (3 - 2 * jnp.clip(x, 0, 1))), exactly(0, 1)
+    ),
+    "powers at 0 and 1": jitted(lambda x: jnp.sum(x**2 - x**3 + x), exactly(0, 1)),
+    # quotients that cancel
+    "sinc": jitted(lambda x: jnp.sum(jnp.sinc(x)), exactly(0, 1)),
+    "(exp(x) - 1)/x": jitted(
+        quotient(lambda x: jnp.expm1(x) / x, 1, 1 / 2, 1 / 6, 1 / 24, 1 / 120), exactly(0)
+    ),
+    "(1 - cos(x))/x²": jitted(
+        quotient(lambda x: (1 - jnp.cos(x)) / x**2, 1 / 2, 0, -1 / 24, 0, 1 / 720), exactly(0)
+    ),
+    # vectors with a sign to choose
+    "eigenvector": jitted(
+        lambda x: jnp.linalg.eigh(x + x.T)[1][:, 0] @ jnp.arange(1.0, 5), vector(4, 4)
+    ),
+    "singular vector": jitted(
+        lambda x: jnp.linalg.svd(x, full_matrices=False)[0][:, 0] @ jnp.arange(1.0, 5), vector(4, 3)
     ),
     # scales
     "tiny argument": jitted(lambda x: jnp.sum((x / 1e-12) ** 3), vector(5, scale=1e-12)),
@@ -657,6 +728,10 @@ CORRECT: dict[str, Correct] = {
     # precision
     "half precision argument": jitted(lambda x: jnp.sum(jnp.sin(x)), vector(5, dtype=np.float16)),
     "bfloat16 argument": jitted(lambda x: jnp.sum(x**2), vector(5, dtype=jnp.bfloat16)),
+    "bfloat16 rule": jitted(
+        lambda x, w: jnp.sum(jnp.sin(bfloat16_product(x, w))),
+        lambda rng: tuple(rng.normal(size=s).astype(jnp.bfloat16) for s in [(8, 6), (6, 4)]),
+    ),
     "float32 inside": jitted(f32(lambda x: jnp.sum(jnp.sin(x))), vector(6)),
     "float32 inside, ReLU": jitted(f32(lambda x: jnp.sum(jax.nn.relu(x) * x[::-1])), vector(50)),
     "bfloat16 inside": jitted(

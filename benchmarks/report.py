@@ -20,6 +20,8 @@ MODULES = (
     "limit",
     "scaling",
     "checkers",
+    "reported",
+    "functions",
     "per_example",
     "curvature",
 )

@@ -21,6 +21,8 @@ from combinations import cpu_compiler
 import jaxbp
 from benchmarks import (
     accelerator,
+    checkers,
+    functions,
     kernels,
     limit,
     manual_vs_auto,
@@ -28,13 +30,22 @@ from benchmarks import (
     per_example,
     protocol,
     report,
+    reported,
     scaling,
     training,
 )
 from benchmarks.problems import problem
 from jaxbp import activations
 
-SLOW = ["manual_vs_auto", "limit", "scaling", "per_example", "curvature"]
+SLOW = [
+    "manual_vs_auto",
+    "limit",
+    "scaling",
+    "reported",
+    "functions",
+    "per_example",
+    "curvature",
+]
 MEASURED = ["training", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
@@ -120,6 +131,52 @@ def test_a_ratio_is_taken_round_by_round(monkeypatch):
     timings = protocol.interleaved({"first": nothing, "second": nothing}, rounds=3)
     assert (timings["first"].ratio, timings["second"].ratio) == (1, 2)
     assert timings["second"].median == 5
+
+
+# The checker on functions of JAX, and on reported bugs
+
+
+def test_a_stopped_operand_loses_its_term():
+    """x sin(x) has two: sin(x) and x cos(x)."""
+    phi = functions.objective(functions.Function("x*jnp.sin(x)", "", {}))
+    claimed, x = functions.gradient(phi, (0,)), np.float32(0.7)
+    operands = list(functions.operands(jax.make_jaxpr(phi)(x, functions.Wrong().argument()).jaxpr))
+    found = [
+        float(claimed(x, functions.Wrong(stopped=n).argument())[0]) / np.cos(1.0)
+        for n in range(-1, len(operands))
+    ]
+    sine, cosine = np.sin(0.7), 0.7 * np.cos(0.7)
+    assert found[0] == pytest.approx(sine + cosine, rel=1e-5)
+    for term in (sine, cosine, 0):
+        assert any(value == pytest.approx(term, rel=1e-5) for value in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("at", "claim", "is_one"), [(0, 0.5, 1), (0, 1.1, 0), (2, 1, 1), (2, 1.01, 0)]
+)
+def test_a_subgradient_lies_between_the_slopes_around(at, claim, is_one):
+    """Of |x|: at 0 between -1 and 1, elsewhere the slope alone."""
+    slope = jax.grad(jnp.abs)
+    args = (np.float32(at),)
+    assert functions.is_subgradient((claim,), lambda x: (slope(x),), args, (0,)) == bool(is_one)
+
+
+def committed(name):
+    return json.loads((report.HERE / "results" / f"{name}-cpu.json").read_text())
+
+
+def test_no_committed_verdict_on_a_function_is_wrong():
+    cells = committed("functions")["cells"]
+    assert {cell["name"] for cell in cells} == {f.expression for f in functions.functions()}
+    assert len(cells) >= 300
+    assert functions.WRONG not in json.dumps(cells)
+
+
+def test_the_checker_is_right_about_every_reported_bug():
+    rows = committed("reported")["reported"]
+    assert rows.keys() == reported.REPORTED.keys()
+    marks = {name: reported.mark(row[checkers.OURS]["answers"]) for name, row in rows.items()}
+    assert set(marks.values()) == {"✓✓ ✓✓"}, marks
 
 
 # Runs: what is left out, cut off or fails

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gradient_bugs import CORRECT, MUTANTS
+from benchmarks.reported_bugs import REPORTED
 from jaxbp import gradcheck
 
 #: bugs whose network takes long, or serves this bug alone while another has a similar one
@@ -75,6 +76,16 @@ def test_every_planted_bug_is_caught_and_named_as_expected(number, by_value):
     assert not missed(part(number, list(MUTANTS)), by_value=by_value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_reported_bug_is_caught_and_its_right_gradient_passes(name, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        cases = REPORTED[name].right(dtype), REPORTED[name].wrong(dtype)
+        verdicts = [gradcheck(case.f, *case.args, grads=case.grads).verdict for case in cases]
+    assert verdicts == ["pass", "fail"]
+
+
 #: cases that nobody can decide from values alone
 UNDECIDABLE = {
     "swamped by an offset",
@@ -94,6 +105,10 @@ CHOSEN = [
     "absolute value",
     "maximum with ties",
     "clip",
+    # smooth, though written with a choice; quotients that cancel; vectors with a sign to choose
+    "squared hinge",
+    "sinc",
+    "eigenvector",
     # scales
     "tiny argument",
     "huge value",
@@ -111,6 +126,7 @@ CHOSEN = [
     "logarithm near zero",
     # precision
     "half precision argument",
+    "bfloat16 rule",
     "float32 inside",
     "bfloat16 inside",
     # kinds of functions and arguments; test_checking has others
@@ -119,12 +135,23 @@ CHOSEN = [
 ]
 
 
-def verdicts(name, draws):
-    """The verdicts on a right gradient at several points; none is fail."""
+def in_float64(args):
+    """Arguments whose float32 numbers are float64."""
+
+    def wide(leaf):
+        return leaf.astype("f8") if getattr(leaf, "dtype", None) == np.float32 else leaf
+
+    return jax.tree.map(wide, args)
+
+
+def verdicts(name, draws, *, wide=False):
+    """The verdicts on a right gradient at several points, in float64 or not; none is fail."""
     correct, found = CORRECT[name], []
     for draw in range(draws):
         args = correct.draw(np.random.default_rng([draw, 11]))
-        report = gradcheck(correct.f, *args, key=jax.random.key(draw), **correct.options)
+        with jax.enable_x64(wide):
+            args = in_float64(args) if wide else args
+            report = gradcheck(correct.f, *args, key=jax.random.key(draw), **correct.options)
         assert report.verdict != "fail", (args, str(report))
         found.append(report.verdict)
     return found
@@ -137,7 +164,8 @@ def test_a_right_gradient_of_each_kind_never_fails_and_passes(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", CORRECT)
-def test_a_right_gradient_never_fails_and_mostly_passes(name):
-    found = verdicts(name, CORRECT[name].draws)
+def test_a_right_gradient_never_fails_and_mostly_passes(name, wide):
+    found = verdicts(name, CORRECT[name].draws, wide=wide)
     assert name in UNDECIDABLE or found.count("pass") >= len(found) * 0.7
