@@ -277,7 +277,7 @@ def _dtype_inside(
         quotients = (samples.plus - samples.minus) / (2 * samples.steps)
     least = _nearest(samples.steps, samples.eps ** (2 / 3))
     small = np.nan_to_num(quotients[:, least], nan=np.inf)
-    bar = 4 * np.maximum(samples.eps * np.abs(samples.center), floor) / samples.steps[least]
+    bar = 4 * np.maximum(samples.eps * magnitude(samples), floor) / samples.steps[least]
     for dtype in _DTYPES:
         eps = eps_of(dtype)
         if eps <= samples.eps:
