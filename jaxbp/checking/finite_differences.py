@@ -12,7 +12,7 @@ in float32 as well, which shows the rounding inside f that does not change over 
 at x shows as a second difference that shrinks like t instead of t².
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from math import comb
@@ -32,7 +32,8 @@ _ROUNDING_STEPS = 4  # at the smallest steps a smooth function changes far less 
 _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference is the curvature
 _WINDOW_STEPS = 6
 EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
-_AROUND = 6  # values around a step, whose fifth differences are rounding
+_CLOSE = 5  # more values close to each step, whose fifth differences are rounding
+_LASTING = 3  # steps in which differences stay that are rounding
 _ANOTHER_ANSWER = 0.01  # of a value, by which it differs in float32: rounding is smaller
 _ALIKE = 0.1  # of such differences, by which those differ that are alike
 _SHARE_ALIKE = 0.6  # of such differences are alike where f has another answer
@@ -367,53 +368,62 @@ def contradicted(samples: Samples, slopes: Slopes) -> np.ndarray:
     return np.asarray(np.any(above & agree & (apart > 4 * slopes.error[:, None]), axis=1))
 
 
-def steps_around(steps: np.ndarray) -> np.ndarray:
-    """Equidistant steps from each step to a third above it, (T J,)."""
-    return np.ravel(steps[:, None] * (1 + np.arange(_AROUND) / 16))
+def steps_close_to(steps: np.ndarray) -> list[np.ndarray]:
+    """Steps a little larger than each of these."""
+    return [steps * (1 + j / 16) for j in range(1, _CLOSE + 1)]
 
 
 def rounding_at_each_step(
-    samples: Samples, slopes: Slopes, around: Samples, floor: np.ndarray, groups: np.ndarray
+    samples: Samples,
+    slopes: Slopes,
+    close: Sequence[Samples],
+    floor: np.ndarray,
+    groups: np.ndarray,
 ) -> Samples:
     """Samples with a σ for each step, along the lines where this tells more.
 
     samples: the samples, with one σ for all steps.
     slopes: the slopes measured by them.
-    around: samples at ``steps_around``.
+    close: samples at each of ``steps_close_to``.
     floor: (N,) a lower bound of σ.
     groups: (N,) σ is pooled over the lines that share a number here.
     """
     known = np.maximum(floor, samples.eps / 2 * np.abs(samples.center))
-    by_step = np.maximum(_sigma_by_step(around, groups), known[:, None])
+    by_step = np.maximum(_sigma_by_step([samples, *close], groups), known[:, None])
     anew = extrapolate(samples._replace(sigma=by_step))
     chosen = np.argmin(np.abs(samples.steps - slopes.step[:, None]), axis=1)[:, None]
     there = [np.take_along_axis(sigma, chosen, axis=1)[:, 0] for sigma in (by_step, samples.sigma)]
     rounds = there[0] > 2 * _SIGMAS * there[1]
-    better = np.where(contradicted(samples, slopes), rounds, anew.error < slopes.error)
+    better = rounds | ~contradicted(samples, slopes) & (anew.error < slopes.error)
     return samples._replace(sigma=np.where(better[:, None], by_step, samples.sigma))
 
 
-def _sigma_by_step(around: Samples, groups: np.ndarray) -> np.ndarray:
-    """σ (N, T) by the values around each step: the last differences of equidistant values, in which
-    a smooth f leaves next to nothing.  Pooled over each group of lines.
+def _sigma_by_step(close: Sequence[Samples], groups: np.ndarray) -> np.ndarray:
+    """σ (N, T) by the values close to each step: the last differences of equidistant values, in
+    which a smooth f leaves next to nothing.  Pooled over each group of lines.
 
-    Rounding that grows as the steps shrink is not seen where f does not change at all: the last σ
-    holds there.  A sudden rise is a kink, and what is gone a few steps further was curvature.
+    What stays, or grows, from one step to the next is rounding: it holds at all smaller steps as
+    well, though there f may not change at all.  A sudden rise is a kink, and what is gone a few
+    steps further was curvature.
     """
-    count = len(around.center)
     with np.errstate(all="ignore"):
-        left = [
-            np.diff(values.reshape(count, -1, _AROUND), _AROUND - 1)
-            for values in (around.plus, around.minus)
-        ]
-    both = np.concatenate(left, axis=2)  # (N, T, 2)
-    both = np.where(np.isfinite(both), both, 0.0) / np.sqrt(comb(2 * _AROUND - 2, _AROUND - 1))
-    found = np.stack([pooled(both[:, step], groups) for step in range(both.shape[1])], axis=1)
-    sigma = np.zeros_like(found)
+        left = np.stack(
+            [
+                np.diff([each.plus for each in close], _CLOSE, axis=0)[0],
+                np.diff([each.minus for each in close], _CLOSE, axis=0)[0],
+            ],
+            axis=2,
+        )
+    left = np.where(np.isfinite(left), left, 0.0) / np.sqrt(comb(2 * _CLOSE, _CLOSE))
+    found = np.stack([pooled(left[:, step], groups) for step in range(left.shape[1])], axis=1)
+    sigma, stays = np.zeros_like(found), np.zeros(found.shape, int)
     for step in range(1, found.shape[1]):
-        here, last = found[:, step], sigma[:, step - 1]
-        sudden = here > RATIO**3 * found[:, step - 1]
-        gone = (here > 0) & (here < last / 8)
+        here, before, last = found[:, step], found[:, step - 1], sigma[:, step - 1]
+        sudden = here > RATIO**3 * before
+        steady = ~sudden & (here > before / 3)
+        stays[:, step] = np.where(steady, stays[:, step - 1] + 1, stays[:, step - 1] * (here == 0))
+        lasting = np.max(stays[:, : step + 1], axis=1) >= _LASTING
+        gone = (here > 0) & (here < last / 8) & ~lasting
         sigma[:, step] = np.where(sudden, last, np.where(gone, here, np.maximum(here, last)))
     return sigma
 
@@ -442,14 +452,16 @@ def extrapolate(samples: Samples) -> Slopes:
 
 
 def rounding_bar(samples: Samples) -> np.ndarray:
-    """The error bar (N, T) of each central difference by rounding: in f's value, 4σ/t, and in x,
-    its curvature times a few units in the last place of x."""
+    """The error bar (N, T) of each central difference by rounding: in f's value, 4σ/t; in x, its
+    curvature times a few units in the last place of x; and in x ± t d, a unit of the step."""
     second = samples.plus - 2 * samples.center[:, None] + samples.minus
     second = np.abs(second) / samples.steps**2
     second = np.where(np.isfinite(second), second, np.inf)[:, _CURVATURE_STEPS]
     curvature = np.min(second, axis=1)
     of_x = _SIGMAS * samples.eps * np.where(np.isfinite(curvature), curvature, 0)
-    return np.asarray(_SIGMAS * samples.sigma / samples.steps + of_x[:, None])
+    slopes = np.abs(samples.plus - samples.minus) / (2 * samples.steps)
+    of_step = samples.eps / samples.steps * np.where(np.isfinite(slopes), slopes, 0)
+    return np.asarray(_SIGMAS * samples.sigma / samples.steps + of_x[:, None] + of_step)
 
 
 def _limit(

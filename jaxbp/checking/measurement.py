@@ -27,7 +27,7 @@ from jaxbp.checking.finite_differences import (
     rounding_by_float32,
     sample_lines,
     step_sizes,
-    steps_around,
+    steps_close_to,
     with_rounding,
 )
 from jaxbp.checking.jaxprs import coarsest_dtype, enable_float64, eps_of
@@ -131,6 +131,7 @@ class Measurement:
     two_answers: bool  # f has another value altogether in float32
     chunk: int | None
     notes: tuple[str, ...]  # the exceptions that f raised in float64 or in float32
+    closely: bool = False  # whether the rounding at each step is measured
 
     def rows(self, index: int) -> slice:
         """The lines of one leaf; those of all leaves moving jointly come last."""
@@ -169,8 +170,30 @@ class Measurement:
 
     def at_all_steps(self) -> "Measurement":
         """The slopes by the smallest steps too, which a black box in float64 is spared at first."""
-        samples = _at_all_steps(self.arithmetic, self.directions, self.samples, self.floor)
+        left = step_sizes(self.arithmetic.eps)[len(self.samples.steps) :]
+        if not len(left):
+            return self
+        smaller = self._sampled(left)
+        samples = joined(self.samples, smaller, _lines(self.directions)[:, 0], self.floor)
         return replace(self, samples=samples, slopes=extrapolate(samples))
+
+    def at_close_steps(self) -> "Measurement":
+        """The slopes with a rounding of each step's own."""
+        problem = self.arithmetic.problem
+        noisy = problem.black_box is not None and not problem.tracing.deterministic
+        if self.closely or noisy:
+            return self
+        close = [self._sampled(steps) for steps in steps_close_to(self.samples.steps)]
+        groups = _lines(self.directions)[:, 0]
+        samples = rounding_at_each_step(self.samples, self.slopes, close, self.floor, groups)
+        return replace(self, samples=samples, slopes=extrapolate(samples), closely=True)
+
+    def _sampled(self, steps: np.ndarray) -> Samples:
+        """Samples along the same lines at other steps."""
+        arithmetic = self.arithmetic
+        _require(arithmetic.problem, len(self.directions[0]), steps)
+        with arithmetic.enabled():
+            return _sample(arithmetic.problem, self.directions, steps, arithmetic.eps, self.chunk)
 
     def in_own_dtype(self, problem: Problem) -> "Measurement":
         """The slopes of f in its arguments' own dtypes, where it has another value."""
@@ -182,10 +205,14 @@ class Measurement:
     def at(self, leaves: Leaves) -> "Measurement":
         """The slopes along the same lines through another point, in the same arithmetic, which the
         caller enables."""
-        problem, eps = replace(self.arithmetic.problem, leaves=leaves), self.arithmetic.eps
-        steps = self.samples.steps
-        samples = _sample(problem, self.directions, steps, eps, self.chunk, self.floor)
-        return replace(self, samples=samples, slopes=extrapolate(samples))
+        problem, steps = replace(self.arithmetic.problem, leaves=leaves), self.samples.steps
+        arithmetic = replace(self.arithmetic, problem=problem)
+        samples = _sample(problem, self.directions, steps, arithmetic.eps, self.chunk, self.floor)
+        return replace(self, arithmetic=arithmetic, samples=samples, slopes=extrapolate(samples))
+
+
+#: closer looks at what is doubtful, in this order: each evaluates f more often
+CLOSER = (Measurement.at_all_steps, Measurement.at_close_steps)
 
 
 def measure(
@@ -214,7 +241,6 @@ def measure(
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
     groups = _lines(drawn)[:, 0]
-    groups = _lines(drawn)[:, 0]
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
         floor, two_answers = rounding_by_float32(samples, coarse, groups)
@@ -225,18 +251,7 @@ def measure(
         samples = at_larger_steps(samples, groups, arithmetic.eps)
     samples = with_rounding(samples, floor)
     slopes = extrapolate(samples)
-    # a doubtful slope is measured again: at smaller steps, then with the rounding at each step
-    if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
-        samples = _at_all_steps(arithmetic, drawn, samples, floor)
-        slopes = extrapolate(samples)
-    noisy = problem.black_box is not None and not problem.tracing.deterministic
-    if not noisy and _doubtful(samples, slopes, arithmetic.dtype, groups):
-        _require(problem, len(drawn[0]), steps_around(samples.steps))
-        with arithmetic.enabled():
-            around = _sample(problem, drawn, steps_around(samples.steps), eps, chunk)
-        samples = rounding_at_each_step(samples, slopes, around, floor, groups)
-        slopes = extrapolate(samples)
-    return Measurement(
+    measured = Measurement(
         arithmetic=arithmetic,
         sizes=sizes,
         directions=drawn,
@@ -248,19 +263,9 @@ def measure(
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )
-
-
-def _at_all_steps(
-    arithmetic: Arithmetic, directions: Leaves, samples: Samples, floor: np.ndarray
-) -> Samples:
-    """Samples at the smallest steps as well."""
-    left = step_sizes(arithmetic.eps)[len(samples.steps) :]
-    if not len(left):
-        return samples
-    _require(arithmetic.problem, len(directions[0]), left)
-    with arithmetic.enabled():
-        smaller = _sample(arithmetic.problem, directions, left, arithmetic.eps, None)
-    return joined(samples, smaller, _lines(directions)[:, 0], floor)
+    for closer in CLOSER:
+        measured = closer(measured) if _doubtful(measured) else measured
+    return measured
 
 
 def _dtype_inside(
@@ -337,10 +342,12 @@ def _is_everywhere(
     return bool(np.mean(apart > 0.1 * size[:, None]) >= 0.5)
 
 
-def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
+def _doubtful(measured: Measurement) -> bool:
     """Whether some slope's error bar is too wide for a verdict, or larger steps tell another."""
+    samples, slopes = measured.samples, measured.slopes
+    groups = _lines(measured.directions)[:, 0]
     size = np.maximum(pooled(slopes.value[:, None], groups), NEGLIGIBLE * magnitude(samples))
-    coarse = slopes.error > TELLING * THRESHOLDS[dtype.itemsize] * size
+    coarse = slopes.error > TELLING * THRESHOLDS[measured.arithmetic.dtype.itemsize] * size
     return bool(np.any(coarse | contradicted(samples, slopes)))
 
 
