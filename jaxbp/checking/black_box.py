@@ -81,7 +81,7 @@ def _maker(leaf: Any) -> Callable[[Any], Any]:
 
 def _tensor(values: np.ndarray, device: Any) -> Any:
     torch = sys.modules["torch"]
-    exact = values.astype(np.float32) if values.dtype == jnp.bfloat16 else np.array(values)
+    exact = np.array(values, np.float32 if values.dtype == jnp.bfloat16 else None)
     return torch.from_numpy(exact).to(device, getattr(torch, values.dtype.name))
 
 

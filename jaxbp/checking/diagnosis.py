@@ -31,7 +31,7 @@ _LISTED = 3  # wrong entries
 _BLOCKS = 24  # into which the rows or columns of a large leaf are divided at a time
 _SAMPLED = 32  # entries of a large leaf
 _DETAILED = 16  # leaves whose entries are measured
-_CUT_SHORT = "the search for wrong entries was cut short: max_evaluations bounds it"
+_CUT_SHORT = "the search for wrong entries was cut short: max_evaluations= may allow more calls"
 
 Axis = tuple[int, int]  # of a leaf: its index, and 0 for rows or 1 for columns
 Span = tuple[int, int]  # [start, stop)

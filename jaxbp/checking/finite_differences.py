@@ -32,7 +32,7 @@ _ROUNDING_STEPS = 4  # at the smallest steps a smooth function changes far less 
 _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference is the curvature
 _WINDOW_STEPS = 6
 EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
-_CLOSE = 5  # more values close to each step, whose fifth differences are rounding
+_CLOSE = 6  # more values close to each step, whose last differences are rounding
 _LASTING = 3  # steps in which differences stay that are rounding
 _ANOTHER_ANSWER = 0.01  # of a value, by which it differs in float32: rounding is smaller
 _ALIKE = 0.1  # of such differences, by which those differ that are alike
@@ -359,13 +359,29 @@ def contradicted(samples: Samples, slopes: Slopes) -> np.ndarray:
     numerator cancels, like (eˣ - 1)/x, does so as well: its rounding grows like 1/t, down to a step
     below which the numerator is 0 or does not change, and then the larger steps are right.
     """
+    return np.asarray(_larger_steps(samples, slopes)[0] > 0)
+
+
+def _larger_steps(samples: Samples, slopes: Slopes) -> tuple[np.ndarray, np.ndarray]:
+    """How far (N,) differences at larger steps that agree are from the slopes measured, 0 where
+    there are none; and whether those at the steps between are beyond both, as no kink makes them.
+    """
     with np.errstate(all="ignore"):
         central = (samples.plus - samples.minus) / (2 * samples.steps)
-        runs = np.stack([central[:, :-2], central[:, 1:-1], central[:, 2:]])
-        apart = np.min(np.abs(runs - slopes.value[:, None]), axis=0)
+        gap = central - slopes.value[:, None]
+        runs = np.stack([gap[:, :-2], gap[:, 1:-1], gap[:, 2:]])
+        apart = np.min(np.abs(runs), axis=0)
         agree = np.ptp(runs, axis=0) <= 0.05 * apart
     above = samples.steps[2:] > RATIO * slopes.step[:, None]
-    return np.asarray(np.any(above & agree & (apart > 4 * slopes.error[:, None]), axis=1))
+    agree &= above & (apart > 4 * slopes.error[:, None])
+    last = np.max(np.where(agree, np.arange(2, central.shape[1]), -1), axis=1)
+    size = np.where(last < 0, 0.0, np.take_along_axis(gap, last[:, None], axis=1)[:, 0])
+    position = np.arange(central.shape[1])
+    between = (position > last[:, None]) & (samples.steps > slopes.step[:, None])
+    with np.errstate(all="ignore"):
+        share = gap / size[:, None]
+    beyond = between & ((share < -0.1) | (share > 1.1))
+    return np.abs(size), np.any(beyond, axis=1) & (size != 0)
 
 
 def steps_close_to(steps: np.ndarray) -> list[np.ndarray]:
@@ -394,38 +410,42 @@ def rounding_at_each_step(
     chosen = np.argmin(np.abs(samples.steps - slopes.step[:, None]), axis=1)[:, None]
     there = [np.take_along_axis(sigma, chosen, axis=1)[:, 0] for sigma in (by_step, samples.sigma)]
     rounds = there[0] > 2 * _SIGMAS * there[1]
-    better = rounds | ~contradicted(samples, slopes) & (anew.error < slopes.error)
-    return samples._replace(sigma=np.where(better[:, None], by_step, samples.sigma))
+    gap, erratic = _larger_steps(samples, slopes)
+    better = rounds | (gap == 0) & (anew.error < slopes.error)
+    sigma = np.where(better[:, None], by_step, samples.sigma)
+    holds_both = np.where(erratic & ~rounds, gap, 0.0)[:, None] * samples.steps / _SIGMAS
+    return samples._replace(sigma=np.maximum(sigma, holds_both))
 
 
 def _sigma_by_step(close: Sequence[Samples], groups: np.ndarray) -> np.ndarray:
-    """σ (N, T) by the values close to each step: the last differences of equidistant values, in
-    which a smooth f leaves next to nothing.  Pooled over each group of lines.
+    """σ (N, T) by the values close to each step: high differences of equidistant values, in which a
+    smooth f leaves less from order to order, and rounding more.  Pooled over groups of lines.
 
-    What stays, or grows, from one step to the next is rounding: it holds at all smaller steps as
-    well, though there f may not change at all.  A sudden rise is a kink, and what is gone a few
-    steps further was curvature.
+    What then stays, or grows, from one step to the next is rounding: it holds at all smaller steps
+    as well, though there f may not change at all.  A sudden rise is a kink; kinks leave less at
+    smaller steps.
     """
-    with np.errstate(all="ignore"):
-        left = np.stack(
-            [
-                np.diff([each.plus for each in close], _CLOSE, axis=0)[0],
-                np.diff([each.minus for each in close], _CLOSE, axis=0)[0],
-            ],
-            axis=2,
-        )
-    left = np.where(np.isfinite(left), left, 0.0) / np.sqrt(comb(2 * _CLOSE, _CLOSE))
-    found = np.stack([pooled(left[:, step], groups) for step in range(left.shape[1])], axis=1)
+    lower, found = (_rounding_in(close, order, groups) for order in (_CLOSE - 1, _CLOSE))
+    found = np.where(found > 0.4 * lower, found, 0.0)
     sigma, stays = np.zeros_like(found), np.zeros(found.shape, int)
     for step in range(1, found.shape[1]):
-        here, before, last = found[:, step], found[:, step - 1], sigma[:, step - 1]
-        sudden = here > RATIO**3 * before
-        steady = ~sudden & (here > before / 3)
-        stays[:, step] = np.where(steady, stays[:, step - 1] + 1, stays[:, step - 1] * (here == 0))
+        here, last = found[:, step], sigma[:, step - 1]
+        sudden = here > RATIO**4 * np.maximum(lower[:, step - 1], found[:, step - 1])
+        steady = ~sudden & (here > 0.4 * found[:, step - 1]) & (found[:, step - 1] > 0)
+        stays[:, step] = np.where(steady, stays[:, step - 1] + 1, 0)
         lasting = np.max(stays[:, : step + 1], axis=1) >= _LASTING
-        gone = (here > 0) & (here < last / 8) & ~lasting
+        gone = (lower[:, step] > 0) & (lower[:, step] < last / 8) & ~lasting
         sigma[:, step] = np.where(sudden, last, np.where(gone, here, np.maximum(here, last)))
-    return sigma
+    return np.asarray(np.sqrt(sigma * np.hstack([sigma[:, 1:], sigma[:, -1:]])))  # noisy themselves
+
+
+def _rounding_in(close: Sequence[Samples], order: int, groups: np.ndarray) -> np.ndarray:
+    """σ (N, T) that would leave what is left in differences of an order of the close values."""
+    with np.errstate(all="ignore"):
+        sides = ([each.plus for each in close], [each.minus for each in close])
+        left = np.concatenate([np.diff(side, order, axis=0) for side in sides])  # (·, N, T)
+    left = np.where(np.isfinite(left), left, 0.0) / np.sqrt(comb(2 * order, order))
+    return np.stack([pooled(left[..., step].T, groups) for step in range(left.shape[2])], axis=1)
 
 
 # The limit
@@ -435,7 +455,10 @@ def pooled(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """The root mean square of all rows (N, ·) of a group, for each row."""
     result = np.empty(len(values))
     for group in np.unique(groups):
-        result[groups == group] = np.sqrt(np.mean(values[groups == group] ** 2))
+        own = values[groups == group]
+        largest = np.max(np.abs(own), initial=0.0)  # whose square may overflow
+        scale = largest if 0 < largest < np.inf else 1.0
+        result[groups == group] = scale * np.sqrt(np.mean((own / scale) ** 2))
     return result
 
 
@@ -452,16 +475,16 @@ def extrapolate(samples: Samples) -> Slopes:
 
 
 def rounding_bar(samples: Samples) -> np.ndarray:
-    """The error bar (N, T) of each central difference by rounding: in f's value, 4σ/t; in x, its
-    curvature times a few units in the last place of x; and in x ± t d, a unit of the step."""
-    second = samples.plus - 2 * samples.center[:, None] + samples.minus
-    second = np.abs(second) / samples.steps**2
-    second = np.where(np.isfinite(second), second, np.inf)[:, _CURVATURE_STEPS]
-    curvature = np.min(second, axis=1)
-    of_x = _SIGMAS * samples.eps * np.where(np.isfinite(curvature), curvature, 0)
-    slopes = np.abs(samples.plus - samples.minus) / (2 * samples.steps)
-    of_step = samples.eps / samples.steps * np.where(np.isfinite(slopes), slopes, 0)
-    return np.asarray(_SIGMAS * samples.sigma / samples.steps + of_x[:, None] + of_step)
+    """The error bar (N, T) of each central difference by rounding: in f's value, 4σ/t, and in x,
+    its curvature times a few units in the last place of x."""
+    with np.errstate(all="ignore"):  # f may be inf or NaN at some steps, or next to it
+        second = samples.plus - 2 * samples.center[:, None] + samples.minus
+        second = np.abs(second) / samples.steps**2
+        second = np.where(np.isfinite(second), second, np.inf)[:, _CURVATURE_STEPS]
+        curvature = np.min(second, axis=1)
+        of_x = _SIGMAS * samples.eps * np.where(np.isfinite(curvature), curvature, 0)
+        of_f = _SIGMAS * samples.sigma / samples.steps
+    return np.asarray(of_f + of_x[:, None])
 
 
 def _limit(

@@ -219,19 +219,26 @@ class ClaimCheck:
         return Rounding(none, none, -utmost, utmost)
 
     @cached_property
-    def beside(self) -> np.ndarray | None:
-        """The claimed slopes (P, N) at points a few units in the last place away, by the claim's
-        function or else by ``jax.grad``; None if there is no gradient to find them by."""
+    def values_beside(self) -> list[Leaves] | None:
+        """The claimed gradient at points a few units in the last place away, by the claim's
+        function or else by ``jax.grad``; None if there is no gradient to find it by."""
         held = self.measurement.arithmetic.problem.held
-        slopes = []
+        found = []
         try:
             function = self.claim.function or self.jax_grad()
             for index in range(_PERTURBATIONS):
                 point = self.measurement.nearby_point(Purpose.POINTS_BESIDE, index, self.eps)
-                slopes.append(self.measurement.slopes_of(tuple(function(point, held))))
+                values = function(point, held)
+                found.append(tuple(np.asarray(value, np.float64) for value in values))
         except Exception:  # of which ``rounding`` makes a note
             return None
-        return np.array(slopes)
+        return found
+
+    @cached_property
+    def beside(self) -> np.ndarray | None:
+        """The claimed slopes (P, N) at these points."""
+        found = self.values_beside
+        return None if found is None else np.array(list(map(self.measurement.slopes_of, found)))
 
     def off_beside(self, index: int, compared: Agreement) -> np.ndarray:
         """How far claimed slopes beside the point are at most from the measured slope, along each
@@ -324,6 +331,8 @@ def _verdict_in_one_dtype(check: ClaimCheck, index: int) -> LeafVerdict:
     if not np.isfinite(check.values[index]).all():
         return replace(found, verdict="fail")
     if compared.kinked.any() or _hidden_kink(check, index, compared).any():
+        if _is_wrong_nearby(check, index):
+            return replace(found, verdict="fail")
         found = replace(found, verdict=_verdict_at_kink(check, index, compared))
     elif found.verdict == "inconclusive" and _is_zero_up_to_rounding(check, index):
         found = replace(found, verdict="pass")
@@ -380,8 +389,7 @@ def _wrong_alone(check: ClaimCheck, index: int, line: int) -> str:
     """Say what is claimed at this point alone along a line, and what beside it."""
     assert check.beside is not None
     row = check.measurement.rows(index).start + line
-    sizes = check.measurement.sizes
-    size = norm(np.array(sizes)) if index == len(sizes) else sizes[index]
+    size = check.measurement.lengths[row]
     claimed, beside = check.claimed_slopes[row] / size, check.beside[:, row] / size
     ends = dict.fromkeys(significant(float(end), 4) for end in (beside.min(), beside.max()))
     return (
@@ -391,28 +399,71 @@ def _wrong_alone(check: ClaimCheck, index: int, line: int) -> str:
 
 
 def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verdict:
-    """At a kink the claim must lie among the slopes nearby and, at points nearby, be right."""
+    """At a kink the claim must lie among the slopes nearby."""
     hidden = _hidden_kink(check, index, compared)
     if (compared.failed & ~compared.kinked & ~hidden).any():
         return "fail"
     known_nearby = check.float64_values is not None
-    if known_nearby and any(_verdict(near.agreement(index)) == "fail" for near in check.nearby):
-        return "fail"
+    rows = check.measurement.rows(index)
     fits = compared.passed | compared.subgradient
-    if fits.all():
-        return "pass"
+    if not fits.all():
+        slopes = check.measurement.slopes.take(rows)
+        nearby = np.array([near.measurement.slopes.value[rows] for near in check.nearby])
+        known = nearby if check.beside is None else np.vstack([nearby, check.beside[:, rows]])
+        least = 1e-3 * np.abs(slopes.jump) + slopes.error
+        least = np.where(hidden, _bent(check, index, compared), least)
+        several = _several_kinks(slopes, nearby if hidden.any() else known, least)
+        if (compared.failed & ~several).any():
+            return "fail"
+        among = several & _among(check.measurement, rows, check.claimed_slopes[rows], nearby)
+        if not np.all(fits | among):
+            return "inconclusive" if known_nearby else "fail"
+    if not _combines_slopes_beside(check, index, compared):
+        return "inconclusive"
+    return "pass" if known_nearby or fits.all() else "inconclusive"
+
+
+def _is_wrong_nearby(check: ClaimCheck, index: int) -> bool:
+    """Whether the claim is wrong at a point near a kink, where its function tells it."""
+    if check.float64_values is None:
+        return False
+    for near in check.nearby:
+        compared = near.agreement(index)
+        found = LeafVerdict(_verdict(compared), compared)
+        if _unless_rounding_explains_it(near, index, found).verdict == "fail":
+            return True
+    return False
+
+
+def _combines_slopes_beside(check: ClaimCheck, index: int, compared: Agreement) -> bool:
+    """Whether a claim may be a combination of the gradients beside a kink: each of its entries lies
+    among theirs or, where these are different nearly everywhere, not far away.
+
+    Where no gradient is known beside the point, c - m must be that of one kink: as c is a share of
+    the slopes on both sides, and the share one and the same along all lines.
+    """
+    if check.values_beside is not None:
+        beside = np.array([np.asarray(values[index]) for values in check.values_beside])
+        claimed = np.asarray(check.values[index], np.float64)
+        size = norm(claimed) / np.sqrt(max(1, claimed.size))
+        allowed = 10 * check.threshold * np.maximum(size, np.abs(claimed))
+        lower, upper = np.min(beside, axis=0), np.max(beside, axis=0)
+        ordered = np.sort(beside, axis=0)
+        kinds = 1 + np.sum(np.diff(ordered, axis=0) > allowed, axis=0)
+        reach = np.where(kinds > len(beside) / 2, 2 * (upper - lower), 0) + allowed
+        return bool(np.all((lower - reach <= claimed) & (claimed <= upper + reach)))
     rows = check.measurement.rows(index)
     slopes = check.measurement.slopes.take(rows)
-    nearby = np.array([near.measurement.slopes.value[rows] for near in check.nearby])
-    known = nearby if check.beside is None else np.vstack([nearby, check.beside[:, rows]])
-    least = np.where(hidden, _BENT * check.scale(index), 1e-3 * np.abs(slopes.jump) + slopes.error)
-    several = _several_kinks(slopes, nearby if hidden.any() else known, least)
-    if (compared.failed & ~several).any():
-        return "fail"
-    among = several & _among(check.measurement, rows, check.claimed_slopes[rows], nearby)
-    if np.all(fits | among):
-        return "pass" if known_nearby else "inconclusive"
-    return "inconclusive" if known_nearby else "fail"
+    half_jump = np.where(compared.kinked, np.abs(slopes.jump) / 2, 0.0)
+    aside = np.abs(check.claimed_slopes[rows] - slopes.value)
+    share = float(aside @ half_jump / (half_jump @ half_jump))
+    allowed = check.resolution(index) + slopes.jump_error + check.threshold * check.scale(index)
+    return bool(np.all(np.abs(aside - share * half_jump) <= allowed))
+
+
+def _bent(check: ClaimCheck, index: int, compared: Agreement) -> np.ndarray:
+    """How far (N,) slopes are at least apart at a kink that would explain the discrepancy."""
+    return np.asarray(np.minimum(_BENT * check.scale(index), compared.discrepancy / 2))
 
 
 def _hidden_kink(check: ClaimCheck, index: int, compared: Agreement) -> np.ndarray:
@@ -421,7 +472,7 @@ def _hidden_kink(check: ClaimCheck, index: int, compared: Agreement) -> np.ndarr
     if check.beside is None or not compared.failed.any():
         return np.zeros_like(compared.failed)
     apart = np.ptp(check.beside[:, check.measurement.rows(index)], axis=0)
-    return np.asarray(compared.failed & ~compared.kinked & (apart > _BENT * check.scale(index)))
+    return np.asarray(compared.failed & ~compared.kinked & (apart > _bent(check, index, compared)))
 
 
 def _several_kinks(slopes: Slopes, nearby: np.ndarray, least: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ _DTYPES: tuple[np.dtype[Any], ...] = (  # those that it may compute in unseen
     np.dtype(np.float16),
     np.dtype(jnp.bfloat16),
 )
+_DIGITS = {8: 10, 4: 6, 2: 3, 1: 2}  # binary, of a direction's entries; by bytes of a number
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
@@ -123,7 +124,7 @@ class Measurement:
 
     arithmetic: Arithmetic
     sizes: tuple[float, ...]  # ‖x‖ of each leaf, to which its steps are relative
-    directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
+    directions: tuple[np.ndarray, ...]  # (k, *shape) each, of about the leaf's size
     samples: Samples
     slopes: Slopes
     floor: np.ndarray  # (lines,) the least σ, found by float32
@@ -142,6 +143,13 @@ class Measurement:
     def value(self) -> float:
         """f at the point."""
         return float(self.samples.center[0])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The length of the direction of every line; 1 of an empty leaf."""
+        squares = [np.sum(d.reshape(len(d), -1) ** 2, axis=1) for d in self.directions]
+        lengths = np.sqrt(np.concatenate([*squares, np.sum(squares, axis=0)]))
+        return np.where(lengths > 0, lengths, 1.0)
 
     def slopes_of(self, gradient: Leaves) -> np.ndarray:
         """⟨gradient, d⟩ of every line, for a gradient given leaf by leaf."""
@@ -229,7 +237,7 @@ def measure(
     problem, eps = arithmetic.problem, arithmetic.eps
     sizes = tuple(norm(np.asarray(leaf, np.float64)) or 1.0 for leaf in problem.leaves)
     if direction is None:
-        drawn = _drawn(problem, sizes, directions)
+        drawn = _drawn(problem, sizes, directions, arithmetic.dtype)
     else:
         drawn = _scaled(direction, norm(np.array(sizes)))
     in_float64 = arithmetic.dtype == np.float64
@@ -351,12 +359,21 @@ def _doubtful(measured: Measurement) -> bool:
     return bool(np.any(coarse | contradicted(samples, slopes)))
 
 
-def _drawn(problem: Problem, sizes: Sequence[float], count: int) -> tuple[np.ndarray, ...]:
-    """Random directions for each leaf, of its size."""
+def _drawn(
+    problem: Problem, sizes: Sequence[float], count: int, dtype: np.dtype[Any]
+) -> tuple[np.ndarray, ...]:
+    """Random directions for each leaf, of about its size.
+
+    Their entries have few digits, so that x + t d is exact down to small t: else all smaller steps
+    might be off by the same share, of which no difference between them would tell.
+    """
     drawn = []
     for position, (leaf, size) in enumerate(zip(problem.leaves, sizes, strict=True)):
         generator = problem.generator(Purpose.DIRECTIONS, leaf=position)
-        drawn.append(np.stack([_unit(generator, leaf.shape) * size for _ in range(count)]))
+        directions = np.stack([_unit(generator, leaf.shape) * size for _ in range(count)])
+        mantissa, exponent = np.frexp(directions)
+        digits = 2.0 ** _DIGITS[dtype.itemsize]
+        drawn.append(np.ldexp(np.round(mantissa * digits) / digits, exponent))
     return tuple(drawn)
 
 
@@ -389,7 +406,9 @@ def _in_float32(
         with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
             narrow = replace(problem, leaves=leaves, held=held)
             if problem.black_box is not None:
-                problem.black_box(leaves, held)  # an exception is told, not taken for a pole
+                with warnings.catch_warnings(), np.errstate(all="ignore"):
+                    warnings.simplefilter("ignore")  # the user did not ask for float32
+                    problem.black_box(leaves, held)  # an exception is told, not taken for a pole
             return _sample(narrow, directions, _IN_FLOAT32, eps_of(np.float32), chunk), ()
     except Exception as error:  # f may have anything against float32
         return None, (f"in float32 f raises {one_line(error)}",)

@@ -14,19 +14,24 @@ import numpy as np
 
 from jaxbp.checking.comparing import norm
 from jaxbp.checking.finite_differences import Leaves, magnitude
-from jaxbp.checking.jaxprs import has_custom_rules
+from jaxbp.checking.jaxprs import eps_of, has_custom_rules
 from jaxbp.checking.leaf_verdicts import ClaimCheck
 from jaxbp.checking.problem import Held, Objective, Purpose
+from jaxbp.checking.verdicts import THRESHOLDS
 from jaxbp.text import significant
 from jaxbp.trees import named_leaves
 
 _POINTS = 4  # a few units in the last place away, to see f's own rounding
 _DIGITS, _MANY_DIGITS = 4, 12  # of the values; many if a few do not show the difference
 
+_ROUNDINGS = 2**10  # that a value computed in another order may be off by
+
 
 def wrong_value(check: ClaimCheck) -> str:
-    """Say where f's value under differentiation is off by more than τ and f's rounding, with both
-    values; empty if it is right, if f has no rule, or if the claim does not come from it."""
+    """Say where f's value under differentiation is off by more than f's rounding, and both values.
+
+    Empty if it is right, if f has no rule, or if the claim does not come from it.
+    """
     problem = check.measurement.arithmetic.problem
     jaxpr = check.problem.tracing.jaxpr
     if not check.claim.automatic or jaxpr is None or not has_custom_rules(jaxpr):
@@ -38,14 +43,27 @@ def wrong_value(check: ClaimCheck) -> str:
         point = check.measurement.nearby_point(Purpose.POINTS_FOR_VALUE, index, 8 * samples.eps)
         beside.append(named_leaves(both(point, problem.held)[0], "f"))
     # each leaf may be off by the rounding of all of φ, which is measured
-    of_phi = 16 * samples.eps * np.max(magnitude(samples)) + 4 * np.max(samples.sigma[:, 0])
+    sigma = np.max(samples.sigma[:, 0], where=np.isfinite(samples.sigma[:, 0]), initial=0.0)
+    of_phi = 16 * samples.eps * np.max(magnitude(samples)) + 4 * sigma
+    share = _tolerance(check)
     under_differentiation = named_leaves(ruled, "f")
     for path, leaf in named_leaves(plain, "f").items():
         value, other = _float64(leaf), _float64(under_differentiation[path])
-        rounding = max(norm(_float64(each[path]) - value) for each in beside)
-        if not norm(other - value) <= check.threshold * norm(value) + 2 * rounding + of_phi:
+        gaps = [norm(_float64(each[path]) - value) for each in beside]
+        rounding = max((gap for gap in gaps if np.isfinite(gap)), default=0.0)
+        if not norm(other - value) <= share * norm(value) + 2 * rounding + of_phi:
             return _described(path, value, other)
     return ""
+
+
+def _tolerance(check: ClaimCheck) -> float:
+    """The share of a value that the same formula in another order may be off by, in the coarsest
+    dtype of f and the claim; at most τ."""
+    if check.given_threshold is not None:
+        return check.given_threshold
+    own = [value.dtype for value in check.claim.values]
+    dtype = max([check.measurement.arithmetic.dtype, *own], key=eps_of)
+    return float(min(THRESHOLDS[dtype.itemsize], _ROUNDINGS * eps_of(dtype)))
 
 
 @lru_cache(maxsize=32)  # so that a function checked again is not compiled again
