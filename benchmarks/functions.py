@@ -32,6 +32,7 @@ from jaxbp import gradcheck
 CLAIMS = ("right", "scaled", "lost")
 DTYPES = ("float64", "float32")
 WRONG = "WRONG"  # behind a verdict that is
+NOISE = 1e-9  # of φ: a gradient below is one of rounding, and no claim is made from it
 VISIBLE = 0.01  # a lost term changes some leaf of the gradient by this share of its size at least
 OPERANDS = 40  # at most so many are tried as lost terms
 NEIGHBOURS = 64  # points around a kink, whose slopes are the subgradients there
@@ -256,8 +257,7 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
         (
             UNIT,
             STATS,
-            """norm.ppf norm.isf logistic.ppf cauchy.ppf expon.ppf gumbel_r.ppf
-            uniform.ppf jax.scipy.stats.bernoulli.logpmf(jnp.array([1,0,1]),x)
+            """norm.ppf norm.isf logistic.ppf cauchy.ppf expon.ppf uniform.ppf jax.scipy.stats.bernoulli.logpmf(jnp.array([1,0,1]),x)
             jax.scipy.stats.geom.logpmf(jnp.array([1,2,3]),x)
             jax.scipy.stats.beta.cdf(x,1.5,2.5)""",
         ),
@@ -289,7 +289,7 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
             jnp.linalg.norm(x,1) jnp.linalg.norm(x,jnp.inf) jnp.linalg.norm(x,'nuc')
             jnp.linalg.matrix_power(x,3) jnp.linalg.matrix_power(x,-2) jnp.abs(jnp.linalg.svd(x)[0])
             jax.scipy.linalg.expm(x) jax.scipy.linalg.lu(x) jax.scipy.linalg.det(x)
-            jax.scipy.linalg.inv(x) jax.scipy.linalg.polar(x)""",
+            jax.scipy.linalg.inv(x)""",
         ),
         (
             DEFINITE,
@@ -409,10 +409,12 @@ JUMPS = {
     "optax.losses.sparsemax_loss(x,y)": "ordinary zero",
 }
 
-#: jax.grad is far off at these points: it must fail
+#: jax.grad is off at these points: it must fail
 MISTAKES = {
     "jax.scipy.special.bessel_jn(x[0],v=3)": "small",  # -3e4, not -0.2, by a recurrence
     "jax.scipy.stats.cauchy.ppf(x)": "half",  # 0, not π, by an absolute value
+    # of a matrix taken for symmetric: shared by two entries, of which the function reads one
+    "jax.scipy.linalg.solve(x,y,assume_a='pos')": "ordinary identity",
     # at labels of 0 and 1, by logsumexp with weights of 0 (jax #22398)
     "optax.losses.sigmoid_focal_loss(x,y)": "ordinary zero",
 }
@@ -509,20 +511,22 @@ def gradient(phi: Callable[..., Any], argnums: tuple[int, ...]) -> Callable[...,
     return jax.jit(claimed)
 
 
-def lost_term(claimed: Callable[..., Any], right: Any, args: tuple[Any, ...], count: int) -> Any:
+def lost_term(
+    claimed: Callable[..., Any], right: Any, args: tuple[Any, ...], count: int, noise: float
+) -> Any:
     """The operand whose lost gradient changes the gradient least, but visibly; None without one."""
     sizes = []
     for operand in range(min(count, OPERANDS)):
-        change = relative_change(claimed(*args, Wrong(stopped=operand).argument()), right)
+        change = relative_change(claimed(*args, Wrong(stopped=operand).argument()), right, noise)
         if np.isfinite(change) and change > VISIBLE:
             sizes.append((change, operand))
     return min(sizes)[1] if sizes else None
 
 
-def relative_change(new: Any, old: Any) -> float:
-    """The largest change of a leaf, as a share of its size."""
+def relative_change(new: Any, old: Any, noise: float) -> float:
+    """The largest change of a leaf, as a share of its size, or of rounding that is larger."""
     changes = [
-        np.linalg.norm(np.ravel(a) - np.ravel(b)) / max(float(np.linalg.norm(np.ravel(b))), 1e-30)
+        np.linalg.norm(np.ravel(a) - np.ravel(b)) / max(float(np.linalg.norm(np.ravel(b))), noise)
         for a, b in zip(new, old, strict=True)
     ]
     return float(np.max(changes))
@@ -609,8 +613,9 @@ def three_verdicts(
     if not finite:
         return verdicts
     jaxpr = jax.make_jaxpr(phi)(*args, Wrong().argument()).jaxpr
-    stopped = lost_term(claimed, right, args, len(list(operands(jaxpr))))
-    wrongs = {"scaled": Wrong(percent=101) if np.any(right[0]) else None}
+    noise = NOISE * max(1.0, abs(float(phi(*args, Wrong().argument()))))
+    stopped = lost_term(claimed, right, args, len(list(operands(jaxpr))), noise)
+    wrongs = {"scaled": Wrong(percent=101) if np.linalg.norm(np.ravel(right[0])) > noise else None}
     wrongs["lost"] = None if stopped is None else Wrong(stopped=stopped)
     for name, wrong in wrongs.items():
         if wrong is None:
@@ -634,8 +639,8 @@ float64 and float32, with three claims: `jax.grad`'s gradient, that with its fir
 large, and that with one term lost, as one operand of f's jaxpr passes no gradient on: of these the
 one that changes it least, but by 1 % or more of a leaf. A claim has no verdict where the gradient
 is 0, or not finite. A verdict would be WRONG if the first failed, or the others passed, other than
-in these cases: f jumps there, so that no number is its derivative; `jax.grad` is not finite, or far
-off; a wrong claim is a subgradient all the same. Refused are points where f is not finite, by the
+in these cases: f jumps there, so that no number is its derivative; `jax.grad` is not finite, or
+wrong; a wrong claim is a subgradient all the same. Refused are points where f is not finite, by the
 error that the checker is to raise. A wrong claim is inconclusive only at ties, knots and ends of a
 domain, where f has a kink larger than the error in the claim, or no slope on one side. Where f
 overflows in float32, its gradient is judged by float64 alone."""
@@ -671,7 +676,7 @@ def markdown(result: dict[str, Any]) -> str:
         for told, mark in (
             ("`jax.grad` is not finite", "fail: not finite"),
             ("It is finite, but f jumps", "a jump"),
-            ("It is finite, but far off", "jax.grad is wrong"),
+            ("It is finite, but wrong", "jax.grad is wrong"),
         )
         if (where := places(cells, mark))
     ]
