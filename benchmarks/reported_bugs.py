@@ -63,6 +63,7 @@ def arcsine(value: Callable[..., Any]) -> Callable[[Any], Case]:
 
 
 def softplus(x: Any) -> Any:
+    """log(1 + exp(x)), smooth, though its two terms are not."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 

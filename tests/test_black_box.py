@@ -188,6 +188,45 @@ def test_the_precision_inside_is_seen_by_the_result_or_by_its_stairs(dtype, resu
             assert gradcheck(f, point, grads=lambda x: 3 * x).verdict == "fail"
 
 
+@pytest.mark.parametrize("seed", [0, 31, 63])  # of which some step over a rounding at the point
+def test_a_layer_alone_may_be_in_float32(seed):
+    """Then f still moves at small steps, by the other leaf alone."""
+    draw = np.random.default_rng(seed).normal
+    x, inner, outer = draw(size=(4, 3)), draw(size=(3, 5)), draw(size=(5, 1))
+
+    def hidden(inner):
+        return np.tanh(x @ inner).astype(np.float32)
+
+    def f(inner, outer):
+        return float(np.mean((hidden(inner) @ outer) ** 2))
+
+    def grads(inner, outer):
+        h = hidden(inner)
+        error = h @ outer / 2
+        return x.T @ (error @ outer.T * (1 - h * h)), h.T @ error
+
+    def wrong(inner, outer):
+        right = grads(inner, outer)
+        return 1.01 * right[0], right[1]
+
+    report = gradcheck(f, inner, outer, argnums=(0, 1), grads=grads)
+    assert report.ok
+    assert report.precision == "float32 (f's own arithmetic)"
+    assert gradcheck(f, inner, outer, argnums=(0, 1), grads=wrong).verdict == "fail"
+
+
+@pytest.mark.parametrize("distance", [1e-5, 1e-3])
+def test_a_kink_close_by_is_no_stair(distance):
+    """Beside it f is smooth at all steps."""
+
+    def f(x):
+        return float(np.sum(np.maximum(x - POINT - distance, 0) + np.sin(x)))
+
+    report = gradcheck(f, POINT, grads=np.cos)
+    assert report.ok
+    assert report.precision == "float64"
+
+
 def test_a_flat_piece_is_no_stair():
     """Beside it f moves, so that its slope of 0 is real."""
 

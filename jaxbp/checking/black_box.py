@@ -1,8 +1,8 @@
 """Black boxes: functions that JAX cannot trace, such as NumPy's, PyTorch's, or C's.
 
-A black box is called as it is, one call at a time, with arrays of the kind that the user gave.  It
-need not be quick, nor safe in threads, nor leave its arguments alone: each call gets copies, and
-what it returns is copied.  Its calls are counted, as each may be expensive.
+A black box is called as it is, one point at a time, with arrays of the kind that the user gave.  It
+may be slow, unsafe in threads, and write into its arguments: each call gets copies, and what it
+returns is copied.  Calls are counted, as each may be expensive.
 """
 
 import sys
@@ -20,8 +20,8 @@ from jax import Array
 from jaxbp.checking.jaxprs import UNTRACEABLE
 from jaxbp.text import one_line
 
-_SECONDS = 60.0  # of calls, after which no wrong entries are searched for
-_FEWEST, _MOST = 200, 10_000  # calls that these seconds may allow
+_SECONDS = 60.0  # of calls, after which the search for wrong entries ends
+_FEWEST, _MOST = 200, 10_000  # calls, between which that many seconds are converted
 
 
 class NoGradientError(TypeError):
@@ -53,13 +53,19 @@ def to_numpy(leaf: Any) -> np.ndarray:
         return np.array(leaf.get())  # as CuPy copies to the host only when told to
 
 
+def in_numpy(leaf: Any) -> Any:
+    """A leaf as a NumPy array, not copied; a random key, which is no array of numbers, stays."""
+    is_key = isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return leaf if is_key else np.asarray(leaf)
+
+
 def _to_result(leaf: Any) -> np.ndarray:
-    """A result as a NumPy array; Python's max(0, x) may be the integer 0."""
+    """A result as a NumPy array, an int as a float: Python's max(0, x) may be the integer 0."""
     return np.asarray(float(leaf)) if type(leaf) is int else to_numpy(leaf)
 
 
 def _maker(leaf: Any) -> Callable[[Any], Any]:
-    """How an argument of a leaf's kind is made of a NumPy array."""
+    """The function that makes an argument of a leaf's kind from a NumPy array."""
     if is_tensor(leaf):
         return lambda values: _tensor(values, leaf.device)
     if type(leaf) is float:
@@ -73,35 +79,30 @@ def _maker(leaf: Any) -> Callable[[Any], Any]:
     return np.array
 
 
-def _numpy_maker(leaf: Any) -> Callable[[Any], Any]:
-    return _maker(in_numpy(leaf))
-
-
 def _tensor(values: np.ndarray, device: Any) -> Any:
     torch = sys.modules["torch"]
     exact = values.astype(np.float32) if values.dtype == jnp.bfloat16 else np.array(values)
     return torch.from_numpy(exact).to(device, getattr(torch, values.dtype.name))
 
 
-def in_numpy(leaf: Any) -> Any:
-    """A leaf as the checker moves it; what is no array of numbers, as a random key, stays."""
-    is_key = isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-    return leaf if is_key else np.asarray(leaf)
+def _numpy_maker(leaf: Any) -> Callable[[Any], Any]:
+    """How a NumPy array is made in place of JAX's; of a random key there is none."""
+    return _maker(in_numpy(leaf))
 
 
-@dataclass
+@dataclass(eq=False)
 class BlackBox:
-    """φ as a function of (leaves, held), which are NumPy arrays, without JAX."""
+    """φ as a function of (leaves, held), NumPy arrays, without JAX; it counts its calls."""
 
     objective: Any  # a ``problem.Objective``: f, and how its arguments are put together
-    moving: tuple[Callable[[Any], Any], ...]  # how f's own arguments are made of the leaves
-    fixed: tuple[Callable[[Any], Any], ...]  # and of the arrays that are held
+    moving: tuple[Callable[[Any], Any], ...]  # what makes f's own arguments from the leaves
+    fixed: tuple[Callable[[Any], Any], ...]  # and from the arrays that are held
     differentiable: bool  # by PyTorch: all leaves are its tensors
-    limit: int | None  # calls that the user allows
+    limit: int | None  # calls that the user allows; None: any number
     library: str = ""  # whose arrays f computes with, as far as its arguments and results tell
     calls: int = 0
-    seconds: float = 0.0  # that they took
-    raised: list[str] = field(default_factory=list)  # exceptions met on the way
+    seconds: float = 0.0  # that the calls took
+    raised: list[str] = field(default_factory=list)  # the exceptions that f raised, in a line each
 
     @property
     def name(self) -> str:
@@ -110,18 +111,18 @@ class BlackBox:
 
     @property
     def left(self) -> int:
-        """How many calls may be spent on a search: those that the user allows, or a minute's."""
+        """How many calls a search may still make: those that the user allows, or a minute's."""
         if self.limit is not None:
             return self.limit - self.calls
         affordable = _SECONDS * self.calls / max(self.seconds, 1e-9)
         return int(min(max(affordable, _FEWEST), _MOST)) - self.calls
 
     def arguments(self, leaves: Any, held: Any) -> Any:
-        """The arguments of f, in copies."""
+        """Copies of the arguments, as f takes them."""
         return self.objective.arguments(*self._made(leaves, held))
 
     def _made(self, leaves: Any, held: Any) -> tuple[tuple[Any, ...], Any]:
-        """Leaves and held arrays as f takes them."""
+        """Copies of the leaves and the held arrays, as f takes them."""
         moved = tuple(make(leaf) for make, leaf in zip(self.moving, leaves, strict=True))
         fixed = tuple(make(leaf) for make, leaf in zip(self.fixed, held.arrays, strict=True))
         return moved, held._replace(arrays=fixed)
@@ -164,7 +165,7 @@ class BlackBox:
             return float("nan")
 
     def notes(self) -> list[str]:
-        """How often f raised an exception, and the first one."""
+        """A note on the exceptions that f raised, if any: the first one, and how many."""
         count = len(self.raised)
         return [f"f raised {self.raised[0]} at {count} of the points"] if count else []
 
@@ -184,7 +185,7 @@ class BlackBox:
                 for weight, result in zip(weights, results, strict=True)
                 if is_tensor(result) and result.requires_grad
             ]
-            if not terms:  # f is cut off from all of them
+            if not terms:  # f does not depend on any of the tensors
                 return tuple(np.zeros(leaf.shape, leaf.dtype) for leaf in leaves)
             found = torch.autograd.grad(sum(terms), moved, allow_unused=True)
         return tuple(
@@ -202,7 +203,7 @@ def _product(results: list[np.ndarray], cotangent: Any) -> np.ndarray:
 
 
 def _library(tree: Any) -> str:
-    """The library whose arrays are in a tree; empty for Python's numbers and others."""
+    """PyTorch or NumPy, if a tree has its arrays; empty for any other, and for Python's numbers."""
     leaves = jax.tree.leaves(tree)
     if any(map(is_tensor, leaves)):
         return "PyTorch"
@@ -218,11 +219,11 @@ def called_plainly(
     limit: int | None,
     error: Exception | None,
 ) -> tuple[BlackBox, Any]:
-    """The black box that calls f with arguments of the user's kinds, or else with NumPy arrays, and
-    f's value at the point.
+    """The black box that calls f with arrays of the kinds that the user gave or, if f takes none of
+    JAX's, with NumPy's; and f's value at the point.
 
-    Raises f's own exception if it raises one in either way: that of the plain call where the other
-    is about tracers.
+    Where every call raises an exception, raises that of the first call if JAX's was about tracers,
+    and else JAX's.
 
     objective: f, and how its arguments are put together.
     given: the leaves that move and the arrays that are held, as the user gave them.
@@ -230,11 +231,11 @@ def called_plainly(
     limit: how many calls the user allows; any number if None.
     error: what JAX raised when it traced f; None if it was not tried.
     """
-    kinds = [tuple(tuple(map(_maker, leaves)) for leaves in given)]
+    makers = [tuple(tuple(map(_maker, leaves)) for leaves in given)]
     if any(isinstance(leaf, Array) for leaves in given for leaf in leaves):
-        kinds.append(tuple(tuple(map(_numpy_maker, leaves)) for leaves in given))
+        makers.append(tuple(tuple(map(_numpy_maker, leaves)) for leaves in given))
     raised: list[Exception] = []
-    for moving, fixed in kinds:
+    for moving, fixed in makers:
         box = BlackBox(objective, moving, fixed, all(map(is_tensor, given[0])), limit)
         try:
             return box, box.results(*at)

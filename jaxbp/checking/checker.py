@@ -66,25 +66,27 @@ def gradcheck(
 
     The slope is measured along random directions d of each leaf and of all leaves together, with an
     error bar (Ridders 1982; ``jaxbp.checking.finite_differences``), in float64 if f can be
-    evaluated so, and compared with the claim (``jaxbp.checking.verdicts``).
+    evaluated so, and compared with the claim (``jaxbp.checking.verdicts``).  A ``custom_jvp`` or
+    ``custom_vjp`` rule gives f's value too: without grads, it must be that of f called plainly
+    (``jaxbp.checking.value``).
 
     f: the function; its result is a number, an array or a tree of them.  If JAX cannot trace it,
         as one of NumPy or of PyTorch, it is a *black box*: called one point at a time, with copies
-        of the arguments, in float64 if it takes that.
+        of the arguments, in float64 if it takes that (``jaxbp.checking.black_box``).
     args: the arguments, numbers, arrays (NumPy's, JAX's, PyTorch's or another's) or trees of them.
     grads: the claimed gradient: a tree like the argument (a tuple of them for several argnums), or
-        a function of the same arguments that returns one; ``jax.grad(f)`` unless given, by f's own
-        ``custom_vjp`` or ``custom_jvp`` if it has one.  Of tensors it is ``torch.autograd.grad``'s
-        unless given; any other black box needs one.
+        a function of the same arguments that returns one.  Unless given it is that of
+        ``jax.grad(f)``, by f's own ``custom_vjp`` or ``custom_jvp`` if it has one; of tensors that
+        of ``torch.autograd.grad``; any other black box needs it.
     argnums: the position, or positions, of the arguments to differentiate by; 0 unless given.
         Integer leaves are held.
     cotangent: for an f whose result is not a scalar, a tree like the result; random unless given.
     key: a ``jax.random.key`` for directions and cotangent; always the same numbers unless given.
     threshold: the relative error from which a slope is wrong, a share of the size that slopes have
-        in the leaf; unless given 1e-6, or 1e-4 if f or the claim has float32's precision only, or
-        3e-2 in half precision; of rounded products a unit in the last place of their operands, 1e-3
-        in TF32.
-    directions: how many directions of each leaf; 4 unless given, or 2 of a black box of several
+        in the leaf.  Unless given it is 1e-6, or 1e-4 if f or the claim has float32's precision
+        only, 3e-2 in half precision, 0.5 in 8 bits; of rounded products a unit in the last place of
+        their operands, 1e-3 in TF32.
+    directions: how many directions of each leaf; 4 unless given, or 2 for a black box with several
         leaves.
     order: 2 also checks the claimed gradient's own gradient, as for Hessian-vector products; 1
         unless given.  Where that cannot be had, a note says why, ``second_order`` is None and no
@@ -95,21 +97,21 @@ def gradcheck(
     precision: what the float32 products of the claimed values were computed in, as their rounding
         is no error of the claim: "tensorfloat32" or "bfloat16" for a gradient made on a GPU or a
         TPU, "float32" or "highest" for one without such rounding, "default" or "high" for what
-        these mean on this device.  Unless given, values are taken for ones of this device, at the
+        these mean on this device.  Unless given, values are taken to be made on this device, at the
         precision that JAX is set to.  f is always measured, and a function in grads evaluated, at
         "highest": name here what its products keep whatever JAX is told, as those of a kernel.
-    max_evaluations: how often a black box may be called.  Unless given, a verdict takes the calls
-        that it needs (some 200 for one smooth leaf), and the search for wrong entries ends after a
-        minute of calls, or 10,000.
+    max_evaluations: how often a black box may be called.  Unless given, a verdict takes as many
+        calls as it needs (some 200 for one smooth leaf), and the search for wrong entries ends
+        after a minute of calls, or 10,000 of them.
 
     An f under ``jax.jit`` is compiled once for any number of checks; another one each time.
 
     Raises TypeError or ValueError, naming argument and leaf, if f's result, the point or the
-    cotangent is not finite (what is held may be infinite, as a mask is, and a claim that is not
-    finite fails), no floating point leaf has an entry (an empty one beside others passes), f
-    returns something other than floating point numbers, JAX cannot differentiate f and no grads are
-    given, the claimed tree is not like the arguments, a black box comes without a gradient or with
-    order=2, max_evaluations is too low for a verdict, or precision has another name.  What f or the
+    cotangent is not finite, no floating point leaf has an entry, f returns something other than
+    floating point numbers, JAX cannot differentiate f and no grads are given, the claimed tree is
+    not like the arguments, a black box comes without a gradient or with order=2, max_evaluations is
+    too low for a verdict, or precision has another name.  What is held may be infinite, as a mask
+    is; an empty leaf beside others passes; and a claim that is not finite fails.  What f or the
     claim raise at the point is not caught.
 
     It checks one point, along random directions.  It cannot see an error that these do not show, as
@@ -188,11 +190,11 @@ def _checked(
         own_problem = problem if values is None else arithmetic.problem
         claim_dtype = _coarsest_dtype_of(claimed, own_problem)
     check = ClaimCheck(problem, claimed, measurement, values, threshold, None, claim_dtype)
-    if problem.black_box is not None and not check.agrees:
+    if problem.black_box is not None and not check.agrees:  # no claim fails by larger steps alone
         with arithmetic.enabled():
             measurement = measurement.at_all_steps()
         check = replace(check, measurement=measurement)
-    if claim_dtype is not None and _is_narrower(claim_dtype, problem.leaves):
+    if claim_dtype is not None and _is_coarser(claim_dtype, problem.leaves):
         notes = (*notes, f"the claimed gradient passes through {claim_dtype}")
     if claimed.function is None:
         check = check.in_own_dtype
@@ -209,8 +211,8 @@ def _checked(
 
 
 def _coarsest_dtype_of(claimed: Claim, problem: Problem) -> np.dtype[Any] | None:
-    """The coarsest dtype on the claim's way, its rules opened, or of the values of a function that
-    JAX cannot trace; None for values alone."""
+    """The coarsest dtype that a claimed function passes through, custom rules included; if JAX
+    cannot trace it, that of its values; None for a claim that is given as values."""
     if claimed.function is None:
         return None
     if claimed.tracing is None:
@@ -221,7 +223,8 @@ def _coarsest_dtype_of(claimed: Claim, problem: Problem) -> np.dtype[Any] | None
     return coarsest_dtype(claimed.function, problem.leaves, problem.held, moving=moving)
 
 
-def _is_narrower(dtype: np.dtype[Any], leaves: Leaves) -> bool:
+def _is_coarser(dtype: np.dtype[Any], leaves: Leaves) -> bool:
+    """Whether a dtype is coarser than those of all the leaves."""
     return eps_of(dtype) > max(eps_of(leaf.dtype) for leaf in leaves)
 
 
@@ -316,8 +319,8 @@ def _report(check: ClaimCheck, coordinates: int, notes: tuple[str, ...]) -> Grad
 
 
 def _like_rounded(check: ClaimCheck, products: Products, leaves: Sequence[LeafReport]) -> bool:
-    """Whether values fail by no more than rounding might make of them: f has products, and nothing
-    is said of theirs."""
+    """Whether values fail by so little that it may be the rounding of products, of which nothing is
+    said, in an f that has products."""
     failed = [leaf for leaf in leaves if leaf.verdict == "fail"]
     by_values = check.claim.function is None and check.claimed_products is None
     in_float32 = all(value.dtype != np.float64 for value in check.claim.values)

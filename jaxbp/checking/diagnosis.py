@@ -80,8 +80,8 @@ def diagnose(
 def _affordable(
     gradient: FailedGradient, indices: Sequence[int], coordinates: int
 ) -> tuple[Sequence[int], int]:
-    """The leaves that are searched, and how many of their entries may be measured: of a black box
-    as many as it may still be called for."""
+    """The leaves that are searched, and how many entries of each may be measured: of a black box no
+    more than its remaining calls allow."""
     f = gradient.measurement.arithmetic.problem.objective
     sizes = [gradient.claimed[index].size for index in indices]
     if not isinstance(f, BlackBox) or not indices:
@@ -90,10 +90,8 @@ def _affordable(
     if sum(_windows(size, coordinates) for size in sizes) <= left:
         return indices, coordinates
     coordinates = max(1, min(coordinates, left // len(indices)))
-    totals = np.cumsum([_windows(size, coordinates) for size in sizes])
-    return [
-        index for index, total in zip(indices, totals, strict=True) if total <= left
-    ], coordinates
+    totals = np.cumsum([_windows(size, coordinates) for size in sizes]).tolist()
+    return [i for i, total in zip(indices, totals, strict=True) if total <= left], coordinates
 
 
 def _windows(size: int, coordinates: int) -> int:
@@ -391,7 +389,7 @@ def _pattern_of_sample(entries: _Entries) -> str:
 
 def _factor_by_line(entries: _Entries) -> str:
     """Each row, or each column, off by a factor of its own; if none is below 1, a slope h' ≤ 1 may
-    be missing: of row i for a weight of shape (O, I), of column i for one of shape (I, O)."""
+    be missing: by rows for a weight of shape (O, I), by columns for one of shape (I, O)."""
     shape = as_matrix(entries.shape)
     claimed, measured = entries.claimed.reshape(shape), entries.measured.reshape(shape)
     for line, ours, theirs in (("row", claimed, measured), ("column", claimed.T, measured.T)):

@@ -33,8 +33,9 @@ _CURVATURE_STEPS = slice(2, 6)  # at some of these steps the second difference i
 _WINDOW_STEPS = 6
 EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
 _AROUND = 6  # values around a step, whose fifth differences are rounding
-_ANOTHER_ANSWER = 0.01  # of a value: float32's rounding of it is smaller
-_ALIKE = 0.6  # of such large differences agree where f has another answer
+_ANOTHER_ANSWER = 0.01  # of a value, by which it differs in float32: rounding is smaller
+_ALIKE = 0.1  # of such differences, by which those differ that are alike
+_SHARE_ALIKE = 0.6  # of such differences are alike where f has another answer
 _SIGMAS = 4.0  # standard deviations of rounding in an error bar
 _ENTRIES_AT_ONCE = 2**23  # of shifted leaves in memory: 64 MiB of float64
 
@@ -113,9 +114,9 @@ def sample_lines(
     floor: np.ndarray | float = 0.0,
     chunk: int | None = None,
 ) -> Samples:
-    """Evaluate f at every step along every line, all of it in one compiled call.
+    """Evaluate f at every step along every line, in one compiled call.
 
-    f: maps (leaves, held) to a scalar.
+    f: maps (leaves, held) to a scalar; a ``BlackBox`` is called one point at a time.
     leaves: the point.
     held: the other arguments of f, which do not move.
     directions: (k, *shape) for each leaf, k directions of the leaf's own size.
@@ -146,20 +147,6 @@ def joined(larger: Samples, smaller: Samples, groups: np.ndarray, floor: np.ndar
     return with_rounding(both, np.maximum(_rounding(both, groups), floor))
 
 
-def first_still_step(samples: Samples) -> int | None:
-    """The index of the step from which on f stands still, along most lines, though it changes so
-    much at the step before that this would show; None if it does not, or at fewer than three."""
-    center = samples.center[:, None]
-    still = np.mean((samples.plus == center) & (samples.minus == center), axis=0) > 0.5
-    moving = np.flatnonzero(~still)
-    if not len(moving) or len(still) - moving[-1] <= 3:
-        return None
-    last = int(moving[-1])
-    change = np.maximum(np.abs(samples.plus - center), np.abs(samples.minus - center))[:, last]
-    shows = np.median(change) / RATIO**2 > 16 * samples.eps * np.abs(samples.center[0])
-    return last + 1 if shows else None
-
-
 def at_larger_steps(samples: Samples, groups: np.ndarray, eps: float) -> Samples:
     """The samples at the steps that a coarser dtype tells apart, with the rounding seen there."""
     steps = slice(len(step_sizes(eps)))
@@ -181,7 +168,7 @@ def rounding_by_float32(
 
     A difference of f's own order that is alike wherever it is met, and changes smoothly, is no
     rounding but another answer, an eigenvector of the other sign, say.  The second value is whether
-    f has two at the point.
+    f has two answers at the point.
     """
     shared = np.isin(samples.steps, coarse.steps)
     gaps = [coarse.plus - samples.plus[:, shared], coarse.minus - samples.minus[:, shared]]
@@ -196,20 +183,18 @@ def rounding_by_float32(
 
 def _are_alike(gaps: np.ndarray) -> bool:
     """Whether most of some differences are the same."""
-    usual = np.median(gaps) if gaps.size else np.nan
-    return (
-        bool(np.mean(np.abs(gaps - usual) <= 0.1 * np.abs(usual)) > _ALIKE) if gaps.size else False
-    )
+    if not gaps.size:
+        return False
+    usual = np.median(gaps)
+    return bool(np.mean(np.abs(gaps - usual) <= _ALIKE * np.abs(usual)) > _SHARE_ALIKE)
 
 
 def _is_smooth(coarse: Samples) -> bool:
     """Whether f in float32 changes in proportion to small steps: what is all rounding does not."""
     with np.errstate(all="ignore"):
         central = (coarse.plus - coarse.minus) / (2 * coarse.steps)
-        change, size = (
-            np.linalg.norm(each) for each in (central[:, 1] - central[:, 2], central[:, 1])
-        )
-    return bool(change < size / 2)
+        change = np.linalg.norm(central[:, 1] - central[:, 2])
+        return bool(change < np.linalg.norm(central[:, 1]) / 2)
 
 
 def magnitude(samples: Samples) -> np.ndarray:
@@ -330,8 +315,8 @@ def _one_by_one(
     moving: np.ndarray,
     signed: np.ndarray,
 ) -> np.ndarray:
-    """The values of a black box: each once at x, which all directions share, and once along
-    directions that are the same, as of one leaf and of all where there is one alone."""
+    """The values of a black box, once at x, which all directions share, and once along directions
+    that are the same: those of a single leaf are those of all leaves."""
     leaves, held, along = fixed
     different, row = np.unique(np.hstack([which, moving]), axis=0, return_inverse=True)
     own, factors = np.split(different, [which.shape[1]], axis=1)
@@ -383,7 +368,7 @@ def contradicted(samples: Samples, slopes: Slopes) -> np.ndarray:
 
 
 def steps_around(steps: np.ndarray) -> np.ndarray:
-    """Some steps close to each step, (T J,)."""
+    """Equidistant steps from each step to a third above it, (T J,)."""
     return np.ravel(steps[:, None] * (1 + np.arange(_AROUND) / 16))
 
 
@@ -396,7 +381,7 @@ def rounding_at_each_step(
     slopes: the slopes measured by them.
     around: samples at ``steps_around``.
     floor: (N,) a lower bound of σ.
-    groups: (N,) numbers that lines share over which σ is pooled.
+    groups: (N,) σ is pooled over the lines that share a number here.
     """
     known = np.maximum(floor, samples.eps / 2 * np.abs(samples.center))
     by_step = np.maximum(_sigma_by_step(around, groups), known[:, None])
@@ -412,8 +397,8 @@ def _sigma_by_step(around: Samples, groups: np.ndarray) -> np.ndarray:
     """σ (N, T) by the values around each step: the last differences of equidistant values, in which
     a smooth f leaves next to nothing.  Pooled over each group of lines.
 
-    Rounding that grows as the steps shrink ends where f does not change at all: there the last σ
-    holds.  A kink is met suddenly; what curvature leaves is gone a few steps further.
+    Rounding that grows as the steps shrink is not seen where f does not change at all: the last σ
+    holds there.  A sudden rise is a kink, and what is gone a few steps further was curvature.
     """
     count = len(around.center)
     with np.errstate(all="ignore"):
@@ -431,6 +416,9 @@ def _sigma_by_step(around: Samples, groups: np.ndarray) -> np.ndarray:
         gone = (here > 0) & (here < last / 8)
         sigma[:, step] = np.where(sudden, last, np.where(gone, here, np.maximum(here, last)))
     return sigma
+
+
+# The limit
 
 
 def pooled(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Jaxprs: the dtypes, shapes and constants inside a traced function, and whether it varies."""
+"""Jaxprs: the dtypes, shapes, constants and rules in a traced function, and whether it varies."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -113,7 +113,7 @@ def enable_float64(enabled: bool, *, numpy_constants: bool) -> Iterator[None]:
 
 @cache
 def constants_in_each_width() -> bool:
-    """Let JAX have each NumPy constant in either width; False where this JAX has it otherwise.
+    """Let JAX have each NumPy constant in either width; False for a JAX where it is not known how.
 
     JAX 0.10 to 0.12 makes an array of its own, in the width of that time, from a NumPy array that a
     function closes over, and takes the same one again while any program holds it, even in the
@@ -131,7 +131,9 @@ def constants_in_each_width() -> bool:
             made[key] = weakref.ref(array, lambda _: made.pop(key, None)), weakref.ref(known)
         return known
 
-    try:  # not JAX's public interface
+    if jax.__version_info__ >= (0, 13):
+        return False
+    try:  # not JAX's public interface, and so no later version's
         from jax._src import dtypes, literals  # noqa: PLC0415
 
         dtypes.register_canonicalize_value_handler(np.ndarray, typed)

@@ -1,7 +1,9 @@
 """Leaf verdicts: the verdict on one leaf, from the agreement of its slopes and other explanations.
 
 ``verdicts`` compares slopes; here its verdict is reconsidered where rounding, a kink at the point,
-or a function insensitive to the leaf could explain the difference.
+or a function insensitive to the leaf could explain the difference.  Two kinds of other points are
+tried: those *beside* the point are a few units in the last place away, those *nearby* 1e-4 of a
+leaf's size.
 """
 
 from collections.abc import Callable
@@ -52,7 +54,7 @@ class ClaimCheck:
     float64_values: Leaves | None  # the claim in float64, if f is measured so and its function can
     given_threshold: float | None  # the user's
     claimed_products: Products | None  # that the claim's values were made with, if they round
-    claim_dtype: np.dtype[Any] | None = None  # the coarsest on its way, if JAX can trace it
+    claim_dtype: np.dtype[Any] | None = None  # the coarsest on its way; None of values alone
 
     @property
     def values(self) -> Leaves:
@@ -76,8 +78,8 @@ class ClaimCheck:
 
     @property
     def eps(self) -> float:
-        """The spacing of arguments whose rounding the claim may feel: that of its values' dtype,
-        eightfold, or once that of the coarsest dtype on its way."""
+        """The spacing of arguments whose rounding may change the claim: eight times that of its
+        values' dtype, or once that of the coarsest dtype on its way."""
         own = 8 * max(map(eps_of, self.dtypes))
         return own if self.claim_dtype is None else max(own, eps_of(self.claim_dtype))
 
@@ -143,7 +145,7 @@ class ClaimCheck:
 
     @cached_property
     def in_own_dtype(self) -> "ClaimCheck":
-        """The check of the claim in its own dtype and, if f has another value there, by this f."""
+        """The check of the claim in its own dtype, and by f in that dtype if f differs there."""
         own = self if self.float64_values is None else replace(self, float64_values=None)
         if not (self.measurement.two_answers and own.is_float32_of_float64):
             return own
@@ -227,13 +229,13 @@ class ClaimCheck:
             for index in range(_PERTURBATIONS):
                 point = self.measurement.nearby_point(Purpose.POINTS_BESIDE, index, self.eps)
                 slopes.append(self.measurement.slopes_of(tuple(function(point, held))))
-        except Exception:  # noted where the rounding of the claim is looked for
+        except Exception:  # of which ``rounding`` makes a note
             return None
         return np.array(slopes)
 
     def off_beside(self, index: int, compared: Agreement) -> np.ndarray:
-        """How far claimed slopes beside the point are at most from the slope of each line of a leaf
-        or, at a kink, from those between its two; infinitely far if they are unknown."""
+        """How far claimed slopes beside the point are at most from the measured slope, along each
+        line of a leaf or, at a kink, from the range of its two slopes; inf if they are unknown."""
         rows = self.measurement.rows(index)
         slopes = self.measurement.slopes.take(rows)
         if self.beside is None:
@@ -244,11 +246,11 @@ class ClaimCheck:
 
     @cached_property
     def rounding(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """The size (N,) of rounding errors in the claimed slopes, as the claim's own dtype makes
-        them: ten times those in ``jax.grad``'s; and what a few units in the last place of the
-        arguments change (P, N), because a ReLU that these switch is not an error of the claim.
+        """Rounding errors (N,) of the claimed slopes in the claim's own dtype, ten times those of
+        ``jax.grad``'s; and the changes (P, N) of the claimed slopes by a few units in the last
+        place of the arguments, because a ReLU that these switch is not an error of the claim.
 
-        The third value is a note of the exception, if there is no gradient to find this by.
+        The third value is a note of the exception, if there is no gradient to find these by.
         """
         arithmetic, slopes_of = self.measurement.arithmetic, self.measurement.slopes_of
         point = arithmetic.problem.leaves, arithmetic.problem.held
@@ -267,7 +269,7 @@ class ClaimCheck:
                 with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
                     own = slopes_of(tuple(automatic(self.problem.leaves, self.problem.held)))
                 rounded = 10 * np.abs(own - slopes_of(tuple(automatic(*point))))
-        except NoGradientError:  # a black box: its value in float32 shows how large its terms are
+        except NoGradientError:  # of a black box, whose value in float32 shows how it rounds
             if self.is_float32_of_float64:
                 rounded = 2 * self.eps / eps_of(np.float64) * self.measurement.floor
         except Exception as error:  # f or the claim may have no gradient in this arithmetic
@@ -348,8 +350,8 @@ def _verdict(compared: Agreement) -> Verdict:
 def _unless_rounding_explains_it(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafVerdict:
     """A claim does not fail if rounding in its own dtype may explain the difference.
 
-    A switch that rounding throws stands either way beside the point, and one way is right.  So it
-    is no explanation where all claims beside the point are right, nor where none is.
+    Rounding may turn a switch, a ReLU's say, so that claims beside the point are of two kinds, and
+    one of them is right.  It explains nothing where all of them are right, nor where none is.
     """
     if found.verdict != "fail":
         return found
@@ -361,8 +363,8 @@ def _unless_rounding_explains_it(check: ClaimCheck, index: int, found: LeafVerdi
     lowest, highest = np.min(changes[:, rows], axis=0), np.max(changes[:, rows], axis=0)
     reach = (highest - lowest) / 2 + slopes.error + tolerance
     needed = slopes.value - check.claimed_slopes[rows]
-    thrown = (lowest - reach <= needed) & (needed <= highest + reach)
-    switch = np.where(thrown, 2 * np.maximum(highest, -lowest), 0.0)
+    turned = (lowest - reach <= needed) & (needed <= highest + reach)
+    switch = np.where(turned, 2 * np.maximum(highest, -lowest), 0.0)
     rounding = rounded[rows] + np.minimum(switch, 2 * off_beside)
     certain = found.agreement.failed & (discrepancy - slopes.error - rounding > tolerance)
     if not certain.any():
@@ -414,8 +416,8 @@ def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verd
 
 
 def _hidden_kink(check: ClaimCheck, index: int, compared: Agreement) -> np.ndarray:
-    """Along which lines (N,) a claim would fail where several kinks may meet unseen, as along these
-    lines f has one slope on either side: beside the point claims are quite different ones."""
+    """Along which lines (N,) a failing claim may be at kinks that the line does not show, as f has
+    the same slope on both sides of it: claims beside the point differ from one another."""
     if check.beside is None or not compared.failed.any():
         return np.zeros_like(compared.failed)
     apart = np.ptp(check.beside[:, check.measurement.rows(index)], axis=0)
@@ -423,8 +425,8 @@ def _hidden_kink(check: ClaimCheck, index: int, compared: Agreement) -> np.ndarr
 
 
 def _several_kinks(slopes: Slopes, nearby: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """Whether several kinks meet along each line (N,).  One kink has two slopes; of several, others
-    are met among those near the point (P, N) as well, at least so far (N,) from the two."""
+    """Whether several kinks meet along each line (N,).  One kink has two slopes; several have more,
+    among those near the point (P, N), at least so far (N,) from the two."""
     ends = slopes.value + np.array([[-0.5], [0.5]]) * slopes.jump
     aside = np.min(np.abs(nearby[:, None] - ends), axis=1)
     return np.asarray(np.any(aside > least, axis=0))

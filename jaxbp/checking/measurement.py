@@ -20,7 +20,6 @@ from jaxbp.checking.finite_differences import (
     at_larger_steps,
     contradicted,
     extrapolate,
-    first_still_step,
     joined,
     magnitude,
     pooled,
@@ -36,8 +35,13 @@ from jaxbp.checking.problem import Problem, Purpose
 from jaxbp.checking.verdicts import NEGLIGIBLE, TELLING, THRESHOLDS
 from jaxbp.text import one_line
 
-_RUNGS_OF_BLACK_BOX = 19  # steps, down to 1.5e-11: each is paid for
-_DTYPES = (np.float32, np.float16, jnp.bfloat16)  # that a black box may compute in unseen
+_STEPS_OF_BLACK_BOX = 19  # at first, down to 1.5e-11: each step costs calls
+_ROUNDINGS = 64  # of the dtype that a black box computes in, at most in a value
+_DTYPES: tuple[np.dtype[Any], ...] = (  # those that it may compute in unseen
+    np.dtype(np.float32),
+    np.dtype(np.float16),
+    np.dtype(jnp.bfloat16),
+)
 _IN_FLOAT32 = RATIO ** -np.array([4.0, 6.0, 8.0])  # steps at which f is evaluated in float32 too
 
 
@@ -81,7 +85,7 @@ def arithmetic_of(problem: Problem, *, numpy_constants: bool) -> Arithmetic:
 
 
 def own_arithmetic(problem: Problem, reason: str, numpy_constants: bool) -> Arithmetic:
-    """The arguments' own dtypes, for a reason."""
+    """The arithmetic of the arguments' own dtypes, for a reason."""
     to_array = jnp.asarray if problem.black_box is None else np.asarray
     narrow = replace(problem, leaves=tuple(map(to_array, problem.leaves)))
     return Arithmetic(narrow, False, _coarsest(narrow), numpy_constants, notes=(), reason=reason)
@@ -100,17 +104,17 @@ def _coarsest(problem: Problem) -> np.dtype[Any]:
 
 
 def _steps(problem: Problem, eps: float) -> np.ndarray:
-    """The steps at which f is evaluated."""
-    return step_sizes(eps)[: None if problem.black_box is None else _RUNGS_OF_BLACK_BOX]
+    """The steps at which f is evaluated first."""
+    return step_sizes(eps)[: None if problem.black_box is None else _STEPS_OF_BLACK_BOX]
 
 
 def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int = 1) -> None:
     """Raise ValueError where a black box may not be called often enough for such measurements."""
     if problem.black_box is not None:
         leaves = len(problem.leaves)
-        lines = directions * (1 if leaves == 1 else leaves + 1)  # one leaf is all leaves
+        lines = directions * (1 if leaves == 1 else leaves + 1)  # those of one leaf are all lines
         calls = points * sum(1 + 2 * lines * len(each) for each in steps)
-        problem.black_box.require(calls + 1)  # and once before float32
+        problem.black_box.require(calls + 1)  # one more is made by _in_float32
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,11 @@ class Measurement:
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of the leaf's size
     samples: Samples
     slopes: Slopes
-    floor: np.ndarray  # of the rounding, found by float32
+    floor: np.ndarray  # (lines,) the least σ, found by float32
     overflows: bool  # f is not finite in float32, though it is in float64
     two_answers: bool  # f has another value altogether in float32
     chunk: int | None
-    notes: tuple[str, ...]  # the exceptions that f raised in other arithmetic
+    notes: tuple[str, ...]  # the exceptions that f raised in float64 or in float32
 
     def rows(self, index: int) -> slice:
         """The lines of one leaf; those of all leaves moving jointly come last."""
@@ -210,15 +214,18 @@ def measure(
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
     groups = _lines(drawn)[:, 0]
-    inner = _dtype_inside(arithmetic, drawn, samples)
-    if inner != arithmetic.dtype:
-        arithmetic, coarse = replace(arithmetic, dtype=inner), None
-        samples = at_larger_steps(samples, groups, arithmetic.eps)
+    groups = _lines(drawn)[:, 0]
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
         floor, two_answers = rounding_by_float32(samples, coarse, groups)
-        samples = with_rounding(samples, floor)
+    inner = _dtype_inside(arithmetic, drawn, samples, floor)
+    if inner != arithmetic.dtype:
+        arithmetic, coarse = replace(arithmetic, dtype=inner), None
+        floor, two_answers = np.zeros_like(floor), False
+        samples = at_larger_steps(samples, groups, arithmetic.eps)
+    samples = with_rounding(samples, floor)
     slopes = extrapolate(samples)
+    # a doubtful slope is measured again: at smaller steps, then with the rounding at each step
     if problem.black_box is not None and _doubtful(samples, slopes, arithmetic.dtype, groups):
         samples = _at_all_steps(arithmetic, drawn, samples, floor)
         slopes = extrapolate(samples)
@@ -256,26 +263,82 @@ def _at_all_steps(
     return joined(samples, smaller, _lines(directions)[:, 0], floor)
 
 
-def _dtype_inside(arithmetic: Arithmetic, directions: Leaves, samples: Samples) -> np.dtype[Any]:
-    """The dtype in which a black box computes what it returns in a finer one, by its stairs: it
-    stands still at small steps, beside another point as well, where a flat piece would end."""
-    still = first_still_step(samples)
-    if arithmetic.problem.black_box is None or still is None or still < 2:
+def _dtype_inside(
+    arithmetic: Arithmetic, directions: Leaves, samples: Samples, floor: np.ndarray
+) -> np.dtype[Any]:
+    """The dtype in which a black box computes what it returns in a finer one.
+
+    What is rounded to a coarse dtype stands still at small steps: there is another slope than at
+    larger ones, not at this point alone, as by a kink, but everywhere.
+    """
+    if arithmetic.problem.black_box is None:
         return arithmetic.dtype
-    there = still - 2
-    beside = samples.steps[there] + samples.steps[-1]
+    with np.errstate(all="ignore"):  # beyond a pole f is inf or NaN
+        quotients = (samples.plus - samples.minus) / (2 * samples.steps)
+    least = _nearest(samples.steps, samples.eps ** (2 / 3))
+    small = np.nan_to_num(quotients[:, least], nan=np.inf)
+    bar = 4 * np.maximum(samples.eps * magnitude(samples), floor) / samples.steps[least]
+    for dtype in _DTYPES:
+        eps = eps_of(dtype)
+        if eps <= samples.eps:
+            continue
+        coarse = at_larger_steps(samples, _lines(directions)[:, 0], eps)
+        larger = extrapolate(coarse)
+        gap = larger.value - small
+        there = quotients[:, _nearest(samples.steps, 16 * eps)] - small
+        if eps > eps_of(np.float32):  # a kink far away has two slopes too, but does not stand still
+            gap, apart = there, _still(samples) & (np.abs(there) > bar)
+        else:
+            apart = np.isfinite(gap) & (np.abs(gap) > larger.error + bar)
+        apart &= coarse.sigma[:, 0] < _ROUNDINGS * eps * magnitude(samples)
+        if apart.any() and np.median(there[apart] / gap[apart]) > 0.5:
+            steps = np.array([np.sqrt(eps), samples.steps[least]])
+            lines = np.argsort(np.where(apart, -np.abs(gap), 0))[: min(2, apart.sum())]
+            size = np.minimum(np.abs(gap), np.abs(gap + small))[lines]
+            found = _is_everywhere(arithmetic, directions, lines, size, steps)
+            return dtype if found else arithmetic.dtype
+    return arithmetic.dtype
+
+
+def _still(samples: Samples) -> np.ndarray:
+    """Whether f has one value at the smallest steps of each line, on one side at least."""
+    center = samples.center[:, None]
+    still = np.stack([samples.plus == center, samples.minus == center])
+    return np.asarray(np.any(np.all(still[..., -3:], axis=2), axis=0))
+
+
+def _nearest(steps: np.ndarray, step: float) -> int:
+    return int(np.argmin(np.abs(np.log(steps / step))))
+
+
+def _is_everywhere(
+    arithmetic: Arithmetic,
+    directions: Leaves,
+    lines: np.ndarray,
+    size: np.ndarray,
+    steps: np.ndarray,
+) -> bool:
+    """Whether slopes at a larger and at a smaller step are apart beside the point as they are at
+    it, along some of the lines."""
+    problem, beside = arithmetic.problem, 8 * steps[0] + np.outer([1, -1], steps).ravel()
     with arithmetic.enabled():
-        steps = np.array([beside, 2 * beside])
-        moved = _sample(arithmetic.problem, directions, steps, samples.eps, None)
-    if np.mean(moved.plus[:, 0] == samples.plus[:, there]) <= 0.5:
-        return arithmetic.dtype
-    coarser = [np.dtype(dtype) for dtype in _DTYPES if eps_of(dtype) > samples.eps]
-    fitting = [dtype for dtype in coarser if len(step_sizes(eps_of(dtype))) <= still]
-    return [*fitting, *coarser[-1:], arithmetic.dtype][0]
+        samples = sample_lines(
+            problem.objective,
+            problem.leaves,
+            problem.held,
+            directions,
+            _lines(directions)[lines],
+            steps=beside,
+            eps=arithmetic.eps,
+        )
+    values = np.hstack([samples.plus, samples.minus]).reshape(len(lines), 2, 2, len(steps))
+    slopes = (values[:, :, 0] - values[:, :, 1]) / (2 * steps)
+    apart = np.abs(slopes[..., 0] - slopes[..., 1])
+    return bool(np.mean(apart > 0.1 * size[:, None]) >= 0.5)
 
 
 def _doubtful(samples: Samples, slopes: Slopes, dtype: np.dtype[Any], groups: np.ndarray) -> bool:
-    """Whether some slope is not measured well enough to tell, or larger steps tell another."""
+    """Whether some slope's error bar is too wide for a verdict, or larger steps tell another."""
     size = np.maximum(pooled(slopes.value[:, None], groups), NEGLIGIBLE * magnitude(samples))
     coarse = slopes.error > TELLING * THRESHOLDS[dtype.itemsize] * size
     return bool(np.any(coarse | contradicted(samples, slopes)))
@@ -309,8 +372,8 @@ def _scaled(direction: Leaves, size: float) -> tuple[np.ndarray, ...]:
 def _in_float32(
     arithmetic: Arithmetic, directions: Leaves, chunk: int | None
 ) -> tuple[Samples | None, tuple[str, ...]]:
-    """Samples of every line in float32, if f is measured in float64 and accepts float32 as well;
-    else the exception that it raises."""
+    """Samples of every line in float32, if f is measured in float64 and accepts float32 as well; if
+    not, a note of the exception that it raises."""
     if arithmetic.dtype != np.float64:
         return None, ()
     problem = arithmetic.problem

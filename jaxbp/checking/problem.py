@@ -5,7 +5,8 @@ Any f becomes a scalar function of the leaves that can move:
     φ(leaves) = ⟨cotangent, f(*args)⟩
 
 The leaves are the floating point arrays in the arguments that ``argnums`` names.  Everything else,
-integers and random keys among it, is held as it is.
+integers and random keys among it, is held as it is.  An f that JAX cannot trace is called instead,
+as a black box (``jaxbp.checking.black_box``).
 """
 
 import re
@@ -50,8 +51,8 @@ class Objective:
     roles: str  # of their leaves, a letter each: m moves, h held, c constant
     constants: tuple[Any, ...] = field(compare=False)  # Python values and functions: never traced
     keys: tuple[Any, ...]  # stand for the constants in comparisons
+    #: its results under jit, without a cotangent, so that a plain f is traced once in each width
     program: Callable[[Leaves, Held], Any] | None = field(default=None, compare=False)
-    # its results under jit, without a cotangent: a plain f is traced once in each width
 
     def arguments(self, leaves: Leaves, held: Held) -> Any:
         """The arguments of f, put together again."""
@@ -148,10 +149,11 @@ def pose(
     key: Array | None,
     max_evaluations: int | None = None,
 ) -> Problem:
-    """Sort the arguments' leaves into those that move and those that do not, and trace f or, if
-    JAX cannot trace it, call it.
+    """Sort the arguments' leaves into those that move and those that do not; trace f, or call it if
+    JAX cannot trace it.
 
-    Raises TypeError or ValueError, naming argument and leaf, for whatever cannot be checked.
+    Raises TypeError or ValueError, naming argument and leaf, for whatever cannot be checked, and
+    what f itself raises.
 
     f: the function.
     args: its arguments.
@@ -236,7 +238,7 @@ def _different_positions(argnums: int | Sequence[int], count: int) -> tuple[int,
 
 
 def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -> str:
-    """A message on arguments without a number to move."""
+    """What came and what was expected, where no argument has an entry that can move."""
     if leaves:
         pairs = zip(paths, leaves, strict=True)
         shapes = "; ".join(f"{path} of shape {leaf.shape}" for path, leaf in pairs)
@@ -248,10 +250,10 @@ def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -
 def _traced(
     objective: Objective, point: tuple[Leaves, Held], tensors: bool
 ) -> tuple[Tracing | None, Exception | None]:
-    """The tracing of f, or the exception that it raises; neither for PyTorch's tensors."""
+    """The tracing of f, or else the exception that this raises; neither where there are tensors."""
     try:
         return (None if tensors else trace_twice(objective.results, *point)), None
-    except Exception as error:  # what is no JAX may raise anything
+    except Exception as error:  # another library may raise anything when it is given tracers
         return None, error
 
 
@@ -263,7 +265,7 @@ def _called(
     refusal: Exception | None,
     cotangent: Any,
 ) -> tuple[BlackBox, Tracing]:
-    """The black box that f is, and what two calls tell of it; raises f's own exception."""
+    """f as a black box, and what two calls tell of it; raises f's own exception."""
     box, result = called_plainly(objective, given, point, max_evaluations, refusal)
     first, again = map(jax.tree.leaves, (result, box.results(*point)))
     same = all(map(np.array_equal, first, again))
@@ -454,7 +456,9 @@ def compiled(gradient: GradientFunction) -> Callable[[Leaves, Held], Any]:
 
 def under_vmap(gradient: GradientFunction, tracing: Tracing) -> Callable[[Leaves, Held], Any]:
     """The gradient at many points at once: leaves with a leading axis."""
-    return _vmapped(gradient) if gradient.reused else _vmapped.__wrapped__(tracing.program)
+    if gradient.reused:
+        return _vmapped(gradient)
+    return _vmapped.__wrapped__(tracing.program)  # which no other check has: not kept
 
 
 @lru_cache(maxsize=32)

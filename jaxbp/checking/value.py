@@ -1,8 +1,8 @@
-"""The value: whether f under differentiation has the value of f called plainly.
+"""The value: whether f has the same value under differentiation as when it is called plainly.
 
 A rule of ``jax.custom_jvp`` or ``jax.custom_vjp`` gives f's value as well as its slope.  JAX calls
-the rule only where it differentiates, so that a wrong value is not seen where f is called plainly,
-nor in ``jax.grad`` of f, but in ``jax.value_and_grad``, and in the gradient of all that uses f.
+the rule only where it differentiates.  So a wrong value is seen neither in plain calls of f nor in
+``jax.grad`` of f, but in ``jax.value_and_grad``, and in the gradient of everything that uses f.
 """
 
 from collections.abc import Callable
@@ -21,30 +21,29 @@ from jaxbp.text import significant
 from jaxbp.trees import named_leaves
 
 _POINTS = 4  # a few units in the last place away, to see f's own rounding
-_MANY_DIGITS = 12
+_DIGITS, _MANY_DIGITS = 4, 12  # of the values; many if a few do not show the difference
 
 
 def wrong_value(check: ClaimCheck) -> str:
     """Say where f's value under differentiation is off by more than τ and f's rounding, with both
-    values; empty if it is right, or if nothing but the claim's own function has a rule."""
+    values; empty if it is right, if f has no rule, or if the claim does not come from it."""
     problem = check.measurement.arithmetic.problem
     jaxpr = check.problem.tracing.jaxpr
     if not check.claim.automatic or jaxpr is None or not has_custom_rules(jaxpr):
         return ""
-    both = _both(problem.objective)
+    both, samples = _both(problem.objective), check.measurement.samples
     plain, ruled = both(problem.leaves, problem.held)
     beside = []
     for index in range(_POINTS):
-        eps = check.measurement.arithmetic.eps
-        point = check.measurement.nearby_point(Purpose.POINTS_FOR_VALUE, index, 8 * eps)
+        point = check.measurement.nearby_point(Purpose.POINTS_FOR_VALUE, index, 8 * samples.eps)
         beside.append(named_leaves(both(point, problem.held)[0], "f"))
-    samples = check.measurement.samples
-    smallest = 16 * samples.eps * np.max(magnitude(samples)) + 4 * np.max(samples.sigma[:, 0])
+    # each leaf may be off by the rounding of all of φ, which is measured
+    of_phi = 16 * samples.eps * np.max(magnitude(samples)) + 4 * np.max(samples.sigma[:, 0])
     under_differentiation = named_leaves(ruled, "f")
     for path, leaf in named_leaves(plain, "f").items():
         value, other = _float64(leaf), _float64(under_differentiation[path])
         rounding = max(norm(_float64(each[path]) - value) for each in beside)
-        if not norm(other - value) <= check.threshold * norm(value) + 2 * rounding + smallest:
+        if not norm(other - value) <= check.threshold * norm(value) + 2 * rounding + of_phi:
             return _described(path, value, other)
     return ""
 
@@ -72,7 +71,7 @@ def _described(path: str, plain: np.ndarray, ruled: np.ndarray) -> str:
     place = str(list(map(int, at))) if at else ""
     texts = [
         (significant(float(ruled[at]), digits), significant(float(plain[at]), digits))
-        for digits in (4, _MANY_DIGITS)
+        for digits in (_DIGITS, _MANY_DIGITS)
     ]
-    first, second = texts[texts[0][0] == texts[0][1]]
-    return f"under differentiation {path}{place} is {first}, called plainly {second}"
+    ours, called = texts[0] if texts[0][0] != texts[0][1] else texts[1]
+    return f"under differentiation {path}{place} is {ours}, called plainly {called}"

@@ -30,8 +30,8 @@ COMMANDS: dict[type, Callable[..., int]] = {
     Explain: explain.run,
 }
 _REQUEST_ERRORS = (UsageError, DataError, CheckpointError, OSError)
-CLOSED_PIPE = 141  # the exit status that shells give a program that writes to a closed pipe
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
+CLOSED_PIPE = 141  # the exit status that shells give a program that writes to a closed pipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _main(arguments)
         finally:
-            sys.stdout.flush()  # here, as an error when Python ends could not be caught
-    except OSError as error:  # of standard output: the others have been caught
+            sys.stdout.flush()  # now: an error of it could not be caught when Python ends
+    except OSError as error:  # of standard output: _main catches the others
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
             return CLOSED_PIPE
@@ -78,9 +78,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
     keep_compiled_programs()
-    # standard output is a table or JSON alone
-    stderr = isinstance(command, Predict) or getattr(command, "json", False)
-    console = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    data_alone = isinstance(command, Predict) or getattr(
+        command, "json", False
+    )  # on standard output
+    console = _Console(stderr=data_alone, markup=False, emoji=False, highlight=False)
     try:
         return COMMANDS[type(command)](command, console)
     except BrokenPipeError:

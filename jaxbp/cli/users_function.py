@@ -1,8 +1,8 @@
 """The function that a user checks: found in its module, with its arguments and its claim.
 
-By convention a module says beside ``loss`` at which arguments (``loss_args``) and what the claimed
-gradient is (``loss_grad`` or ``loss_grads``); options of the command name others.  Whatever the
-user's own code raises is shown with its own lines of the traceback alone.
+By convention ``loss_args`` stands beside ``loss`` in its module, and ``loss_grad`` or
+``loss_grads``, the claimed gradient; options of the command name others.  Whatever the user's code
+raises is shown with the user's own lines of the traceback.
 """
 
 import importlib
@@ -77,7 +77,7 @@ def find(
         owner, f = _resolve(module, path, module_name)
     if not callable(f):
         raise UsageError(f"{request}: got {type(f).__name__}, expected a function")
-    places, name = [owner, module], path.split(".")[-1]
+    places, name = [owner, module], path.split(".")[-1]  # a class's names come before the module's
     options = _beside(places, f"{name}_options", {})
     if not isinstance(options, dict):
         raise UsageError(f"{request}: {name}_options is {type(options).__name__}, expected a dict")
