@@ -32,7 +32,7 @@ from jaxbp import gradcheck
 CLAIMS = ("right", "scaled", "lost")
 DTYPES = ("float64", "float32")
 WRONG = "WRONG"  # behind a verdict that is
-NOISE = 1e-9  # of φ: a gradient below is one of rounding, and no claim is made from it
+NOISE = 100  # units in the last place of φ: what is below is rounding, and no term
 VISIBLE = 0.01  # a lost term changes some leaf of the gradient by this share of its size at least
 OPERANDS = 40  # at most so many are tried as lost terms
 NEIGHBOURS = 64  # points around a kink, whose slopes are the subgradients there
@@ -257,7 +257,8 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
         (
             UNIT,
             STATS,
-            """norm.ppf norm.isf logistic.ppf cauchy.ppf expon.ppf uniform.ppf jax.scipy.stats.bernoulli.logpmf(jnp.array([1,0,1]),x)
+            """norm.ppf norm.isf logistic.ppf cauchy.ppf expon.ppf uniform.ppf
+            jax.scipy.stats.bernoulli.logpmf(jnp.array([1,0,1]),x)
             jax.scipy.stats.geom.logpmf(jnp.array([1,2,3]),x)
             jax.scipy.stats.beta.cdf(x,1.5,2.5)""",
         ),
@@ -613,7 +614,8 @@ def three_verdicts(
     if not finite:
         return verdicts
     jaxpr = jax.make_jaxpr(phi)(*args, Wrong().argument()).jaxpr
-    noise = NOISE * max(1.0, abs(float(phi(*args, Wrong().argument()))))
+    value = phi(*args, Wrong().argument())
+    noise = NOISE * float(jnp.finfo(value.dtype).eps * max(1.0, abs(value)))
     stopped = lost_term(claimed, right, args, len(list(operands(jaxpr))), noise)
     wrongs = {"scaled": Wrong(percent=101) if np.linalg.norm(np.ravel(right[0])) > noise else None}
     wrongs["lost"] = None if stopped is None else Wrong(stopped=stopped)
@@ -641,9 +643,10 @@ one that changes it least, but by 1 % or more of a leaf. A claim has no verdict 
 is 0, or not finite. A verdict would be WRONG if the first failed, or the others passed, other than
 in these cases: f jumps there, so that no number is its derivative; `jax.grad` is not finite, or
 wrong; a wrong claim is a subgradient all the same. Refused are points where f is not finite, by the
-error that the checker is to raise. A wrong claim is inconclusive only at ties, knots and ends of a
-domain, where f has a kink larger than the error in the claim, or no slope on one side. Where f
-overflows in float32, its gradient is judged by float64 alone."""
+error that the checker is to raise. A wrong
+claim is inconclusive at ties, knots and ends of a domain, where f has a kink larger than the error
+in the claim, or no slope on one side; and with `jnp.corrcoef` everywhere, as it clips its diagonal
+at exactly 1. Where f overflows in float32, its gradient is judged by float64 alone."""
 
 
 def count(cells: list[dict[str, Any]], claim: str) -> Counter[str]:
