@@ -88,7 +88,7 @@ POWERS = points(
 BOTH_POSITIVE = points(
     [0.7, 2.4], [1.2, 0.6], ones=([1.0, 2.4], [1.0, 0.6]), ties=([0.7, 2.0], [0.7, 2.0])
 )
-FRACTIONS = points([0.0, 1.3], [0.7, 0.6], ones=([1.0, 2.0], [1.0, 2.0]))
+FRACTIONS = points([0.2, 1.3], [0.7, 0.6], zero=0.0, ones=([1.0, 2.0], [1.0, 2.0]))
 VECTOR = points(
     numbers(5),
     zero=([0.0, 0.4, -0.3, 1.1, 0.8],),
@@ -125,6 +125,7 @@ LABELS = points(numbers(3, 4), np.eye(4)[[2, 0, 1]], zeros=(np.zeros((2, 3)), np
 CLASSES = points(
     numbers(3, 4), np.array([2, 0, 1]), ties=(np.array([[1.0, 1, 0], [0, 2, 2]]), np.array([1, 0]))
 )
+PAIRS = points(numbers(4, 3), np.array([0, 1, 0, 1]), ties=(np.ones((2, 3)), np.array([1, 1])))
 SIGNS = points(numbers(4), np.array([1.0, -1, -1, 1]), one=([1.0, -1], np.array([1.0, -1])))
 BINARY = points(numbers(4), np.array([1.0, 0, 0, 1]), zero=(np.zeros(3), np.array([1.0, 0, 1])))
 DISTRIBUTIONS = points(
@@ -343,7 +344,7 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
         (
             CLASSES,
             "optax.losses",
-            """softmax_cross_entropy_with_integer_labels ntxent
+            """softmax_cross_entropy_with_integer_labels
             jax.vmap(optax.losses.multiclass_hinge_loss)(x,y)
             jax.vmap(optax.losses.multiclass_perceptron_loss)(x,y)
             optax.losses.multiclass_sparsemax_loss(x,y)""",
@@ -354,6 +355,7 @@ TABLE: dict[str, list[tuple[Points, str, str]]] = {
             """kl_divergence convex_kl_divergence generalized_kl_divergence
             optax.losses.kl_divergence_with_log_targets(x,jnp.log(y))""",
         ),
+        (PAIRS, "optax.losses", "ntxent"),
         (MATRICES, "optax.losses", "optax.losses.triplet_margin_loss(x,y,x*y)"),
         (MATRIX, "optax.losses", "optax.losses.smooth_labels(x,.1)"),
     ],
@@ -405,6 +407,8 @@ JUMPS = {
     "jnp.argsort(x)*x": "ties ones",
     "jax.nn.softmax(x,where=x>0)": "zero zeros",
     "jax.scipy.special.factorial(x)": "zero",
+    "jax.scipy.special.rel_entr(x,y)": "zero",  # where the slope of x log(x) is infinite
+    "jax.scipy.special.kl_div(x,y)": "zero",
     "jnp.linalg.qr(x)": "identity diagonal singular",
     "jnp.linalg.cond(x)": "singular",
     "optax.losses.sparsemax_loss(x,y)": "ordinary zero",
