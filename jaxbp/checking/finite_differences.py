@@ -398,6 +398,9 @@ def rounding_at_each_step(
 ) -> Samples:
     """Samples with a σ for each step, along the lines where this tells more.
 
+    Differences that do not change at all are no evidence against those at larger steps.  Others
+    are: then σ is so large that the error bar holds both slopes.
+
     samples: the samples, with one σ for all steps.
     slopes: the slopes measured by them.
     close: samples at each of ``steps_close_to``.
@@ -412,9 +415,20 @@ def rounding_at_each_step(
     rounds = there[0] > 2 * _SIGMAS * there[1]
     gap, erratic = _larger_steps(samples, slopes)
     better = rounds | (gap == 0) & (anew.error < slopes.error)
+    apart = np.abs(anew.value - slopes.value)
+    disputed = better & (apart > anew.error + slopes.error) & ~_is_frozen(samples, slopes)
+    both = np.maximum(np.where(disputed, apart, 0.0), np.where(erratic & ~rounds, gap, 0.0))
     sigma = np.where(better[:, None], by_step, samples.sigma)
-    holds_both = np.where(erratic & ~rounds, gap, 0.0)[:, None] * samples.steps / _SIGMAS
-    return samples._replace(sigma=np.maximum(sigma, holds_both))
+    return samples._replace(sigma=np.maximum(sigma, both[:, None] * samples.steps / _SIGMAS))
+
+
+def _is_frozen(samples: Samples, slopes: Slopes) -> np.ndarray:
+    """Whether the differences (N,) at the steps measured by, and all smaller ones, are the same to
+    the last bit, most of them 0."""
+    with np.errstate(all="ignore"):
+        central = (samples.plus - samples.minus) / (2 * samples.steps)
+    smaller = samples.steps <= slopes.step[:, None]
+    return np.asarray(np.all(~smaller | (central == central[:, -1:]), axis=1))
 
 
 def _sigma_by_step(close: Sequence[Samples], groups: np.ndarray) -> np.ndarray:
@@ -436,7 +450,7 @@ def _sigma_by_step(close: Sequence[Samples], groups: np.ndarray) -> np.ndarray:
         lasting = np.max(stays[:, : step + 1], axis=1) >= _LASTING
         gone = (lower[:, step] > 0) & (lower[:, step] < last / 8) & ~lasting
         sigma[:, step] = np.where(sudden, last, np.where(gone, here, np.maximum(here, last)))
-    return np.asarray(np.sqrt(sigma * np.hstack([sigma[:, 1:], sigma[:, -1:]])))  # noisy themselves
+    return np.hstack([sigma[:, 1:], sigma[:, -1:]])  # to be safe: few values make each
 
 
 def _rounding_in(close: Sequence[Samples], order: int, groups: np.ndarray) -> np.ndarray:
