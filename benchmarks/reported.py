@@ -115,8 +115,10 @@ REPORTED_EXPLANATION = """\
 Each bug as it was reported, rebuilt ([reported_bugs.py](reported_bugs.py)): four answers about the
 right gradient in float64 and float32, then the wrong one in float64 and float32; ✓ is right, ✗
 wrong (a false alarm, or a bug that passes), ? cannot tell. In float32, f is computed in float32
-whatever the checker asks for. Evaluations of f, its gradients by JAX included, are those for the
-right gradient in float64; seconds are a check's, compilation included; medians over the reports."""
+whatever the checker asks for. Those outside of JAX are given f, called plainly, and the claimed
+slope, so that they cannot see another value in a rule. Evaluations of f, its gradients by JAX
+included, are those for the right gradient in float64; seconds are a check's, compilation included;
+medians over the reports."""
 BARS_EXPLANATION = """\
 One in three of the functions of benchmarks/functions.py, at its ordinary point, in float64: how
 often the true derivative (that of `jax.grad`) lies outside the error bar. A bar's width is relative
