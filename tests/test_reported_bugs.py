@@ -89,6 +89,37 @@ def test_at_a_single_kink_a_claim_outside_its_two_slopes_fails(at, slope, verdic
     assert gradcheck(lambda x: jnp.abs(x - at), at, grads=np.float32(slope)).verdict == verdict
 
 
+def relu_and_sine(x):
+    """As many kinks as x has zeros."""
+    return jnp.sum(jax.nn.relu(x) + jnp.sin(x))
+
+
+@pytest.mark.parametrize(("slope", "passes"), [(0.5, True), (1, True), (1.2, False), (-1, False)])
+def test_where_kinks_meet_no_entry_lies_outside_those_beside_them(slope, passes):
+    rule = jax.jit(lambda x: jnp.where(x == 0, slope, x > 0) + jnp.cos(x))
+    assert gradcheck(relu_and_sine, jnp.zeros(3), grads=rule).ok == passes
+    values = gradcheck(relu_and_sine, jnp.zeros(3), grads=jnp.full(3, slope + 1.0))
+    assert values.verdict != ("fail" if passes else "pass")
+
+
+def test_one_kink_excuses_no_other_entry():
+    x = np.random.default_rng(0).normal(size=6)
+    x[2] = 0
+
+    def f(x):
+        return float(np.sum(np.abs(x) + np.sin(x)))
+
+    def traced(x):
+        return jnp.sum(jnp.abs(x) + jnp.sin(x))
+
+    right = np.sign(x) + np.cos(x)
+    assert gradcheck(f, x, grads=right).ok
+    assert gradcheck(f, x, grads=1.01 * right).verdict != "pass"
+    assert gradcheck(traced, x, grads=np.float32(1.01 * right)).verdict != "pass"
+    wrong = jax.jit(lambda x: 1.01 * jax.grad(traced)(x))
+    assert gradcheck(traced, x, grads=wrong).verdict == "fail"
+
+
 def test_where_kinks_meet_that_no_line_shows_a_limit_of_gradients_does_not_fail():
     assert gradcheck(jnp.median, jnp.zeros(4)).verdict != "fail"
     assert gradcheck(jnp.median, jnp.zeros(4), grads=jnp.full(4, 0.3)).verdict != "pass"
@@ -144,6 +175,13 @@ def test_runs_that_contradict_each_other_are_both_held(at):
 
         assert gradcheck(f, at, grads=np.float64(0.5)).verdict != "fail"
         assert gradcheck(f, at, grads=np.float64(-1 / at)).verdict != "pass"
+
+
+def test_steps_that_x_rounds_all_alike_are_not_taken():
+    def f(x):  # in float32, at x = 2 + a little: t x, of all digits, is not
+        return jnp.tanh(10 * (x.astype(jnp.float32) - 2)).astype(x.dtype)
+
+    assert gradcheck(f, jnp.float32(2.0003411)).ok
 
 
 def test_a_function_that_is_flat_beside_the_point_is_no_such_quotient():

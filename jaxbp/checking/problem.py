@@ -238,7 +238,7 @@ def _different_positions(argnums: int | Sequence[int], count: int) -> tuple[int,
 
 
 def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -> str:
-    """What came and what was expected, where no argument has an entry that can move."""
+    """Say what came and what was expected, where no argument has an entry that can move."""
     if leaves:
         pairs = zip(paths, leaves, strict=True)
         shapes = "; ".join(f"{path} of shape {leaf.shape}" for path, leaf in pairs)
