@@ -177,6 +177,12 @@ def test_runs_that_contradict_each_other_are_both_held(at):
         assert gradcheck(f, at, grads=np.float64(-1 / at)).verdict != "pass"
 
 
+def test_stairs_of_f_itself_are_not_taken_for_rounding():
+    """Larger steps agree on the slope 1, smaller ones are 0, which is right."""
+    at = jnp.array([30, 0.4, 1.3])
+    assert gradcheck(lambda x: jnp.sum(jnp.round(x)), at).verdict != "fail"
+
+
 def test_steps_that_x_rounds_all_alike_are_not_taken():
     def f(x):  # in float32, at x = 2 + a little: t x, of all digits, is not
         return jnp.tanh(10 * (x.astype(jnp.float32) - 2)).astype(x.dtype)

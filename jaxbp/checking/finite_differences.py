@@ -424,11 +424,13 @@ def rounding_at_each_step(
 
 def _is_frozen(samples: Samples, slopes: Slopes) -> np.ndarray:
     """Whether the differences (N,) at the steps measured by, and all smaller ones, are the same to
-    the last bit, most of them 0."""
+    the last bit, most of them 0: at steps so small that cancelling digits may do it, where the
+    stairs of a function that rounds its argument are larger."""
     with np.errstate(all="ignore"):
         central = (samples.plus - samples.minus) / (2 * samples.steps)
     smaller = samples.steps <= slopes.step[:, None]
-    return np.asarray(np.all(~smaller | (central == central[:, -1:]), axis=1))
+    frozen = np.all(~smaller | (central == central[:, -1:]), axis=1)
+    return np.asarray(frozen & (slopes.step < 4 * np.cbrt(samples.eps)))
 
 
 def _sigma_by_step(close: Sequence[Samples], groups: np.ndarray) -> np.ndarray:
