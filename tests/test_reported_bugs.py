@@ -165,6 +165,15 @@ def test_a_quotient_whose_numerator_cancels_is_measured_above_its_rounding(f, sl
         assert abs(report.leaves[0].measured - slope) <= report.leaves[0].error
 
 
+def test_what_the_frozen_digits_tell_does_not_pass():
+    """Below t = 1e-8 the quotient is 1, and leaves the slope 100 to the line beside it."""
+
+    def f(x):
+        return 100 * x + quotient(lambda x: jnp.exp(x) - 1, 1, 1.0)(x)
+
+    assert gradcheck(f, 0.0, grads=np.float32(100)).verdict == "fail"
+
+
 @pytest.mark.parametrize("at", [2.7825305e-07, 5.3e-8])
 def test_runs_that_contradict_each_other_are_both_held(at):
     """Where the numerator stands still beside 0, the slope of what is left, -f/x, is no slope."""
