@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from benchmarks.gradient_bugs import CORRECT, MUTANTS
-from benchmarks.reported_bugs import REPORTED
 from jaxbp import gradcheck
 
 #: bugs whose network takes long, or serves this bug alone while another has a similar one
@@ -48,8 +47,6 @@ def missed(names, *, by_value):
     """
     found, networks = {}, set()
     for name in names:
-        if name == "bfloat16 accumulation":  # within what bfloat16 can know, which a note tells
-            continue
         mutant = MUTANTS[name]
         with jax.enable_x64(True):
             case = mutant.make()
@@ -58,6 +55,10 @@ def missed(names, *, by_value):
             networks.add(case.f)
         with jax.enable_x64("float32" not in name):
             report = gradcheck(case.f, *case.args, grads=case.grads, **case.options)
+        if name == "bfloat16 accumulation" and callable(case.grads):  # all that bfloat16 can know
+            assert report.ok
+            assert "the claimed gradient passes through bfloat16" in report.notes
+            continue
         said = [report.diagnosis, *(leaf.diagnosis for leaf in report.leaves)]
         if report.verdict != "fail":
             found[name] = report.verdict
@@ -76,16 +77,6 @@ def test_planted_bugs_are_caught_and_named_as_expected(number):
 @pytest.mark.parametrize("number", range(4))
 def test_every_planted_bug_is_caught_and_named_as_expected(number, by_value):
     assert not missed(part(number, list(MUTANTS)), by_value=by_value)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", REPORTED)
-def test_a_reported_bug_is_caught_and_its_right_gradient_passes(name, dtype):
-    with jax.enable_x64(dtype == "float64"):
-        cases = REPORTED[name].right(dtype), REPORTED[name].wrong(dtype)
-        verdicts = [gradcheck(case.f, *case.args, grads=case.grads).verdict for case in cases]
-    assert verdicts == ["pass", "fail"]
 
 
 #: cases that nobody can decide from values alone

@@ -465,7 +465,6 @@ def _leaf_report(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafRepor
     kinked = found.agreement.kinked.any()
     leaf = None if jointly else np.asarray(problem.leaves[index])
     with np.errstate(all="ignore"):
-        quotients = (samples.plus - samples.minus)[line] / (2 * samples.steps)
         relative = np.array([discrepancy[line], np.max(check.resolution(index))]) / scale
     return LeafReport(
         path="(all at once)" if leaf is None else problem.paths[index],
@@ -484,7 +483,7 @@ def _leaf_report(check: ClaimCheck, index: int, found: LeafVerdict) -> LeafRepor
         worst=found.worst,
         curve=Curve(
             steps=samples.steps,
-            slopes=quotients / size,
+            slopes=samples.quotients[line] / size,
             rounding=rounding_bar(samples)[line] / size,
             chosen=slopes.step[line],
         ),

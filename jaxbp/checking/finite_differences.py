@@ -54,6 +54,14 @@ class Samples(NamedTuple):
     minus: np.ndarray  # (N, T) f(x - t d)
     sigma: np.ndarray  # (N, T) standard deviation of the rounding in a value at each step
 
+    @property
+    def quotients(self) -> np.ndarray:
+        """The central difference D(t) of each line at each step, (N, T)."""
+        with np.errstate(
+            all="ignore"
+        ):  # beyond a pole f is inf or NaN: such steps count for nothing
+            return np.asarray((self.plus - self.minus) / (2 * self.steps))
+
     def take(self, rows: slice) -> "Samples":
         """The samples of some of the lines."""
         return self._replace(
@@ -192,8 +200,8 @@ def _are_alike(gaps: np.ndarray) -> bool:
 
 def _is_smooth(coarse: Samples) -> bool:
     """Whether f in float32 changes in proportion to small steps: what is all rounding does not."""
+    central = coarse.quotients
     with np.errstate(all="ignore"):
-        central = (coarse.plus - coarse.minus) / (2 * coarse.steps)
         change = np.linalg.norm(central[:, 1] - central[:, 2])
         return bool(change < np.linalg.norm(central[:, 1]) / 2)
 
@@ -349,6 +357,17 @@ def _rounding(samples: Samples, groups: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(sigma, samples.eps / 2 * np.abs(samples.center)))
 
 
+def pooled(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The root mean square of all rows (N, ·) of a group, for each row."""
+    result = np.empty(len(values))
+    for group in np.unique(groups):
+        own = values[groups == group]
+        largest = np.max(np.abs(own), initial=0.0)  # whose square may overflow
+        scale = largest if 0 < largest < np.inf else 1.0
+        result[groups == group] = scale * np.sqrt(np.mean((own / scale) ** 2))
+    return result
+
+
 # Rounding that depends on the step
 
 
@@ -367,16 +386,15 @@ def _larger_steps(samples: Samples, slopes: Slopes) -> tuple[np.ndarray, np.ndar
     there are none; and whether those at the steps between are beyond both, as no kink makes them.
     """
     with np.errstate(all="ignore"):
-        central = (samples.plus - samples.minus) / (2 * samples.steps)
-        gap = central - slopes.value[:, None]
+        gap = samples.quotients - slopes.value[:, None]
         runs = np.stack([gap[:, :-2], gap[:, 1:-1], gap[:, 2:]])
         apart = np.min(np.abs(runs), axis=0)
         agree = np.ptp(runs, axis=0) <= 0.05 * apart
     above = samples.steps[2:] > RATIO * slopes.step[:, None]
     agree &= above & (apart > 4 * slopes.error[:, None])
-    last = np.max(np.where(agree, np.arange(2, central.shape[1]), -1), axis=1)
+    last = np.max(np.where(agree, np.arange(2, gap.shape[1]), -1), axis=1)
     size = np.where(last < 0, 0.0, np.take_along_axis(gap, last[:, None], axis=1)[:, 0])
-    position = np.arange(central.shape[1])
+    position = np.arange(gap.shape[1])
     between = (position > last[:, None]) & (samples.steps > slopes.step[:, None])
     with np.errstate(all="ignore"):
         share = gap / size[:, None]
@@ -426,8 +444,7 @@ def _is_frozen(samples: Samples, slopes: Slopes) -> np.ndarray:
     """Whether the differences (N,) at the steps measured by, and all smaller ones, are the same to
     the last bit, most of them 0: at steps so small that cancelling digits may do it, where the
     stairs of a function that rounds its argument are larger."""
-    with np.errstate(all="ignore"):
-        central = (samples.plus - samples.minus) / (2 * samples.steps)
+    central = samples.quotients
     smaller = samples.steps <= slopes.step[:, None]
     frozen = np.all(~smaller | (central == central[:, -1:]), axis=1)
     return np.asarray(frozen & (slopes.step < 4 * np.cbrt(samples.eps)))
@@ -467,25 +484,13 @@ def _rounding_in(close: Sequence[Samples], order: int, groups: np.ndarray) -> np
 # The limit
 
 
-def pooled(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The root mean square of all rows (N, ·) of a group, for each row."""
-    result = np.empty(len(values))
-    for group in np.unique(groups):
-        own = values[groups == group]
-        largest = np.max(np.abs(own), initial=0.0)  # whose square may overflow
-        scale = largest if 0 < largest < np.inf else 1.0
-        result[groups == group] = scale * np.sqrt(np.mean((own / scale) ** 2))
-    return result
-
-
 def extrapolate(samples: Samples) -> Slopes:
     """Extrapolate every line's differences to t → 0, with an error bar."""
     t = samples.steps
     with np.errstate(all="ignore"):  # beyond a pole f is inf or NaN: such steps count for nothing
-        central = (samples.plus - samples.minus) / (2 * t)
         change = (samples.plus - 2 * samples.center[:, None] + samples.minus) / t  # of the slope
         rounding = rounding_bar(samples)
-        value, error, converged, step = _limit(central, rounding, t, first=2)
+        value, error, converged, step = _limit(samples.quotients, rounding, t, first=2)
         jump, jump_error, *_ = _limit(change, 4 * rounding, t, first=1)
     return Slopes(value, error, converged, step, jump, jump_error)
 

@@ -330,10 +330,11 @@ def _verdict_in_one_dtype(check: ClaimCheck, index: int) -> LeafVerdict:
     found = LeafVerdict(_verdict(compared), compared)
     if not np.isfinite(check.values[index]).all():
         return replace(found, verdict="fail")
-    if compared.kinked.any() or _hidden_kink(check, index, compared).any():
+    hidden = _hidden_kink(check, index, compared)
+    if compared.kinked.any() or hidden.any():
         if _is_wrong_nearby(check, index):
             return replace(found, verdict="fail")
-        found = replace(found, verdict=_verdict_at_kink(check, index, compared))
+        found = replace(found, verdict=_verdict_at_kink(check, index, compared, hidden))
     elif found.verdict == "inconclusive" and _is_zero_up_to_rounding(check, index):
         found = replace(found, verdict="pass")
     elif found.verdict == "pass":
@@ -398,9 +399,10 @@ def _wrong_alone(check: ClaimCheck, index: int, line: int) -> str:
     )
 
 
-def _verdict_at_kink(check: ClaimCheck, index: int, compared: Agreement) -> Verdict:
-    """At a kink the claim must lie among the slopes nearby."""
-    hidden = _hidden_kink(check, index, compared)
+def _verdict_at_kink(
+    check: ClaimCheck, index: int, compared: Agreement, hidden: np.ndarray
+) -> Verdict:
+    """At a kink, which some lines (N,) may hide, the claim must lie among the slopes nearby."""
     if (compared.failed & ~compared.kinked & ~hidden).any():
         return "fail"
     known_nearby = check.float64_values is not None
@@ -443,7 +445,7 @@ def _combines_slopes_beside(check: ClaimCheck, index: int, compared: Agreement) 
     the slopes on both sides, and the share one and the same along all lines.
     """
     if check.values_beside is not None:
-        beside = np.array([np.asarray(values[index]) for values in check.values_beside])
+        beside = np.array([values[index] for values in check.values_beside])
         claimed = np.asarray(check.values[index], np.float64)
         size = norm(claimed) / np.sqrt(max(1, claimed.size))
         allowed = 10 * check.threshold * np.maximum(size, np.abs(claimed))

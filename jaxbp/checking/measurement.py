@@ -182,7 +182,7 @@ class Measurement:
         if not len(left):
             return self
         smaller = self._sampled(left)
-        samples = joined(self.samples, smaller, _lines(self.directions)[:, 0], self.floor)
+        samples = joined(self.samples, smaller, _groups(self.directions), self.floor)
         return replace(self, samples=samples, slopes=extrapolate(samples))
 
     def at_close_steps(self) -> "Measurement":
@@ -192,7 +192,7 @@ class Measurement:
         if self.closely or noisy:
             return self
         close = [self._sampled(steps) for steps in steps_close_to(self.samples.steps)]
-        groups = _lines(self.directions)[:, 0]
+        groups = _groups(self.directions)
         samples = rounding_at_each_step(self.samples, self.slopes, close, self.floor, groups)
         return replace(self, samples=samples, slopes=extrapolate(samples), closely=True)
 
@@ -248,7 +248,7 @@ def measure(
         samples = _sample(problem, drawn, _steps(problem, eps), eps, chunk)
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
-    groups = _lines(drawn)[:, 0]
+    groups = _groups(drawn)
     floor, two_answers = np.zeros(len(samples.center)), False
     if coarse is not None:
         floor, two_answers = rounding_by_float32(samples, coarse, groups)
@@ -258,13 +258,12 @@ def measure(
         floor, two_answers = np.zeros_like(floor), False
         samples = at_larger_steps(samples, groups, arithmetic.eps)
     samples = with_rounding(samples, floor)
-    slopes = extrapolate(samples)
     measured = Measurement(
         arithmetic=arithmetic,
         sizes=sizes,
         directions=drawn,
         samples=samples,
-        slopes=slopes,
+        slopes=extrapolate(samples),
         floor=floor,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
         two_answers=two_answers,
@@ -286,8 +285,7 @@ def _dtype_inside(
     """
     if arithmetic.problem.black_box is None:
         return arithmetic.dtype
-    with np.errstate(all="ignore"):  # beyond a pole f is inf or NaN
-        quotients = (samples.plus - samples.minus) / (2 * samples.steps)
+    quotients, groups = samples.quotients, _groups(directions)
     least = _nearest(samples.steps, samples.eps ** (2 / 3))
     small = np.nan_to_num(quotients[:, least], nan=np.inf)
     bar = 4 * np.maximum(samples.eps * magnitude(samples), floor) / samples.steps[least]
@@ -295,7 +293,7 @@ def _dtype_inside(
         eps = eps_of(dtype)
         if eps <= samples.eps:
             continue
-        coarse = at_larger_steps(samples, _lines(directions)[:, 0], eps)
+        coarse = at_larger_steps(samples, groups, eps)
         larger = extrapolate(coarse)
         gap = larger.value - small
         there = quotients[:, _nearest(samples.steps, 16 * eps)] - small
@@ -353,8 +351,8 @@ def _is_everywhere(
 def _doubtful(measured: Measurement) -> bool:
     """Whether some slope's error bar is too wide for a verdict, or larger steps tell another."""
     samples, slopes = measured.samples, measured.slopes
-    groups = _lines(measured.directions)[:, 0]
-    size = np.maximum(pooled(slopes.value[:, None], groups), NEGLIGIBLE * magnitude(samples))
+    pooled_slopes = pooled(slopes.value[:, None], _groups(measured.directions))
+    size = np.maximum(pooled_slopes, NEGLIGIBLE * magnitude(samples))
     coarse = slopes.error > TELLING * THRESHOLDS[measured.arithmetic.dtype.itemsize] * size
     return bool(np.any(coarse | contradicted(samples, slopes)))
 
@@ -423,6 +421,11 @@ def _lines(directions: Leaves) -> np.ndarray:
     """The leaf and the direction of every line."""
     moving = [*range(len(directions)), JOINTLY]
     return np.array([(leaf, line) for leaf in moving for line in range(len(directions[0]))])
+
+
+def _groups(directions: Leaves) -> np.ndarray:
+    """A number for every line that those of one leaf share: its rounding is pooled over them."""
+    return _lines(directions)[:, 0]
 
 
 def _sample(

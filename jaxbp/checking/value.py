@@ -23,7 +23,6 @@ from jaxbp.trees import named_leaves
 
 _POINTS = 4  # a few units in the last place away, to see f's own rounding
 _DIGITS, _MANY_DIGITS = 4, 12  # of the values; many if a few do not show the difference
-
 _ROUNDINGS = 2**10  # that a value computed in another order may be off by
 
 

@@ -140,10 +140,9 @@ def _confirmed(
     """Whether at some step smaller than those measured by, and with an error bar small enough, the
     difference quotient is the claimed slope up to rounding: a kink between made these differ."""
     with np.errstate(all="ignore"):
-        differences = (samples.plus - samples.minus) / (2 * samples.steps)
         bar = rounding_bar(samples)
         telling = bar < discrepancy[:, None] / 4
-        agrees = np.abs(differences - claimed[:, None]) <= bar + tolerance
+        agrees = np.abs(samples.quotients - claimed[:, None]) <= bar + tolerance
     smaller = samples.steps < slopes.step[:, None]
     return np.asarray(np.any(smaller & telling & agrees, axis=1))
 

@@ -78,9 +78,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
     keep_compiled_programs()
-    data_alone = isinstance(command, Predict) or getattr(
-        command, "json", False
-    )  # on standard output
+    # whose standard output is data, and nothing else
+    data_alone = isinstance(command, Predict) or getattr(command, "json", False)
     console = _Console(stderr=data_alone, markup=False, emoji=False, highlight=False)
     try:
         return COMMANDS[type(command)](command, console)
