@@ -592,6 +592,7 @@ def cube(x):
 
 cube.defvjp(lambda x: (cube(x), x), lambda x, cotangent: (3 * x**2 * cotangent,))
 cube_args = (jnp.arange(1.0, 4.0),)
+cube_options = {"order": 1}  # which --order overrides
 
 def double(x, y):
     return x @ y

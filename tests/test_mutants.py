@@ -87,9 +87,6 @@ UNDECIDABLE = {
     "cancellation",
     "deep sigmoid network",
     "bfloat16 inside",
-    # two runs of differences that contradict each other are both held
-    "fast oscillation",
-    "one entry far from the others",
 }
 
 #: one of each kind

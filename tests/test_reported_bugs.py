@@ -186,6 +186,51 @@ def test_runs_that_contradict_each_other_are_both_held(at):
         assert gradcheck(f, at, grads=np.float64(-1 / at)).verdict != "pass"
 
 
+@pytest.mark.parametrize(
+    ("f", "at", "slope"),
+    [
+        (lambda x: (1 - np.cos(x)) / x**2, 1.07699124e-07, 0.0),
+        (lambda x: (1 - np.cos(x)) / x**2, -1.64006263e-08, 0.0),
+        (lambda x: (np.exp(x) - 1 - x) / x**2, 2.99729957e-07, 1 / 6),
+    ],
+    ids=["some digits", "one digit", "none in float32"],
+)
+def test_a_numerator_of_few_digits_is_no_evidence(f, at, slope):
+    """At the smaller steps it stands still, and at the larger ones there are no two alike."""
+    assert gradcheck(f, at, grads=slope).verdict == "inconclusive"
+    assert gradcheck(f, at, grads=-2 * float(f(at)) / at).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("f", "gradient", "at"),
+    [
+        (lambda x: np.sum(np.sin(1e4 * x)), lambda x: 1e4 * np.cos(1e4 * x), [0.3, 0.7, -1.1]),
+        (lambda x: np.sum(np.tanh(x)), lambda x: 1 - np.tanh(x) ** 2, [1e6, 0.1, 0.7, -1.1]),
+        (lambda x: np.sum(x**-2.0), lambda x: -2 * x**-3.0, [1e-3, 0.4, 1.3]),
+    ],
+    ids=["oscillation", "scales", "pole"],
+)
+def test_larger_steps_that_agree_where_f_is_another_are_no_evidence(f, gradient, at):
+    at = np.array(at)
+    assert gradcheck(f, at, grads=gradient(at)).ok
+    assert gradcheck(f, at, grads=1.01 * gradient(at)).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("f", "verdict", "values"),
+    [
+        (lambda x: np.where(x == 1, 5.0, x).sum(), "fail", "5.5 at it, beside it 1.5"),
+        (lambda x: np.floor(x).sum(), "inconclusive", "1 at it, beside it 0 and 1"),
+        (lambda x: np.heaviside(x - 1, 0.5).sum(), "inconclusive", "0.5 at it, beside it 0 and 1"),
+    ],
+    ids=["a point alone", "floor", "step"],
+)
+def test_a_jump_of_f_at_the_point_is_told(f, verdict, values):
+    report = gradcheck(f, np.array([1.0, 0.5]), grads=np.array([0.0, 1.0]))
+    assert report.verdict == verdict
+    assert report.leaves[0].diagnosis == f"f jumps at this point ({values})"
+
+
 def test_stairs_of_f_itself_are_not_taken_for_rounding():
     """Larger steps agree on the slope 1, smaller ones are 0, which is right."""
     at = jnp.array([30, 0.4, 1.3])

@@ -68,8 +68,8 @@ def _maker(leaf: Any) -> Callable[[Any], Any]:
     """The function that makes an argument of a leaf's kind from a NumPy array."""
     if is_tensor(leaf):
         return lambda values: _tensor(values, leaf.device)
-    if type(leaf) is float:
-        return float
+    if type(leaf) is float:  # Python has no other precision: in another, it is one of NumPy's
+        return lambda values: float(values) if values.dtype == np.float64 else values[()]
     if isinstance(leaf, np.generic):
         return lambda values: values[()]
     if isinstance(leaf, Array):

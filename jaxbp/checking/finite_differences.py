@@ -34,10 +34,16 @@ _WINDOW_STEPS = 6
 EVALUATIONS_OF_A_WINDOW = 2 * _WINDOW_STEPS  # beside the one at x
 _CLOSE = 6  # more values close to each step, whose last differences are rounding
 _LASTING = 3  # steps in which differences stay that are rounding
-_ANOTHER_ANSWER = 0.01  # of a value, by which it differs in float32: rounding is smaller
+_ANOTHER_ANSWER = 0.01, 10.0  # of a value, by which it differs in float32: rounding is smaller
 _ALIKE = 0.1  # of such differences, by which those differ that are alike
+_NO_DIGIT = 0.1  # of a value, by which it differs in float32 where none of its digits is right
+_GRADUAL = (
+    7  # powers of the ratio by which differences of the order 6 fall at most from step to step
+)
 _SHARE_ALIKE = 0.6  # of such differences are alike where f has another answer
 _SIGMAS = 4.0  # standard deviations of rounding in an error bar
+_MOST_SIGMAS = 10.0  # of rounding in a single value
+_FINER = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps)
 _ENTRIES_AT_ONCE = 2**23  # of shifted leaves in memory: 64 MiB of float64
 
 Leaves = tuple[Any, ...]
@@ -169,25 +175,39 @@ def at_larger_steps(samples: Samples, groups: np.ndarray, eps: float) -> Samples
     return with_rounding(coarse, _rounding(coarse, groups))
 
 
-def rounding_by_float32(
-    samples: Samples, coarse: Samples, groups: np.ndarray
-) -> tuple[np.ndarray, bool]:
-    """σ (N,) of values in float64 by their difference to those in float32, which are given for some
-    of the steps: rounding is smaller in proportion to eps.  Pooled over each group of lines.
+class Float32(NamedTuple):
+    """What values in float32 tell about those in float64."""
+
+    floor: np.ndarray  # (N,) the least σ of those in float64
+    two_answers: bool = False  # f has another value altogether at the point
+    no_digit: bool = False  # no digit in float32 is right: in float64 σ may be of any size
+
+    @property
+    def most(self) -> np.ndarray:
+        """The rounding (N,) of values in float32, which is larger than that in float64."""
+        known = (self.floor > 0) & (not self.no_digit)
+        return np.where(known, _MOST_SIGMAS * self.floor / _FINER, np.inf)
+
+
+def compared_with_float32(samples: Samples, coarse: Samples, groups: np.ndarray) -> Float32:
+    """Compare values in float64 with those in float32, which are given for some of the steps:
+    rounding is smaller in proportion to eps.  Pooled over each group of lines.
 
     A difference of f's own order that is alike wherever it is met, and changes smoothly, is no
-    rounding but another answer, an eigenvector of the other sign, say.  The second value is whether
-    f has two answers at the point.
+    rounding but another answer, an eigenvector of the other sign, say.
     """
     shared = np.isin(samples.steps, coarse.steps)
-    gaps = [coarse.plus - samples.plus[:, shared], coarse.minus - samples.minus[:, shared]]
-    gap = np.hstack([(coarse.center - samples.center)[:, None], *gaps])
+    with np.errstate(invalid="ignore"):  # f may be infinite
+        gaps = [coarse.plus - samples.plus[:, shared], coarse.minus - samples.minus[:, shared]]
+        gap = np.hstack([(coarse.center - samples.center)[:, None], *gaps])
     finite = np.isfinite(gap)
-    large = finite & (np.abs(gap) > _ANOTHER_ANSWER * magnitude(samples)[:, None])
+    share = np.abs(gap) / np.maximum(magnitude(samples), np.finfo(np.float64).tiny)[:, None]
+    least, most = _ANOTHER_ANSWER
+    large = finite & (least < share) & (share < most)
     another = large & (_is_smooth(coarse) and _are_alike(gap[large]))
-    eps = np.finfo(np.float64).eps / np.finfo(np.float32).eps
-    sigma = pooled(np.where(finite & ~another, gap * eps, 0.0)[:, 1:], groups)
-    return sigma, bool(another[:, 0].all())
+    sigma = pooled(np.where(finite & ~another, gap * _FINER, 0.0)[:, 1:], groups)
+    no_digit = finite.any() and not another.any() and np.median(share[finite]) > _NO_DIGIT
+    return Float32(sigma, two_answers=bool(another[:, 0].all()), no_digit=bool(no_digit))
 
 
 def _are_alike(gaps: np.ndarray) -> bool:
@@ -411,7 +431,7 @@ def rounding_at_each_step(
     samples: Samples,
     slopes: Slopes,
     close: Sequence[Samples],
-    floor: np.ndarray,
+    in_float32: Float32,
     groups: np.ndarray,
 ) -> Samples:
     """Samples with a σ for each step, along the lines where this tells more.
@@ -422,16 +442,20 @@ def rounding_at_each_step(
     samples: the samples, with one σ for all steps.
     slopes: the slopes measured by them.
     close: samples at each of ``steps_close_to``.
-    floor: (N,) a lower bound of σ.
+    in_float32: what the values in float32 tell.
     groups: (N,) σ is pooled over the lines that share a number here.
     """
-    known = np.maximum(floor, samples.eps / 2 * np.abs(samples.center))
-    by_step = np.maximum(_sigma_by_step([samples, *close], groups), known[:, None])
+    known = np.maximum(in_float32.floor, samples.eps / 2 * np.abs(samples.center))
+    by_step, resolved = _sigma_by_step(
+        [samples, *close], groups, lasting=0 if in_float32.no_digit else _LASTING
+    )
+    by_step = np.maximum(by_step, known[:, None])
     anew = extrapolate(samples._replace(sigma=by_step))
     chosen = np.argmin(np.abs(samples.steps - slopes.step[:, None]), axis=1)[:, None]
     there = [np.take_along_axis(sigma, chosen, axis=1)[:, 0] for sigma in (by_step, samples.sigma)]
     rounds = there[0] > 2 * _SIGMAS * there[1]
     gap, erratic = _larger_steps(samples, slopes)
+    erratic &= ~resolved & (gap * slopes.step <= in_float32.most)
     better = rounds | (gap == 0) & (anew.error < slopes.error)
     apart = np.abs(anew.value - slopes.value)
     disputed = better & (apart > anew.error + slopes.error) & ~_is_frozen(samples, slopes)
@@ -450,26 +474,37 @@ def _is_frozen(samples: Samples, slopes: Slopes) -> np.ndarray:
     return np.asarray(frozen & (slopes.step < 4 * np.cbrt(samples.eps)))
 
 
-def _sigma_by_step(close: Sequence[Samples], groups: np.ndarray) -> np.ndarray:
+def _sigma_by_step(
+    close: Sequence[Samples], groups: np.ndarray, *, lasting: int
+) -> tuple[np.ndarray, np.ndarray]:
     """σ (N, T) by the values close to each step: high differences of equidistant values, in which a
     smooth f leaves less from order to order, and rounding more.  Pooled over groups of lines.
 
-    What then stays, or grows, from one step to the next is rounding: it holds at all smaller steps
-    as well, though there f may not change at all.  A sudden rise is a kink; kinks leave less at
-    smaller steps.
+    What then stays, or grows, from one step to the next is rounding, once it has done so as often
+    as ``lasting``: it holds at all smaller steps as well, though there f may not change at all.  A
+    sudden rise is a kink; kinks leave less at smaller steps.  What falls gradually, as the powers
+    of a smooth f do, was f itself: the second value is along which lines (N,) all of it was.
     """
     lower, found = (_rounding_in(close, order, groups) for order in (_CLOSE - 1, _CLOSE))
     found = np.where(found > 0.4 * lower, found, 0.0)
+    visible = lower > 8 * close[0].sigma  # the rounding of the smallest steps
     sigma, stays = np.zeros_like(found), np.zeros(found.shape, int)
+    sigma[:, 0] = 0.0 if lasting else found[:, 0]
+    falls = np.zeros(len(found), int)  # gradual ones in a row; -1 after a sudden one
     for step in range(1, found.shape[1]):
         here, last = found[:, step], sigma[:, step - 1]
         sudden = here > RATIO**4 * np.maximum(lower[:, step - 1], found[:, step - 1])
         steady = ~sudden & (here > 0.4 * found[:, step - 1]) & (found[:, step - 1] > 0)
         stays[:, step] = np.where(steady, stays[:, step - 1] + 1, 0)
-        lasting = np.max(stays[:, : step + 1], axis=1) >= _LASTING
-        gone = (lower[:, step] > 0) & (lower[:, step] < last / 8) & ~lasting
+        gradual = lower[:, step] > RATIO**-_GRADUAL * lower[:, step - 1]
+        fallen = np.where(gradual & (falls >= 0), falls + 1, -1)
+        rises = (here > 0) | (lower[:, step] > lower[:, step - 1])
+        falls = np.where(visible[:, step], np.where(rises, 0, fallen), falls)
+        stays[falls >= 2, : step + 1] = -1
+        lasts = np.max(stays[:, : step + 1], axis=1) >= lasting
+        gone = (lower[:, step] > 0) & (lower[:, step] < last / 8) & ~lasts
         sigma[:, step] = np.where(sudden, last, np.where(gone, here, np.maximum(here, last)))
-    return np.hstack([sigma[:, 1:], sigma[:, -1:]])  # to be safe: few values make each
+    return np.hstack([sigma[:, 1:], sigma[:, -1:]]), falls >= 2  # to be safe: few values make each
 
 
 def _rounding_in(close: Sequence[Samples], order: int, groups: np.ndarray) -> np.ndarray:

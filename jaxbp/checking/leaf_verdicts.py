@@ -22,7 +22,14 @@ from jaxbp.checking.jaxprs import UNTRACEABLE, enable_float64, eps_of, largest_o
 from jaxbp.checking.measurement import Measurement
 from jaxbp.checking.problem import Claim, GradientFunction, Held, Problem, Purpose, compiled
 from jaxbp.checking.rounded_products import Products, rounding_of_slopes
-from jaxbp.checking.verdicts import THRESHOLDS, Agreement, Rounding, Verdict, agreement
+from jaxbp.checking.verdicts import (
+    TELLING,
+    THRESHOLDS,
+    Agreement,
+    Rounding,
+    Verdict,
+    agreement,
+)
 from jaxbp.text import one_line, significant
 
 NEARBY = 1e-4  # the distance of other points that are tried, relative to a leaf's size
@@ -30,6 +37,9 @@ _POINTS_AT_KINK = 6
 _BENT = 0.05  # of a slope's size, by which slopes beside a hidden kink differ
 _PERTURBATIONS = 16  # of the arguments by a few units in the last place, to see their effect
 _UNKNOWN_ROUNDING = 100.0  # roundings of operands that a slope may be off by where none are known
+_STEPS_OF_JUMP = 3  # the smallest, at which f stays away from its value at the point
+_JUMP_CHANGES = 0.05  # of a jump at most, over these steps
+_LEAST_JUMP = 2.0**10  # units in f's last place: less may be rounding
 _PAIRS = 8  # of perturbations by a unit in the last place of a product's operands
 
 
@@ -147,7 +157,7 @@ class ClaimCheck:
     def in_own_dtype(self) -> "ClaimCheck":
         """The check of the claim in its own dtype, and by f in that dtype if f differs there."""
         own = self if self.float64_values is None else replace(self, float64_values=None)
-        if not (self.measurement.two_answers and own.is_float32_of_float64):
+        if not (self.measurement.in_float32.two_answers and own.is_float32_of_float64):
             return own
         return replace(own, measurement=self.measurement.in_own_dtype(self.problem))
 
@@ -271,14 +281,14 @@ class ClaimCheck:
             for _ in range(_PERTURBATIONS):
                 moved = function(*_moved(point, _shifts(point, self.eps, generator)))
                 changes.append(slopes_of(tuple(moved)) - there)
-            if self.is_float32_of_float64 and not self.measurement.two_answers:
+            if self.is_float32_of_float64 and not self.measurement.in_float32.two_answers:
                 automatic = self.jax_grad()
                 with enable_float64(False, numpy_constants=arithmetic.numpy_constants):
                     own = slopes_of(tuple(automatic(self.problem.leaves, self.problem.held)))
                 rounded = 10 * np.abs(own - slopes_of(tuple(automatic(*point))))
         except NoGradientError:  # of a black box, whose value in float32 shows how it rounds
             if self.is_float32_of_float64:
-                rounded = 2 * self.eps / eps_of(np.float64) * self.measurement.floor
+                rounded = 2 * self.eps / eps_of(np.float64) * self.measurement.in_float32.floor
         except Exception as error:  # f or the claim may have no gradient in this arithmetic
             notes = (f"how the gradient is rounded is unknown: {one_line(error)}",)
         total = 2 * self.eps * abs(self.measurement.value) + rounded
@@ -306,6 +316,44 @@ def _moved(point: Any, shifts: Any, sign: int = 1) -> Any:
 
 
 def leaf_verdict(check: ClaimCheck, index: int) -> LeafVerdict:
+    """The verdict on one leaf, with the reason where there is none."""
+    found = _verdict_in_both_dtypes(check, index)
+    jump = "" if found.verdict == "pass" else _jump(check, index)
+    undecided = _undecided(check, index, found) if found.verdict == "inconclusive" else ""
+    return replace(found, diagnosis=jump or found.diagnosis or undecided)
+
+
+def _jump(check: ClaimCheck, index: int) -> str:
+    """Say that f jumps at the point, if it does along some line of a leaf."""
+    samples = check.measurement.samples.take(check.measurement.rows(index))
+    center = samples.center[:, None]
+    with np.errstate(invalid="ignore"):  # f may be infinite beside the point
+        beside = np.stack([samples.minus, samples.plus])[..., -_STEPS_OF_JUMP:] - center
+        size = np.min(np.abs(beside), axis=2)
+        stays = np.ptp(beside, axis=2) < _JUMP_CHANGES * size
+    jumps = stays & (size > _LEAST_JUMP * samples.eps * np.abs(samples.center))
+    if not jumps.any():
+        return ""
+    line = int(np.argmax(np.max(np.where(jumps, size, 0), axis=0)))
+    values = samples.center[line], *sorted((samples.minus[line, -1], samples.plus[line, -1]))
+    at, *sides = (significant(float(value), 4) for value in values)
+    return f"f jumps at this point ({at} at it, beside it {' and '.join(dict.fromkeys(sides))})"
+
+
+def _undecided(check: ClaimCheck, index: int, found: LeafVerdict) -> str:
+    """The reason for no verdict by the slopes."""
+    compared, rows = found.agreement, check.measurement.rows(index)
+    if compared.kinked.any():
+        return "undecided: several slopes meet at this kink, and the claim may be one of them"
+    wide = check.resolution(index) > TELLING * check.threshold * check.scale(index)
+    if wide.any():
+        return "undecided: the error bar is too wide to tell right from wrong"
+    if not check.measurement.slopes.converged[rows].all():
+        return "undecided: the difference quotients do not converge"
+    return "undecided: quotients at some smaller step confirm the claim, others do not"
+
+
+def _verdict_in_both_dtypes(check: ClaimCheck, index: int) -> LeafVerdict:
     """The verdict on one leaf, in float64 and in the claim's own dtype."""
     found = _verdict_in_one_dtype(check, index)
     if check.float64_values is None or found.verdict == "fail" or _overflows(check, index):
@@ -378,7 +426,9 @@ def _unless_rounding_explains_it(check: ClaimCheck, index: int, found: LeafVerdi
     rounding = rounded[rows] + np.minimum(switch, 2 * off_beside)
     certain = found.agreement.failed & (discrepancy - slopes.error - rounding > tolerance)
     if not certain.any():
-        return replace(found, verdict="inconclusive", notes=found.notes + notes)
+        undecided = "undecided: rounding in the claim's own dtype may explain the difference"
+        notes = found.notes + notes
+        return replace(found, verdict="inconclusive", diagnosis=undecided, notes=notes)
     alone = certain & (off_beside <= slopes.error + tolerance)
     if check.claim.function is not None and np.array_equal(alone, certain):
         line = int(np.argmax(np.where(alone, discrepancy, 0)))
@@ -522,4 +572,7 @@ def _unless_rounding_hides_a_slope(
         return found
     except Exception as error:  # f need not have a gradient of its own
         return replace(found, notes=(f"jax.grad of f raises {one_line(error)}",))
-    return replace(found, verdict="inconclusive") if np.any(np.asarray(values[index])) else found
+    if not np.any(np.asarray(values[index])):
+        return found
+    undecided = "undecided: f's rounding may hide the slope that jax.grad(f) has"
+    return replace(found, verdict="inconclusive", diagnosis=undecided)

@@ -14,17 +14,18 @@ from jaxbp.checking.comparing import norm
 from jaxbp.checking.finite_differences import (
     JOINTLY,
     RATIO,
+    Float32,
     Leaves,
     Samples,
     Slopes,
     at_larger_steps,
+    compared_with_float32,
     contradicted,
     extrapolate,
     joined,
     magnitude,
     pooled,
     rounding_at_each_step,
-    rounding_by_float32,
     sample_lines,
     step_sizes,
     steps_close_to,
@@ -109,12 +110,17 @@ def _steps(problem: Problem, eps: float) -> np.ndarray:
     return step_sizes(eps)[: None if problem.black_box is None else _STEPS_OF_BLACK_BOX]
 
 
+def _calls(problem: Problem, directions: int, *steps: np.ndarray) -> int:
+    """How often a black box is called to measure at such steps."""
+    leaves = len(problem.leaves)
+    lines = directions * (1 if leaves == 1 else leaves + 1)  # those of one leaf are all lines
+    return sum(1 + 2 * lines * len(each) for each in steps)
+
+
 def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int = 1) -> None:
     """Raise ValueError where a black box may not be called often enough for such measurements."""
     if problem.black_box is not None:
-        leaves = len(problem.leaves)
-        lines = directions * (1 if leaves == 1 else leaves + 1)  # those of one leaf are all lines
-        calls = points * sum(1 + 2 * lines * len(each) for each in steps)
+        calls = points * _calls(problem, directions, *steps)
         problem.black_box.require(calls + 1)  # one more is made by _in_float32
 
 
@@ -127,9 +133,8 @@ class Measurement:
     directions: tuple[np.ndarray, ...]  # (k, *shape) each, of about the leaf's size
     samples: Samples
     slopes: Slopes
-    floor: np.ndarray  # (lines,) the least σ, found by float32
+    in_float32: Float32  # what f's values in float32 tell about those in float64
     overflows: bool  # f is not finite in float32, though it is in float64
-    two_answers: bool  # f has another value altogether in float32
     chunk: int | None
     notes: tuple[str, ...]  # the exceptions that f raised in float64 or in float32
     closely: bool = False  # whether the rounding at each step is measured
@@ -182,8 +187,15 @@ class Measurement:
         if not len(left):
             return self
         smaller = self._sampled(left)
-        samples = joined(self.samples, smaller, _groups(self.directions), self.floor)
+        samples = joined(self.samples, smaller, _groups(self.directions), self.in_float32.floor)
         return replace(self, samples=samples, slopes=extrapolate(samples))
+
+    @property
+    def affords_close_steps(self) -> bool:
+        """Whether a black box may be called as often as that, if no verdict depends on it alone."""
+        problem, close = self.arithmetic.problem, steps_close_to(self.samples.steps)
+        count = len(self.directions[0])
+        return problem.black_box is None or _calls(problem, count, *close) < problem.black_box.left
 
     def at_close_steps(self) -> "Measurement":
         """The slopes with a rounding of each step's own."""
@@ -193,7 +205,7 @@ class Measurement:
             return self
         close = [self._sampled(steps) for steps in steps_close_to(self.samples.steps)]
         groups = _groups(self.directions)
-        samples = rounding_at_each_step(self.samples, self.slopes, close, self.floor, groups)
+        samples = rounding_at_each_step(self.samples, self.slopes, close, self.in_float32, groups)
         return replace(self, samples=samples, slopes=extrapolate(samples), closely=True)
 
     def _sampled(self, steps: np.ndarray) -> Samples:
@@ -215,7 +227,9 @@ class Measurement:
         caller enables."""
         problem, steps = replace(self.arithmetic.problem, leaves=leaves), self.samples.steps
         arithmetic = replace(self.arithmetic, problem=problem)
-        samples = _sample(problem, self.directions, steps, arithmetic.eps, self.chunk, self.floor)
+        samples = _sample(
+            problem, self.directions, steps, arithmetic.eps, self.chunk, self.in_float32.floor
+        )
         return replace(self, arithmetic=arithmetic, samples=samples, slopes=extrapolate(samples))
 
 
@@ -249,24 +263,22 @@ def measure(
     if not np.isfinite(samples.center[0]):
         raise ValueError(f"f(...): got {samples.center[0]} at this point, expected a finite number")
     groups = _groups(drawn)
-    floor, two_answers = np.zeros(len(samples.center)), False
+    nothing = in_float32 = Float32(np.zeros(len(samples.center)))
     if coarse is not None:
-        floor, two_answers = rounding_by_float32(samples, coarse, groups)
-    inner = _dtype_inside(arithmetic, drawn, samples, floor)
+        in_float32 = compared_with_float32(samples, coarse, groups)
+    inner = _dtype_inside(arithmetic, drawn, samples, in_float32)
     if inner != arithmetic.dtype:
-        arithmetic, coarse = replace(arithmetic, dtype=inner), None
-        floor, two_answers = np.zeros_like(floor), False
+        arithmetic, coarse, in_float32 = replace(arithmetic, dtype=inner), None, nothing
         samples = at_larger_steps(samples, groups, arithmetic.eps)
-    samples = with_rounding(samples, floor)
+    samples = with_rounding(samples, in_float32.floor)
     measured = Measurement(
         arithmetic=arithmetic,
         sizes=sizes,
         directions=drawn,
         samples=samples,
         slopes=extrapolate(samples),
-        floor=floor,
+        in_float32=in_float32,
         overflows=coarse is not None and not np.isfinite(coarse.center[0]),
-        two_answers=two_answers,
         chunk=chunk,
         notes=arithmetic.notes + notes,
     )
@@ -276,19 +288,21 @@ def measure(
 
 
 def _dtype_inside(
-    arithmetic: Arithmetic, directions: Leaves, samples: Samples, floor: np.ndarray
+    arithmetic: Arithmetic, directions: Leaves, samples: Samples, in_float32: Float32
 ) -> np.dtype[Any]:
     """The dtype in which a black box computes what it returns in a finer one.
 
     What is rounded to a coarse dtype stands still at small steps: there is another slope than at
-    larger ones, not at this point alone, as by a kink, but everywhere.
+    larger ones, not at this point alone, as by a kink, but everywhere.  And it is much the same of
+    arguments in that dtype, where float64 with few digits left, which stands still too, has none.
     """
-    if arithmetic.problem.black_box is None:
+    if arithmetic.problem.black_box is None or in_float32.no_digit:
         return arithmetic.dtype
     quotients, groups = samples.quotients, _groups(directions)
     least = _nearest(samples.steps, samples.eps ** (2 / 3))
     small = np.nan_to_num(quotients[:, least], nan=np.inf)
-    bar = 4 * np.maximum(samples.eps * magnitude(samples), floor) / samples.steps[least]
+    bar = np.maximum(samples.eps * magnitude(samples), in_float32.floor)
+    bar = 4 * bar / samples.steps[least]
     for dtype in _DTYPES:
         eps = eps_of(dtype)
         if eps <= samples.eps:
@@ -349,7 +363,10 @@ def _is_everywhere(
 
 
 def _doubtful(measured: Measurement) -> bool:
-    """Whether some slope's error bar is too wide for a verdict, or larger steps tell another."""
+    """Whether some slope's error bar is too wide for a verdict, larger steps tell another, or few
+    digits of f may be left."""
+    if measured.in_float32.no_digit:
+        return True
     samples, slopes = measured.samples, measured.slopes
     pooled_slopes = pooled(slopes.value[:, None], _groups(measured.directions))
     size = np.maximum(pooled_slopes, NEGLIGIBLE * magnitude(samples))

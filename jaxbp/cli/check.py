@@ -43,15 +43,17 @@ _SAME = 1e-12  # two ways to the same float64 gradient may differ by this relati
 
 @dataclass(frozen=True)
 class Check:
-    """Check gradients: jaxbp's own, of every activation, head and depth, or those of your function.
+    """Check gradients: jaxbp's own, of every activation, head and depth, or yours.
 
     jaxbp check homework.py:loss
 
-    In homework.py, loss_args says at which arguments (a tuple, or a function that returns one), and
-    loss_grad is the gradient to check (a tree like the argument, or a function of all arguments;
-    without it, that by autodiff).  loss_options, a dict, goes to jaxbp.gradcheck.
+    loss_args are the arguments: a tuple, or a function that returns one.
 
-    Exit status: 0 if all passed, 1 if a gradient is wrong, 2 if there is no verdict.
+    loss_grad is the gradient to check, values or a function; else autodiff's is.
+
+    loss_options, a dict, goes to jaxbp.gradcheck; --order and --seed override it.
+
+    Exit status: 0 if all passed, 1 if a gradient is wrong, 2 without a verdict.
     """
 
     function: Annotated[
@@ -94,8 +96,22 @@ class Check:
             help_behavior_hint="(default: value)",
         ),
     ] = None
-    order: Annotated[Literal[1, 2], arg(help="2: the gradient's own gradient too")] = 1
-    seed: Annotated[int, arg(help="seed of the directions, and of jaxbp's own networks")] = 0
+    order: Annotated[
+        Literal[1, 2] | None,
+        arg(
+            help="2: the gradient's own gradient too",
+            metavar="1|2",
+            help_behavior_hint="(default: 1)",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        arg(
+            help="seed of the directions, and of jaxbp's own networks",
+            metavar="INT",
+            help_behavior_hint="(default: 0)",
+        ),
+    ] = None
     json: Annotated[bool, arg(help="print the report as JSON, and nothing else")] = False
     plot: Annotated[
         Path | None,
@@ -148,7 +164,9 @@ def check_function(options: Check, console: Console) -> tuple[GradientReport, di
         argnums=options.argnums,
         returns=options.returns,
     )
-    settings = {"key": jax.random.key(options.seed), "order": options.order, **found.options}
+    given = {} if options.order is None else {"order": options.order}
+    given |= {} if options.seed is None else {"key": jax.random.key(options.seed)}
+    settings = {"key": jax.random.key(0), **found.options, **given}
     with raising(options.function):
         report = gradcheck(found.f, *found.args, grads=found.grads, **settings)
     if not options.json:
@@ -249,14 +267,15 @@ def check_depth(options: Check, depth: int, on_each: Callable[[], object]) -> li
     Which activation and which head are numbers in the compiled program, so that there is one.
     """
     units, losses = list(activations.BY_NAME), list(heads.BY_NAME)
-    key = jax.random.key(options.seed)
+    seed = options.seed or 0
+    key = jax.random.key(seed)
     f, grads, by_jax = _programs(depth)
     results = []
     for index, (unit, head) in enumerate(product(_activations(depth), losses)):
         which = np.array([units.index(unit), losses.index(head)], np.int32)
         with jax.enable_x64(True):
-            args = (*_point(depth, [options.seed, depth, index]), which)
-            report = gradcheck(f, *args, grads=grads, key=key, order=options.order)
+            args = (*_point(depth, [seed, depth, index]), which)
+            report = gradcheck(f, *args, grads=grads, key=key, order=options.order or 1)
             both = compare(grads(*args), by_jax(*args))
         results.append(Combination(unit, head, depth, report, both.relative_error))
         on_each()
