@@ -2,8 +2,9 @@
 
 Read ``protocol`` first (how to time, and the command line that all share) and ``problems`` (the
 networks and batches), then the benchmark of your question: ``manual_vs_auto``, ``training`` (with
-``peers``), ``limit`` (with ``kernels``), ``scaling``, ``checkers`` (with ``gradient_bugs``),
-``reported`` (with ``reported_bugs``), ``functions``, ``per_example`` or ``curvature``.
+``peers``), ``limit`` (with ``kernels``), ``scaling``, ``checkers`` (with ``asking``,
+``gradient_bugs`` and ``reported_bugs``), ``error_bars``, ``functions``, ``per_example`` or
+``curvature``.
 ``python -m benchmarks`` runs all, ``accelerator`` those that depend on the device, both within
 minutes; ``report`` and ``pictures`` make a page and pictures of the results.
 """

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -31,6 +32,7 @@ import jaxbp
 from jaxbp.precision import default_precision
 
 BUILDING = 0.6  # share of the time left in which compiling may begin
+WIDTH = 100  # of a line of a result in JSON
 ROUNDED = 0.02  # relative error of gradients whose products are TF32 or bfloat16, at most
 
 Item = TypeVar("Item")
@@ -472,5 +474,15 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
         path = path / f"{_module().removeprefix('benchmarks.')}-{device_name()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n")
+    unfinished.write_text(_short_lines(json.dumps(result, indent=2)) + "\n")
     os.replace(unfinished, path)
+
+
+def _short_lines(text: str) -> str:
+    """JSON in which a list or an object without others inside stands in one line, where it fits."""
+
+    def line(match: re.Match[str]) -> str:
+        joined = re.sub(r"\n\s*", " ", match[0])
+        return joined if len(joined) <= WIDTH else match[0]
+
+    return re.sub(r"[\[{]\n[^\[\]{}]*\n\s*[\]}]", line, text)

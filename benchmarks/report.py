@@ -20,7 +20,7 @@ MODULES = (
     "limit",
     "scaling",
     "checkers",
-    "reported",
+    "error_bars",
     "functions",
     "per_example",
     "curvature",

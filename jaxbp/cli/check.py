@@ -164,7 +164,7 @@ def check_function(options: Check, console: Console) -> tuple[GradientReport, di
         argnums=options.argnums,
         returns=options.returns,
     )
-    given = {} if options.order is None else {"order": options.order}
+    given: dict[str, Any] = {} if options.order is None else {"order": options.order}
     given |= {} if options.seed is None else {"key": jax.random.key(options.seed)}
     settings = {"key": jax.random.key(0), **found.options, **given}
     with raising(options.function):
