@@ -110,17 +110,12 @@ def _steps(problem: Problem, eps: float) -> np.ndarray:
     return step_sizes(eps)[: None if problem.black_box is None else _STEPS_OF_BLACK_BOX]
 
 
-def _calls(problem: Problem, directions: int, *steps: np.ndarray) -> int:
-    """How often a black box is called to measure at such steps."""
-    leaves = len(problem.leaves)
-    lines = directions * (1 if leaves == 1 else leaves + 1)  # those of one leaf are all lines
-    return sum(1 + 2 * lines * len(each) for each in steps)
-
-
 def _require(problem: Problem, directions: int, *steps: np.ndarray, points: int = 1) -> None:
     """Raise ValueError where a black box may not be called often enough for such measurements."""
     if problem.black_box is not None:
-        calls = points * _calls(problem, directions, *steps)
+        leaves = len(problem.leaves)
+        lines = directions * (1 if leaves == 1 else leaves + 1)  # those of one leaf are all lines
+        calls = points * sum(1 + 2 * lines * len(each) for each in steps)
         problem.black_box.require(calls + 1)  # one more is made by _in_float32
 
 
@@ -189,13 +184,6 @@ class Measurement:
         smaller = self._sampled(left)
         samples = joined(self.samples, smaller, _groups(self.directions), self.in_float32.floor)
         return replace(self, samples=samples, slopes=extrapolate(samples))
-
-    @property
-    def affords_close_steps(self) -> bool:
-        """Whether a black box may be called as often as that, if no verdict depends on it alone."""
-        problem, close = self.arithmetic.problem, steps_close_to(self.samples.steps)
-        count = len(self.directions[0])
-        return problem.black_box is None or _calls(problem, count, *close) < problem.black_box.left
 
     def at_close_steps(self) -> "Measurement":
         """The slopes with a rounding of each step's own."""
