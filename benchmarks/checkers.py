@@ -11,7 +11,7 @@ check are asked about at several points.  benchmarks/asking.py has the checkers.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import product
 from typing import Any
@@ -124,25 +124,31 @@ def evaluations(check: Callable[[Question], str], question: Question) -> int:
 
 def measure(run: protocol.Run) -> dict[str, Any]:
     """Ask the checkers that are asked for, and print the table."""
-    only = getattr(run.options, "only", None)
-    checkers, every = chosen(only), protocol.extent(run, 1, 10, 60)
+    options = {"only": None, "resume": False} | vars(run.options)
+    checkers, every = chosen(options["only"]), protocol.extent(run, 1, 10, 60)
     result: dict[str, Any] = {"bugs": {}, "right": {}}
-    if only and run.output is not None and run.output.exists():
+    going_on = options["only"] or options["resume"]
+    if going_on and run.output is not None and run.output.exists():
         kept = json.loads(run.output.read_text())
         result = {part: kept[part] for part in result}
     print(*checkers, sep="\n", end="\n\n")
+
+    def left(part: str, names: Iterable[str]) -> list[str]:
+        known = result[part] if options["resume"] else {}
+        return [name for name in list(names)[::every] if name not in known]
 
     def told_of(part: str, name: str, row: dict[str, Any], words: list[str]) -> None:
         result[part][name] = result[part].get(name, {}) | row
         run.keep(result)
         print(f"{name:<50}", *words, sep="  ", flush=True)
+        jax.clear_caches()  # of some thousand programs
 
     for names, ask in ((REPORTED, reported), (MUTANTS, planted)):
 
         def about_bug(name: str, ask: Callable[[str], Questions] = ask) -> tuple[str, Any]:
             return name, answered(ask(name), checkers)
 
-        for name, row in run.cells(list(names)[::every], about_bug):
+        for name, row in run.cells(left("bugs", names), about_bug):
             told_of("bugs", name, row, [mark(each["answers"]) for each in row.values()])
 
     def about_right(name: str, points: dict[str, list[Question]]) -> tuple[str, Any]:
@@ -152,7 +158,7 @@ def measure(run: protocol.Run) -> dict[str, Any]:
         }
 
     points = right()
-    for name, row in run.cells(list(points)[::every], partial(about_right, points=points)):
+    for name, row in run.cells(left("right", points), partial(about_right, points=points)):
         alarms = [str(counts.get(CAUGHT, 0)) for counts in row.values()]
         told_of("right", name, row, alarms)
     print("\n" + markdown(result))
@@ -266,6 +272,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", help="measure these anew, keeping what --output holds")
+    parser.add_argument("--resume", action="store_true", help="go on where --output ends")
 
 
 if __name__ == "__main__":

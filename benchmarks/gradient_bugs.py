@@ -583,24 +583,28 @@ def quotient(fn, *series):
     return fraction
 
 
-@jax.custom_jvp
-def softplus_by_parts(x):
+def softplus(x):
+    """log(1 + exp(x)), smooth, though its two terms are not."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
+softplus_by_parts = jax.custom_jvp(softplus)
 softplus_by_parts.defjvp(
-    lambda primals, tangents: (softplus_by_parts(*primals), jax.nn.sigmoid(*primals) * tangents[0])
+    lambda primals, tangents: (softplus(*primals), jax.nn.sigmoid(*primals) * tangents[0])
 )
 
 
-@jax.custom_vjp
-def bfloat16_product(x, w):
-    return x @ w
+def bfloat16_product(factor=1.0):
+    """x w, with a backward pass for x in bfloat16, times a factor."""
+    rule = jax.custom_vjp(jnp.matmul)
 
+    def backward(kept, cotangent):
+        x, w = kept
+        of_x = factor * (cotangent.astype(jnp.bfloat16) @ w.T.astype(jnp.bfloat16))
+        return of_x.astype(x.dtype), (x.T @ cotangent).astype(w.dtype)
 
-bfloat16_product.defvjp(
-    lambda x, w: (x @ w, (x, w)), lambda kept, delta: (delta @ kept[1].T, kept[0].T @ delta)
-)
+    rule.defvjp(lambda x, w: (x @ w, (x, w)), backward)
+    return lambda x, w: jnp.sum(jnp.sin(rule(x, w)))
 
 
 @jax.custom_vjp
@@ -738,7 +742,7 @@ CORRECT: dict[str, Correct] = {
     "half precision argument": jitted(lambda x: jnp.sum(jnp.sin(x)), vector(5, dtype=np.float16)),
     "bfloat16 argument": jitted(lambda x: jnp.sum(x**2), vector(5, dtype=jnp.bfloat16)),
     "bfloat16 rule": jitted(
-        lambda x, w: jnp.sum(jnp.sin(bfloat16_product(x, w))),
+        bfloat16_product(),
         lambda rng: tuple(rng.normal(size=s).astype(jnp.bfloat16) for s in [(8, 6), (6, 4)]),
     ),
     "float32 inside": jitted(f32(lambda x: jnp.sum(jnp.sin(x))), vector(6)),

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.reported_bugs import REPORTED, softplus
+from benchmarks.gradient_bugs import bfloat16_product, softplus
+from benchmarks.reported_bugs import REPORTED
 from jaxbp import gradcheck
 
 
@@ -254,25 +255,12 @@ def test_a_function_that_is_flat_beside_the_point_is_no_such_quotient():
 # The claim's own arithmetic
 
 
-def product(factor):
-    """x w, with a backward pass for x in bfloat16, times a factor."""
-    rule = jax.custom_vjp(jnp.matmul)
-
-    def backward(kept, c):
-        x, w = kept
-        of_x = factor * (c.astype(jnp.bfloat16) @ w.T.astype(jnp.bfloat16))
-        return of_x.astype(x.dtype), (x.T @ c).astype(w.dtype)
-
-    rule.defvjp(lambda x, w: (x @ w, (x, w)), backward)
-    return lambda x, w: jnp.sum(jnp.sin(rule(x, w)))
-
-
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.3, "fail")])
 def test_the_coarsest_dtype_on_the_claims_way_bounds_what_it_can_know(dtype, factor, verdict):
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((8, 6), (6, 4)))
-    report = gradcheck(product(factor), x, w)
+    report = gradcheck(bfloat16_product(factor), x, w)
     assert report.verdict == verdict
     assert report.threshold == 3e-2
     told = "the claimed gradient passes through bfloat16" in report.notes
