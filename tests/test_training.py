@@ -422,13 +422,70 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         (
             {"model": CLASSES, "batch": table()._replace(target=np.ones(10))},
             TypeError,
-            r"target: got float32 of shape \(10,\), expected integer classes",
+            r"target: got float32 of shape \(10,\), expected integer classes there, as y.astype",
+        ),
+        (
+            {"model": CLASSES, "batch": table()._replace(target=np.ones(10, bool))},
+            TypeError,
+            r"target: got bool of shape \(10,\), expected integer classes there, as y.astype",
+        ),
+        (
+            {"model": CLASSES, "batch": table()._replace(target=np.full(10, 2**32))},
+            ValueError,
+            "target: class 4294967296 in row 0, expected classes 0 to 1",
+        ),
+        (
+            {"model": CLASSES, "batch": table()._replace(target=np.ones(9, int))},
+            ValueError,
+            r"target: got shape \(9,\), expected \(10, 2\), .* or integer classes of shape \(10,\)",
         ),
     ],
 )
 def test_what_does_not_fit_is_named(options, error, message):
     with pytest.raises(error, match=message):
         fit(**options)
+
+
+BINARY = MODEL._replace(head=heads.sigmoid_logistic)
+COUNTS = MODEL._replace(head=heads.exp_poisson)
+ROW = np.array([0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong", "message"),
+    [
+        (BINARY, [-1.0, 1], "target: -1.0 in row 3, expected probabilities from 0 to 1"),
+        (
+            BINARY._replace(head=heads.sigmoid_squared_error),
+            [0, 1.5],
+            "target: 1.5 in row 3, expec",
+        ),
+        (CLASSES, [-0.5, 1.5], "target: -0.5 in row 3, expected probabilities from 0 to 1"),
+        (CLASSES, [0.5, 0.6], r"target: row 3 sums to 1.1, expected labels that sum to 1"),
+        (COUNTS, [0, -1], "target: -1.0 in row 3, expected counts of at least 0"),
+    ],
+)
+def test_targets_that_a_head_cannot_mean(model, wrong, message):
+    """In training, in validation and in evaluation; what rounding does to labels is let through."""
+    batch = table()._replace(target=np.tile(ROW, (10, 1)))
+    batch.target[3] = wrong
+    right = batch._replace(target=np.tile(ROW * np.float32(1 + 1e-7), (10, 1)))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fit(model, batch)
+    with pytest.raises(ValueError, match=f"^validation.{message}"):
+        fit(model, right, validation=batch)
+    with pytest.raises(ValueError, match=f"^validation.{message}"):
+        jaxbp.fit_many(
+            model,
+            right,
+            validation=batch,
+            keys=jax.random.split(jax.random.key(0), 2),
+            learning_rate=0.1,
+            epochs=1,
+            batch_size=4,
+        )
+    with pytest.raises(ValueError, match=f"^{message}"):
+        jaxbp.evaluate(model, PARAMS, batch)
 
 
 def test_one_key_is_enough():

@@ -22,8 +22,8 @@ from jaxbp.data.sources import DataError, Task
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
 from jaxbp.gradient import Batch
-from jaxbp.heads import smooth_labels
 from jaxbp.model import MLP, Params
+from jaxbp.targets import smooth_labels
 from jaxbp.training.epoch import jitted_init
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
 from jaxbp.training.metrics import metric_name
@@ -93,10 +93,10 @@ def decide(options: Design) -> Plan:
     else:
         name = "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"
     head = heads.BY_NAME[name]
-    if name == "exp_poisson" and dataset.train.target.min() < 0:
-        raise DataError(f"{dataset.name}: exp_poisson is for counts, and the target has negatives")
-
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    if head.target == "counts" and min(batch.target.min() for batch in parts.values()) < 0:
+        raise DataError(f"{dataset.name}: {name} is for counts, and the target has negatives")
+
     if labels is None:
         outputs = dataset.train.target.shape[-1]
     elif head.target == "classes":
@@ -153,7 +153,7 @@ def _task(options: Design) -> Task | None:
     """The kind of target that the options ask for; None where they leave it to the data."""
     if options.head == "auto":
         return None if options.task == "auto" else options.task
-    takes_values = heads.BY_NAME[options.head].target == "values"
+    takes_values = heads.BY_NAME[options.head].target in {"values", "counts"}
     task: Task = "regression" if takes_values else "classification"
     if options.task not in {"auto", task}:
         raise UsageError(f"--head {options.head} is not for {options.task}")

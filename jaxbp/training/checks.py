@@ -127,6 +127,37 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     return Batch(*jax.tree.map(jnp.asarray, tuple(host)))
 
 
+_LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
+
+
+def _check_target(model: MLP, target: np.ndarray, name: str) -> None:
+    """Raise ValueError for the first row with a target that the head cannot mean."""
+    kind, outputs = model.head.target, model.sizes[-1]
+    if target.ndim == 1 and target.dtype.kind in "iu":
+        strange, expected = (target < 0) | (target >= outputs), f"classes 0 to {outputs - 1}"
+    elif kind == "values" or target.ndim < 2:
+        return
+    elif kind == "counts":
+        strange, expected = target < 0, "counts of at least 0"
+    else:
+        rounding = 8 * float(jnp.finfo(target.dtype).eps)
+        strange = (target < -rounding) | (target > 1 + rounding)
+        expected = "probabilities from 0 to 1"
+    if strange.any():
+        row, value = np.argwhere(strange)[0][0], target[strange][0]
+        what = f"class {value}" if target.ndim == 1 else value
+        raise ValueError(f"{name}: {what} in row {row}, expected {expected}")
+    if kind == "classes" and target.ndim == 2:
+        sums = target.sum(axis=1, dtype=float)
+        tolerance = max(_LABEL_SUMS, outputs * float(jnp.finfo(target.dtype).eps))
+        strange = np.abs(sums - 1) > tolerance
+        if strange.any():
+            row = strange.argmax()
+            raise ValueError(
+                f"{name}: row {row} sums to {sums[row]:.4g}, expected labels that sum to 1"
+            )
+
+
 def _as_numbers(name: str, values: Any) -> Any:
     if values is None and name.endswith("weight"):
         return None
@@ -144,12 +175,6 @@ def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
             raise ValueError(
                 f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
             )
-    if batch.target.ndim < batch.x.ndim and batch.target.dtype.kind in "iu":
-        strange = (batch.target < 0) | (batch.target >= model.sizes[-1])
-        if strange.any():
-            raise ValueError(
-                f"{prefix}target: class {batch.target[strange][0]} in row {strange.argmax()}, "
-                f"expected classes 0 to {model.sizes[-1] - 1}"
-            )
+    _check_target(model, batch.target, f"{prefix}target")
     if batch.weight is not None and (batch.weight.min() < 0 or not batch.weight.any()):
         raise ValueError(f"{prefix}weight: expected weights ≥ 0, not all zero")
