@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -48,7 +49,7 @@ def init(
 ) -> Params:
     """Draw weights of variance 2/I (he), 2/(I+O) (glorot) or 1/I (lecun), all biases equal.
 
-    key: one ``jax.random.key(seed)``.
+    key: one ``jax.random.key(seed)``; layer n draws from the n-th of its split.
     model: the network; its sizes and activations count.
     scheme: "he", "glorot" or "lecun" for all layers; unless given, each layer takes that of its
         activation: He for the ReLU family, Glorot for tanh and sigmoid, LeCun otherwise and for
@@ -56,17 +57,32 @@ def init(
     bias: the value of every bias, 0 unless given; 0.1 keeps ReLUs from being born dead.
     dtype: of weights and biases, float32 unless given.
 
-    Raises TypeError or ValueError for an invalid model, ValueError for an unknown scheme.  After He
+    Raises TypeError for a key or a model that is none, ValueError for an unknown scheme.  After He
     et al. (2015), eq. 10; Glorot and Bengio (2010), eq. 12; LeCun et al. (1998), section 4.6.
     """
     if scheme not in {None, *SCHEMES}:
         raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(SCHEMES)}, or None")
     layers, units = [], units_of(model)
-    keys = jax.random.split(key, len(units))
+    keys = jax.random.split(one_key(key), len(units))
     for unit, layer_key, (i, o) in zip(units, keys, pairwise(model.sizes), strict=True):
         initializer = SCHEMES[scheme or _scheme_of(unit)]
         layers.append(Layer(initializer(layer_key, (o, i), dtype), bias=jnp.full(o, bias, dtype)))
     return tuple(layers)
+
+
+def one_key(key: Array) -> Array:
+    """One key as ``jax.random.key`` makes it, of one that ``jax.random.PRNGKey`` made too.
+
+    Raises TypeError for anything else.
+    """
+    given = key
+    if getattr(key, "dtype", None) == jnp.uint32 and key.ndim == 1:
+        with suppress(TypeError, ValueError):  # of another length
+            key = jax.random.wrap_key_data(key)
+    dtype: Any = getattr(key, "dtype", None)
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+        raise TypeError(f"key: got {given!r}, expected one jax.random.key(seed)")
+    return key
 
 
 def _scheme_of(unit: Activation) -> str:

@@ -50,7 +50,7 @@ def spy(model, params, batch):
 def minibatches(**options):
     """The rows of every step, in order."""
     SEEN.clear()
-    fit(gradient=spy, **options)
+    fit(gradient=spy, check=False, **options)
     jax.effects_barrier()
     return list(SEEN)
 
@@ -127,7 +127,7 @@ def test_nothing_recompiles_after_the_first_epoch():
 
 def test_each_gradient_is_traced_once_a_program():
     traced = chex.assert_max_traces(jaxbp.backprop, n=2)  # full minibatches and the ragged one
-    fit(gradient=traced, epochs=4)
+    fit(gradient=traced, epochs=4, check=False)
 
 
 def test_backprop_and_autodiff_train_alike():
@@ -184,10 +184,31 @@ def test_divergence_returns_the_last_good_parameters():
     ) as e:
         fit(optimizer=sgd(10.0), epochs=50, on_epoch=lambda epoch: kept.append(epoch.params))
     error = e.value
-    assert error.epoch == len(kept) + 1 == len(error.history.training_loss) + 1
-    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(error.params))
-    expected = kept[-1] if kept else start()
+    assert error.epoch == len(error.history.training_loss) + 1
+    assert error.epoch in {len(kept), len(kept) + 1}  # its last steps broke it, or its first
+    expected = [start(), *kept][error.epoch - 1]
     assert jaxbp.compare(error.params, expected).relative_error == 0
+    assert np.isfinite(objective(MODEL, error.params, table()))
+
+
+def test_divergence_in_the_first_epoch():
+    """Its loss was finite, as it is that of steps before their update; what it led to is not."""
+    kept = []
+    with pytest.raises(jaxbp.NonFiniteLossError, match="epoch 1: ") as e:
+        fit(
+            optimizer=sgd(1e30),
+            batch_size=None,
+            epochs=9,
+            validation=table(6, seed=1),
+            on_epoch=lambda epoch: kept.append(epoch),
+            diagnostics=True,
+        )
+    assert [epoch.number for epoch in kept] == [1]
+    assert not np.isfinite(objective(MODEL, kept[0].params, table()))
+    assert jaxbp.compare(e.value.params, start()).relative_error == 0
+    lengths = [len(each) for each in e.value.history[:3]]
+    assert lengths == [0, 0, 0]
+    assert e.value.history.health.delta.shape == (0, 2)
 
 
 def test_a_step_that_only_spoils_the_parameters_is_noticed():
@@ -198,7 +219,7 @@ def test_a_step_that_only_spoils_the_parameters_is_noticed():
         return loss, jax.tree.map(lambda leaf: leaf * jnp.inf, grads)
 
     with pytest.raises(jaxbp.NonFiniteLossError, match="epoch 1") as error:
-        fit(gradient=gradient, batch_size=None, epochs=1)
+        fit(gradient=gradient, batch_size=None, epochs=1, check=False)
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(error.value.params))
 
 
@@ -378,7 +399,8 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
             ValueError,
             r"x: got shape \(3,\), expected at least one row, \(B, D\)",
         ),
-        ({"params": ({"weight": 1},)}, TypeError, r"params: expected a tuple of jaxbp.Layer"),
+        ({"params": ({"weight": 1},)}, TypeError, r"params: got tuple dict, expected a tuple of jaxbp.L"),
+        ({"params": list(PARAMS)}, TypeError, r"params: got list , expected a tuple of jaxbp.Layer"),
         (
             {"params": PARAMS[:1]},
             ValueError,

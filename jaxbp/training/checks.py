@@ -1,5 +1,6 @@
 """Checks of what is to be trained on what: on the host, before any device work."""
 
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -14,10 +15,25 @@ from jaxbp.gradient import Batch, objective
 from jaxbp.model import MLP, Layer, Params
 from jaxbp.precision import matmul_precision
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
-from jaxbp.training.epoch import initial_state
+from jaxbp.training.epoch import state_shapes
 from jaxbp.training.kernel_choice import KERNELS
+from jaxbp.training.pieces import held_to_shapes
 
-_objective = jax.jit(objective, static_argnums=0)  # traced once for its shapes, never run
+
+@partial(jax.jit, static_argnums=0)  # traced once for its shapes, never run
+def _objective(model: MLP, params: Params, batch: Batch) -> Array:
+    return objective(held_to_shapes(model), params, batch)
+
+
+def check_concrete(**given: Any) -> None:
+    """Raise TypeError for an argument that holds arrays under trace, as in ``jax.jit``."""
+    for name, tree in given.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(
+                f"{name}: got an array under trace, but training compiles and reads its data by "
+                "itself, and cannot be called in jax.jit, jax.vmap or jax.grad; fit_many trains "
+                "many networks at once, and jaxbp.make_step is for a loop of your own"
+            )
 
 
 def check_arguments(
@@ -25,7 +41,6 @@ def check_arguments(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int | None,
-    key: Array,
     precision: str | None,
     kernel: str,
 ) -> None:
@@ -35,7 +50,6 @@ def check_arguments(
     optimizer: of optax.
     epochs: a positive int.
     batch_size: a positive int, or None.
-    key: one ``jax.random.key(seed)``.
     precision: a name that JAX has for it, or None.
     kernel: a name of ``kernel_choice.KERNELS``.
     """
@@ -51,8 +65,6 @@ def check_arguments(
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
         )
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
-        raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
     matmul_precision(precision)  # raises, where there is none of that name
     if kernel not in KERNELS:
         raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(KERNELS)}")
@@ -67,17 +79,22 @@ def check_full_batch(
     """
     if batch_size is None:
         return
-    state = initial_state.eval_shape(optimizer, params)  # type: ignore[no-untyped-call]
+    state = state_shapes(optimizer, params)
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, FULL_BATCH_STATES))
     if any(isinstance(part, FULL_BATCH_STATES) for part in parts):
         raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
 
 
 def dtype_of(batch: Batch) -> DTypeLike:
-    """The dtype of the batch's x as JAX would hold it, where that is a float; else float32."""
+    """The dtype of weights for a batch: x's, as JAX would hold it, where that is a float of 32 bits
+    or more; else float32.
+
+    Rows in half precision save memory; weights in it would lose their updates (``precision``).
+    """
     held = getattr(getattr(batch, "x", None), "dtype", np.float32)
     dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
-    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+    wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 2
+    return dtype if wide else jnp.float32
 
 
 def checked_data(
@@ -101,8 +118,12 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     if not isinstance(batch, Batch):
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
     prefix = "" if name == "batch" else f"{name}."
-    if not all(isinstance(layer, Layer) for layer in params):
-        raise TypeError("params: expected a tuple of jaxbp.Layer(weight, bias), as init makes")
+    if not isinstance(params, tuple) or not all(isinstance(layer, Layer) for layer in params):
+        kinds = {type(layer).__name__ for layer in params} if isinstance(params, tuple) else set()
+        raise TypeError(
+            f"params: got {type(params).__name__} {' '.join(sorted(kinds))}, expected a tuple of "
+            "jaxbp.Layer(weight, bias), as init makes"
+        )
     dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
     if len(dtypes) > 1 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise TypeError(f"params: got {', '.join(map(str, dtypes))}, expected one floating dtype")
@@ -112,7 +133,7 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     try:
         _objective.eval_shape(model, params, host)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
-        if type(error) not in {TypeError, ValueError}:  # JAX's own, of what the user's code does
+        if not prefix or type(error) not in {TypeError, ValueError}:  # JAX's own, of user's code
             raise
         raise type(error)(f"{prefix}{error}") from None
     (dtype,) = dtypes
@@ -130,9 +151,10 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
 _LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
 
 
-def _check_target(model: MLP, target: np.ndarray, name: str) -> None:
+def _check_target(model: MLP, target: Any, name: str) -> None:
     """Raise ValueError for the first row with a target that the head cannot mean."""
     kind, outputs = model.head.target, model.sizes[-1]
+    eps = 0.0 if target.dtype.kind in "iu" else float(jnp.finfo(target.dtype).eps)  # type: ignore[no-untyped-call]
     if target.ndim == 1 and target.dtype.kind in "iu":
         strange, expected = (target < 0) | (target >= outputs), f"classes 0 to {outputs - 1}"
     elif kind == "values" or target.ndim < 2:
@@ -140,8 +162,7 @@ def _check_target(model: MLP, target: np.ndarray, name: str) -> None:
     elif kind == "counts":
         strange, expected = target < 0, "counts of at least 0"
     else:
-        rounding = 8 * float(jnp.finfo(target.dtype).eps)
-        strange = (target < -rounding) | (target > 1 + rounding)
+        strange = (target < -8 * eps) | (target > 1 + 8 * eps)
         expected = "probabilities from 0 to 1"
     if strange.any():
         row, value = np.argwhere(strange)[0][0], target[strange][0]
@@ -149,8 +170,7 @@ def _check_target(model: MLP, target: np.ndarray, name: str) -> None:
         raise ValueError(f"{name}: {what} in row {row}, expected {expected}")
     if kind == "classes" and target.ndim == 2:
         sums = target.sum(axis=1, dtype=float)
-        tolerance = max(_LABEL_SUMS, outputs * float(jnp.finfo(target.dtype).eps))
-        strange = np.abs(sums - 1) > tolerance
+        strange = np.abs(sums - 1) > max(_LABEL_SUMS, outputs * eps)
         if strange.any():
             row = strange.argmax()
             raise ValueError(
