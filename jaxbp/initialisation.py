@@ -62,8 +62,8 @@ def init(
     """
     if scheme not in {None, *SCHEMES}:
         raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(SCHEMES)}, or None")
-    layers, units = [], units_of(model)
-    keys = jax.random.split(one_key(key), len(units))
+    layers, units, key = [], units_of(model), one_key(key)
+    keys = jax.random.split(key, len(units))
     for unit, layer_key, (i, o) in zip(units, keys, pairwise(model.sizes), strict=True):
         initializer = SCHEMES[scheme or _scheme_of(unit)]
         layers.append(Layer(initializer(layer_key, (o, i), dtype), bias=jnp.full(o, bias, dtype)))

@@ -119,9 +119,9 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
     prefix = "" if name == "batch" else f"{name}."
     if not isinstance(params, tuple) or not all(isinstance(layer, Layer) for layer in params):
-        kinds = {type(layer).__name__ for layer in params} if isinstance(params, tuple) else set()
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in params}))
         raise TypeError(
-            f"params: got {type(params).__name__} {' '.join(sorted(kinds))}, expected a tuple of "
+            f"params: got a {type(params).__name__} of {kinds}, expected a tuple of "
             "jaxbp.Layer(weight, bias), as init makes"
         )
     dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}

@@ -239,7 +239,7 @@ def ask_to_end(callbacks: tuple[Callable[[Epoch], Any], ...], epoch: Epoch) -> b
         answer = callback(epoch)
         if answer is None:
             continue
-        if not isinstance(answer, bool) and getattr(answer, "dtype", None) != np.bool_:
+        if np.shape(answer) != () or getattr(answer, "dtype", np.dtype(type(answer))) != np.bool_:
             raise TypeError(
                 f"on_epoch: {callback!r} returned {answer!r}, expected True to end the training, "
                 "or else False or nothing"

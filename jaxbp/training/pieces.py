@@ -72,7 +72,12 @@ def check_pieces(
     for unit, width in dict(zip(units_of(model)[:-1], model.sizes[1:], strict=False)).items():
         if _innermost(unit) not in _UNITS:
             error = _error_of(_activation_pair, unit, draw(8, width), draw(8, width))
-            _raise_above(tolerance, error, f"activation: the slope of {_name(unit)} is", "of h")
+            _raise_above(
+                tolerance,
+                error,
+                f"activation: the slope of {_name(unit)} is",
+                "of h, entry by entry",
+            )
     if _innermost(model.head.loss) not in _LOSSES:
         logits, weights = draw(rows, model.sizes[-1]), draw(rows)
         error = _error_of(_head_pair, model.head.loss, logits, weights, batch.target)
