@@ -156,10 +156,9 @@ def fit_many(
     record: list[Epoch] = []
     groups: list[_Group] = []
 
-    def trained() -> tuple[Params, History]:
+    def history() -> History:
         validated = validation is not None
-        history = history_of(record, networks=(count,), validated=validated, layers=None)
-        return _params(dealt, groups), history
+        return history_of(record, networks=(count,), validated=validated, layers=None)
 
     with memory_shortage_named(shapes, state_shapes(first, shapes)):
         networks = [
@@ -195,8 +194,9 @@ def fit_many(
                 ):
                     break
         except KeyboardInterrupt:
-            raise TrainingInterrupt(len(record) + 1, *trained()) from None
-    return trained()
+            on_host = dealt.gather([group.networks.params for group in groups])
+            raise TrainingInterrupt(len(record) + 1, on_host, history()) from None  # cores are busy
+    return _params(dealt, groups), history()
 
 
 def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
