@@ -134,6 +134,7 @@ def test_digits_are_learned_as_well():
 def test_fit_trains_by_it_and_compiles_once():
     assert mixed_precision(jaxbp.backprop) is mixed_precision(jaxbp.backprop, "bfloat16")
     _, batch = problem()
+    batch = batch._replace(target=np.argmax(batch.target, axis=1))
     options = {"optimizer": sgd(0.1), "epochs": 2, "batch_size": 8, "key": jax.random.key(0)}
     low, _ = jaxbp.fit(MODEL, batch, compute_dtype="bfloat16", **options)
     same, _ = jaxbp.fit(MODEL, batch, gradient=mixed_precision(jaxbp.backprop), **options)
