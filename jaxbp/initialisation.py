@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -49,7 +48,7 @@ def init(
 ) -> Params:
     """Draw weights of variance 2/I (he), 2/(I+O) (glorot) or 1/I (lecun), all biases equal.
 
-    key: one ``jax.random.key(seed)``; layer n draws from the n-th of its split.
+    key: one ``jax.random.key(seed)``.
     model: the network; its sizes and activations count.
     scheme: "he", "glorot" or "lecun" for all layers; unless given, each layer takes that of its
         activation: He for the ReLU family, Glorot for tanh and sigmoid, LeCun otherwise and for
@@ -57,12 +56,14 @@ def init(
     bias: the value of every bias, 0 unless given; 0.1 keeps ReLUs from being born dead.
     dtype: of weights and biases, float32 unless given.
 
-    Raises TypeError for a key or a model that is none, ValueError for an unknown scheme.  After He
-    et al. (2015), eq. 10; Glorot and Bengio (2010), eq. 12; LeCun et al. (1998), section 4.6.
+    Raises TypeError or ValueError for an invalid model, TypeError for what is no key, ValueError
+    for an unknown scheme.  After He et al. (2015), eq. 10; Glorot and Bengio (2010), eq. 12; LeCun
+    et al. (1998), section 4.6.
     """
+    check_key(key)
     if scheme not in {None, *SCHEMES}:
         raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(SCHEMES)}, or None")
-    layers, units, key = [], units_of(model), one_key(key)
+    layers, units = [], units_of(model)
     keys = jax.random.split(key, len(units))
     for unit, layer_key, (i, o) in zip(units, keys, pairwise(model.sizes), strict=True):
         initializer = SCHEMES[scheme or _scheme_of(unit)]
@@ -70,19 +71,11 @@ def init(
     return tuple(layers)
 
 
-def one_key(key: Array) -> Array:
-    """One key as ``jax.random.key`` makes it, of one that ``jax.random.PRNGKey`` made too.
-
-    Raises TypeError for anything else.
-    """
-    given = key
-    if getattr(key, "dtype", None) == jnp.uint32 and key.ndim == 1:
-        with suppress(TypeError, ValueError):  # of another length
-            key = jax.random.wrap_key_data(key)
-    dtype: Any = getattr(key, "dtype", None)
+def check_key(key: Any) -> None:
+    """Raise TypeError for anything but one key, traced or not."""
+    dtype = getattr(key, "dtype", int)
     if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
-        raise TypeError(f"key: got {given!r}, expected one jax.random.key(seed)")
-    return key
+        raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
 
 
 def _scheme_of(unit: Activation) -> str:

@@ -15,7 +15,7 @@ def values(logits: Array, target: ArrayLike) -> Array:
     """
     y = jnp.asarray(target)
     if y.shape != logits.shape:
-        hint = "; y[:, None] has it" if (*y.shape, 1) == logits.shape else ""
+        hint = ", such as target[:, None]" if (*y.shape, 1) == logits.shape else ""
         raise ValueError(f"target: got shape {y.shape}, expected {logits.shape}, the logits'{hint}")
     return y.astype(logits.dtype)
 
@@ -30,16 +30,17 @@ def label_rows(logits: Array, target: ArrayLike) -> Array:
         return y.astype(logits.dtype)
     if y.shape != tuple(rows):
         raise ValueError(
-            f"target: got shape {y.shape}, expected {logits.shape}, the logits', or integer "
-            f"classes of shape {tuple(rows)}"
+            f"target: got shape {y.shape}, expected {logits.shape}, the logits', or {tuple(rows)} "
+            "for integer classes"
         )
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(
             f"target: got {y.dtype} of shape {y.shape}, expected integer classes there, as "
-            "y.astype(int) makes them"
+            "target.astype(int) makes them"
         )
     label = y.astype(y.dtype if y.dtype.itemsize > 4 else jnp.int32)[..., None]
-    labels = (label == jnp.arange(count, dtype=label.dtype)).astype(logits.dtype)
+    classes = jax.lax.broadcasted_iota(label.dtype, logits.shape, logits.ndim - 1)
+    labels = (label == classes).astype(logits.dtype)
     return jnp.where((label >= 0) & (label < count), labels, jnp.nan)
 
 

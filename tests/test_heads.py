@@ -190,7 +190,7 @@ def test_smooth_labels():
         ([0, 3, 7], None, "target: got 3 in row 1, expected labels from 0 to 1; classes need num"),
         ([0, 3], 3, "target: got 3 in row 1, expected classes 0 to 2, or labels"),
         ([[0.0, 1, 2]], 3, r"target: got \[0. 1. 2.\] in row 0, expected classes 0 to 2, or"),
-        ([1.0, 0.0], 3, r"target: got float32 of shape \(2,\), expected integer classes there, as"),
+        ([1.0, 0.0], 3, r"target: got float32 of shape \(2,\), expected integer classes there"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
             jaxbp.smooth_labels(np.array(target), 0.1, classes)
@@ -208,5 +208,5 @@ def test_shapes_that_would_broadcast_are_refused(name):
     with pytest.raises((ValueError, TypeError), match=shape):
         HEADS[name].loss(jnp.zeros((4, 1)), jnp.zeros(4))
     if name != "softmax_cross_entropy":
-        with pytest.raises(ValueError, match=r"the logits'; y\[:, None\] has it"):
+        with pytest.raises(ValueError, match=r"the logits', such as target\[:, None\]"):
             HEADS[name].loss(jnp.zeros((4, 1)), jnp.zeros(4))

@@ -284,12 +284,6 @@ def test_no_key_is_drawn_from_twice():
     assert not set(seen) & {tuple(data.tolist()) for data in np.concatenate(drawn)}
 
 
-def test_old_keys_will_do():
-    params, _ = fit(key=jax.random.PRNGKey(0), epochs=1)
-    again, _ = fit(epochs=1)
-    assert jaxbp.compare(params, again).ulps == 0
-
-
 def test_the_mean_weight_is_the_examples_alone():
     """The penalty counts once, whatever a minibatch weighs."""
     model = MODEL._replace(l2=0.5)
@@ -307,7 +301,7 @@ def test_the_mean_weight_is_the_examples_alone():
 def test_given_parameters_are_left_as_they_are():
     params = random_params(MODEL, 7, np.float32)
     copy = jax.tree.map(np.array, params)
-    trained, _ = fit(params=params, optimizer=adam(0.01))
+    trained, _ = fit(params=list(params), optimizer=adam(0.01))
     assert jaxbp.compare(params, copy).relative_error == 0
     assert jaxbp.compare(trained, copy).relative_error > 0
 
@@ -554,12 +548,7 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         (
             {"params": ({"weight": 1},)},
             TypeError,
-            r"params: got a tuple of dict, expected a tuple of jaxbp.L",
-        ),
-        (
-            {"params": list(PARAMS)},
-            TypeError,
-            r"params: got a list of Layer, expected a tuple of jaxbp.L",
+            r"params: expected a tuple of jaxbp.Layer",
         ),
         (
             {"params": PARAMS[:1]},
@@ -604,12 +593,12 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         (
             {"model": CLASSES, "batch": table()._replace(target=np.ones(10))},
             TypeError,
-            r"target: got float32 of shape \(10,\), expected integer classes there, as y.astype",
+            r"target: got float32 of shape \(10,\), expected integer classes there, as targ",
         ),
         (
             {"model": CLASSES, "batch": table()._replace(target=np.ones(10, bool))},
             TypeError,
-            r"target: got bool of shape \(10,\), expected integer classes there, as y.astype",
+            r"target: got bool of shape \(10,\), expected integer classes there, as targ",
         ),
         (
             {"model": CLASSES, "batch": table()._replace(target=np.full(10, 2**32))},
@@ -619,7 +608,7 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         (
             {"model": CLASSES, "batch": table()._replace(target=np.ones(9, int))},
             ValueError,
-            r"target: got shape \(9,\), expected \(10, 2\), .* or integer classes of shape \(10,\)",
+            r"target: got shape \(9,\), expected \(10, 2\), .* or \(10,\) for integer classes",
         ),
     ],
 )
@@ -671,6 +660,9 @@ def test_targets_that_a_head_cannot_mean(model, wrong, message):
 
 
 def test_one_key_is_enough():
+    for old in (jax.random.PRNGKey(0), 0):
+        with pytest.raises(TypeError, match=r"key: got .*, expected one jax.random.key\(seed\)"):
+            fit(key=old)
     with pytest.raises(TypeError, match=r"(?s)key: got .* expected one"):
         fit(key=jax.random.split(jax.random.key(0)))
 

@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
+from jaxbp.initialisation import check_key
 from jaxbp.model import MLP, Layer, Params
 from jaxbp.precision import matmul_precision
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
@@ -41,6 +42,7 @@ def check_arguments(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int | None,
+    key: Array,
     precision: str | None,
     kernel: str,
 ) -> None:
@@ -50,6 +52,7 @@ def check_arguments(
     optimizer: of optax.
     epochs: a positive int.
     batch_size: a positive int, or None.
+    key: one ``jax.random.key(seed)``.
     precision: a name that JAX has for it, or None.
     kernel: a name of ``kernel_choice.KERNELS``.
     """
@@ -65,6 +68,7 @@ def check_arguments(
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
         )
+    check_key(key)
     matmul_precision(precision)  # raises, where there is none of that name
     if kernel not in KERNELS:
         raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(KERNELS)}")
@@ -118,12 +122,8 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     if not isinstance(batch, Batch):
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
     prefix = "" if name == "batch" else f"{name}."
-    if not isinstance(params, tuple) or not all(isinstance(layer, Layer) for layer in params):
-        kinds = ", ".join(sorted({type(layer).__name__ for layer in params}))
-        raise TypeError(
-            f"params: got a {type(params).__name__} of {kinds}, expected a tuple of "
-            "jaxbp.Layer(weight, bias), as init makes"
-        )
+    if not all(isinstance(layer, Layer) for layer in params):
+        raise TypeError("params: expected a tuple of jaxbp.Layer(weight, bias), as init makes")
     dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
     if len(dtypes) > 1 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise TypeError(f"params: got {', '.join(map(str, dtypes))}, expected one floating dtype")

@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
-from jaxbp.initialisation import one_key
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
 from jaxbp.training.checks import (
@@ -159,27 +158,54 @@ def fit(
     3.00 1.00
     """
     check_concrete(key=key, params=params, batch=batch, validation=validation)
-    check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
-    key, callbacks, random = one_key(key), callbacks_of(on_epoch), is_random(gradient)
+    check_arguments(model, optimizer, epochs, batch_size, key, precision, kernel)
+    callbacks, random = callbacks_of(on_epoch), is_random(gradient)
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     if params is None:
         dtype = dtype_of(batch)
         with memory_shortage_named(shapes_of(key, model, dtype)):
             params = jitted_init(key, model, dtype=dtype)
             wait_for(params)
+    params = tuple(params)
     check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
-    rows = len(batch.x)
-    batch_size = batch_size and min(batch_size, rows)
+    batch_size = batch_size and min(batch_size, len(batch.x))
     if check:
         check_pieces(model, params, batch, batch_size, gradient, key if random else None)
     program = Program(model, optimizer, mixed, batch_size, diagnostics, precision)
-    orders = repeat(None) if batch_size is None else orders_of(key, rows)
+    return _trained(
+        program, params, batch, validation, epochs, key, kernel, callbacks, random=random
+    )
+
+
+def _trained(
+    program: Program,
+    params: Params,
+    batch: Batch,
+    validation: Batch | None,
+    epochs: int,
+    key: Array,
+    kernel: str,
+    callbacks: tuple[Callable[[Epoch], Any], ...],
+    *,
+    random: bool,
+) -> tuple[Params, History]:
+    """Train for some epochs, by arguments of ``fit`` that are checked already.
+
+    program: without a kernel; kernel says which to take.
+    params: to start from.
+    batch, validation: on the device.
+    epochs, key, kernel: as for ``fit``.
+    callbacks: those of on_epoch.
+    random: whether the gradient is given a key.
+    """
+    model, optimizer, precision = program.model, program.optimizer, program.precision
+    orders = repeat(None) if program.batch_size is None else orders_of(key, len(batch.x))
     record: list[Epoch] = []
     before, seconds = params, float("inf")  # of the last epoch: what it started from, and took
 
     def history() -> History:
-        layers = len(model.sizes) - 1 if diagnostics else None
+        layers = len(params) if program.diagnostics else None
         return history_of(record, validated=validation is not None, layers=layers)
 
     try:

@@ -130,14 +130,13 @@ def fit_many(
     1
     """
     check_concrete(keys=keys, batch=batch, validation=validation)
-    keys, callbacks = _checked_keys(keys), callbacks_of(on_epoch)
-    count = len(keys)
+    callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
     rates = _one_each("learning_rate", learning_rate, count)
     penalties = None if l2 is None else _one_each("l2", l2, count)
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     first = optimizer(rates[0])
-    check_arguments(model, first, epochs, batch_size, precision, kernel)
+    check_arguments(model, first, epochs, batch_size, keys[0], precision, kernel)
     random, dtype = is_random(gradient), dtype_of(batch)
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     shapes = shapes_of(keys[0], model, dtype)
@@ -466,17 +465,14 @@ def _workers() -> list[jax.Device]:
     return devices * (os.cpu_count() or 1)
 
 
-def _checked_keys(keys: Array) -> Array:
-    """Keys (N,) as ``jax.random.split`` makes them, of old ones (N, 2) too."""
-    if getattr(keys, "dtype", None) == jnp.uint32 and keys.ndim == 2:
-        keys = jax.random.wrap_key_data(keys)
+def _checked_count(keys: Array) -> int:
     if not jnp.issubdtype(jnp.result_type(keys), jax.dtypes.prng_key) or keys.ndim != 1:
         raise TypeError(
             f"keys: got {keys!r}, expected (N,) of them, as jax.random.split(key, N) gives"
         )
     if not len(keys):
         raise ValueError("keys: got none, expected one a network")
-    return keys
+    return len(keys)
 
 
 def _one_each(name: str, values: ArrayLike, count: int) -> np.ndarray:
