@@ -266,6 +266,13 @@ def test_bounds_and_noise_may_be_traced_and_rows_fitted_exactly(x64):
     )
 
 
+def test_l2_may_be_traced(x64):
+    model, params, batch = problem(sizes=(3, 4, 2))
+    norms = lambda l2: per_example.per_example_norms(model._replace(l2=l2), params, batch)  # noqa: E731
+    traced = jax.jit(jax.vmap(norms))(jnp.array([0.0, 0.3]))
+    np.testing.assert_allclose(traced[1], norms_of(model, params, batch), rtol=1e-13)
+
+
 def test_half_precision_does_not_overflow_in_squares():
     model = jaxbp.MLP((64, 10), (), HEADS["softmax_cross_entropy"])
     params = random_params(model, 0, np.float16)
