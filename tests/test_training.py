@@ -803,8 +803,8 @@ def test_a_wrong_piece_trains_if_it_must():
 
 
 def check(model=MODEL, gradient=jaxbp.backprop, key=None):
-    batch = jax.tree.map(jnp.asarray, table())
-    pieces.check_pieces(model, PARAMS, batch, 4, gradient, key)
+    params, batch = jax.tree.map(lambda array: jnp.asarray(array, float), (PARAMS, table()))
+    pieces.check_pieces(model, params, batch, 4, gradient, key)
 
 
 def test_right_pieces_of_ones_own_pass(x64):
