@@ -25,7 +25,7 @@ from jaxbp.curvature import (
 )
 from jaxbp.diagnostics import LayerReport, gradient_flow, layer_report
 from jaxbp.gradient import Batch, autodiff, backprop, input_gradient, objective
-from jaxbp.heads import Head, smooth_labels
+from jaxbp.heads import Head, with_error
 from jaxbp.initialisation import init
 from jaxbp.mlp import backward, forward, gradients, predict
 from jaxbp.model import MLP, Layer, Residual
@@ -39,12 +39,14 @@ from jaxbp.per_example import (
     signal_to_noise,
 )
 from jaxbp.precision import mixed_precision
+from jaxbp.targets import smooth_labels
 from jaxbp.training import (
     Best,
     Epoch,
     Evaluation,
     History,
     NonFiniteLossError,
+    TrainingInterrupt,
     batch_methods,
     best_of,
     evaluate,
@@ -68,6 +70,7 @@ __all__ = [  # noqa: RUF022 (by door)
     "activations",
     "heads",
     "with_slope",
+    "with_error",
     "smooth_labels",
     "init",
     "forward",
@@ -113,6 +116,7 @@ __all__ = [  # noqa: RUF022 (by door)
     "Epoch",
     "History",
     "NonFiniteLossError",
+    "TrainingInterrupt",
     "evaluate",
     "Evaluation",
     "diagnostics",

@@ -67,7 +67,12 @@ def input_gradient(params: Params, deltas: Deltas) -> Array:
 
 
 def example_shares(batch: Batch, loss: Array) -> Array:
-    """wₙ / Σ wₙ, (B,): each example's share of the mean; all zero where every weight is zero."""
+    """wₙ / Σ wₙ, (B,): each example's share of the mean; all zero where every weight is zero.
+
+    Raises ValueError for a batch without examples, which has no mean.
+    """
+    if not loss.size:
+        raise ValueError(f"x: got shape {jnp.shape(batch.x)}, expected at least one example")
     if batch.weight is None:
         return jnp.full_like(loss, 1 / loss.size)
     weight = jnp.asarray(batch.weight, loss.dtype)

@@ -17,12 +17,15 @@ so nothing overflows and no logarithm of a rounded 0 is taken (Bishop 2006, sect
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+
+from jaxbp.targets import label_rows, values
 
 
 class Head(NamedTuple):
@@ -32,19 +35,19 @@ class Head(NamedTuple):
     loss: Callable[[Array, ArrayLike], tuple[Array, Array]]  # logits, target -> (B,), error (B, K)
     decide: Callable[[Array], Array] | None = None  # prediction or soft labels -> class labels
     gauss_newton: Callable[[Array, Array], Array] | None = None  # the Hessian's part ≥ 0 · tangent
-    target: Literal["values", "labels", "classes"] = "values"  # (B, K) numbers; (B, K) labels in
-    # [0, 1] of independent outputs; label rows (B, K) or integer classes (B,)
+    target: Literal["values", "labels", "classes", "counts"] = "values"  # (B, K) numbers; labels in
+    # [0, 1] of independent outputs; (B,) integer classes or label rows of sum 1; numbers ≥ 0
 
 
 def squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     """‖a - y‖² without a ½: the least squares of the lectures' table; target (B, K)."""
-    residual = logits - _values(logits, target)
+    residual = logits - values(logits, target)
     return jnp.sum(residual**2, axis=-1), 2 * residual
 
 
 def half_squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     """½‖a - y‖², so that the error is a - y without a 2 (Bishop 2006, eq. 5.11); target (B, K)."""
-    residual = logits - _values(logits, target)
+    residual = logits - values(logits, target)
     return jnp.sum(residual**2, axis=-1) / 2, residual
 
 
@@ -53,14 +56,16 @@ def huber(logits: Array, target: ArrayLike, *, threshold: float = 1.0) -> tuple[
 
     Another c > 0: ``linear_huber._replace(loss=functools.partial(huber, threshold=2.0))``.
     """
-    residual = logits - _values(logits, target)
+    if threshold <= 0:
+        raise ValueError(f"threshold: got {threshold}, expected more than 0")
+    residual = logits - values(logits, target)
     error = jnp.clip(residual, -threshold, threshold)
     return jnp.sum(error * (residual - error / 2), axis=-1), error
 
 
 def absolute_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     """Σ |a - y|, whose minimum is the median; error sign(a - y), 0 at a = y; target (B, K)."""
-    residual = logits - _values(logits, target)
+    residual = logits - values(logits, target)
     error = jnp.sign(residual)
     return jnp.sum(error * residual, axis=-1), error
 
@@ -70,8 +75,8 @@ def logistic(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
     The target: labels (B, K) of independent outputs, in [0, 1] (Bishop 2006, eq. 5.23).
     """
-    y = _values(logits, target)
-    loss = y * jnp.logaddexp(-logits, 0) + (1 - y) * jnp.logaddexp(logits, 0)
+    y = values(logits, target)
+    loss = _times(y, jnp.logaddexp(-logits, 0)) + _times(1 - y, jnp.logaddexp(logits, 0))
     return jnp.sum(loss, axis=-1), jax.nn.sigmoid(logits) - y
 
 
@@ -81,7 +86,7 @@ def sigmoid_squared(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     Where σ saturates the error vanishes, whether or not the prediction is right.
     """
     prediction = jax.nn.sigmoid(logits)
-    residual = prediction - _values(logits, target)
+    residual = prediction - values(logits, target)
     return jnp.sum(residual**2, axis=-1), 2 * residual * prediction * (1 - prediction)
 
 
@@ -91,10 +96,10 @@ def cross_entropy(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
     The target: (soft) label rows (B, K), or integer classes (B,); a class outside [0, K) makes
     loss and error NaN (Bishop 2006, eq. 5.24).
     """
-    y = _labels(logits, target)
+    y = label_rows(logits, target)
     log_prediction = jax.nn.log_softmax(logits)
     error = jnp.exp(log_prediction) * jnp.sum(y, axis=-1, keepdims=True) - y
-    return -jnp.sum(y * log_prediction, axis=-1), error
+    return -jnp.sum(_times(y, log_prediction), axis=-1), error
 
 
 def poisson(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
@@ -102,8 +107,8 @@ def poisson(logits: Array, target: ArrayLike) -> tuple[Array, Array]:
 
     It is infinite where the rate eᵃ is: above a = 88 in float32, 709 in float64.
     """
-    rate, y = jnp.exp(logits), _values(logits, target)
-    return jnp.sum(rate - y * logits, axis=-1), rate - y
+    rate, y = jnp.exp(logits), values(logits, target)
+    return jnp.sum(rate - _times(y, logits), axis=-1), rate - y
 
 
 def _linear(logits: Array) -> Array:
@@ -142,7 +147,7 @@ linear_absolute_error = Head(_linear, absolute_error)
 sigmoid_logistic = Head(_sigmoid, logistic, _above_half, target="labels")
 sigmoid_squared_error = Head(_sigmoid, sigmoid_squared, _above_half, _squared_slope, "labels")
 softmax_cross_entropy = Head(_softmax, cross_entropy, _most_probable, target="classes")
-exp_poisson = Head(_exponential, poisson)
+exp_poisson = Head(_exponential, poisson, target="counts")
 
 #: the heads that a file or a command line can name
 BY_NAME: dict[str, Head] = {
@@ -157,37 +162,31 @@ BY_NAME: dict[str, Head] = {
 }
 
 
-def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = None) -> Array:
-    """(1 - amount) y + amount / C: labels a network can reach (Szegedy et al. 2016, section 7).
+@cache  # the same loss gives the same head
+def with_error(loss: Callable[[Array, Array], Array]) -> Head:
+    """Make a head of a loss alone, (logits (B, K), target) -> (B,): its error is by ``jax.vjp``.
 
-    Without num_classes: 0/1 labels of sigmoid units, C = 2.  With it: integer classes or label rows
-    for softmax, C = num_classes.  Raises ValueError for another amount and rows of another width.
+    The prediction is the logits, ``with_error(loss)._replace(predict=jax.nn.sigmoid)`` has another.
+    An example's loss must depend on its own logits alone.  Raises ValueError for another shape.
 
-    >>> print(smooth_labels([0, 1], 0.1), smooth_labels([1], 0.15, num_classes=3).round(2))
-    [0.05 0.95] [[0.05 0.9  0.05]]
+    >>> head = with_error(lambda a, y: jnp.sum((a - y) ** 4, axis=-1))
+    >>> loss, error = head.loss(jnp.array([[3.0]]), jnp.array([[1.0]]))
+    >>> loss.tolist(), error.tolist()
+    ([16.0], [[32.0]])
     """
-    if not 0 <= amount <= 1:
-        raise ValueError(f"amount: got {amount}, expected a share of the label in [0, 1]")
-    y = jnp.asarray(target)
-    if num_classes is not None:
-        y = _labels(jnp.empty((*y.shape[:1], num_classes)), y)
-    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)
-    return (1 - amount) * y + amount / (2 if num_classes is None else num_classes)
+    return Head(_linear, partial(_with_error, loss))
 
 
-def _values(logits: Array, target: ArrayLike) -> Array:
-    y = jnp.asarray(target)
-    if y.shape != logits.shape:  # (B,) must not broadcast against (B, 1)
-        raise ValueError(f"target: got shape {y.shape}, expected {logits.shape}, the logits'")
-    return y.astype(logits.dtype)
+def _with_error(
+    loss: Callable[[Array, Array], Array], logits: Array, target: ArrayLike
+) -> tuple[Array, Array]:
+    value, pull = jax.vjp(lambda a: loss(a, jnp.asarray(target)), logits)
+    if value.shape != logits.shape[:-1]:
+        expected = f"{logits.shape[:-1]}, one an example"
+        raise ValueError(f"loss: got shape {value.shape}, expected {expected}")
+    return value, pull(jnp.ones_like(value))[0]
 
 
-def _labels(logits: Array, target: ArrayLike) -> Array:
-    y, classes = jnp.asarray(target), jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    if y.shape != logits.shape[:-1]:
-        return _values(logits, y)
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"target: got {y.dtype} of shape {y.shape}, expected integer classes there")
-    label = y.astype(jnp.int32)[..., None]
-    rows = (label == classes).astype(logits.dtype)
-    return jnp.where((label >= 0) & (label < classes.size), rows, jnp.nan)
+def _times(y: Array, factor: Array) -> Array:
+    """y · factor, 0 where y is 0: a masked class, whose logit is -∞, leaves the loss finite."""
+    return y * jnp.where(y == 0, 0, factor)

@@ -4,7 +4,9 @@
     ∇E = Σₙ shareₙ gₙ,  shareₙ = wₙ / Σ w                   their mean is the batch's
 
 gₙ is the gradient of the objective of a batch of example n alone.  An example's weight says how
-often it counts: it does not change gₙ, only its share in every mean.
+often it counts: it does not change gₙ, only its share in every mean.  An example is a row of x,
+which has the axes (B, D), or (D,) for one example; with more axes it would not be clear what counts
+as an example, and all functions here raise ValueError.
 """
 
 from collections.abc import Sequence
@@ -42,7 +44,7 @@ def per_example_gradients(model: MLP, params: Params, batch: Batch) -> Params:
     They take B times the memory of a gradient; the functions below find norms, clipped sums and
     moments without forming them.
     """
-    _, residuals, deltas = per_example_pass(model, params, batch)
+    _, residuals, deltas = _pass(model, params, batch)
     pairs = zip(residuals, deltas, strict=True)
     data = tuple(Layer(d[..., :, None] * r.input[..., None, :], d) for r, d in pairs)
     return with_penalty(model, params, data)
@@ -61,7 +63,7 @@ def per_example_norms(model: MLP, params: Params, batch: Batch, per_layer: bool 
     >>> per_example_norms(model, params, batch).tolist()
     [3.0, 5.0]
     """
-    _, residuals, deltas = per_example_pass(model, params, batch)
+    _, residuals, deltas = _pass(model, params, batch)
     squares = _squared_norms(residuals, deltas)
     if penalised(model):
         squares = squares + _squares_of_penalty(model.l2, params, residuals, deltas)
@@ -90,18 +92,19 @@ def clipped_gradient(
     model, params, batch: as for ``backprop``; an example's weight is its share in the mean.
     max_norm: C > 0, the largest norm of an example's gradient; with per_layer also (L,).
     per_layer: whether each layer's part is clipped by itself; False unless given.
-    reduction: "mean", or "sum", which is B times the mean.
+    reduction: "mean", or "sum", which is B times the mean, and zeros for an empty batch.
 
     The penalty belongs to no example and is added unclipped.
     ``functools.partial(clipped_gradient, max_norm=1.0)`` is a ``gradient=`` for ``fit``.  Raises
-    ValueError where max_norm is not positive, or has neither one entry nor one a layer.
+    ValueError where max_norm is not positive, or has neither one entry nor one a layer, and for the
+    mean of an empty batch.
     """
     _check_reduction(reduction)
-    loss, residuals, deltas = per_example_pass(model, params, batch)
+    loss, residuals, deltas = _pass(model, params, batch)
     squares = _squared_norms(residuals, deltas)
     squares = squares if per_layer else jnp.sum(squares, axis=-1, keepdims=True)
     bounds = _bounds(max_norm, per_layer, len(params)).astype(squares.dtype)
-    share = example_shares(batch, loss)
+    share = _shares(batch, loss, reduction)
     clipped = bounds / jnp.sqrt(jnp.maximum(squares, bounds**2))  # (B, L), or (B, 1)
     factors = share[..., None] * clipped.astype(share.dtype)
     scaled = tuple(
@@ -129,7 +132,9 @@ def noisy_clipped_gradient(
     distance that the clipped mean moves when one example's gradient is replaced by 0 and the
     divisor stays: C/B where weights are equal (per layer, C is the root of the sum of the layers'
     C²).  That is the Gaussian mechanism (Abadi et al. 2016, algorithm 1), for batches whose size is
-    not secret; rows padded with a weight of 0 would change the divisor, so do not pad here.
+    not secret; rows padded with a weight of 0 would change the divisor, so do not pad here.  The
+    sum's noise is B times that, noise_multiplier · C where weights are equal, and so for an empty
+    batch too: a step on no example must not be told from another.
 
     model, params, batch, max_norm, per_layer, reduction: as for ``clipped_gradient``.
     noise_multiplier: the noise relative to S, at least 0.
@@ -144,19 +149,21 @@ def noisy_clipped_gradient(
     if not _known(noise_multiplier, 0) >= 0:
         raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
     _check_reduction(reduction)
-    value, grads = clipped_gradient(model, params, batch, max_norm, per_layer)
+    value, grads = clipped_gradient(model, params, batch, max_norm, per_layer, reduction=reduction)
     bounds = _bounds(max_norm, per_layer, len(params))
     bound = jnp.linalg.norm(jnp.broadcast_to(bounds, len(params) if per_layer else 1))
-    share = example_shares(batch, jnp.ones(jnp.shape(batch.x)[:-1], value.dtype))
-    scale = (noise_multiplier * bound).astype(share.dtype) * jnp.max(share)
+    share = _shares(batch, jnp.ones(jnp.shape(batch.x)[:-1], value.dtype), reduction)
+    largest = jnp.max(share) if share.size else jnp.ones((), share.dtype)
+    if reduction == "sum" and share.size:
+        largest = share.size * largest
+    scale = (noise_multiplier * bound).astype(share.dtype) * largest
     leaves, tree = jax.tree.flatten(grads)
     keys = jax.random.split(key, len(leaves))
     noisy = [
         leaf + scale * jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
         for leaf, leaf_key in zip(leaves, keys, strict=True)
     ]
-    grads = cast(Params, jax.tree.unflatten(tree, noisy))
-    return value, grads if reduction == "mean" else _scaled(share.size, grads)
+    return value, cast(Params, jax.tree.unflatten(tree, noisy))
 
 
 # Moments
@@ -178,7 +185,7 @@ def gradient_moments(model: MLP, params: Params, batch: Batch) -> Moments:
     B / (B - 1) it estimates that of the examples' distribution.  It is computed as second moment
     minus mean²; in float32 nothing but rounding is left where the mean is 1000 times the spread.
     """
-    loss, residuals, deltas = per_example_pass(model, params, batch)
+    loss, residuals, deltas = _pass(model, params, batch)
     share = example_shares(batch, loss)
     mean = weighted_gradients(share, residuals, deltas)
     squared = tuple(Residual(residual.input**2, residual.slope) for residual in residuals)
@@ -228,11 +235,14 @@ def gradient_noise_scale(
     a step; well above it, almost none.  At the noise scale a run takes twice the fewest possible
     steps, and twice the fewest examples (section 2.3).  It grows as the loss falls, so measure it
     after some training, on a batch large enough that signal is clearly positive.  Raises ValueError
-    for a batch of one example, and for less than one probe.
+    for a batch of less than two examples, and for less than one probe.
     """
-    loss, residuals, deltas = per_example_pass(model, params, batch)
+    loss, residuals, deltas = _pass(model, params, batch)
     if loss.size < 2:
-        raise ValueError("x: got one example, expected at least two, for their gradients to differ")
+        raise ValueError(
+            f"x: got shape {jnp.shape(batch.x)}, expected at least two examples, for their "
+            "gradients to differ"
+        )
     share = example_shares(batch, loss)
     correction = 1 / (1 - jnp.sum(share**2))  # B / (B - 1) where weights are equal
     data = weighted_gradients(share, residuals, deltas)
@@ -259,6 +269,18 @@ def gradient_noise_scale(
 
 
 # Contractions of (z, δ)
+
+
+def _pass(model: MLP, params: Params, batch: Batch) -> tuple[Array, Residuals, Deltas]:
+    """``per_example_pass`` of examples that are rows.  Raises ValueError where x has more axes."""
+    if jnp.ndim(batch.x) > 2:
+        raise ValueError(f"x: got shape {jnp.shape(batch.x)}, expected (B, D), an example a row")
+    return per_example_pass(model, params, batch)
+
+
+def _shares(batch: Batch, loss: Array, reduction: Reduction) -> Array:
+    """The examples' shares of the mean; none for the sum over an empty batch."""
+    return example_shares(batch, loss) if loss.size or reduction == "mean" else loss
 
 
 def weighted_gradients(factors: Array, residuals: Residuals, deltas: Deltas) -> Params:

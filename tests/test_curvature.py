@@ -384,7 +384,7 @@ def test_a_batch_method_takes_the_whole_batch():
     )
     with refused:
         jaxbp.fit(model, batch, batch_size=1, **options)
-    for method in (NEWTON(1.0), batch_methods.nonlinear_cg()):
+    for method in (NEWTON(1.0), batch_methods.nonlinear_cg(), optax.lbfgs()):
         options["optimizer"] = optax.chain(optax.clip_by_global_norm(1.0), method)
         with refused:
             jaxbp.fit(model, batch, batch_size=1, **options)

@@ -111,11 +111,53 @@ def test_small_integers_hold_classes_of_many(dtype):
     assert np.flatnonzero(error[0] < 0).tolist() == [5]
 
 
-def test_a_class_that_is_none_makes_the_loss_nan():
-    logits, classes = np.zeros((3, 2), "f4"), np.array([1, 2, -1], "i4")
+@pytest.mark.parametrize("dtype", ["i4", "i8"])
+def test_a_class_that_is_none_makes_the_loss_nan(dtype, x64):
+    """2³² is none either, though its last 32 bits are those of class 0."""
+    large = 2**32 if dtype == "i8" else 2
+    logits, classes = np.zeros((3, 2), "f4"), np.array([1, large, -1], dtype)
     loss, error = loss_and_error(heads.softmax_cross_entropy, logits, classes)
     assert np.isnan(loss).tolist() == [False, True, True]
     assert np.isnan(error).any(axis=1).tolist() == [False, True, True]
+
+
+def test_a_masked_output_leaves_the_loss_finite_and_right(x64):
+    """Its logit is -∞ and its label 0; the other outputs have the loss they have without it."""
+    logits, target = np.array([[1.0, 2.0, -np.inf]]), np.array([[1.0, 0.0, 0.0]])
+    for name in ("softmax_cross_entropy", "sigmoid_logistic", "exp_poisson"):
+        loss, error, derivative = of_any(list(HEADS).index(name), logits, target)
+        expected, without, _ = of_any(list(HEADS).index(name), logits[:, :2], target[:, :2])
+        np.testing.assert_allclose(loss, expected, rtol=1e-14)
+        np.testing.assert_allclose(error, np.append(without, [[0.0]], axis=1), rtol=1e-14)
+        np.testing.assert_allclose(derivative, error, rtol=1e-13)
+    loss, _ = loss_and_error(heads.softmax_cross_entropy, logits, np.array([0]))
+    np.testing.assert_allclose(loss, special.logsumexp([1, 2]) - 1, rtol=1e-14)
+    far = np.array([[0, 3e38, -3e38]], "f4")
+    loss, _ = loss_and_error(heads.softmax_cross_entropy, far, np.array([1]))
+    assert loss.tolist() == [0.0]
+
+
+def test_a_head_of_a_loss_alone():
+    """It is as one with its error by hand, and one loss gives one head."""
+
+    def squared(logits, target):
+        return jnp.sum((logits - target) ** 2, axis=-1)
+
+    logits, target = np.array([[1.0, 2.0], [0.0, 4.0]], "f4"), np.ones((2, 2), "f4")
+    head = jaxbp.with_error(squared)
+    assert head is jaxbp.with_error(squared)
+    by_hand = loss_and_error(heads.linear_squared_error, logits, target)
+    for ours, theirs in zip(loss_and_error(head, logits, target), by_hand, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    whole = jaxbp.with_error(lambda logits, target: squared(logits, target).sum())
+    with pytest.raises(ValueError, match=r"loss: got shape \(\), expected \(2,\), one an example"):
+        loss_and_error(whole, logits, target)
+
+
+def test_huber_needs_a_threshold():
+    head = heads.linear_huber._replace(loss=partial(heads.huber, threshold=0))
+    with pytest.raises(ValueError, match="threshold: got 0, expected more than 0"):
+        head.loss(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
 
 
 @pytest.mark.parametrize("threshold", [0.5, 2.0])
@@ -144,6 +186,18 @@ def test_smooth_labels():
         jaxbp.smooth_labels(one_hot, 0.1, num_classes=4)
     with pytest.raises(ValueError, match="amount: got 2, expected a share"):
         jaxbp.smooth_labels(one_hot, 2)
+    for target, classes, message in [
+        ([0, 3, 7], None, "target: got 3 in row 1, expected labels from 0 to 1; classes need num"),
+        ([0, 3], 3, "target: got 3 in row 1, expected classes 0 to 2, or labels"),
+        ([[0.0, 1, 2]], 3, r"target: got \[0. 1. 2.\] in row 0, expected classes 0 to 2, or"),
+        ([1.0, 0.0], 3, r"target: got float32 of shape \(2,\), expected integer classes there"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            jaxbp.smooth_labels(np.array(target), 0.1, classes)
+    assert jax.jit(lambda y: jaxbp.smooth_labels(y, 0.1))(np.array([[3.0]])).shape == (
+        1,
+        1,
+    )  # not looked at
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -153,3 +207,6 @@ def test_shapes_that_would_broadcast_are_refused(name):
     )
     with pytest.raises((ValueError, TypeError), match=shape):
         HEADS[name].loss(jnp.zeros((4, 1)), jnp.zeros(4))
+    if name != "softmax_cross_entropy":
+        with pytest.raises(ValueError, match=r"the logits', such as target\[:, None\]"):
+            HEADS[name].loss(jnp.zeros((4, 1)), jnp.zeros(4))

@@ -246,9 +246,24 @@ def test_on_epoch_is_told_of_all_and_can_stop():
     assert jaxbp.compare(seen[0].params, params).relative_error > 0
 
 
+def test_control_c_keeps_what_there_is():
+    seen = []
+
+    def interrupt(epoch):
+        seen.append(epoch)
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(jaxbp.TrainingInterrupt, match="in epoch 3; ") as error:
+        fit_many(validation=table(7, 1), on_epoch=[interrupt])
+    assert jaxbp.compare(error.value.params, seen[1].params).ulps == 0
+    assert error.value.history.training_loss.shape == error.value.history.metric.shape == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
+        ({"on_epoch": 7}, TypeError, "on_epoch: got 7, expected a function of an Epoch, or a list"),
         ({"keys": 7}, TypeError, "keys: got 7"),
         (
             {"learning_rate": [0.1, 0.2]},

@@ -338,7 +338,7 @@ def test_a_loss_of_ones_own_is_not_padded():
         return heads.cross_entropy(logits, target)
 
     model = MODEL._replace(head=MODEL.head._replace(loss=loss))
-    batch = random_batch(model, 10, 0, dtype=np.float32)
+    batch = random_batch(model, 10, 0, integer=True, dtype=np.float32)
     with pytest.raises(ValueError, match=r"not known how to pad the logits of .*loss"):
         jaxbp.fit(
             model,

@@ -1,16 +1,23 @@
 """Training: what an epoch visits, what is compiled, what is recorded, and what is refused."""
 
+import os
+import threading
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from combinations import adam, initial, sgd
+from combinations import HEADS, adam, initial, sgd
 
 import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import Batch, activations, heads
+from jaxbp.training import fitting, pieces
+from jaxbp.training.device import memory_shortage_named, wait_for
+from jaxbp.training.epoch import epoch_key, times_mean_weight
 
 slow = pytest.mark.slow
 MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error)
@@ -50,7 +57,7 @@ def spy(model, params, batch):
 def minibatches(**options):
     """The rows of every step, in order."""
     SEEN.clear()
-    fit(gradient=spy, **options)
+    fit(gradient=spy, check=False, **options)
     jax.effects_barrier()
     return list(SEEN)
 
@@ -127,7 +134,7 @@ def test_nothing_recompiles_after_the_first_epoch():
 
 def test_each_gradient_is_traced_once_a_program():
     traced = chex.assert_max_traces(jaxbp.backprop, n=2)  # full minibatches and the ragged one
-    fit(gradient=traced, epochs=4)
+    fit(gradient=traced, epochs=4, check=False)
 
 
 def test_backprop_and_autodiff_train_alike():
@@ -169,10 +176,132 @@ def test_on_epoch_is_told_and_can_stop():
     )  # earlier ones are still there
 
 
+def test_on_epoch_may_be_a_list_and_stops_on_true_alone():
+    told = []
+    first, second = (lambda epoch: told.append(epoch.number)), (lambda epoch: epoch.number == 2)
+    _, history = fit(epochs=9, on_epoch=[first, second, first])
+    assert told == [1, 1, 2, 2]
+    assert len(history.training_loss) == 2
+    for returned in (0.5, 1, {"loss": 0.5}, np.ones(1, bool), "yes"):
+        with pytest.raises(TypeError, match=r"on_epoch: .* returned .*, expected True to end the"):
+            fit(epochs=9, on_epoch=[first, lambda epoch: returned])  # noqa: B023
+    told.clear()
+    for wrong in (1, [first, None]):
+        with pytest.raises(
+            TypeError, match=r"on_epoch: got .*, expected a function of an Epoch, or"
+        ):
+            fit(on_epoch=wrong)
+    assert not told
+
+
+def test_control_c_keeps_what_there_is():
+    told = []
+
+    def interrupt(epoch):
+        told.append(epoch)
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(
+        KeyboardInterrupt, match=r"in epoch 3; .* after epoch 2. In a noteb"
+    ) as error:
+        fit(epochs=9, on_epoch=interrupt)
+    assert type(error.value) is jaxbp.TrainingInterrupt
+    assert error.value.epoch == 3
+    assert jaxbp.compare(error.value.params, told[1].params).relative_error == 0
+    expected = [epoch.training_loss for epoch in told]
+    np.testing.assert_array_equal(error.value.history.training_loss, expected)
+
+
+def test_control_c_is_heard_while_the_device_computes(sigint, monkeypatch):
+    """By a wait in naps, which fit's first epoch ends with."""
+
+    class Busy:
+        asked = threading.Event()
+
+        def is_ready(self):
+            self.asked.set()
+            return False
+
+    def press():
+        Busy.asked.wait()
+        os.kill(os.getpid(), sigint)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for([Busy()])
+    thread.join()
+
+    def pressed(tree):
+        if isinstance(tree, jax.Array):  # the loss
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "wait_for", pressed)
+    with pytest.raises(jaxbp.TrainingInterrupt, match="in epoch 1; ") as error:
+        fit()
+    assert jaxbp.compare(error.value.params, start()).relative_error == 0
+    assert error.value.history.training_loss.shape == (0,)
+
+
+def test_a_network_that_does_not_fit_ends_in_one_line():
+    """Before anything is allocated; and where it is the device that says so."""
+    huge = MODEL._replace(sizes=(3, 10**7, 10**7, 2))
+    with pytest.raises(
+        MemoryError, match=r"^out of memory: the weights alone need 4e\+05 GB, and t"
+    ):
+        fit(huge)
+    keys = jax.random.split(jax.random.key(0), 2)
+    with pytest.raises(MemoryError, match=r"^out of memory: the weights alone need"):
+        jaxbp.fit_many(huge, table(), keys=keys, learning_rate=0.1, epochs=1, batch_size=4)
+    with (
+        pytest.raises(MemoryError, match=r"alone need 2e-07 GB, and the whole did not fit$"),
+        memory_shortage_named(start()),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+
+def test_no_key_is_drawn_from_twice():
+    """Neither those of init, one a layer, nor what is folded into them, is a step's."""
+    seen = []
+
+    def noisy(model, params, batch, *, key):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+        return jaxbp.backprop(model, params, batch)
+
+    key = jax.random.key(0)
+    fit(gradient=noisy, epochs=3, key=key)
+    jax.effects_barrier()
+    assert len(set(seen)) == 9
+    layers = jax.random.split(key, 10)
+    folded = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(11)))(
+        layers
+    )
+    orders = jax.vmap(lambda n: jax.random.fold_in(epoch_key(key, n), 10))(jnp.arange(1, 4))
+    drawn = [
+        np.asarray(jax.random.key_data(keys)).reshape(-1, 2) for keys in (layers, folded, orders)
+    ]
+    assert not set(seen) & {tuple(data.tolist()) for data in np.concatenate(drawn)}
+
+
+def test_the_mean_weight_is_the_examples_alone():
+    """The penalty counts once, whatever a minibatch weighs."""
+    model = MODEL._replace(l2=0.5)
+    params, batch = start(), table()._replace(weight=np.full(10, 3.0, "f4"))
+    loss, grads = jax.jit(times_mean_weight(jaxbp.backprop), static_argnums=0)(model, params, batch)
+    data, data_grads = by_hand(MODEL, params, batch)
+    squares = sum(np.sum(np.square(layer.weight)) for layer in params)
+    np.testing.assert_allclose(loss, 3 * data + 0.25 * squares, rtol=1e-6)
+    for claimed, layer, of_data in zip(grads, params, data_grads, strict=True):
+        expected = 3 * np.array(of_data.weight) + 0.5 * np.array(layer.weight)
+        np.testing.assert_allclose(claimed.weight, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(claimed.bias, 3 * np.array(of_data.bias), rtol=1e-5)
+
+
 def test_given_parameters_are_left_as_they_are():
     params = random_params(MODEL, 7, np.float32)
     copy = jax.tree.map(np.array, params)
-    trained, _ = fit(params=params, optimizer=adam(0.01))
+    trained, _ = fit(params=list(params), optimizer=adam(0.01))
     assert jaxbp.compare(params, copy).relative_error == 0
     assert jaxbp.compare(trained, copy).relative_error > 0
 
@@ -184,10 +313,31 @@ def test_divergence_returns_the_last_good_parameters():
     ) as e:
         fit(optimizer=sgd(10.0), epochs=50, on_epoch=lambda epoch: kept.append(epoch.params))
     error = e.value
-    assert error.epoch == len(kept) + 1 == len(error.history.training_loss) + 1
-    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(error.params))
-    expected = kept[-1] if kept else start()
+    assert error.epoch == len(error.history.training_loss) + 1
+    assert error.epoch in {len(kept), len(kept) + 1}  # its last steps broke it, or its first
+    expected = [start(), *kept][error.epoch - 1]
     assert jaxbp.compare(error.params, expected).relative_error == 0
+    assert np.isfinite(objective(MODEL, error.params, table()))
+
+
+def test_divergence_in_the_first_epoch():
+    """Its loss was finite, as it is that of steps before their update; what it led to is not."""
+    kept = []
+    with pytest.raises(jaxbp.NonFiniteLossError, match="epoch 1: ") as e:
+        fit(
+            optimizer=sgd(1e30),
+            batch_size=None,
+            epochs=9,
+            validation=table(6, seed=1),
+            on_epoch=kept.append,
+            diagnostics=True,
+        )
+    assert [epoch.number for epoch in kept] == [1]
+    assert not np.isfinite(objective(MODEL, kept[0].params, table()))
+    assert jaxbp.compare(e.value.params, start()).relative_error == 0
+    lengths = [len(each) for each in e.value.history[:3]]
+    assert lengths == [0, 0, 0]
+    assert e.value.history.health.delta.shape == (0, 2)
 
 
 def test_a_step_that_only_spoils_the_parameters_is_noticed():
@@ -198,7 +348,7 @@ def test_a_step_that_only_spoils_the_parameters_is_noticed():
         return loss, jax.tree.map(lambda leaf: leaf * jnp.inf, grads)
 
     with pytest.raises(jaxbp.NonFiniteLossError, match="epoch 1") as error:
-        fit(gradient=gradient, batch_size=None, epochs=1)
+        fit(gradient=gradient, batch_size=None, epochs=1, check=False)
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(error.value.params))
 
 
@@ -286,6 +436,13 @@ def test_lists_will_do():
     assert params[0].weight.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_rows_in_half_precision_make_weights_in_float32(dtype):
+    params, history = fit(batch=table()._replace(x=table().x.astype(dtype)), epochs=1)
+    assert params[0].weight.dtype == jnp.float32
+    assert np.isfinite(history.training_loss).all()
+
+
 def test_half_precision_and_example_weights():
     params = random_params(MODEL, 0, jnp.bfloat16)
     trained, history = fit(batch=table()._replace(weight=np.arange(10.0)), params=params)
@@ -318,6 +475,16 @@ def test_the_metric_is_what_the_head_calls_for(head, target, prediction, expecte
     params = (jaxbp.Layer(np.eye(outputs, dtype="f4"), np.zeros(outputs, "f4")),)
     evaluation = jaxbp.evaluate(model, params, Batch(x, np.array(target)))
     np.testing.assert_allclose(evaluation.metric, expected, rtol=1e-6)
+
+
+def test_an_accuracy_of_1_is_1():
+    """Not 1.0000001, which 1000 times 1/1000 are in float32."""
+    x = np.where(np.arange(1000)[:, None] % 2, 1.0, -1.0)
+    model = jaxbp.MLP((1, 1), activations.identity, heads.sigmoid_logistic)
+    params = (jaxbp.Layer(np.array([[9.0]], "f4"), np.zeros(1, "f4")),)
+    for weight in (None, np.random.default_rng(0).uniform(size=1000)):
+        assert jaxbp.evaluate(model, params, Batch(x, (x > 0), weight)).metric == 1
+        assert jaxbp.evaluate(model, params, Batch(x, (x < 0), weight)).metric >= 0
 
 
 def test_the_metric_is_weighted():
@@ -378,7 +545,11 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
             ValueError,
             r"x: got shape \(3,\), expected at least one row, \(B, D\)",
         ),
-        ({"params": ({"weight": 1},)}, TypeError, r"params: expected a tuple of jaxbp.Layer"),
+        (
+            {"params": ({"weight": 1},)},
+            TypeError,
+            r"params: expected a tuple of jaxbp.Layer",
+        ),
         (
             {"params": PARAMS[:1]},
             ValueError,
@@ -422,7 +593,22 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         (
             {"model": CLASSES, "batch": table()._replace(target=np.ones(10))},
             TypeError,
-            r"target: got float32 of shape \(10,\), expected integer classes",
+            r"target: got float32 of shape \(10,\), expected integer classes there, as targ",
+        ),
+        (
+            {"model": CLASSES, "batch": table()._replace(target=np.ones(10, bool))},
+            TypeError,
+            r"target: got bool of shape \(10,\), expected integer classes there, as targ",
+        ),
+        (
+            {"model": CLASSES, "batch": table()._replace(target=np.full(10, 2**32))},
+            ValueError,
+            "target: class 4294967296 in row 0, expected classes 0 to 1",
+        ),
+        (
+            {"model": CLASSES, "batch": table()._replace(target=np.ones(9, int))},
+            ValueError,
+            r"target: got shape \(9,\), expected \(10, 2\), .* or \(10,\) for integer classes",
         ),
     ],
 )
@@ -431,7 +617,52 @@ def test_what_does_not_fit_is_named(options, error, message):
         fit(**options)
 
 
+BINARY = MODEL._replace(head=heads.sigmoid_logistic)
+COUNTS = MODEL._replace(head=heads.exp_poisson)
+ROW = np.array([0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong", "message"),
+    [
+        (BINARY, [-1.0, 1], "target: -1.0 in row 3, expected probabilities from 0 to 1"),
+        (
+            BINARY._replace(head=heads.sigmoid_squared_error),
+            [0, 1.5],
+            "target: 1.5 in row 3, expec",
+        ),
+        (CLASSES, [-0.5, 1.5], "target: -0.5 in row 3, expected probabilities from 0 to 1"),
+        (CLASSES, [0.5, 0.6], r"target: row 3 sums to 1.1, expected labels that sum to 1"),
+        (COUNTS, [0, -1], "target: -1.0 in row 3, expected counts of at least 0"),
+    ],
+)
+def test_targets_that_a_head_cannot_mean(model, wrong, message):
+    """In training, in validation and in evaluation; what rounding does to labels is let through."""
+    batch = table()._replace(target=np.tile(ROW, (10, 1)))
+    batch.target[3] = wrong
+    right = batch._replace(target=np.tile(ROW * np.float32(1 + 1e-7), (10, 1)))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fit(model, batch)
+    with pytest.raises(ValueError, match=f"^validation.{message}"):
+        fit(model, right, validation=batch)
+    with pytest.raises(ValueError, match=f"^validation.{message}"):
+        jaxbp.fit_many(
+            model,
+            right,
+            validation=batch,
+            keys=jax.random.split(jax.random.key(0), 2),
+            learning_rate=0.1,
+            epochs=1,
+            batch_size=4,
+        )
+    with pytest.raises(ValueError, match=f"^{message}"):
+        jaxbp.evaluate(model, PARAMS, batch)
+
+
 def test_one_key_is_enough():
+    for old in (jax.random.PRNGKey(0), 0):
+        with pytest.raises(TypeError, match=r"key: got .*, expected one jax.random.key\(seed\)"):
+            fit(key=old)
     with pytest.raises(TypeError, match=r"(?s)key: got .* expected one"):
         fit(key=jax.random.split(jax.random.key(0)))
 
@@ -460,3 +691,171 @@ def test_every_regression_head_learns_a_line(head):
         key=jax.random.key(0),
     )
     np.testing.assert_allclose([layer.weight.item(), layer.bias.item()], [2, 1], atol=0.2)
+
+
+# Pieces of one's own
+
+
+def squares(logits, target):
+    return jnp.sum((logits - target) ** 2, axis=-1)
+
+
+def head(loss):
+    return MODEL._replace(head=jaxbp.Head(lambda logits: logits, loss))
+
+
+def unit(function):
+    return MODEL._replace(activation=function)
+
+
+def changed(change):
+    def gradient(model, params, batch):
+        loss, grads = jaxbp.backprop(model, params, batch)
+        return change(loss, grads)
+
+    return gradient
+
+
+WRONG = [
+    (
+        {"model": head(lambda a, y: (jnp.sum((a - y) ** 2), 2 * (a - y)))},
+        r"head: the loss: got float32 of shape \(\), expected float32 of shape \(10,\)",
+    ),
+    (
+        {"model": head(lambda a, y: (squares(a, y), 2 * (a - y)[:, :1]))},
+        r"head: the error: got float32 of shape \(10, 1\), expected float32 of shape \(10, 2\)",
+    ),
+    (
+        {"model": head(lambda a, y: (squares(a, y), jnp.sign(a - y).astype("i4")))},
+        r"head: the error: got int32 of shape \(10, 2\), expected float32",
+    ),
+    (
+        {"model": head(squares)},
+        r"head: its loss gives an array of shape \(10,\), expected \(loss, er",
+    ),
+    (
+        {"model": head(lambda a, y: (squares(a, y), a - y))},
+        "head: the error of its loss is not the derivative .* error of 5.0e-01 by jax.grad, .*; c",
+    ),
+    (
+        {"model": head(lambda a, y: (squares(a, y) + jnp.mean(a), 2 * (a - y) + 1 / 20))},
+        "head: the error of its loss is not the derivative of the losses, row by row",
+    ),
+    (
+        {"model": unit(lambda a: (jnp.sin(a), jnp.sin(a)))},
+        "activation: the slope of <lambda> is not the derivative of h, entry by entry.*; check=F",
+    ),
+    (
+        {"model": unit(jaxbp.with_slope(jax.nn.softmax))},
+        "activation: the slope of softmax is not the derivative of h, entry by entry",
+    ),
+    (
+        {"model": unit(lambda a: (jnp.sin(a), jnp.cos(a)[:, :1]))},
+        r"activation: slope of <lambda>: got float32 of shape \(10, 1\), expected .* \(10, 8\)",
+    ),
+    (
+        {"model": unit(lambda a: (jnp.sum(a, axis=1), jnp.ones_like(a)))},
+        r"activation: h of <lambda>: got float32 of shape \(10,\)",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: (loss, jax.tree.map(jnp.sum, grads)))},
+        r"gradient: grads\[0\].weight: got float32 of shape \(\), expected .* shape \(8, 3\)",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: (loss, grads[:1]))},
+        "gradient: got the tree .*, expected that of params",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: (jnp.ones(3), grads))},
+        r"gradient: got a loss of shape \(3,\), expected a number",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: grads)},
+        r"gradient: got a tuple of 2, expected \(loss, grads\)",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: loss)},
+        r"gradient: got an array of shape \(\), expected \(loss, grads\)",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: (loss, jax.tree.map(lambda g: 1.01 * g, grads)))},
+        r"gradient: gradient is not the derivative .* error of 1.0e-02 .*gradcheck tells .*; che",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_a_piece_that_is_not_what_it_claims_to_be(options, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        fit(**options)
+
+
+def test_pieces_are_checked_for_many_networks_too():
+    many = {"keys": jax.random.split(jax.random.key(0), 2), "learning_rate": 0.1}
+    options, message = WRONG[-1]
+    with pytest.raises(ValueError, match=message):
+        jaxbp.fit_many(MODEL, table(), epochs=1, batch_size=4, **many, **options)
+
+
+def test_a_wrong_piece_trains_if_it_must():
+    options, _ = WRONG[-1]
+    fit(**options, epochs=1, check=False)
+
+
+def check(model=MODEL, gradient=jaxbp.backprop, key=None):
+    params, batch = jax.tree.map(lambda array: jnp.asarray(array, float), (PARAMS, table()))
+    pieces.check_pieces(model, params, batch, 4, gradient, key)
+
+
+def test_right_pieces_of_ones_own_pass(x64):
+    """In float64 to 1e-8, and where JAX cannot differentiate in reverse, no value is compared."""
+    twice = partial(jax.lax.while_loop, lambda a: jnp.max(a) < 10, lambda a: 2 * a)
+    with_loop = lambda a, y: (squares(twice(a), y), a)  # noqa: E731
+    for options in (
+        {"model": head(lambda a, y: (squares(a, y), 2 * (a - y)))},
+        {"model": MODEL._replace(head=jaxbp.with_error(squares))},
+        {"model": head(with_loop)},
+        {"model": unit(jaxbp.with_slope(jnp.sin))},
+        {"model": unit((lambda a: (jnp.maximum(a, 0), jnp.where(a > 0, 1.0, 0.0)),))},
+        {"gradient": changed(lambda loss, grads: (loss, grads))},
+        {"gradient": jaxbp.mixed_precision(changed(lambda loss, grads: (loss, grads)))},
+    ):
+        check(**options)
+
+
+def test_pieces_of_the_package_are_not_compared(monkeypatch):
+    """So nothing is compiled for them; nor is a gradient that differs at every draw."""
+    monkeypatch.setattr(pieces, "_error_of", None)
+    units = [*activations.BY_NAME.values(), partial(activations.leaky_relu, alpha=0.1)]
+    for one in units:
+        check(unit(one))
+    for each in [
+        *HEADS.values(),
+        heads.linear_huber._replace(loss=partial(heads.huber, threshold=2)),
+    ]:
+        check(MODEL._replace(head=each))
+    clipped = partial(jaxbp.clipped_gradient, max_norm=1.0)
+    for own in (jaxbp.autodiff, jaxbp.mixed_precision(jaxbp.backprop), clipped):
+        check(gradient=own)
+    key = jax.random.key(0)
+
+    def drawn(*given, key):
+        return jaxbp.backprop(*given)
+
+    def grads_alone(*given, key):
+        return jaxbp.backprop(*given)[1]
+
+    check(gradient=drawn, key=key)
+    with pytest.raises(TypeError, match=r"gradient: got a tuple of 2, expected \(loss, grads\)"):
+        check(gradient=grads_alone, key=key)
+
+
+def test_training_is_not_to_be_traced():
+    def trained(key):
+        return fit(key=key)[0]
+
+    with pytest.raises(TypeError, match=r"key: got an array under trace, .* fit_many trains many"):
+        jax.vmap(trained)(jax.random.split(jax.random.key(0), 2))
+    key = jax.random.key(0)
+    with pytest.raises(TypeError, match="batch: got an array under trace"):
+        jax.jit(lambda batch: fit(batch=batch, key=key)[0])(table())

@@ -108,6 +108,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     """The exit status and the one line of an error that is not a bug."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; nothing was saved"
+    if isinstance(error, MemoryError) and str(error).startswith("out of memory"):
+        return 1, str(error)
     if isinstance(error, _RUN_ERRORS):
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return 1, f"out of memory, or a device error ({reason})"

@@ -112,9 +112,9 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
         health_by_epoch(
             path,
             title=plan.title,
-            seen=jax.tree.map(lambda *epochs: np.stack(epochs), *seen),
+            seen=jax.tree.map(lambda *epochs: np.stack(epochs), *seen[: len(losses) + 1]),
             start=at_start,
-            health=trained.history.health,
+            health=trained.history.health if len(losses) else None,
         )
     return 0 if trained.diverged is None else 1
 

@@ -22,9 +22,10 @@ from jaxbp.data.sources import DataError, Task
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
 from jaxbp.gradient import Batch
-from jaxbp.heads import smooth_labels
 from jaxbp.model import MLP, Params
-from jaxbp.training.epoch import jitted_init
+from jaxbp.targets import smooth_labels
+from jaxbp.training.device import memory_shortage_named, wait_for
+from jaxbp.training.epoch import jitted_init, shapes_of
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
 from jaxbp.training.metrics import metric_name
 
@@ -93,10 +94,10 @@ def decide(options: Design) -> Plan:
     else:
         name = "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"
     head = heads.BY_NAME[name]
-    if name == "exp_poisson" and dataset.train.target.min() < 0:
-        raise DataError(f"{dataset.name}: exp_poisson is for counts, and the target has negatives")
-
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    if head.target == "counts" and min(batch.target.min() for batch in parts.values()) < 0:
+        raise DataError(f"{dataset.name}: {name} is for counts, and the target has negatives")
+
     if labels is None:
         outputs = dataset.train.target.shape[-1]
     elif head.target == "classes":
@@ -153,7 +154,7 @@ def _task(options: Design) -> Task | None:
     """The kind of target that the options ask for; None where they leave it to the data."""
     if options.head == "auto":
         return None if options.task == "auto" else options.task
-    takes_values = heads.BY_NAME[options.head].target == "values"
+    takes_values = heads.BY_NAME[options.head].target in {"values", "counts"}
     task: Task = "regression" if takes_values else "classification"
     if options.task not in {"auto", task}:
         raise UsageError(f"--head {options.head} is not for {options.task}")
@@ -193,7 +194,9 @@ def initial(plan: Plan) -> Params:
     options = plan.options
     scheme = None if options.scheme == "auto" else options.scheme
     key = jax.random.key(options.seed)
-    params: Params = jitted_init(key, plan.model, scheme=scheme, bias=options.bias)
+    with memory_shortage_named(shapes_of(key, plan.model, np.float32)):
+        params: Params = jitted_init(key, plan.model, scheme=scheme, bias=options.bias)
+        wait_for(params)
     return params
 
 

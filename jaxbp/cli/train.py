@@ -226,17 +226,20 @@ def train(
     with (folder / "metrics.jsonl").open("x") as metrics, bar:
         watch = _Watch(plan, params, bar, metrics, interrupts)
         trained = fit_plan(plan, params, watch, plan.parts["validation"])
+    kept = watch.kept
     if trained.diverged is not None:
+        if kept.number >= trained.diverged:  # its last steps broke it, as the next epoch told
+            kept = Epoch(trained.diverged - 1, trained.params, math.nan, None)
         watch.ended = (
             f"diverged in epoch {trained.diverged}: the loss is no longer finite; kept the "
-            f"parameters after epoch {watch.kept.number}. Try a smaller --learning-rate"
+            f"parameters after epoch {kept.number}. Try a smaller --learning-rate"
         )
     timed = watch.seconds if len(watch.seconds) > 1 else [0.0, *watch.seconds]
     epochs, span = len(timed) - 1, timed[-1] - timed[0]
     return Outcome(
-        params=watch.kept.params,
+        params=kept.params,
         history=trained.history,
-        kept_epoch=watch.kept.number,
+        kept_epoch=kept.number,
         seconds=time.perf_counter() - watch.started,
         samples_per_second=epochs * len(plan.to_fit.x) / span if epochs else 0.0,
         ended=watch.ended,

@@ -1,14 +1,16 @@
 """Training: step 5 of the lecture's algorithm, over minibatches, for as many epochs as wanted.
 
 Read ``epoch``, a whole epoch as one compiled program; ``fitting``, which trains one network, and
-``many``, which trains N of them.  ``checks`` says what may be trained on what, ``metrics`` how well
-a network does, and ``batch_methods`` has the lectures' optimisers for full batches.  On a GPU
-``kernel_choice`` decides whether ``one_kernel`` takes the minibatches in the scan's place.
+``many``, which trains N of them.  ``checks`` says what may be trained on what, ``pieces`` compares
+a user's own heads, activations and gradients with ``jax.grad``, ``device`` is about its memory and
+the wait for it, ``metrics`` says how well a network does, and ``batch_methods`` has the lectures'
+optimisers for full batches.  On a GPU ``kernel_choice`` decides whether ``one_kernel`` takes the
+minibatches in the scan's place.
 """
 
 from jaxbp.training import batch_methods
 from jaxbp.training.epoch import RandomGradient, make_step, random_gradient
-from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
+from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, TrainingInterrupt, fit
 from jaxbp.training.many import Best, best_of, fit_many
 from jaxbp.training.metrics import Evaluation, evaluate, metric_name
 
@@ -19,6 +21,7 @@ __all__ = [
     "History",
     "NonFiniteLossError",
     "RandomGradient",
+    "TrainingInterrupt",
     "batch_methods",
     "best_of",
     "evaluate",

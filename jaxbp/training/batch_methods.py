@@ -38,7 +38,7 @@ class MinimiserState(NamedTuple):
 
 #: by these states ``fit`` knows a method for full batches, alone or in a chain, and refuses
 #: minibatches
-FULL_BATCH_STATES = (TruncatedNewtonState, MinimiserState)
+FULL_BATCH_STATES = (TruncatedNewtonState, MinimiserState, optax.ScaleByLBFGSState)
 
 
 def truncated_newton(

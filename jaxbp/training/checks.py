@@ -1,5 +1,6 @@
 """Checks of what is to be trained on what: on the host, before any device work."""
 
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -11,13 +12,29 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
+from jaxbp.initialisation import check_key
 from jaxbp.model import MLP, Layer, Params
 from jaxbp.precision import matmul_precision
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
-from jaxbp.training.epoch import initial_state
+from jaxbp.training.epoch import state_shapes
 from jaxbp.training.kernel_choice import KERNELS
+from jaxbp.training.pieces import held_to_shapes
 
-_objective = jax.jit(objective, static_argnums=0)  # traced once for its shapes, never run
+
+@partial(jax.jit, static_argnums=0)  # traced once for its shapes, never run
+def _objective(model: MLP, params: Params, batch: Batch) -> Array:
+    return objective(held_to_shapes(model), params, batch)
+
+
+def check_concrete(**given: Any) -> None:
+    """Raise TypeError for an argument that holds arrays under trace, as in ``jax.jit``."""
+    for name, tree in given.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(
+                f"{name}: got an array under trace, but training compiles and reads its data by "
+                "itself, and cannot be called in jax.jit, jax.vmap or jax.grad; fit_many trains "
+                "many networks at once, and jaxbp.make_step is for a loop of your own"
+            )
 
 
 def check_arguments(
@@ -51,8 +68,7 @@ def check_arguments(
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
         )
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
-        raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
+    check_key(key)
     matmul_precision(precision)  # raises, where there is none of that name
     if kernel not in KERNELS:
         raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(KERNELS)}")
@@ -67,17 +83,22 @@ def check_full_batch(
     """
     if batch_size is None:
         return
-    state = initial_state.eval_shape(optimizer, params)  # type: ignore[no-untyped-call]
+    state = state_shapes(optimizer, params)
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, FULL_BATCH_STATES))
     if any(isinstance(part, FULL_BATCH_STATES) for part in parts):
         raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
 
 
 def dtype_of(batch: Batch) -> DTypeLike:
-    """The dtype of the batch's x as JAX would hold it, where that is a float; else float32."""
+    """The dtype of weights for a batch: x's, as JAX would hold it, where that is a float of 32 bits
+    or more; else float32.
+
+    Rows in half precision save memory; weights in it would lose their updates (``precision``).
+    """
     held = getattr(getattr(batch, "x", None), "dtype", np.float32)
     dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
-    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+    wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 2
+    return dtype if wide else jnp.float32
 
 
 def checked_data(
@@ -112,7 +133,7 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     try:
         _objective.eval_shape(model, params, host)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
-        if type(error) not in {TypeError, ValueError}:  # JAX's own, of what the user's code does
+        if not prefix or type(error) not in {TypeError, ValueError}:  # JAX's own, of user's code
             raise
         raise type(error)(f"{prefix}{error}") from None
     (dtype,) = dtypes
@@ -125,6 +146,36 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
         )
     _check_values(model, host, prefix)
     return Batch(*jax.tree.map(jnp.asarray, tuple(host)))
+
+
+_LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
+
+
+def _check_target(model: MLP, target: Any, name: str) -> None:
+    """Raise ValueError for the first row with a target that the head cannot mean."""
+    kind, outputs = model.head.target, model.sizes[-1]
+    eps = 0.0 if target.dtype.kind in "iu" else float(jnp.finfo(target.dtype).eps)  # type: ignore[no-untyped-call]
+    if target.ndim == 1 and target.dtype.kind in "iu":
+        strange, expected = (target < 0) | (target >= outputs), f"classes 0 to {outputs - 1}"
+    elif kind == "values" or target.ndim < 2:
+        return
+    elif kind == "counts":
+        strange, expected = target < 0, "counts of at least 0"
+    else:
+        strange = (target < -8 * eps) | (target > 1 + 8 * eps)
+        expected = "probabilities from 0 to 1"
+    if strange.any():
+        row, value = np.argwhere(strange)[0][0], target[strange][0]
+        what = f"class {value}" if target.ndim == 1 else value
+        raise ValueError(f"{name}: {what} in row {row}, expected {expected}")
+    if kind == "classes" and target.ndim == 2:
+        sums = target.sum(axis=1, dtype=float)
+        strange = np.abs(sums - 1) > max(_LABEL_SUMS, outputs * eps)
+        if strange.any():
+            row = strange.argmax()
+            raise ValueError(
+                f"{name}: row {row} sums to {sums[row]:.4g}, expected labels that sum to 1"
+            )
 
 
 def _as_numbers(name: str, values: Any) -> Any:
@@ -144,12 +195,6 @@ def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
             raise ValueError(
                 f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
             )
-    if batch.target.ndim < batch.x.ndim and batch.target.dtype.kind in "iu":
-        strange = (batch.target < 0) | (batch.target >= model.sizes[-1])
-        if strange.any():
-            raise ValueError(
-                f"{prefix}target: class {batch.target[strange][0]} in row {strange.argmax()}, "
-                f"expected classes 0 to {model.sizes[-1] - 1}"
-            )
+    _check_target(model, batch.target, f"{prefix}target")
     if batch.weight is not None and (batch.weight.min() < 0 or not batch.weight.any()):
         raise ValueError(f"{prefix}weight: expected weights ≥ 0, not all zero")

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.diagnostics.health import Health, layer_health, sample
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import init
-from jaxbp.model import MLP, Params
+from jaxbp.model import MLP, Params, penalty, with_penalty
 from jaxbp.precision import matmul_precision
 
 Carry = tuple[Params, optax.OptState]
@@ -29,6 +29,11 @@ Carry = tuple[Params, optax.OptState]
 _OBSERVED = 256  # rows that the health of the layers is measured on: a small part of most epochs
 
 jitted_init = jax.jit(init, static_argnames=("model", "scheme", "dtype"))  # one program, not dozens
+
+
+def shapes_of(key: Array, model: MLP, dtype: DTypeLike) -> Any:
+    """The shapes of the parameters that ``init`` draws."""
+    return jitted_init.eval_shape(key, model, dtype=dtype)  # type: ignore[no-untyped-call]
 
 
 class Program(NamedTuple):
@@ -164,8 +169,18 @@ def shuffled_rows(seed: Sequence[int], epoch: int, rows: int) -> np.ndarray:
 
 def drawn_rows(key: Array, epoch: ArrayLike, rows: int) -> Array:
     """The order (rows,) of an epoch, by the device: a function of key and epoch alone."""
-    epoch_key = jax.random.fold_in(key, epoch)  # whose n, n < rows, is the key of step n
-    return jax.random.permutation(jax.random.fold_in(epoch_key, rows), rows).astype(jnp.int32)
+    order_key = jax.random.fold_in(epoch_key(key, epoch), rows)  # n, n < rows, is step n's
+    return jax.random.permutation(order_key, rows).astype(jnp.int32)
+
+
+def epoch_key(key: Array, epoch: ArrayLike) -> Array:
+    """The key of an epoch, whose fold n is that of step n.
+
+    The first folds of key itself are the layers' (``jax.random.split(key, L)[n]`` is
+    ``fold_in(key, n)``), and the initial weights are drawn from them; so the epochs' are folds of
+    its last one, which no network has the layers to reach.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -190,6 +205,11 @@ def mapped(key: Array) -> Callable[[Callable[[Array], Any], Array], Any]:
 def initial_state(optimizer: optax.GradientTransformation, params: Params) -> optax.OptState:
     """The optimiser's state; it shares no buffer with params or itself, as it will be donated."""
     return jax.tree.map(jnp.copy, optimizer.init(params))
+
+
+def state_shapes(optimizer: optax.GradientTransformation, params: Params) -> Any:
+    """The shapes of the optimiser's state; params may be shapes too."""
+    return initial_state.eval_shape(optimizer, params)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -242,15 +262,18 @@ def is_random(gradient: Gradient) -> bool:
 
 
 def times_mean_weight(gradient: Gradient) -> Gradient:
-    """gradient times the mean weight of the minibatch, so that minibatches average to the whole.
+    """The examples' part of gradient times the minibatch's mean weight, and the penalty's once.
 
-    Otherwise a heavy example would not count for more in a minibatch of its own.
+    So minibatches average to the whole: otherwise a heavy example would not count for more in a
+    minibatch of its own.  Noise for privacy is multiplied with the examples' part, as what one
+    example can move is.
     """
 
     def weighted(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
-        loss, grads = gradient(model, params, batch)
+        loss, grads = gradient(model._replace(l2=0.0), params, batch)
         weight = jnp.mean(jnp.asarray(batch.weight))
-        return weight * loss, jax.tree.map(lambda grad: weight * grad, grads)
+        grads = jax.tree.map(lambda grad: weight * grad, grads)
+        return weight * loss + penalty(model, params), with_penalty(model, params, grads)
 
     return weighted
 

@@ -1,6 +1,7 @@
 """Training of one network: ``fit``, and the record that it leaves."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -14,17 +15,28 @@ from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
-from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
+from jaxbp.training.checks import (
+    check_arguments,
+    check_concrete,
+    check_full_batch,
+    checked_data,
+    dtype_of,
+)
+from jaxbp.training.device import PATIENCE, memory_shortage_named, wait_for
 from jaxbp.training.epoch import (
     Program,
+    epoch_key,
     initial_state,
     is_random,
     jitted_init,
     orders_of,
     run_epoch,
+    shapes_of,
+    state_shapes,
 )
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, compiled_evaluation
+from jaxbp.training.pieces import check_pieces
 
 
 class History(NamedTuple):
@@ -49,8 +61,10 @@ class Epoch(NamedTuple):
 class NonFiniteLossError(ArithmeticError):
     """Training met a loss or a parameter that is not finite.
 
-    ``epoch`` is the number of that epoch, ``params`` are those after the last epoch that was finite
-    throughout (the initial ones, if there was none) and ``history`` is the record up to there.
+    ``epoch`` is the number of the epoch that broke, ``params`` are those before it (the initial
+    ones, if it was the first), whose loss is finite, and ``history`` is the record up to there.
+    That the last steps of an epoch broke is known in the next one, so ``on_epoch`` may have been
+    called for ``epoch`` already.
     """
 
     def __init__(self, epoch: int, params: Params, history: History) -> None:
@@ -60,6 +74,25 @@ class NonFiniteLossError(ArithmeticError):
             "standardised inputs, or optax.clip_by_global_norm before the optimiser"
         )
         self.epoch, self.params, self.history = epoch, params, history
+
+
+class TrainingInterrupt(KeyboardInterrupt):
+    """Ctrl-C ended the training; what there is so far is not lost.
+
+    ``epoch`` is the number of the epoch that it ended, ``params`` are those before it and
+    ``history`` is the record up to there.
+    """
+
+    def __init__(self, epoch: int, params: Params, history: History) -> None:
+        super().__init__(
+            f"training ended by Ctrl-C in epoch {epoch}; the exception's params and history are "
+            f"those after epoch {epoch - 1}. In a notebook they are sys.last_value.params and "
+            "sys.last_value.history (import sys); in a program, catch jaxbp.TrainingInterrupt"
+        )
+        self.epoch, self.params, self.history = epoch, params, history
+
+
+OnEpoch = Callable[[Epoch], Any] | Sequence[Callable[[Epoch], Any]] | None
 
 
 def fit(
@@ -77,7 +110,8 @@ def fit(
     precision: str | None = None,
     kernel: str = "auto",
     diagnostics: bool = False,
-    on_epoch: Callable[[Epoch], Any] | None = None,
+    on_epoch: OnEpoch = None,
+    check: bool = True,
 ) -> tuple[Params, History]:
     """Train by (stochastic) gradient descent (Bishop 2006, section 5.2.4) -> (params, History).
 
@@ -88,7 +122,8 @@ def fit(
         on key and the number of the epoch alone; an accelerator draws another one than a CPU.
     batch_size: rows a step; the last step of an epoch takes the rows that are left.  None: all.
     key: one ``jax.random.key(seed)``, for the initial weights, the orders and random gradients.
-    params: to start from, left as they are; else ``init(key, model)`` in x's floating dtype.
+    params: to start from, left as they are; else ``init(key, model)`` in x's floating dtype, or in
+        float32 where x is in half precision or whole numbers.
     validation: rows to evaluate after each epoch; none unless given.
     gradient: ``backprop``, ``autodiff``, or your own of their signature; one that draws at random
         (see ``random_gradient``) is given another key at every step.
@@ -102,10 +137,16 @@ def fit(
         the kernel by Pallas's interpreter, slowly, on any device.
     diagnostics: whether each epoch ends with the health of every layer, measured on up to 256 rows
         spread over the batch, with the last step's update.
-    on_epoch: called with an ``Epoch`` after each; if it returns True, training ends there.
+    on_epoch: a function, or a list of them, called with an ``Epoch`` after each.  If one returns
+        True, training ends there; else they return False or nothing.
+    check: whether a head, an activation or a gradient that is not of this package is compared with
+        ``jax.grad`` before training (see ``jaxbp.training.pieces``), True unless given.  A gradient
+        that draws at random is not compared, and shapes and dtypes are checked in any case.
 
-    Raises ValueError or TypeError for arguments that do not fit, before any training, and
-    NonFiniteLossError, which carries the last good parameters, when training diverges.
+    Raises ValueError or TypeError for arguments that do not fit, targets that the head cannot mean
+    among them, and MemoryError for a network that is too large, all before any training; and two
+    exceptions that carry parameters and history: NonFiniteLossError when training diverges, and
+    TrainingInterrupt, a KeyboardInterrupt, for Ctrl-C.
 
     >>> import jax.numpy as jnp
     >>> from jaxbp import activations, heads
@@ -116,48 +157,159 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
+    check_concrete(key=key, params=params, batch=batch, validation=validation)
     check_arguments(model, optimizer, epochs, batch_size, key, precision, kernel)
-    random = is_random(gradient)
-    if compute_dtype is not None:
-        gradient = mixed_precision(gradient, compute_dtype)
+    callbacks, random = callbacks_of(on_epoch), is_random(gradient)
+    mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     if params is None:
-        params = jitted_init(key, model, dtype=dtype_of(batch))
+        dtype = dtype_of(batch)
+        with memory_shortage_named(shapes_of(key, model, dtype)):
+            params = jitted_init(key, model, dtype=dtype)
+            wait_for(params)
+    params = tuple(params)
     check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
-    state = initial_state(optimizer, params)
-    rows = len(batch.x)
-    if batch_size is not None:
-        batch_size = min(batch_size, rows)
-    program = Program(model, optimizer, gradient, batch_size, diagnostics, precision)
-    orders = repeat(None) if batch_size is None else orders_of(key, rows)
-    record: list[Epoch] = []
-    order = next(orders)
-    program = with_kernel(kernel, program, run_epoch, (params, state, batch, order, None))
-    for number in range(1, epochs + 1):
-        epoch_key = jax.random.fold_in(key, number) if random else None
-        trained, state, loss, health = run_epoch(program, params, state, batch, order, epoch_key)
-        if number < epochs:
-            order = next(orders)  # while the device is at work
-        if not np.isfinite(loss):
-            raise NonFiniteLossError(number, params, history_of(record))
-        params, evaluation = trained, None
-        if validation is not None:
-            evaluation = compiled_evaluation(model, params, validation, precision)
-        health = jax.tree.map(np.asarray, health)
-        epoch = Epoch(number, params, float(loss), evaluation, health)
-        record.append(epoch._replace(params=()))  # parameters are the caller's to keep
-        if on_epoch is not None and on_epoch(epoch):
-            break
-    return params, history_of(record)
-
-
-def history_of(record: list[Epoch]) -> History:
-    """The record of a run, or of many at once: epochs are the last axis."""
-    evaluations = [epoch.validation for epoch in record if epoch.validation is not None]
-    health = [epoch.health for epoch in record if epoch.health is not None]
-    return History(
-        training_loss=np.array([epoch.training_loss for epoch in record]).T,
-        validation_loss=np.array([each.loss for each in evaluations]).T if evaluations else None,
-        metric=np.array([each.metric for each in evaluations]).T if evaluations else None,
-        health=jax.tree.map(lambda *epochs: np.stack(epochs), *health) if health else None,
+    batch_size = batch_size and min(batch_size, len(batch.x))
+    if check:
+        check_pieces(model, params, batch, batch_size, gradient, key if random else None)
+    program = Program(model, optimizer, mixed, batch_size, diagnostics, precision)
+    return _trained(
+        program, params, batch, validation, epochs, key, kernel, callbacks, random=random
     )
+
+
+def _trained(
+    program: Program,
+    params: Params,
+    batch: Batch,
+    validation: Batch | None,
+    epochs: int,
+    key: Array,
+    kernel: str,
+    callbacks: tuple[Callable[[Epoch], Any], ...],
+    *,
+    random: bool,
+) -> tuple[Params, History]:
+    """Train for some epochs, by arguments of ``fit`` that are checked already.
+
+    program: without a kernel; kernel says which to take.
+    params: to start from.
+    batch, validation: on the device.
+    epochs, key, kernel: as for ``fit``.
+    callbacks: those of on_epoch.
+    random: whether the gradient is given a key.
+    """
+    model, optimizer, precision = program.model, program.optimizer, program.precision
+    orders = repeat(None) if program.batch_size is None else orders_of(key, len(batch.x))
+    record: list[Epoch] = []
+    before, seconds = params, float("inf")  # of the last epoch: what it started from, and took
+
+    def history() -> History:
+        layers = len(params) if program.diagnostics else None
+        return history_of(record, validated=validation is not None, layers=layers)
+
+    try:
+        with memory_shortage_named(params, state_shapes(optimizer, params)):
+            state = initial_state(optimizer, params)
+            wait_for(state)
+            order = next(orders)
+            program = with_kernel(kernel, program, run_epoch, (params, state, batch, order, None))
+            for number in range(1, epochs + 1):
+                started = time.perf_counter()
+                step_key = epoch_key(key, number) if random else None
+                trained, state, loss, health = run_epoch(
+                    program, params, state, batch, order, step_key
+                )
+                if number < epochs:
+                    order = next(orders)  # while the device is at work
+                if seconds > PATIENCE:
+                    wait_for(loss)
+                if not np.isfinite(loss):
+                    if record and not _is_finite(record[-1], model, params, batch, precision):
+                        params = before
+                        record.pop()
+                    raise NonFiniteLossError(len(record) + 1, params, history())
+                evaluation = None
+                if validation is not None:
+                    evaluation = compiled_evaluation(model, trained, validation, precision)
+                epoch = Epoch(
+                    number, trained, float(loss), evaluation, jax.tree.map(np.asarray, health)
+                )
+                record.append(epoch._replace(params=()))  # parameters are the caller's to keep
+                before, params, seconds = params, trained, time.perf_counter() - started
+                if ask_to_end(callbacks, epoch):
+                    break
+    except KeyboardInterrupt:
+        raise TrainingInterrupt(len(record) + 1, params, history()) from None
+    return params, history()
+
+
+def callbacks_of(on_epoch: OnEpoch) -> tuple[Callable[[Epoch], Any], ...]:
+    """The functions that on_epoch names.  Raises TypeError for what cannot be called."""
+    if on_epoch is None:
+        return ()
+    callbacks = tuple(on_epoch) if isinstance(on_epoch, list | tuple) else (on_epoch,)
+    if not all(map(callable, callbacks)):
+        raise TypeError(f"on_epoch: got {on_epoch!r}, expected a function of an Epoch, or a list")
+    return callbacks
+
+
+def ask_to_end(callbacks: tuple[Callable[[Epoch], Any], ...], epoch: Epoch) -> bool:
+    """Call all functions; whether one of them returned True.
+
+    Raises TypeError where one returns anything but True, False and None, such as a number that was
+    not meant to end the training.
+    """
+    asked = False
+    for callback in callbacks:
+        answer = callback(epoch)
+        if answer is None:
+            continue
+        if np.shape(answer) != () or getattr(answer, "dtype", np.dtype(type(answer))) != np.bool_:
+            raise TypeError(
+                f"on_epoch: {callback!r} returned {answer!r}, expected True to end the training, "
+                "or else False or nothing"
+            )
+        asked |= bool(answer)
+    return asked
+
+
+def _is_finite(
+    last: Epoch, model: MLP, params: Params, batch: Batch, precision: str | None
+) -> bool:
+    """Whether an epoch ended with finite losses, in training and in validation."""
+    validated = last.validation is None or np.isfinite(last.validation.loss)
+    return bool(
+        validated and np.isfinite(compiled_evaluation(model, params, batch, precision).loss)
+    )
+
+
+def history_of(
+    record: list[Epoch], *, networks: tuple[int, ...] = (), validated: bool, layers: int | None
+) -> History:
+    """The record of a run, or of many at once: epochs are the last axis.
+
+    record: one entry an epoch, maybe none.
+    networks: (N,) of many at once.
+    validated: whether there are validation data.
+    layers: of the network, with diagnostics; else None.
+    """
+
+    def column(values: list[Any]) -> np.ndarray:
+        return np.array(values).reshape(len(values), *networks).T
+
+    evaluations = [epoch.validation for epoch in record if epoch.validation is not None]
+    health = None
+    if layers is not None:
+        columns = zip(*(epoch.health for epoch in record if epoch.health is not None), strict=True)
+        stacked = map(np.stack, columns) if record else [np.zeros((0, layers))] * _HEALTH
+        health = Health(*stacked)
+    return History(
+        training_loss=column([epoch.training_loss for epoch in record]),
+        validation_loss=column([each.loss for each in evaluations]) if validated else None,
+        metric=column([each.metric for each in evaluations]) if validated else None,
+        health=health,
+    )
+
+
+_HEALTH = len(Health._fields)

@@ -27,20 +27,39 @@ from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import init
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
-from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
+from jaxbp.training.checks import (
+    check_arguments,
+    check_concrete,
+    check_full_batch,
+    checked_data,
+    dtype_of,
+)
+from jaxbp.training.device import memory_shortage_named, wait_for
 from jaxbp.training.epoch import (
     Program,
     drawn_rows,
     draws_on_device,
+    epoch_key,
     is_random,
     jitted_init,
     mapped,
     one_epoch,
+    shapes_of,
     shuffled_rows,
+    state_shapes,
 )
-from jaxbp.training.fitting import Epoch, History, history_of
+from jaxbp.training.fitting import (
+    Epoch,
+    History,
+    OnEpoch,
+    TrainingInterrupt,
+    ask_to_end,
+    callbacks_of,
+    history_of,
+)
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, loss_and_metric
+from jaxbp.training.pieces import check_pieces
 
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # of a learning rate
 
@@ -68,7 +87,8 @@ def fit_many(
     compute_dtype: DTypeLike | None = None,
     precision: str | None = None,
     kernel: str = "auto",
-    on_epoch: Callable[[Epoch], Any] | None = None,
+    on_epoch: OnEpoch = None,
+    check: bool = True,
 ) -> tuple[Params, History]:
     """Train N networks in one call -> (params, History), with N in front of every shape.
 
@@ -90,10 +110,13 @@ def fit_many(
     validation: rows to evaluate after each epoch; none unless given.
     gradient: as for ``fit``.
     compute_dtype, precision, kernel: as for ``fit``.
-    on_epoch: called after each epoch with an ``Epoch`` of all networks, each field (N,); if it
-        returns True, training ends there.
+    on_epoch: a function, or a list of them, called after each epoch with an ``Epoch`` of all
+        networks, each field (N,).  If one returns True, training ends there.
+    check: as for ``fit``.
 
-    Raises ValueError or TypeError for arguments that do not fit, before any training.
+    Raises ValueError, TypeError and MemoryError as ``fit`` does, before any training, and
+    TrainingInterrupt for Ctrl-C; on an accelerator, where up to 64 epochs are one program, its
+    parameters may be up to 64 epochs later than its history.
 
     >>> from jaxbp import activations, heads
     >>> model = MLP((1, 4, 1), activations.tanh, heads.linear_half_squared_error)
@@ -106,7 +129,8 @@ def fit_many(
     >>> best_of(params, history).n
     1
     """
-    count = _checked_count(keys)
+    check_concrete(keys=keys, batch=batch, validation=validation)
+    callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
     rates = _one_each("learning_rate", learning_rate, count)
     penalties = None if l2 is None else _one_each("l2", l2, count)
     if not callable(optimizer):
@@ -114,57 +138,64 @@ def fit_many(
     first = optimizer(rates[0])
     check_arguments(model, first, epochs, batch_size, keys[0], precision, kernel)
     random, dtype = is_random(gradient), dtype_of(batch)
-    if compute_dtype is not None:
-        gradient = mixed_precision(gradient, compute_dtype)
-    shapes = jitted_init.eval_shape(keys[0], model, dtype=dtype)  # type: ignore[no-untyped-call]
+    mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
+    shapes = shapes_of(keys[0], model, dtype)
     check_full_batch(first, shapes, batch_size)
     batch, validation = checked_data(model, shapes, batch, validation)
     rows = len(batch.x)
     if batch_size is not None:
         batch_size = min(batch_size, rows)
-    program = Program(model, optimizer, gradient, batch_size, precision=precision)
+    if check:
+        params = partial(jitted_init, keys[0], model, dtype=dtype)
+        check_pieces(model, params, batch, batch_size, gradient, keys[0] if random else None)
+    program = Program(model, optimizer, mixed, batch_size, precision=precision)
     rates, penalties = jax.tree.map(lambda each: each.astype(dtype), (rates, penalties))
     dealt = _Dealt(count, _workers()[:count])
-    networks = [
-        _started(model, optimizer, dtype, *group, keeps_keys=random or draws_on_device())
-        for group in dealt.deal((keys, rates, penalties))
-    ]
-    groups = [
-        _Group(*jax.device_put((group, batch, validation), device))
-        for group, device in zip(networks, dealt.devices, strict=True)
-    ]
     block = _BLOCK if on_epoch is None else 1
-
-    program = with_kernel(
-        kernel,
-        program,
-        _block_of_epochs,
-        (*groups[0], np.int32(1), np.int32(1)),
-        networks=len(networks[0].finite),
-        block=block,
-    )
-    if draws_on_device():
-        trained_epochs = _epochs_on_accelerator(program, groups, epochs, block)
-    else:
-        seeds = np.asarray(jax.random.key_data(keys)).tolist()
-
-        def orders_of(number: int) -> Sequence[np.ndarray | None]:
-            """The orders of an epoch, of each network (n, rows), by group; None: full batches."""
-            if batch_size is None:
-                return [None] * len(groups)
-            return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
-
-        trained_epochs = _epochs_on_host(program, groups, orders_of, epochs)
     record: list[Epoch] = []
-    for trained, outcomes in trained_epochs:
-        loss, validated = dealt.gather(outcomes)
-        evaluation = None
-        if validated is not None:
-            evaluation = Evaluation(loss=validated[0], metric=validated[1])
-        record.append(Epoch(len(record) + 1, (), loss, evaluation))
-        if on_epoch is not None and on_epoch(record[-1]._replace(params=_params(dealt, trained))):
-            break
-    return _params(dealt, trained), history_of(record)
+    groups: list[_Group] = []
+
+    def history() -> History:
+        validated = validation is not None
+        return history_of(record, networks=(count,), validated=validated, layers=None)
+
+    with memory_shortage_named(shapes, state_shapes(first, shapes)):
+        networks = [
+            _started(model, optimizer, dtype, *group, keeps_keys=random or draws_on_device())
+            for group in dealt.deal((keys, rates, penalties))
+        ]
+        groups = [
+            _Group(*jax.device_put((group, batch, validation), device))
+            for group, device in zip(networks, dealt.devices, strict=True)
+        ]
+        wait_for(groups)
+        program = with_kernel(
+            kernel,
+            program,
+            _block_of_epochs,
+            (*groups[0], np.int32(1), np.int32(1)),
+            networks=len(networks[0].finite),
+            block=block,
+        )
+        if draws_on_device():
+            all_epochs = _epochs_on_accelerator(program, groups, epochs, block)
+        else:
+            orders = None if batch_size is None else partial(_orders, dealt, keys, rows)
+            all_epochs = _epochs_on_host(program, groups, orders, epochs)
+        try:
+            for groups, outcomes in all_epochs:
+                loss, validated = dealt.gather(outcomes)
+                record.append(
+                    Epoch(len(record) + 1, (), loss, validated and Evaluation(*validated))
+                )
+                if callbacks and ask_to_end(
+                    callbacks, record[-1]._replace(params=_params(dealt, groups))
+                ):
+                    break
+        except KeyboardInterrupt:
+            on_host = dealt.gather([group.networks.params for group in groups])
+            raise TrainingInterrupt(len(record) + 1, on_host, history()) from None  # cores are busy
+    return _params(dealt, groups), history()
 
 
 def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
@@ -259,18 +290,30 @@ def _started(
     return _Networks(params, state, finite, rates, penalties, keys if keeps_keys else None)
 
 
+def _orders(dealt: _Dealt, keys: Array, rows: int, number: int) -> list[np.ndarray]:
+    """The orders of an epoch, of each network (n, rows), by group."""
+    seeds = np.asarray(jax.random.key_data(keys)).tolist()
+    return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
+
+
 def _epochs_on_host(
     program: Program,
     groups: list[_Group],
-    orders_of: Callable[[int], Sequence[np.ndarray | None]],
+    orders_of: Callable[[int], Sequence[np.ndarray]] | None,
     epochs: int,
 ) -> Iterator[tuple[list[_Group], list[Any]]]:
     """Train the groups side by side on the cores -> after each epoch, the groups and their records.
 
     It is compiled here and called in threads: a thread would compile without the caller's
     ``jax.enable_x64`` and its like, which hold for one thread.
+
+    orders_of: gives the orders of an epoch, by group; None for full batches.
     """
-    orders = orders_of(1)
+
+    def orders_in(number: int) -> Sequence[np.ndarray | None]:
+        return [None] * len(groups) if orders_of is None else orders_of(number)
+
+    orders = orders_in(1)
     compiled = [
         _one_epoch_each.lower(
             program, group.networks, group.batch, group.validation, order, np.int32(1)
@@ -284,16 +327,19 @@ def _epochs_on_host(
         )
         return group._replace(networks=networks), jax.device_get(record)  # waits
 
-    with ThreadPoolExecutor(len(groups)) as pool:
+    pool = ThreadPoolExecutor(len(groups))
+    try:
         for number in range(1, epochs + 1):
             running = [
                 pool.submit(run, each, group, order, number)
                 for each, group, order in zip(compiled, groups, orders, strict=True)
             ]
-            orders = orders_of(number + 1)  # while the cores are at work
+            orders = orders_in(number + 1)  # while the cores are at work
             results = [future.result() for future in running]
             groups = [group for group, _ in results]
             yield groups, [record for _, record in results]
+    finally:
+        pool.shutdown(wait=False)  # after Ctrl-C the cores may be busy for long
 
 
 def _epochs_on_accelerator(
@@ -309,6 +355,7 @@ def _epochs_on_accelerator(
 
     def finished() -> Iterator[tuple[list[_Group], list[Any]]]:
         groups, records, count = started.popleft()
+        wait_for(records)
         on_host = jax.device_get(records)
         for place in range(count):
             yield groups, jax.tree.map(itemgetter(place), on_host)
@@ -375,7 +422,7 @@ def _one_epoch_each(
         one = program._replace(model=model, optimizer=program.optimizer(network.learning_rate))
         key = None
         if network.key is not None and is_random(program.gradient):
-            key = jax.random.fold_in(network.key, number)
+            key = epoch_key(network.key, number)
         *after, loss, _ = one_epoch(one, network.params, network.state, batch, order, key)
         finite = network.finite & jnp.isfinite(loss)
         before = (network.params, network.state)

@@ -74,7 +74,8 @@ def _accuracy(
 ) -> Array:
     decision = decide(prediction)
     correct = decision == (decide(target) if target.shape == prediction.shape else target)
-    return jnp.sum(share * jnp.mean(correct, axis=range(share.ndim, correct.ndim)))
+    wrong = jnp.mean(~correct, axis=range(share.ndim, correct.ndim))
+    return jnp.maximum(1 - jnp.sum(share * wrong), 0)  # so that all right is 1 exactly
 
 
 def _r2(prediction: Array, target: Array, share: Array) -> Array:

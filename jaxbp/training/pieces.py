@@ -1,0 +1,222 @@
+"""Pieces of your own: heads, activations and gradients, checked before they train.
+
+Shapes and dtypes are checked while the network is traced, which compiles nothing.  Values are
+compared once, and of no piece of the package, which its tests prove:
+
+    activation   c h'(a) with the vector-Jacobian product of h along c, (B, O)
+    head         cₙ δₙ with that of the losses along c, (B,)
+    gradient     ∇E with ``autodiff`` on the first minibatch
+
+a, c and the logits are drawn at random, so that no kink is met and an entry or a row that depends
+on another one shows.  A relative error of √ε is rounding: 3e-4 in float32, 1.5e-8 in float64.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbp import activations, heads
+from jaxbp.activations import Activation
+from jaxbp.gradient import Batch, Gradient, autodiff, backprop
+from jaxbp.model import MLP, Params, units_of
+from jaxbp.per_example import clipped_gradient, noisy_clipped_gradient
+from jaxbp.precision import mixed_precision
+from jaxbp.trees import named_leaves
+
+_UNITS = {*activations.BY_NAME.values()}
+_LOSSES = {head.loss for head in heads.BY_NAME.values()}
+_GRADIENTS = {backprop, autodiff, clipped_gradient, noisy_clipped_gradient}
+_AS_IT_IS = "check=False trains with it as it is"
+
+
+def held_to_shapes(model: MLP) -> MLP:
+    """The model, whose head and activations raise where what they give has another shape."""
+    units = tuple(partial(_checked_unit, unit) for unit in units_of(model)[:-1])
+    head = model.head._replace(loss=partial(_checked_loss, model.head.loss))
+    return model._replace(activation=units, head=head)
+
+
+def check_pieces(
+    model: MLP,
+    params: Params | Callable[[], Params],
+    batch: Batch,
+    batch_size: int | None,
+    gradient: Gradient,
+    key: Array | None,
+) -> None:
+    """Raise TypeError or ValueError for a piece that is not what it claims to be.
+
+    model: its head and activations have the right shapes.
+    params: at the start, or a function that draws them, called where they are needed.
+    batch: all rows, on the device.
+    batch_size: rows of the first minibatch; None: all.
+    gradient: of the user's signature, before it is mixed with another dtype.
+    key: for a gradient that draws at random, of which the values are not compared, as they differ
+        at every draw; None for one that does not.
+
+    Nor are the values of a piece compared that JAX cannot differentiate in reverse.
+    """
+    batch = jax.tree.map(lambda array: array[:batch_size], batch)
+    tolerance = float(jnp.finfo(batch.x.dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
+    rng, rows = np.random.default_rng(0), len(batch.x)
+
+    def draw(*shape: int) -> np.ndarray:
+        values: np.ndarray = np.asarray(rng.normal(size=shape))
+        return values.astype(batch.x.dtype)
+
+    for unit, width in dict(zip(units_of(model)[:-1], model.sizes[1:], strict=False)).items():
+        if _innermost(unit) not in _UNITS:
+            error = _error_of(_activation_pair, unit, draw(8, width), draw(8, width))
+            _raise_above(
+                tolerance,
+                error,
+                f"activation: the slope of {_name(unit)} is",
+                "of h, entry by entry",
+            )
+    if _innermost(model.head.loss) not in _LOSSES:
+        logits, weights = draw(rows, model.sizes[-1]), draw(rows)
+        error = _error_of(_head_pair, model.head.loss, logits, weights, batch.target)
+        _raise_above(
+            tolerance, error, "head: the error of its loss is", "of the losses, row by row"
+        )
+    gradient = _innermost(gradient)
+    if gradient in _GRADIENTS:
+        return
+    params = params() if callable(params) else params
+    given = {} if key is None else {"key": key}
+    check_gradient = partial(_checked_gradient, gradient, model)
+    jax.eval_shape(check_gradient, params, batch, **given)
+    if key is None:
+        with jax.default_matmul_precision("highest"):
+            error = _error_of(_gradient_pair, (model, gradient), params, batch)
+        _raise_above(
+            tolerance,
+            error,
+            f"gradient: {_name(gradient)} is",
+            "of the objective on the first minibatch",
+            " (jaxbp.gradcheck tells more)",
+        )
+
+
+def _raise_above(tolerance: float, error: float, what: str, of: str, more: str = "") -> None:
+    if not error <= tolerance:
+        raise ValueError(
+            f"{what} not the derivative {of}: a relative error of {error:.1e} by jax.grad, where "
+            f"rounding makes at most {tolerance:.0e}{more}; {_AS_IT_IS}"
+        )
+
+
+def _error_of(pair: Callable[..., tuple[Any, Any]], static: Any, *given: Any) -> float:
+    """The relative error of what a piece claims, where what JAX computes is finite; 0 where JAX
+    cannot differentiate."""
+    try:
+        claimed, expected = pair(static, *given)
+    except (NotImplementedError, TypeError, ValueError):
+        return 0.0
+    wide = [
+        np.concatenate([np.ravel(leaf).astype(float) for leaf in jax.tree.leaves(tree)])
+        for tree in (claimed, expected)
+    ]
+    claims, right = (values[np.isfinite(wide[1])] for values in wide)
+    size, off = np.linalg.norm(right), np.linalg.norm(claims - right)
+    return float(off / size) if size else float("inf") if off else 0.0
+
+
+@partial(jax.jit, static_argnums=0)
+def _activation_pair(unit: Activation, a: Array, along: Array) -> tuple[Array, Array]:
+    _, pull = jax.vjp(lambda a: unit(a)[0], a)
+    return along * unit(a)[1], pull(along)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _head_pair(loss: Any, logits: Array, along: Array, target: Array) -> tuple[Array, Array]:
+    _, pull = jax.vjp(lambda logits: loss(logits, target)[0], logits)
+    return along[:, None] * loss(logits, target)[1], pull(along)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradient_pair(
+    pieces: tuple[MLP, Gradient], params: Params, batch: Batch
+) -> tuple[Params, Params]:
+    model, gradient = pieces
+    return gradient(model, params, batch)[1], autodiff(model, params, batch)[1]
+
+
+def _innermost(piece: Any) -> Any:
+    """A piece without keywords that are set, and a gradient without mixed precision."""
+    while isinstance(piece, partial):
+        piece = piece.func
+    wrapped = getattr(piece, "__wrapped__", None)
+    if callable(wrapped) and any(
+        mixed_precision(wrapped, dtype) is piece for dtype in (jnp.bfloat16, jnp.float32)
+    ):
+        return _innermost(wrapped)
+    return piece
+
+
+# Shapes and dtypes
+
+
+def _checked_unit(unit: Activation, a: Array) -> tuple[Array, Array]:
+    pair = unit(a)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise TypeError(
+            f"activation: {_name(unit)} gives no (h, slope); jaxbp.with_slope makes one"
+        )
+    for what, values in zip(("h", "slope"), pair, strict=True):
+        _check_array(f"activation: {what} of {_name(unit)}", values, a.shape, a.dtype)
+    return pair
+
+
+def _checked_loss(loss: Any, logits: Array, target: Array) -> tuple[Array, Array]:
+    pair = loss(logits, target)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise TypeError(
+            f"head: its loss gives {_kind(pair)}, expected (loss, error); jaxbp.with_error makes a "
+            "head of a loss alone"
+        )
+    _check_array("head: the loss", pair[0], logits.shape[:-1], logits.dtype)
+    _check_array("head: the error", pair[1], logits.shape, logits.dtype)
+    return pair[0], pair[1]
+
+
+def _checked_gradient(
+    gradient: Gradient, model: MLP, params: Params, batch: Batch, **key: Array
+) -> tuple[Array, Params]:
+    pair: Any = gradient(model, params, batch, **key)
+    if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair[0], tuple):
+        raise TypeError(f"gradient: got {_kind(pair)}, expected (loss, grads)")
+    loss, grads = pair
+    if jnp.shape(loss) != ():
+        raise ValueError(f"gradient: got a loss of shape {jnp.shape(loss)}, expected a number")
+    got, expected = (str(jax.tree.structure(tree)) for tree in (grads, params))
+    if got != expected:
+        raise ValueError(f"gradient: got the tree {got}, expected that of params, {expected}")
+    like = jax.tree.leaves(params)
+    for (name, leaf), of in zip(named_leaves(grads, "grads").items(), like, strict=True):
+        _check_array(f"gradient: {name}", leaf, of.shape, of.dtype)
+    return pair[0], pair[1]
+
+
+def _check_array(what: str, values: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    got = jnp.shape(values), jnp.result_type(values)
+    if got != (shape, dtype):
+        raise ValueError(
+            f"{what}: got {got[1]} of shape {got[0]}, expected {dtype} of shape {shape}"
+        )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"an array of shape {shape}"
+
+
+def _name(piece: Any) -> str:
+    return getattr(piece, "__name__", None) or repr(piece)
