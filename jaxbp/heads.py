@@ -183,11 +183,12 @@ def _values(logits: Array, target: ArrayLike) -> Array:
 
 
 def _labels(logits: Array, target: ArrayLike) -> Array:
-    y, classes = jnp.asarray(target), jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    y = jnp.asarray(target)
     if y.shape != logits.shape[:-1]:
         return _values(logits, y)
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"target: got {y.dtype} of shape {y.shape}, expected integer classes there")
     label = y.astype(jnp.int32)[..., None]
+    classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     rows = (label == classes).astype(logits.dtype)
-    return jnp.where((label >= 0) & (label < classes.size), rows, jnp.nan)
+    return jnp.where((label >= 0) & (label < logits.shape[-1]), rows, jnp.nan)

@@ -9,8 +9,10 @@ Hinton and Williams (1986) and Bishop (2006), section 5.3.  forward broadcasts t
 the batch axes, so the gradients sum over them.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.activations import Activation
@@ -26,7 +28,7 @@ def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, Residuals]
     residuals = []
     for layer, unit in zip(params, units, strict=True):
         z = z.astype(layer.weight.dtype)
-        a = _product(z, layer.weight.T, layer.bias) + layer.bias  # a = W z + b
+        a = affine(layer, z)  # a = W z + b
         h, slope = _value_and_slope(unit, a.astype(z.dtype))  # h(a), h'(a)
         residuals.append(Residual(input=z, slope=slope))
         z = h
@@ -50,7 +52,7 @@ def gradients(residuals: Residuals, deltas: Deltas, dtype: DTypeLike | None = No
     layers = []
     for residual, delta in zip(residuals, deltas, strict=True):
         z = residual.input
-        weight = jnp.einsum("...o,...i->oi", delta, z, preferred_element_type=dtype)  # Σₙ δₙ zₙᵀ
+        weight = sum_of_outer_products(delta, z, dtype)  # Σₙ δₙ zₙᵀ
         bias = jnp.sum(delta, range(delta.ndim - 1), dtype)  # Σₙ δₙ
         layers.append(Layer(weight, bias))
     return tuple(layers)
@@ -60,6 +62,27 @@ def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
     """ŷ, the head's output unit on the logits: values, probabilities or rates; (B, D) -> (B, K)."""
     logits, _ = forward(model, params, x)
     return model.head.predict(logits)
+
+
+def affine(layer: Layer, z: Array) -> Array:
+    """a = W z + b for every row of z: (B, I) -> (B, O)."""
+    bias = jnp.expand_dims(layer.bias, range(z.ndim - 1))  # rows, for jax_numpy_rank_promotion
+    return _product(z, layer.weight.T, layer.bias) + bias
+
+
+def sum_of_outer_products(delta: Array, z: Array, dtype: DTypeLike | None = None) -> Array:
+    """Σₙ δₙ zₙᵀ, (B, O) and (B, I) -> (O, I), summed in dtype.
+
+    Where the rows are sharded over a mesh with Explicit axes, JAX asks how the sum is to be: as its
+    own derivative has it, sharded as the units are, the devices' parts added up.
+    """
+    sharding, units = None, jax.typeof(delta).sharding
+    if not units.mesh.empty:
+        axes = units.spec[-1], jax.typeof(z).sharding.spec[-1]  # of O and I
+        sharding = NamedSharding(units.mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
+    return jnp.einsum(
+        "...o,...i->oi", delta, z, preferred_element_type=dtype, out_sharding=sharding
+    )
 
 
 def _value_and_slope(unit: Activation, a: Array) -> tuple[Array, Array]:

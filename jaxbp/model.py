@@ -99,8 +99,11 @@ def with_penalty(model: MLP, params: Params, grads: Params) -> Params:
     """∇E = grads + l2·W: the penalty's gradient added; grads may have leading axes."""
     if not penalised(model):
         return grads
-    pairs = zip(grads, params, strict=True)
-    return tuple(Layer(grad.weight + model.l2 * w.weight, grad.bias) for grad, w in pairs)
+    leading = range(grads[0].bias.ndim - 1)
+    return tuple(
+        Layer(grad.weight + model.l2 * jnp.expand_dims(w.weight, leading), grad.bias)
+        for grad, w in zip(grads, params, strict=True)
+    )
 
 
 def penalised(model: MLP) -> bool:

@@ -141,7 +141,8 @@ def layer_report(
     >>> report.findings[0].what
     '100% of its units have zero slope on the whole batch'
     """
-    health = jax.tree.map(np.asarray, jitted_health(model, params, batch, updates))
+    with jax.debug_nans(False):  # a report says which layer has them
+        health = jax.tree.map(np.asarray, jitted_health(model, params, batch, updates))
     return judge(model, health, unfelt=unfelt_errors(model, params, batch))
 
 
