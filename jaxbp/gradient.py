@@ -8,22 +8,25 @@ gradient is wanted.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpy.typing import NDArray
 
 from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Deltas, Params, Residuals, penalty, with_penalty
+
+Rows = Array | NDArray[Any]  # one an example
 
 
 class Batch(NamedTuple):
     """Examples, one a row, as arrays of JAX or NumPy."""
 
-    x: Array  # (B, D)
-    target: Array  # (B, K) values or (soft) labels; (B,) integer classes for softmax
-    weight: Array | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
+    x: Rows  # (B, D)
+    target: Rows  # (B, K) values or (soft) labels; (B,) integer classes for softmax
+    weight: Rows | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
 
 
 Gradient = Callable[..., tuple[Array, Params]]  # model, params, batch -> loss, grads
