@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxbp.gradient import Batch, example_shares, per_example_pass
-from jaxbp.mlp import affine, backward, forward, gradients, sum_of_outer_products
+from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Layer, Params, Residual, Residuals, units_of, with_penalty
+from jaxbp.products import affine, sum_of_outer_products
 from jaxbp.trees import check_like, wide_enough
 
 

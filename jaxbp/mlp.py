@@ -4,19 +4,18 @@
     δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾)                 backward, from the head's error
     W̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾ zₙ⁽ˡ⁻¹⁾ᵀ,  b̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾          gradient ∂L/∂W, ∂L/∂b = δ × input
 
-In the code an example is a row: Wz reads ``z @ W.T`` and Wᵀδ ``delta @ W``.  After Rumelhart,
-Hinton and Williams (1986) and Bishop (2006), section 5.3.  forward broadcasts the parameters over
-the batch axes, so the gradients sum over them.
+In the code an example is a row: Wz reads ``z @ W.T`` and Wᵀδ ``delta @ W``, in ``products``.  After
+Rumelhart, Hinton and Williams (1986) and Bishop (2006), section 5.3.  forward broadcasts the
+parameters over the batch axes, so the gradients sum over them.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.activations import Activation
 from jaxbp.model import MLP, Deltas, Layer, Params, Residual, Residuals, checked_input, units_of
+from jaxbp.products import affine, product, sum_of_outer_products, times_slope
 
 
 def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, Residuals]:
@@ -40,10 +39,10 @@ def backward(params: Params, residuals: Residuals, error: Array) -> Deltas:
 
     δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾), that is δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ (Bishop 2006, eq. 5.56).
     """
-    deltas = [_times_slope(residuals[-1].slope, error)]  # δ = h' ⊙ error
+    deltas = [times_slope(residuals[-1].slope, error)]  # δ = h' ⊙ error
     for above, residual in zip(params[:0:-1], residuals[-2::-1], strict=True):
-        back = _product(deltas[-1], above.weight, error)  # Wᵀ δ of the layer above
-        deltas.append(_times_slope(residual.slope, back))  # δ = h' ⊙ Wᵀ δ
+        back = product(deltas[-1], above.weight, error)  # Wᵀ δ of the layer above
+        deltas.append(times_slope(residual.slope, back))  # δ = h' ⊙ Wᵀ δ
     return tuple(reversed(deltas))
 
 
@@ -64,41 +63,8 @@ def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
     return model.head.predict(logits)
 
 
-def affine(layer: Layer, z: Array) -> Array:
-    """a = W z + b for every row of z: (B, I) -> (B, O)."""
-    bias = jnp.expand_dims(layer.bias, range(z.ndim - 1))  # rows, for jax_numpy_rank_promotion
-    return _product(z, layer.weight.T, layer.bias) + bias
-
-
-def sum_of_outer_products(delta: Array, z: Array, dtype: DTypeLike | None = None) -> Array:
-    """Σₙ δₙ zₙᵀ, (B, O) and (B, I) -> (O, I), summed in dtype.
-
-    Where the rows are sharded over a mesh with Explicit axes, JAX asks how the sum is to be: as its
-    own derivative has it, sharded as the units are, the devices' parts added up.
-    """
-    sharding, units = None, jax.typeof(delta).sharding
-    if not units.mesh.empty:
-        axes = units.spec[-1], jax.typeof(z).sharding.spec[-1]  # of O and I
-        sharding = NamedSharding(units.mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
-    return jnp.einsum(
-        "...o,...i->oi", delta, z, preferred_element_type=dtype, out_sharding=sharding
-    )
-
-
 def _value_and_slope(unit: Activation, a: Array) -> tuple[Array, Array]:
     pair = unit(a)
     if not isinstance(pair, tuple):
         raise TypeError(f"activation: {unit} gives no (h, slope); jaxbp.with_slope makes one")
     return pair
-
-
-# In mixed precision alone the dtypes differ: factors (W, z, h', δ) have the weights' dtype, sums
-# (Wz + b, Wᵀδ, W̄, b̄) the biases'.  See precision.py.
-def _product(a: Array, b: Array, like: Array) -> Array:
-    """a b, multiplied in the dtype that both have and summed in like's."""
-    return jnp.matmul(a, b, preferred_element_type=like.dtype)
-
-
-def _times_slope(slope: Array, back: Array) -> Array:
-    """h' ⊙ back, rounded once, to the dtype of h': a factor of the products that follow."""
-    return (slope.astype(back.dtype) * back).astype(slope.dtype)

@@ -1,5 +1,6 @@
 """The network: its description, its parameters, and what it says when they do not fit."""
 
+import copy
 import pickle
 from functools import partial, wraps
 
@@ -108,6 +109,14 @@ def test_equal_models_are_equal_and_picklable():
     for head in heads.BY_NAME.values():
         again = pickle.loads(pickle.dumps(one._replace(head=head)))
         assert again == one._replace(head=head)
+    for jitted in (jnp.sin, jax.nn.relu, jax.nn.gelu):  # which cannot be pickled themselves
+        of_jax = one._replace(activation=jaxbp.with_slope(jitted))
+        for again in (pickle.loads(pickle.dumps(of_jax)), copy.deepcopy(of_jax)):
+            assert again == of_jax
+            assert hash(again) == hash(of_jax)
+    nameless = jaxbp.with_slope(jax.jit(lambda a: 2 * a))
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(nameless)
 
 
 def test_a_model_is_a_static_argument():

@@ -11,9 +11,9 @@ from jax import Array
 
 from jaxbp.activations import Activation
 from jaxbp.gradient import Batch, example_shares, per_example_pass
-from jaxbp.mlp import affine
 from jaxbp.model import MLP, Params, Residuals, units_of, with_penalty
 from jaxbp.per_example import weighted_gradients
+from jaxbp.products import affine
 from jaxbp.trees import check_like
 
 
