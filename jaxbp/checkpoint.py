@@ -23,6 +23,7 @@ from jaxbp.activations import Activation
 from jaxbp.data.preparation import Preparation
 from jaxbp.mlp import predict
 from jaxbp.model import MLP, Layer, Params
+from jaxbp.reprs import short
 
 _FORMAT = "jaxbp network 1"
 _OWN = "(your own)"
@@ -38,6 +39,9 @@ class Checkpoint(NamedTuple):
     model: MLP
     params: Params
     preparation: Preparation | None
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 def save(

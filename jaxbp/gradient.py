@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Deltas, Params, Residuals, penalty, with_penalty
+from jaxbp.reprs import short
 
 Rows = Array | NDArray[Any]  # one an example
 
@@ -27,6 +28,9 @@ class Batch(NamedTuple):
     x: Rows  # (B, D)
     target: Rows  # (B, K) values or (soft) labels; (B,) integer classes for softmax
     weight: Rows | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 Gradient = Callable[..., tuple[Array, Params]]  # model, params, batch -> loss, grads

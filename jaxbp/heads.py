@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxbp.reprs import short
+
 
 class Head(NamedTuple):
     """An output unit, its loss and, for classification, how a prediction becomes a class."""
@@ -34,6 +36,12 @@ class Head(NamedTuple):
     gauss_newton: Callable[[Array, Array], Array] | None = None  # the Hessian's part ≥ 0 · tangent
     target: Literal["values", "labels", "classes"] = "values"  # (B, K) numbers; (B, K) labels in
     # [0, 1] of independent outputs; label rows (B, K) or integer classes (B,)
+
+    def __repr__(self) -> str:
+        return short(self)
+
+    def __str__(self) -> str:
+        return next((name for name, head in BY_NAME.items() if head == self), repr(self))
 
 
 def squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:

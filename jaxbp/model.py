@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxbp.activations import Activation, identity
 from jaxbp.heads import Head
+from jaxbp.reprs import short
 
 
 class MLP(NamedTuple):
@@ -37,6 +38,9 @@ class MLP(NamedTuple):
 
     def __hash__(self) -> int:
         return hash(_comparable(self))
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 class Layer(NamedTuple):

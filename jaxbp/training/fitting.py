@@ -14,6 +14,8 @@ from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
+from jaxbp.reprs import short
+from jaxbp.text import Table, fields, html, significant
 from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
 from jaxbp.training.epoch import (
     Program,
@@ -35,6 +37,12 @@ class History(NamedTuple):
     metric: np.ndarray | None  # (epochs,) accuracy or R² on the validation data, likewise
     health: Health | None = None  # each field (epochs, L); None without diagnostics
 
+    def __repr__(self) -> str:
+        return short(self)
+
+    def _repr_html_(self) -> str:
+        return html(_table(self) if self.training_loss.ndim == 1 else fields(self))
+
 
 class Epoch(NamedTuple):
     """The argument of ``on_epoch``: an epoch that has just ended."""
@@ -44,6 +52,12 @@ class Epoch(NamedTuple):
     training_loss: float
     validation: Evaluation | None
     health: Health | None = None  # each field (L,), with diagnostics
+
+    def __repr__(self) -> str:
+        return short(self)
+
+    def _repr_html_(self) -> str:
+        return html(fields(self))
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -149,6 +163,17 @@ def fit(
         if on_epoch is not None and on_epoch(epoch):
             break
     return params, history_of(record)
+
+
+def _table(history: History) -> Table:
+    """A row an epoch, of ten epochs at most, the first and the last among them."""
+    curves = {
+        name: each for name, each in history._asdict().items() if isinstance(each, np.ndarray)
+    }
+    epochs = len(history.training_loss)
+    shown = np.unique(np.linspace(0, epochs - 1, min(epochs, 10)).astype(int))
+    rows = [(row + 1, *(curve[row] for curve in curves.values())) for row in shown]
+    return Table(("epoch", *curves), [[significant(cell, 4) for cell in row] for row in rows])
 
 
 def history_of(record: list[Epoch]) -> History:

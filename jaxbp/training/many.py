@@ -27,6 +27,7 @@ from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import init
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
+from jaxbp.reprs import short
 from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
 from jaxbp.training.epoch import (
     Program,
@@ -51,6 +52,9 @@ class Best(NamedTuple):
     n: int  # its number among those that were trained, from 0
     params: Params
     history: History  # each field (epochs,), as fit's
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 def fit_many(
