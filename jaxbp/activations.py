@@ -8,15 +8,14 @@ A keyword is set once with ``functools.partial(leaky_relu, alpha=0.2)``.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, partial, update_wrapper
-from pkgutil import resolve_name
-from types import FunctionType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxbp.pickling import by_name
 
 Activation = Callable[[Array], tuple[Array, Array]]
 
@@ -110,23 +109,8 @@ def with_slope(fn: Callable[[Array], Array]) -> Activation:
 
 
 class _WithSlope(partial[tuple[Array, Array]]):
-    """An activation that is pickled and copied as its function is, or by that function's name.
-
-    What ``jax.jit`` and ``jax.custom_jvp`` make, such as ``jnp.sin``, cannot be pickled itself.
-    """
-
     def __reduce__(self) -> tuple[Any, ...]:
-        (fn,) = self.args
-        if not isinstance(fn, FunctionType):
-            with suppress(AttributeError, ImportError, ValueError):  # of one without a name
-                name = f"{fn.__module__}:{fn.__qualname__}"
-                if resolve_name(name) is fn:
-                    return _by_name, (name,)
-        return with_slope, (fn,)
-
-
-def _by_name(name: str) -> Activation:
-    return with_slope(resolve_name(name))
+        return with_slope, (by_name(self.args[0]),)
 
 
 def _with_slope(fn: Callable[[Array], Array], a: Array) -> tuple[Array, Array]:

@@ -8,18 +8,15 @@ gradient is wanted.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpy.typing import NDArray
 
 from jaxbp.mlp import backward, forward, gradients
-from jaxbp.model import MLP, Deltas, Params, Residuals, penalty, with_penalty
+from jaxbp.model import MLP, Deltas, Params, Residuals, Rows, penalty, with_penalty
 from jaxbp.reprs import short
-
-Rows = Array | NDArray[Any]  # one an example
 
 
 class Batch(NamedTuple):

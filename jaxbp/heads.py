@@ -183,17 +183,18 @@ def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = No
     return (1 - amount) * y + amount / (2 if num_classes is None else num_classes)
 
 
-def _values(logits: Array, target: ArrayLike) -> Array:
+def _values(logits: Array, target: ArrayLike, hint: str = "") -> Array:
     y = jnp.asarray(target)
     if y.shape != logits.shape:  # (B,) must not broadcast against (B, 1)
-        raise ValueError(f"target: got shape {y.shape}, expected {logits.shape}, the logits'")
+        hint = ", such as target[:, None]" if (*y.shape, 1) == logits.shape else hint
+        raise ValueError(f"target: got shape {y.shape}, expected {logits.shape}, the logits'{hint}")
     return y.astype(logits.dtype)
 
 
 def _labels(logits: Array, target: ArrayLike) -> Array:
     y = jnp.asarray(target)
     if y.shape != logits.shape[:-1]:
-        return _values(logits, y)
+        return _values(logits, y, f", or {logits.shape[:-1]} for integer classes")
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"target: got {y.dtype} of shape {y.shape}, expected integer classes there")
     label = y.astype(jnp.int32)[..., None]

@@ -56,9 +56,11 @@ def init(
     bias: the value of every bias, 0 unless given; 0.1 keeps ReLUs from being born dead.
     dtype: of weights and biases, float32 unless given.
 
-    Raises TypeError or ValueError for an invalid model, ValueError for an unknown scheme.  After He
-    et al. (2015), eq. 10; Glorot and Bengio (2010), eq. 12; LeCun et al. (1998), section 4.6.
+    Raises TypeError or ValueError for an invalid model, TypeError for what is no key, ValueError
+    for an unknown scheme.  After He et al. (2015), eq. 10; Glorot and Bengio (2010), eq. 12; LeCun
+    et al. (1998), section 4.6.
     """
+    check_key(key)
     if scheme not in {None, *SCHEMES}:
         raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(SCHEMES)}, or None")
     layers, units = [], units_of(model)
@@ -67,6 +69,13 @@ def init(
         initializer = SCHEMES[scheme or _scheme_of(unit)]
         layers.append(Layer(initializer(layer_key, (o, i), dtype), bias=jnp.full(o, bias, dtype)))
     return tuple(layers)
+
+
+def check_key(key: Any) -> None:
+    """Raise TypeError for anything but one key, traced or not."""
+    dtype = getattr(key, "dtype", int)
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+        raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
 
 
 def _scheme_of(unit: Activation) -> str:

@@ -16,10 +16,11 @@ def short(value: Any) -> str:
     """
     if hasattr(value, "_fields"):  # a named tuple
         return f"{type(value).__name__}({_listed(value._asdict())})"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         parts = [part(each) for each in value]
-        shown = parts if len(parts) < 6 else [*parts[:2], "...", parts[-1]]
-        return f"({', '.join(shown)}{',' * (len(parts) == 1)})"
+        shown = ", ".join(parts if len(parts) < 6 else [*parts[:2], "...", parts[-1]])
+        first, last = "[]" if isinstance(value, list) else ("(", ",)" if len(parts) == 1 else ")")
+        return f"{first}{shown}{last}"
     if isinstance(value, float):
         return f"{value:.6g}"
     if hasattr(value, "dtype") and hasattr(value, "shape"):

@@ -22,7 +22,7 @@ CORE = ("activations", "heads", "mlp", "gradient")
 
 #: by floor, what may stand there and which libraries it may use; imports run down only
 FLOORS = [
-    ({*CORE, "model", "products", "reprs"}, {"jax"}),
+    ({*CORE, "model", "products", "pickling", "reprs"}, {"jax"}),
     ({"trees", "text"}, {"jax", "numpy"}),
     ({"initialisation", "per_example", "curvature", "precision"}, {"jax", "numpy"}),
     ({"checking", "graph", "data", "diagnostics"}, {"jax", "numpy"}),

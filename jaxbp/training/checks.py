@@ -11,7 +11,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
-from jaxbp.model import MLP, Layer, Params
+from jaxbp.initialisation import check_key
+from jaxbp.model import MLP, Layer, Params, units_of
 from jaxbp.precision import matmul_precision
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.epoch import initial_state
@@ -39,8 +40,7 @@ def check_arguments(
     precision: a name that JAX has for it, or None.
     kernel: a name of ``kernel_choice.KERNELS``.
     """
-    if not isinstance(model, MLP):
-        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
+    units_of(model)  # raises, where it is no model
     if not 0 <= model.l2 < np.inf:
         raise ValueError(f"l2: got {model.l2}, expected a finite number of at least 0")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
@@ -51,8 +51,7 @@ def check_arguments(
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
         )
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
-        raise TypeError(f"key: got {key!r}, expected one jax.random.key(seed)")
+    check_key(key)
     matmul_precision(precision)  # raises, where there is none of that name
     if kernel not in KERNELS:
         raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(KERNELS)}")
@@ -98,6 +97,7 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     params may be shapes.  Raises ValueError or TypeError, naming what of the batch does not fit
     the model, before anything is put there.
     """
+    units_of(model)
     if not isinstance(batch, Batch):
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
     prefix = "" if name == "batch" else f"{name}."

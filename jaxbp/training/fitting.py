@@ -136,6 +136,7 @@ def fit(
         gradient = mixed_precision(gradient, compute_dtype)
     if params is None:
         params = jitted_init(key, model, dtype=dtype_of(batch))
+    params = tuple(params)
     check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
     state = initial_state(optimizer, params)
