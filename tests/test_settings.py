@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 import jaxbp
 from benchmarks.problems import random_batch
 from jaxbp import activations
+from jaxbp.training.checks import checked_batch
 
 of_all = pytest.mark.parametrize("name", CONTRACTIONS)
 MESH = AbstractMesh((4,), ("rows",), axis_types=(AxisType.Explicit,))  # as jax.make_mesh has them
@@ -49,6 +50,12 @@ def test_sums_of_sharded_rows_are_those_of_all_rows(python, monkeypatch):
     found = json.loads(printed)
     assert max(found["distance"].values()) < 1e-6
     assert not found["moves rows"]
+    assert found["warnings"] == [
+        f"{name}: on 4 devices, but fit trains on one, cpu:0, and brings it there"
+        for name in ("batch", "params")
+    ]
+    assert found["stays"]
+    np.testing.assert_allclose(*found["evaluation"], rtol=1e-6)
 
 
 @of_all
@@ -79,6 +86,14 @@ def test_every_head_and_activation_by_strict_settings(name):
         of_unit = model._replace(head=HEADS[name], activation=unit)
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
             jax.eval_shape(partial(jaxbp.backprop, of_unit), params, batch)
+
+
+def test_arrays_on_the_device_stay_there():
+    model, params, batch = network()
+    with jax.transfer_guard("disallow"):
+        checked = checked_batch(model, params, batch, "batch")
+        assert jaxbp.layer_report(model, params, batch).ok
+    assert all(ours is given for ours, given in zip(checked, batch, strict=True))
 
 
 def test_debug_nans_does_not_stop_a_report_of_nan():

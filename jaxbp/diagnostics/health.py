@@ -138,7 +138,7 @@ def _holds_on(fraction: float, condition: Array, share: Array) -> Array:
 @cache
 def _extreme_slopes(unit: Activation) -> tuple[float, bool]:
     """An activation's steepest slope, and whether it is flat on both sides, as sigmoid is."""
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):  # of constants
         _, near = unit(jnp.linspace(-3, 3, 601))  # where healthy units are
         _, far = unit(jnp.array([-30.0, 30.0]))
         steepest, steepest_far = float(np.max(np.abs(near))), float(np.max(np.abs(far)))

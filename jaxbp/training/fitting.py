@@ -16,7 +16,13 @@ from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
 from jaxbp.text import Table, fields, html, significant
-from jaxbp.training.checks import check_arguments, check_full_batch, checked_data, dtype_of
+from jaxbp.training.checks import (
+    check_arguments,
+    check_full_batch,
+    checked_data,
+    dtype_of,
+    on_one_device,
+)
 from jaxbp.training.epoch import (
     Program,
     initial_state,
@@ -96,7 +102,8 @@ def fit(
     """Train by (stochastic) gradient descent (Bishop 2006, section 5.2.4) -> (params, History).
 
     model: the network's description.
-    batch: the N rows to train on; example weights count relative to their mean.
+    batch: the N rows to train on; example weights count relative to their mean.  Arrays of JAX's
+        stay on their device; from several devices they are brought to one, with a UserWarning.
     optimizer: optax's, such as ``optax.sgd(0.1)``.
     epochs: passes over the rows, at least 1.  Each visits every row once, in an order that depends
         on key and the number of the epoch alone; an accelerator draws another one than a CPU.
@@ -131,6 +138,9 @@ def fit(
     3.00 1.00
     """
     check_arguments(model, optimizer, epochs, batch_size, key, precision, kernel)
+    batch, params, validation = on_one_device(
+        {"batch": batch, "params": params, "validation": validation}
+    )
     random = is_random(gradient)
     if compute_dtype is not None:
         gradient = mixed_precision(gradient, compute_dtype)

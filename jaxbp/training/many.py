@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import SingleDeviceSharding
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
@@ -134,7 +135,7 @@ def fit_many(
         for group in dealt.deal((keys, rates, penalties))
     ]
     groups = [
-        _Group(*jax.device_put((group, batch, validation), device))
+        _Group(*jax.device_put((group, batch, validation), SingleDeviceSharding(device)))
         for group, device in zip(networks, dealt.devices, strict=True)
     ]
     block = _BLOCK if on_epoch is None else 1
