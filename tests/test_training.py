@@ -258,6 +258,12 @@ def test_sam_is_given_the_one_keyword_that_it_takes():
     assert jaxbp.compare(jax.jit(step(opaque=True))(params), expected).relative_error < 1e-6
 
 
+def test_lbfgs_takes_what_a_step_gives_it():
+    params, optimizer = random_params(MODEL, 0, np.float32), optax.lbfgs()
+    step = jaxbp.make_step(MODEL, optimizer)
+    jax.eval_shape(lambda params: step((params, optimizer.init(params)), table()), params)
+
+
 @slow
 def test_lbfgs_searches_along_the_gradient_it_is_given():
     """Its line search differentiates the objective: with backprop too, not with jax.grad."""

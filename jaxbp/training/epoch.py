@@ -129,10 +129,10 @@ def make_step(
             params,
             value=loss,
             grad=grads,
-            value_fn=lambda params, model=None, batch=None: objective(params),
-            grad_fn=lambda params, number=0: gradient(model, params, batch)[1],
+            value_fn=lambda params, model=None, batch=None, grad_fn=None: objective(params),
             model=model,  # optax hands on to value_fn what its parameters name
             batch=batch,
+            grad_fn=lambda params, number=0: gradient(model, params, batch)[1],
         )
         return (optax.apply_updates(params, updates), state), loss
 
