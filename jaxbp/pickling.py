@@ -8,7 +8,7 @@ from typing import Any
 
 
 def by_name(fn: Callable[..., Any]) -> Any:
-    """What stands for fn in a pickle or a copy, and becomes fn there: fn itself, or its name.
+    """Return fn, or its name, to stand for fn in a pickle or a copy and become fn there.
 
     What ``jax.jit`` and ``jax.custom_jvp`` make, such as ``jnp.sin``, cannot be pickled.
     """
