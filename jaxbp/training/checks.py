@@ -85,7 +85,7 @@ def dtype_of(batch: Batch) -> DTypeLike:
 
 
 def on_one_device(given: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the trees as they are, or on one device, with a UserWarning, if they are on several."""
+    """Return the trees as they are or, with a UserWarning, on one device if they are on several."""
     devices = {name: sorted(_devices(tree), key=attrgetter("id")) for name, tree in given.items()}
     every = list(dict.fromkeys(chain(*devices.values())))
     for name, those in devices.items():
