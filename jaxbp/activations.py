@@ -9,10 +9,13 @@ A keyword is set once with ``functools.partial(leaky_relu, alpha=0.2)``.
 
 from collections.abc import Callable
 from functools import cache, partial, update_wrapper
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxbp.pickling import by_name
 
 Activation = Callable[[Array], tuple[Array, Array]]
 
@@ -102,7 +105,12 @@ def with_slope(fn: Callable[[Array], Array]) -> Activation:
     >>> h.tolist(), slope.tolist()
     ([0.0, 0.0], [1.0, 1.0])
     """
-    return update_wrapper(partial(_with_slope, fn), fn)
+    return update_wrapper(_WithSlope(_with_slope, fn), fn)
+
+
+class _WithSlope(partial[tuple[Array, Array]]):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return with_slope, (by_name(self.args[0]),)
 
 
 def _with_slope(fn: Callable[[Array], Array], a: Array) -> tuple[Array, Array]:

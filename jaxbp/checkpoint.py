@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from jaxbp.activations import Activation
 from jaxbp.data.preparation import Preparation
 from jaxbp.mlp import predict
 from jaxbp.model import MLP, Layer, Params
+from jaxbp.reprs import short
 
 _FORMAT = "jaxbp network 1"
 _OWN = "(your own)"
@@ -38,6 +40,9 @@ class Checkpoint(NamedTuple):
     model: MLP
     params: Params
     preparation: Preparation | None
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 def save(
@@ -88,10 +93,16 @@ def save(
 def load(path: str | Path, model: MLP | None = None) -> Checkpoint:
     """Read what ``save`` wrote -> (model, params, preparation).
 
-    Give the model if the file was saved with an activation or head of your own.  Raises
-    FileNotFoundError, and CheckpointError for any file that is not a whole jaxbp network.
+    path is of the file, or of a run folder of ``jaxbp train``.  Give the model if the file was
+    saved with an activation or head of your own.  Weights come back in the dtype they were saved
+    in; JAX holds float64 only by ``jax_enable_x64``, and without it a UserWarning says that they
+    are rounded to float32.  Raises FileNotFoundError, and CheckpointError for any file that is not
+    a whole jaxbp network.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     tensors, described = _read(path)
     if described.get("format") != _FORMAT:
@@ -105,6 +116,7 @@ def load(path: str | Path, model: MLP | None = None) -> Checkpoint:
             for number in range(1, len(model.sizes))
         )
         _check_fit(model, params)
+        _warn_if_rounded(path, tensors["1.weight"], params[0].weight)
         listed = json.loads(described["preparation"])
         preparation = None if listed is None else _preparation_from(listed)
         return Checkpoint(model, params, preparation)
@@ -128,6 +140,15 @@ def _check_fit(model: MLP, params: Params) -> None:
     """Raise ValueError where params do not fit the model."""
     x = np.zeros(model.sizes[0], np.float32)
     jax.eval_shape(partial(predict, model), params, x)
+
+
+def _warn_if_rounded(path: Path, saved: np.ndarray, loaded: jax.Array) -> None:
+    if saved.dtype != loaded.dtype:
+        warnings.warn(
+            f"{path}: saved in {saved.dtype}, loaded in {loaded.dtype}, because jax_enable_x64 is "
+            "off; load within jax.enable_x64(True) for the weights as they were saved",
+            stacklevel=3,
+        )
 
 
 def _digest(tensors: Mapping[str, np.ndarray], described: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from jax import Array
 from jaxbp.gradient import Batch, example_shares, per_example_pass
 from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Layer, Params, Residual, Residuals, units_of, with_penalty
+from jaxbp.products import affine, sum_of_outer_products
 from jaxbp.trees import check_like, wide_enough
 
 
@@ -111,7 +112,7 @@ def r_forward(
     r_residuals: list[Residual] = []
     for unit, layer, v, residual in zip(units_of(model), params, vector, residuals, strict=True):
         z = residual.input
-        a, r_a = z @ layer.weight.T + layer.bias, z @ v.weight.T + v.bias
+        a, r_a = affine(layer, z), affine(v, z)
         if r_residuals:  # below the first layer there is nothing to pass on
             r_a = r_a + r_z @ layer.weight.T
         _, (_, r_slope) = jax.jvp(unit, (a,), (r_a,))
@@ -161,12 +162,11 @@ def _with_one(outer: Array, mean: Array, total: Array) -> Array:
 def _mean_outer(share: Array | None, rows: Array) -> Array:
     """Σₙ shareₙ rₙ rₙᵀ, (I, I); where shares are equal no weighted copy of the rows is made."""
     weighted = rows if share is None else share[..., None] * rows
-    outer = jnp.einsum("...i,...j->ij", weighted, rows, preferred_element_type=wide_enough(rows))
+    outer = sum_of_outer_products(weighted, rows, wide_enough(rows))
     mean = outer / (rows.size // rows.shape[-1]) if share is None else outer
     return mean.astype(rows.dtype)
 
 
 def _mean_row(share: Array | None, rows: Array) -> Array:
-    if share is None:
-        return jnp.mean(rows, axis=range(rows.ndim - 1))
-    return jnp.einsum("...,...i->i", share, rows)
+    axes = range(rows.ndim - 1)
+    return jnp.mean(rows, axes) if share is None else jnp.sum(share[..., None] * rows, axes)

@@ -15,15 +15,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxbp.mlp import backward, forward, gradients
-from jaxbp.model import MLP, Deltas, Params, Residuals, penalty, with_penalty
+from jaxbp.model import MLP, Deltas, Params, Residuals, Rows, penalty, with_penalty
+from jaxbp.reprs import short
 
 
 class Batch(NamedTuple):
     """Examples, one a row, as arrays of JAX or NumPy."""
 
-    x: Array  # (B, D)
-    target: Array  # (B, K) values or (soft) labels; (B,) integer classes for softmax
-    weight: Array | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
+    x: Rows  # (B, D)
+    target: Rows  # (B, K) values or (soft) labels; (B,) integer classes for softmax
+    weight: Rows | None = None  # (B,) example weights wₙ ≥ 0; None: all equal
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 Gradient = Callable[..., tuple[Array, Params]]  # model, params, batch -> loss, grads

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxbp.reprs import short
 from jaxbp.targets import label_rows, values
 
 
@@ -37,6 +38,12 @@ class Head(NamedTuple):
     gauss_newton: Callable[[Array, Array], Array] | None = None  # the Hessian's part ≥ 0 · tangent
     target: Literal["values", "labels", "classes", "counts"] = "values"  # (B, K) numbers; labels in
     # [0, 1] of independent outputs; (B,) integer classes or label rows of sum 1; numbers ≥ 0
+
+    def __repr__(self) -> str:
+        return short(self)
+
+    def __str__(self) -> str:
+        return next((name for name, head in BY_NAME.items() if head == self), repr(self))
 
 
 def squared_error(logits: Array, target: ArrayLike) -> tuple[Array, Array]:

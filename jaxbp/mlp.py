@@ -4,9 +4,9 @@
     δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾)                 backward, from the head's error
     W̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾ zₙ⁽ˡ⁻¹⁾ᵀ,  b̄⁽ˡ⁾ = Σₙ δₙ⁽ˡ⁾          gradient ∂L/∂W, ∂L/∂b = δ × input
 
-In the code an example is a row: Wz reads ``z @ W.T`` and Wᵀδ ``delta @ W``.  After Rumelhart,
-Hinton and Williams (1986) and Bishop (2006), section 5.3.  forward broadcasts the parameters over
-the batch axes, so the gradients sum over them.
+In the code an example is a row: Wz reads ``z @ W.T`` and Wᵀδ ``delta @ W``, in ``products``.  After
+Rumelhart, Hinton and Williams (1986) and Bishop (2006), section 5.3.  forward broadcasts the
+parameters over the batch axes, so the gradients sum over them.
 """
 
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.activations import Activation
 from jaxbp.model import MLP, Deltas, Layer, Params, Residual, Residuals, checked_input, units_of
+from jaxbp.products import affine, product, sum_of_outer_products, times_slope
 
 
 def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, Residuals]:
@@ -26,7 +27,7 @@ def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, Residuals]
     residuals = []
     for layer, unit in zip(params, units, strict=True):
         z = z.astype(layer.weight.dtype)
-        a = _product(z, layer.weight.T, layer.bias) + layer.bias  # a = W z + b
+        a = affine(layer, z)  # a = W z + b
         h, slope = _value_and_slope(unit, a.astype(z.dtype))  # h(a), h'(a)
         residuals.append(Residual(input=z, slope=slope))
         z = h
@@ -38,10 +39,10 @@ def backward(params: Params, residuals: Residuals, error: Array) -> Deltas:
 
     δ⁽ˡ⁾ = h'(a⁽ˡ⁾) ⊙ (W⁽ˡ⁺¹⁾ᵀ δ⁽ˡ⁺¹⁾), that is δⱼ = h'(aⱼ) Σₖ δₖ wₖⱼ (Bishop 2006, eq. 5.56).
     """
-    deltas = [_times_slope(residuals[-1].slope, error)]  # δ = h' ⊙ error
+    deltas = [times_slope(residuals[-1].slope, error)]  # δ = h' ⊙ error
     for above, residual in zip(params[:0:-1], residuals[-2::-1], strict=True):
-        back = _product(deltas[-1], above.weight, error)  # Wᵀ δ of the layer above
-        deltas.append(_times_slope(residual.slope, back))  # δ = h' ⊙ Wᵀ δ
+        back = product(deltas[-1], above.weight, error)  # Wᵀ δ of the layer above
+        deltas.append(times_slope(residual.slope, back))  # δ = h' ⊙ Wᵀ δ
     return tuple(reversed(deltas))
 
 
@@ -50,7 +51,7 @@ def gradients(residuals: Residuals, deltas: Deltas, dtype: DTypeLike | None = No
     layers = []
     for residual, delta in zip(residuals, deltas, strict=True):
         z = residual.input
-        weight = jnp.einsum("...o,...i->oi", delta, z, preferred_element_type=dtype)  # Σₙ δₙ zₙᵀ
+        weight = sum_of_outer_products(delta, z, dtype)  # Σₙ δₙ zₙᵀ
         bias = jnp.sum(delta, range(delta.ndim - 1), dtype)  # Σₙ δₙ
         layers.append(Layer(weight, bias))
     return tuple(layers)
@@ -67,15 +68,3 @@ def _value_and_slope(unit: Activation, a: Array) -> tuple[Array, Array]:
     if not isinstance(pair, tuple):
         raise TypeError(f"activation: {unit} gives no (h, slope); jaxbp.with_slope makes one")
     return pair
-
-
-# In mixed precision alone the dtypes differ: factors (W, z, h', δ) have the weights' dtype, sums
-# (Wz + b, Wᵀδ, W̄, b̄) the biases'.  See precision.py.
-def _product(a: Array, b: Array, like: Array) -> Array:
-    """a b, multiplied in the dtype that both have and summed in like's."""
-    return jnp.matmul(a, b, preferred_element_type=like.dtype)
-
-
-def _times_slope(slope: Array, back: Array) -> Array:
-    """h' ⊙ back, rounded once, to the dtype of h': a factor of the products that follow."""
-    return (slope.astype(back.dtype) * back).astype(slope.dtype)

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 from jaxbp.activations import Activation, identity
 from jaxbp.heads import Head
+from jaxbp.reprs import short
 
 
 class MLP(NamedTuple):
@@ -36,7 +38,14 @@ class MLP(NamedTuple):
         return not self == other
 
     def __hash__(self) -> int:
-        return hash(_comparable(self))
+        try:
+            return hash(_comparable(self))
+        except TypeError:
+            units_of(self)  # raises one that names the list
+            raise
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 class Layer(NamedTuple):
@@ -53,6 +62,7 @@ class Residual(NamedTuple):
     slope: Array  # (B, O) h'(a)
 
 
+Rows = Array | NDArray[Any]  # one an example
 Params = tuple[Layer, ...]
 Residuals = tuple[Residual, ...]
 Deltas = tuple[Array, ...]  # (B, O) of every layer
@@ -71,15 +81,24 @@ def units_of(model: MLP) -> tuple[Activation, ...]:
         raise ValueError(f"sizes: got {sizes}, expected at least (D, K), every size positive")
     hidden = len(sizes) - 2
     units = activation if isinstance(activation, tuple) else (activation,) * hidden
-    if not all(map(callable, units)):
-        raise TypeError(f"activation: got {activation!r}, expected functions a -> (h, slope)")
+    if isinstance(activation, list) or not all(map(callable, units)):
+        raise TypeError(
+            f"activation: got {short(activation)}, expected a function a -> (h, slope), or a tuple "
+            "of them"
+        )
     if len(units) != hidden:
         raise ValueError(f"activation: got {len(units)}, expected one, or {hidden} for {sizes}")
     return (*units, identity)
 
 
 def checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
-    """x as an array.  Raises ValueError where x or params do not fit the sizes of the model."""
+    """x as an array.
+
+    Raises ValueError where x or params do not fit the sizes of the model, TypeError where params
+    are no layers.
+    """
+    if not isinstance(params, tuple | list) or not all(isinstance(each, Layer) for each in params):
+        raise TypeError(f"params: got {short(params)}, expected a tuple of jaxbp.Layer")
     expected = [((o, i), (o,)) for i, o in pairwise(model.sizes)]
     shapes = [(jnp.shape(layer.weight), jnp.shape(layer.bias)) for layer in params]
     if shapes != expected:
@@ -99,8 +118,11 @@ def with_penalty(model: MLP, params: Params, grads: Params) -> Params:
     """∇E = grads + l2·W: the penalty's gradient added; grads may have leading axes."""
     if not penalised(model):
         return grads
-    pairs = zip(grads, params, strict=True)
-    return tuple(Layer(grad.weight + model.l2 * w.weight, grad.bias) for grad, w in pairs)
+    leading = range(grads[0].bias.ndim - 1)
+    return tuple(
+        Layer(grad.weight + model.l2 * jnp.expand_dims(w.weight, leading), grad.bias)
+        for grad, w in zip(grads, params, strict=True)
+    )
 
 
 def penalised(model: MLP) -> bool:

@@ -104,8 +104,9 @@ def clipped_gradient(
     squares = _squared_norms(residuals, deltas)
     squares = squares if per_layer else jnp.sum(squares, axis=-1, keepdims=True)
     bounds = _bounds(max_norm, per_layer, len(params)).astype(squares.dtype)
+    bounds = jnp.broadcast_to(bounds, squares.shape)  # (B, L), or (B, 1)
     share = _shares(batch, loss, reduction)
-    clipped = bounds / jnp.sqrt(jnp.maximum(squares, bounds**2))  # (B, L), or (B, 1)
+    clipped = bounds / jnp.sqrt(jnp.maximum(squares, bounds**2))
     factors = share[..., None] * clipped.astype(share.dtype)
     scaled = tuple(
         delta * factors[..., index if per_layer else 0, None] for index, delta in enumerate(deltas)

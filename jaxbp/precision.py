@@ -15,10 +15,10 @@ Mixed precision goes further: what is kept for the backward pass is rounded as w
     a, logits, loss, error      float32; a is rounded for the activation, δ for the next product
     master weights, l2, update  float32
 
-``jaxbp.mlp`` decides it: what is multiplied has the weights' dtype, what is summed the biases'.  So
-all that is done here is to round the weights and leave the biases as they are.  bfloat16 has
-float32's range, so that no δ underflows and no loss needs scaling; its 8 bits of precision make an
-error of about 1 % in the gradient.  After Micikevicius et al. (2018), section 3.
+``jaxbp.products`` decides it: what is multiplied has the weights' dtype, what is summed the
+biases'.  So all that is done here is to round the weights and leave the biases as they are.
+bfloat16 has float32's range, so that no δ underflows and no loss needs scaling; its 8 bits of
+precision make an error of about 1 % in the gradient.  After Micikevicius et al. (2018), section 3.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxbp.reprs import part
+
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?(e[-+]?\d+)?|inf|nan)%?")
 
 
@@ -64,6 +66,11 @@ def html(table: Table) -> str:
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
     )
     return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def fields(record: Any) -> Table:
+    """A named tuple's fields, a row each, in short."""
+    return Table(("", ""), [(name, part(value)) for name, value in record._asdict().items()])
 
 
 def number(value: float) -> str:

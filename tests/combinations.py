@@ -5,10 +5,12 @@ from itertools import cycle
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import jaxbp
+from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, heads
 
 ACTIVATIONS = activations.BY_NAME | {"with_slope(sin)": jaxbp.with_slope(jnp.sin)}
@@ -79,3 +81,46 @@ def numbers(activation, head):
 def lecture(x, z):
     """The function that two of the lectures work out on a computation graph."""
     return jnp.exp(x * z) + x * z / jnp.log(x) + jnp.sin(jnp.log(x)) / (x * z)
+
+
+def network():
+    """A small classifier, its parameters, and a weighted batch of 8 rows."""
+    model = jaxbp.MLP((6, 5, 3), activations.tanh, heads.softmax_cross_entropy, l2=0.1)
+    batch = random_batch(model, 8, 1, integer=True, dtype=np.float32)
+    return model, random_params(model, 0, np.float32), batch
+
+
+def one_step(optimizer):
+    return lambda model, params, batch: jaxbp.make_step(model, optimizer)(
+        (params, optimizer.init(params)), batch
+    )
+
+
+#: every contraction of (z, δ), as a function of model, params and batch
+CONTRACTIONS = {
+    "backprop": jaxbp.backprop,
+    "mixed precision": jaxbp.mixed_precision(jaxbp.backprop),
+    "a step": one_step(optax.adam(1e-2)),
+    "a step of truncated Newton": one_step(jaxbp.batch_methods.truncated_newton(2)),
+    "per example": jaxbp.per_example_gradients,
+    "norms": partial(jaxbp.per_example_norms, per_layer=True),
+    "clipped": partial(jaxbp.clipped_gradient, max_norm=(0.5, 1.0), per_layer=True),
+    "noisy": lambda *arguments: jaxbp.noisy_clipped_gradient(
+        *arguments, 1.0, noise_multiplier=0.1, key=jax.random.key(0)
+    ),
+    "moments": jaxbp.gradient_moments,
+    "signal to noise": jaxbp.signal_to_noise,
+    "noise scale": lambda *arguments: jaxbp.gradient_noise_scale(
+        *arguments, key=jax.random.key(0), probes=2
+    ),
+    "Hessian": lambda model, params, batch: jaxbp.hessian_vector_product(
+        model, params, batch, params
+    ),
+    "Gauss-Newton": lambda model, params, batch: jaxbp.gauss_newton_vector_product(
+        model, params, batch, params
+    ),
+    "Kronecker factors": jaxbp.kronecker_factors,
+    "health": lambda model, params, batch: jaxbp.diagnostics.layer_health(
+        model, params, batch, params
+    ),
+}

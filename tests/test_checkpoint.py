@@ -86,6 +86,26 @@ def test_every_description(tmp_path, model, dtype):
     assert loaded.preparation is None
 
 
+def test_float64_comes_back_or_is_said_to_be_rounded(tmp_path):
+    with jax.enable_x64(True):
+        params = some_params(dtype=np.float64)
+        jaxbp.save(tmp_path / "model", MODEL, params)
+        loaded = jaxbp.load(tmp_path / "model").params
+        assert jaxbp.compare(loaded, params).relative_error == 0
+        assert loaded[1].bias.dtype == np.float64
+    with pytest.warns(UserWarning, match="model: saved in float64, loaded in float32, because"):
+        loaded = jaxbp.load(tmp_path / "model").params
+    assert loaded[1].bias.dtype == np.float32
+
+
+def test_a_run_folder_is_its_network(saved):
+    path, params = saved
+    assert jaxbp.compare(jaxbp.load(path.parent).params, params).relative_error == 0
+    (path.parent / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors: no such file"):
+        jaxbp.load(path.parent / "empty")
+
+
 def test_an_activation_of_your_own_needs_the_model(tmp_path):
     model = MODEL._replace(activation=jaxbp.with_slope(jnp.sin))
     params = some_params(model)

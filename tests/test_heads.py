@@ -203,10 +203,17 @@ def test_smooth_labels():
 @pytest.mark.parametrize("name", HEADS)
 def test_shapes_that_would_broadcast_are_refused(name):
     shape = (
-        r"target: got shape \(4,\), expected \(4, 1\)|got float32 of shape \(4,\), expected integer"
+        r"target: got shape \(4,\), expected \(4, 1\), the logits', such as target\[:, None\]|"
+        r"target: got float32 of shape \(4,\), expected integer"
     )
     with pytest.raises((ValueError, TypeError), match=shape):
         HEADS[name].loss(jnp.zeros((4, 1)), jnp.zeros(4))
     if name != "softmax_cross_entropy":
         with pytest.raises(ValueError, match=r"the logits', such as target\[:, None\]"):
             HEADS[name].loss(jnp.zeros((4, 1)), jnp.zeros(4))
+
+
+def test_too_few_labels_are_counted_as_labels():
+    message = r"target: got shape \(3,\), expected \(4, 2\), the logits', or \(4,\) for integer"
+    with pytest.raises(ValueError, match=message):
+        heads.softmax_cross_entropy.loss(np.zeros((4, 2)), np.zeros(3, int))

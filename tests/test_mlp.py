@@ -1,5 +1,6 @@
 """The network: its description, its parameters, and what it says when they do not fit."""
 
+import copy
 import pickle
 from functools import partial, wraps
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from combinations import initial
+from combinations import initial, sgd
 
 import jaxbp
 from benchmarks.problems import random_batch, random_params
@@ -108,6 +109,14 @@ def test_equal_models_are_equal_and_picklable():
     for head in heads.BY_NAME.values():
         again = pickle.loads(pickle.dumps(one._replace(head=head)))
         assert again == one._replace(head=head)
+    for jitted in (jnp.sin, jax.nn.relu, jax.nn.gelu):  # which cannot be pickled themselves
+        of_jax = one._replace(activation=jaxbp.with_slope(jitted))
+        for again in (pickle.loads(pickle.dumps(of_jax)), copy.deepcopy(of_jax)):
+            assert again == of_jax
+            assert hash(again) == hash(of_jax)
+    nameless = jaxbp.with_slope(jax.jit(lambda a: 2 * a))
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(nameless)
 
 
 def test_a_model_is_a_static_argument():
@@ -166,6 +175,11 @@ def test_plain_numpy_and_integer_inputs_are_taken():
     [
         ({"sizes": [2, 1]}, TypeError, r"sizes: got \[2, 1\], expected a tuple of ints"),
         ({"sizes": (2, 1.5)}, TypeError, r"sizes: got \(2, 1.5\), expected a tuple of ints"),
+        (
+            {"activation": [activations.relu, activations.leaky_relu]},
+            TypeError,
+            r"activation: got \[relu, leaky_relu\], expected a function .*, or a tuple of them",
+        ),
         ({"sizes": (2,)}, ValueError, r"sizes: got \(2,\), expected at least \(D, K\)"),
         ({"sizes": (2, 0, 1)}, ValueError, r"sizes: got .*, every size positive"),
         (
@@ -177,8 +191,33 @@ def test_plain_numpy_and_integer_inputs_are_taken():
 )
 def test_what_is_no_model_is_named(change, error, message):
     model = MLP((2, 3, 1), activations.tanh, heads.linear_squared_error)._replace(**change)
-    with pytest.raises(error, match=message):
-        jaxbp.init(jax.random.key(0), model)
+    params = (jaxbp.Layer(np.ones((3, 2)), np.ones(3)), jaxbp.Layer(np.ones((1, 3)), np.ones(1)))
+    batch = jaxbp.Batch(np.ones((4, 2)), np.ones((4, 1)))
+    fit = partial(jaxbp.fit, optimizer=sgd(0.1), epochs=1, batch_size=2, key=jax.random.key(0))
+    for refusing in (
+        lambda: jaxbp.init(jax.random.key(0), model),
+        lambda: fit(model, batch),
+        lambda: fit(model, batch, params=params),
+        lambda: jaxbp.evaluate(model, params, batch),
+        lambda: jaxbp.backprop(model, params, batch),
+        lambda: jaxbp.layer_report(model, params, batch),
+    ):
+        with pytest.raises(error, match=message):
+            refusing()
+
+
+def test_params_that_are_no_layers_are_named():
+    model = MLP((2, 1), activations.tanh, heads.linear_squared_error)
+    for params in (None, ((np.ones((1, 2)), np.ones(1)),)):
+        with pytest.raises(TypeError, match=r"params: got .*, expected a tuple of jaxbp\.Layer"):
+            jaxbp.predict(model, params, np.ones(2))
+
+
+@pytest.mark.parametrize("key", [0, np.zeros(2, np.uint32), jax.random.split(jax.random.key(0))])
+def test_what_is_no_key_is_named(key):
+    model = MLP((2, 1), activations.tanh, heads.linear_squared_error)
+    with pytest.raises(TypeError, match=r"(?s)key: got .*, expected one jax\.random\.key\(seed\)"):
+        jaxbp.init(key, model)
 
 
 def test_an_unknown_scheme_is_answered_with_the_known_ones():

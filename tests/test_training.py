@@ -392,6 +392,28 @@ def test_a_line_search_is_given_the_slope_that_gradient_claims():
     assert jaxbp.compare(slope, twice).relative_error < 1e-6
 
 
+def test_sam_is_given_the_one_keyword_that_it_takes():
+    """Sharpness-aware minimisation steps by the gradient at p + ρ∇E; in two steps, or in one."""
+    params, rate, radius = random_params(MODEL, 0, np.float32), 0.1, 0.05
+
+    def step(opaque):
+        optimizer = optax.contrib.sam(optax.sgd(rate), optax.sgd(radius), opaque_mode=opaque)
+        take = jaxbp.make_step(MODEL, optimizer)
+        return lambda params: take((params, optimizer.init(params)), table())[0][0]
+
+    jax.eval_shape(step(opaque=False), params)
+    _, grads = by_hand(MODEL, params, table())
+    _, there = by_hand(MODEL, jax.tree.map(lambda p, g: p + radius * g, params, grads), table())
+    expected = jax.tree.map(lambda p, g: np.asarray(p) - rate * np.asarray(g), params, there)
+    assert jaxbp.compare(jax.jit(step(opaque=True))(params), expected).relative_error < 1e-6
+
+
+def test_lbfgs_takes_what_a_step_gives_it():
+    params, optimizer = random_params(MODEL, 0, np.float32), optax.lbfgs()
+    step = jaxbp.make_step(MODEL, optimizer)
+    jax.eval_shape(lambda params: step((params, optimizer.init(params)), table()), params)
+
+
 @slow
 def test_lbfgs_searches_along_the_gradient_it_is_given():
     """Its line search differentiates the objective: with backprop too, not with jax.grad."""

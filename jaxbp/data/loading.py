@@ -13,6 +13,8 @@ from jaxbp.data.preparation import Preparation, encode_target, guess_task, momen
 from jaxbp.data.sources import DataError, Task, read_source
 from jaxbp.data.split import split_rows
 from jaxbp.gradient import Batch
+from jaxbp.reprs import short
+from jaxbp.text import fields, html
 
 
 class Dataset(NamedTuple):
@@ -26,6 +28,12 @@ class Dataset(NamedTuple):
     validation: Batch
     test: Batch
     preparation: Preparation
+
+    def __repr__(self) -> str:
+        return short(self)
+
+    def _repr_html_(self) -> str:
+        return html(fields(self))
 
 
 def load(

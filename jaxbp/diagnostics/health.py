@@ -13,6 +13,7 @@ from jaxbp.activations import Activation
 from jaxbp.gradient import Batch, example_shares, per_example_pass
 from jaxbp.model import MLP, Params, Residuals, units_of, with_penalty
 from jaxbp.per_example import weighted_gradients
+from jaxbp.products import affine
 from jaxbp.trees import check_like
 
 
@@ -85,7 +86,7 @@ def sample(batch: Batch, rows: int) -> Batch:
 
 def outputs_of(params: Params, residuals: Residuals) -> list[Array]:
     """Outputs h (B, O) of every layer: the inputs of the layer after it, and last the logits."""
-    logits = residuals[-1].input @ params[-1].weight.T + params[-1].bias
+    logits = affine(params[-1], residuals[-1].input)
     return [*(residual.input for residual in residuals[1:]), logits]
 
 
@@ -130,13 +131,14 @@ def _saturated(unit: Activation, slope: Array, share: Array) -> Array:
 def _holds_on(fraction: float, condition: Array, share: Array) -> Array:
     """Whether condition (..., O) holds for each unit on this fraction of examples with a share."""
     axes, counted = range(condition.ndim - 1), share > 0
-    return jnp.sum(condition & counted, axis=axes) >= fraction * jnp.sum(counted)
+    held = jnp.sum(condition & counted, axes, jnp.float32)
+    return held >= fraction * jnp.sum(counted, dtype=jnp.float32)
 
 
 @cache
 def _extreme_slopes(unit: Activation) -> tuple[float, bool]:
     """An activation's steepest slope, and whether it is flat on both sides, as sigmoid is."""
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):  # of constants
         _, near = unit(jnp.linspace(-3, 3, 601))  # where healthy units are
         _, far = unit(jnp.array([-30.0, 30.0]))
         steepest, steepest_far = float(np.max(np.abs(near))), float(np.max(np.abs(far)))

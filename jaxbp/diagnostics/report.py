@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxbp.diagnostics.health import Health, jitted_health
 from jaxbp.gradient import Batch, example_shares, per_example_pass
-from jaxbp.model import MLP, Params
+from jaxbp.model import MLP, Params, units_of
 from jaxbp.text import Table, align, html, number, plain
 
 LayerVerdict = Literal["healthy", "vanishing", "exploding", "dead", "saturated", "not finite"]
@@ -141,7 +141,9 @@ def layer_report(
     >>> report.findings[0].what
     '100% of its units have zero slope on the whole batch'
     """
-    health = jax.tree.map(np.asarray, jitted_health(model, params, batch, updates))
+    units_of(model)  # raises, where it is no model
+    with jax.debug_nans(False):  # a report says which layer has them
+        health = jax.tree.map(np.asarray, jitted_health(model, params, batch, updates))
     return judge(model, health, unfelt=unfelt_errors(model, params, batch))
 
 

@@ -1,7 +1,10 @@
 """Checks of what is to be trained on what: on the host, before any device work."""
 
+import warnings
 from functools import partial
+from itertools import chain
 from numbers import Integral
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -9,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
 from jaxbp.initialisation import check_key
-from jaxbp.model import MLP, Layer, Params
+from jaxbp.model import MLP, Layer, Params, units_of
 from jaxbp.precision import matmul_precision
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.epoch import state_shapes
@@ -56,8 +60,7 @@ def check_arguments(
     precision: a name that JAX has for it, or None.
     kernel: a name of ``kernel_choice.KERNELS``.
     """
-    if not isinstance(model, MLP):
-        raise TypeError(f"model: got {type(model).__name__}, expected a jaxbp.MLP")
+    units_of(model)  # raises, where it is no model
     if not 0 <= model.l2 < np.inf:
         raise ValueError(f"l2: got {model.l2}, expected a finite number of at least 0")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
@@ -101,6 +104,31 @@ def dtype_of(batch: Batch) -> DTypeLike:
     return dtype if wide else jnp.float32
 
 
+def on_one_device(given: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the trees as they are or, with a UserWarning, on one device if they are on several."""
+    devices = {name: sorted(_devices(tree), key=attrgetter("id")) for name, tree in given.items()}
+    every = list(dict.fromkeys(chain(*devices.values())))
+    for name, those in devices.items():
+        if len(those) > 1:
+            warnings.warn(
+                f"{name}: on {len(those)} devices, but fit trains on one, {every[0]}, and brings "
+                "it there",
+                stacklevel=3,
+            )
+    if len(every) < 2:
+        return tuple(given.values())
+    move = partial(jax.device_put, device=SingleDeviceSharding(every[0]))
+    return tuple(
+        jax.tree.map(lambda leaf: move(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+        for tree in given.values()
+    )
+
+
+def _devices(tree: Any) -> set[jax.Device]:
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return set().union(*(array.devices() for array in arrays))
+
+
 def checked_data(
     model: MLP, params: Params, batch: Batch, validation: Batch | None
 ) -> tuple[Batch, Batch | None]:
@@ -119,6 +147,7 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     params may be shapes.  Raises ValueError or TypeError, naming what of the batch does not fit
     the model, before anything is put there.
     """
+    units_of(model)
     if not isinstance(batch, Batch):
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
     prefix = "" if name == "batch" else f"{name}."
@@ -145,7 +174,14 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
             weight=None if host.weight is None else host.weight.astype(dtype),
         )
     _check_values(model, host, prefix)
-    return Batch(*jax.tree.map(jnp.asarray, tuple(host)))
+    return Batch(*map(_on_device, batch, host))
+
+
+def _on_device(given: Any, checked: Any) -> Any:
+    """The checked values; what is on a device already does not leave it."""
+    if isinstance(given, jax.Array) and checked is not None:
+        return given.astype(checked.dtype)
+    return None if checked is None else jnp.asarray(checked)
 
 
 _LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
@@ -181,7 +217,7 @@ def _check_target(model: MLP, target: Any, name: str) -> None:
 def _as_numbers(name: str, values: Any) -> Any:
     if values is None and name.endswith("weight"):
         return None
-    array = np.asarray(values)
+    array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
         raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
     return array

@@ -119,9 +119,10 @@ def make_step(
     state starts as ``optimizer.init(params)``.  The plain rule is w ← w - η ∂L/∂w, which is
     ``optax.sgd``; any optax optimiser will do.  Its ``update`` is given the objective as
     ``value_fn``, with the derivative that ``gradient`` claims, for line searches (``optax.lbfgs``),
-    and ``model`` and ``batch``, for methods that ask the backward pass for more.
+    the gradient as ``grad_fn``, for ``optax.contrib.sam``, and ``model`` and ``batch``, for methods
+    that ask the backward pass for more.
     """
-    update = optax.with_extra_args_support(optimizer).update
+    update = _with_extra_arguments(optimizer)
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
         params, state = carry
@@ -133,13 +134,28 @@ def make_step(
             params,
             value=loss,
             grad=grads,
-            value_fn=lambda params, model=None, batch=None: objective(params),
+            value_fn=lambda params, model=None, batch=None, grad_fn=None: objective(params),
             model=model,  # optax hands on to value_fn what its parameters name
             batch=batch,
+            grad_fn=lambda params, number=0: gradient(model, params, batch)[1],
         )
         return (optax.apply_updates(params, updates), state), loss
 
     return step
+
+
+def _with_extra_arguments(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """The optimiser's update, given the keywords that it takes: ``optax.contrib.sam`` takes one."""
+    update: Callable[..., Any] = optax.with_extra_args_support(optimizer).update
+    parameters = inspect.signature(update).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return update
+    taken = {parameter.name for parameter in parameters}
+
+    def with_those_taken(*arguments: Any, **extra: Any) -> Any:
+        return update(*arguments, **{name: extra[name] for name in taken & extra.keys()})
+
+    return with_those_taken
 
 
 def orders_of(key: Array, rows: int) -> Iterator[Array]:

@@ -15,12 +15,15 @@ from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
+from jaxbp.reprs import short
+from jaxbp.text import Table, fields, html, significant
 from jaxbp.training.checks import (
     check_arguments,
     check_concrete,
     check_full_batch,
     checked_data,
     dtype_of,
+    on_one_device,
 )
 from jaxbp.training.device import PATIENCE, memory_shortage_named, wait_for
 from jaxbp.training.epoch import (
@@ -47,6 +50,12 @@ class History(NamedTuple):
     metric: np.ndarray | None  # (epochs,) accuracy or R² on the validation data, likewise
     health: Health | None = None  # each field (epochs, L); None without diagnostics
 
+    def __repr__(self) -> str:
+        return short(self)
+
+    def _repr_html_(self) -> str:
+        return html(_table(self) if self.training_loss.ndim == 1 else fields(self))
+
 
 class Epoch(NamedTuple):
     """The argument of ``on_epoch``: an epoch that has just ended."""
@@ -56,6 +65,12 @@ class Epoch(NamedTuple):
     training_loss: float
     validation: Evaluation | None
     health: Health | None = None  # each field (L,), with diagnostics
+
+    def __repr__(self) -> str:
+        return short(self)
+
+    def _repr_html_(self) -> str:
+        return html(fields(self))
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -116,7 +131,8 @@ def fit(
     """Train by (stochastic) gradient descent (Bishop 2006, section 5.2.4) -> (params, History).
 
     model: the network's description.
-    batch: the N rows to train on; example weights count relative to their mean.
+    batch: the N rows to train on; example weights count relative to their mean.  Arrays of JAX's
+        stay on their device; from several devices they are brought to one, with a UserWarning.
     optimizer: optax's, such as ``optax.sgd(0.1)``.
     epochs: passes over the rows, at least 1.  Each visits every row once, in an order that depends
         on key and the number of the epoch alone; an accelerator draws another one than a CPU.
@@ -159,6 +175,9 @@ def fit(
     """
     check_concrete(key=key, params=params, batch=batch, validation=validation)
     check_arguments(model, optimizer, epochs, batch_size, key, precision, kernel)
+    batch, params, validation = on_one_device(
+        {"batch": batch, "params": params, "validation": validation}
+    )
     callbacks, random = callbacks_of(on_epoch), is_random(gradient)
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     if params is None:
@@ -313,3 +332,14 @@ def history_of(
 
 
 _HEALTH = len(Health._fields)
+
+
+def _table(history: History) -> Table:
+    """A row an epoch, of ten epochs at most, the first and the last among them."""
+    curves = {
+        name: each for name, each in history._asdict().items() if isinstance(each, np.ndarray)
+    }
+    epochs = len(history.training_loss)
+    shown = np.unique(np.linspace(0, epochs - 1, min(epochs, 10)).astype(int))
+    rows = [(row + 1, *(curve[row] for curve in curves.values())) for row in shown]
+    return Table(("epoch", *curves), [[significant(cell, 4) for cell in row] for row in rows])

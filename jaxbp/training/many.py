@@ -21,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import SingleDeviceSharding
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import init
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
+from jaxbp.reprs import short
 from jaxbp.training.checks import (
     check_arguments,
     check_concrete,
@@ -70,6 +72,9 @@ class Best(NamedTuple):
     n: int  # its number among those that were trained, from 0
     params: Params
     history: History  # each field (epochs,), as fit's
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 def fit_many(
@@ -165,7 +170,7 @@ def fit_many(
             for group in dealt.deal((keys, rates, penalties))
         ]
         groups = [
-            _Group(*jax.device_put((group, batch, validation), device))
+            _Group(*jax.device_put((group, batch, validation), SingleDeviceSharding(device)))
             for group, device in zip(networks, dealt.devices, strict=True)
         ]
         wait_for(groups)

@@ -82,7 +82,7 @@ def neutral_logit(loss: Any) -> float | None:
 def padded_data(program: Program, batch: Batch) -> Batch:
     """All rows, with zeros for the inputs and targets that were added."""
     (rows, _), (inputs, *_, outputs) = batch.x.shape, program.model.sizes
-    x, target = grown(batch.x, rows, inputs), batch.target
+    x, target = grown(jnp.asarray(batch.x), rows, inputs), jnp.asarray(batch.target)
     return Batch(x, grown(target, rows, outputs) if target.ndim == 2 else target, batch.weight)
 
 

@@ -1,0 +1,70 @@
+"""A program for four devices, to be started by a test: contractions of rows that are sharded.
+
+It prints, as JSON, how far each is from that of the same rows on one device, relative to its
+largest entry; whether rows move from one device to another; and what ``fit`` says of them.
+"""
+
+import json
+import warnings
+
+import jax
+import numpy as np
+import optax
+from combinations import CONTRACTIONS, network
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxbp
+from jaxbp.training.checks import checked_batch
+
+mesh = jax.make_mesh((4,), ("rows",))  # with Explicit axes, as is JAX's default
+model, *arguments = network()
+
+
+@jax.jit
+def values(params, batch):
+    names = ("backprop", "clipped", "Hessian", "Kronecker factors")
+    return {name: CONTRACTIONS[name](model, params, batch) for name in names}
+
+
+def put(tree, *axes):
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def distance(sharded, alone):
+    pairs = zip(*map(jax.tree.leaves, (sharded, alone)), strict=True)
+    return max(float(np.max(np.abs(a - np.asarray(b))) / np.max(np.abs(b))) for a, b in pairs)
+
+
+params, batch = arguments
+sharded = values.lower(put(params), put(batch, "rows")).compile()
+found, alone = sharded(put(params), put(batch, "rows")), values(params, batch)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    trained, _ = jaxbp.fit(
+        model,
+        put(batch, "rows"),
+        optimizer=optax.sgd(1.0),
+        epochs=1,
+        batch_size=None,
+        key=jax.random.key(0),
+        params=put(params),
+    )
+_, grads = alone["backprop"]
+descended = jax.tree.map(lambda leaf, grad: leaf - grad, params, grads)
+elsewhere = jax.device_put(batch, jax.devices()[2])
+print(
+    json.dumps(
+        {
+            "distance": {name: distance(found[name], alone[name]) for name in found}
+            | {"fit": distance(trained, descended)},
+            "moves rows": "all-gather" in sharded.as_text(),
+            "warnings": [str(warning.message) for warning in caught],
+            "stays": checked_batch(model, params, elsewhere, "batch").x.devices()
+            == elsewhere.x.devices(),
+            "evaluation": [
+                jaxbp.evaluate(model, params, put(batch, "rows")).loss,
+                float(alone["backprop"][0]),
+            ],
+        }
+    )
+)
