@@ -188,7 +188,7 @@ class Design:
             metavar="SHARE",
             help="share of each label to spread evenly over the classes (training only)",
         ),
-    ] = 0.1
+    ] = 0.0
     patience: Annotated[
         int | Literal["auto"],
         arg(
