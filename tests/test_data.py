@@ -221,8 +221,8 @@ def test_a_target_that_is_no_name_and_no_position(write, target):
 @pytest.mark.parametrize(
     ("target", "task", "reason"),
     [
-        (np.arange(30) % 26, "regression", r"26 different integers; .*--task classification"),
-        (np.arange(30) % 11, "classification", r"11 different integers; .*--task regression"),
+        (np.arange(30) % 26, "regression", r"26 different integers: .*--task classification"),
+        (np.arange(30) % 11, "classification", r"11 different integers: .*--task regression"),
         (np.arange(30) % 2, "classification", "^2 different integers$"),
         (np.arange(30) % 2 == 0, "classification", "^$"),
         (np.arange(30) / 7, "regression", "^$"),

@@ -50,9 +50,6 @@ class Diagnose(Design):
             "next free)",
         ),
     ] = None
-    task: Literal["auto"] = fixed("auto")
-    header: Literal["auto"] = fixed("auto")
-    stratify: bool = fixed(True)
     schedule: str = fixed("constant")
     label_smoothing: float = fixed(0.0)
     patience: int = fixed(0)

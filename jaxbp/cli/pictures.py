@@ -22,27 +22,34 @@ _LOG_FROM = 30  # a loss that falls further than this is drawn by its logarithm
 
 
 def learning_curve(
-    path: str | Path, history: History, *, metric: str, title: str, training: str = "training"
+    path: str | Path,
+    history: History,
+    *,
+    metric: str,
+    title: str,
+    training_metric: np.ndarray | None = None,
 ) -> None:
     """Draw loss and metric by epoch to a file: is it still learning, and is it overfitting?
 
     path: of the new picture; its suffix says which kind.
     history: of the run, at least one epoch.
-    metric: name of the metric on the validation data, "accuracy" or "R²".
+    metric: name of the metric, "accuracy" or "R²".
     title: heading of the picture.
-    training: label of the curve of the training loss; "training" unless given.
+    training_metric: (epochs,) the metric on training rows; none unless given.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     losses, metrics = figure.subplots(1, 2)
-    _curve(losses, history.training_loss, training, _TRAINING)
+    _curve(losses, history.training_loss, "training", _TRAINING)
     _curve(losses, history.validation_loss, "validation", _VALIDATION)
+    _curve(metrics, training_metric, "training", _TRAINING)
     _curve(metrics, history.metric, "validation", _VALIDATION)
     if 0 < _LOG_FROM * min(history.training_loss) < max(history.training_loss):
         losses.set_yscale("log")
     for axes, name in ((losses, "loss"), (metrics, metric)):
         axes.set(xlabel="epoch", ylabel=name)
         _grid_without_frame(axes)
+        _whole_numbers(axes)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 

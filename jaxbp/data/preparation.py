@@ -60,22 +60,23 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
     The second result says why, and which option says otherwise; it is empty where the source leaves
     no choice.
     """
-    if raw.labels is not None or raw.target.dtype.kind not in "biuf":
+    target = raw.target
+    if raw.labels is not None or target.dtype.kind not in "iuf":
         return "classification", ""
-    as_classes = "task='classification' (--task classification) takes them for classes"
-    as_quantities = "task='regression' (--task regression) takes them for quantities"
-    if raw.target.ndim > 1:
-        several = f"{raw.target.shape[1]} columns"
-        if is_one_hot(raw.target):
-            return "classification", f"{several}, one of them 1 in each row; {as_quantities}"
-        return "regression", f"{several} of numbers"
-    found = np.unique(raw.target)
-    if found.dtype.kind == "b" or not (found == found.round()).all():
-        return ("classification", "") if found.dtype.kind == "b" else ("regression", "")
+    as_classes = "taken for quantities; task='classification' (--task classification) for classes"
+    as_quantities = "taken for classes; task='regression' (--task regression) for quantities"
+    found = np.unique(target)
     integers = f"{len(found)} different integers"
+    if target.ndim > 1:
+        columns = f"{target.shape[1]} columns"
+        if is_one_hot(target):
+            return "classification", f"{columns}, one of them 1 in each row: {as_quantities}"
+        return "regression", f"{columns} of numbers"
+    if not raw.target_name or not (found == found.round()).all():  # bundled, or no integers
+        return "regression", ""
     if len(found) > _MOST_CLASSES:
-        return "regression", f"{integers}; {as_classes}"
-    return "classification", integers if len(found) == 2 else f"{integers}; {as_quantities}"
+        return "regression", f"{integers}: {as_classes}"
+    return "classification", integers if len(found) == 2 else f"{integers}: {as_quantities}"
 
 
 def is_one_hot(target: np.ndarray) -> bool:
