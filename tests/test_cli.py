@@ -620,7 +620,7 @@ def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsy
     assert record["rows"] == 60
     assert run("evaluate", "a run", "codes.csv") == 0
     assert f"{record['balanced_accuracy']:.4f}" in capsys.readouterr().out
-    assert "--target" not in refused(capsys, "evaluate", "a run", "codes.csv", "--target", "3")
+    assert "no column '9'" in refused(capsys, "evaluate", "a run", "codes.csv", "--target", "9")
 
 
 def test_scores_are_those_of_the_definitions(elsewhere, capsys):
