@@ -33,6 +33,7 @@ from jaxbp.cli import (
     files,
     interrupts,
     options,
+    pictures,
     plan,
     train,
 )
@@ -234,6 +235,7 @@ def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
     assert "after 2 epochs" in printed
     assert "layer 1: 100% of its units have zero slope on the whole batch" in printed
     assert "recommended: small positive biases" in printed
+    assert "dead are the units whose slope is 0 on all rows" in " ".join(printed.split())
     assert (elsewhere / "diagnosis-1.png").stat().st_size > 10_000
     assert run("diagnose", "diabetes", "--hidden", "--learning-rate", 1e30) == 1
     printed = capsys.readouterr().out
@@ -573,6 +575,10 @@ def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
     assert run("train", "iris", *QUICK, "--output", "run", "--overwrite") == 0
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     assert len(list(folder.iterdir())) == 4
+
+
+def test_a_title_has_no_boxes():
+    assert pictures._drawable("数据/a b é∂.csv: 4-8") == "??/a b é∂.csv: 4-8"
 
 
 def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsys, monkeypatch):

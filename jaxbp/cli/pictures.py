@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -38,7 +38,7 @@ def learning_curve(
     training_metric: (epochs,) the metric on training rows; none unless given.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_drawable(title), fontsize=11)
     losses, metrics = figure.subplots(1, 2)
     _curve(losses, history.training_loss, "training", _TRAINING)
     _curve(losses, history.validation_loss, "validation", _VALIDATION)
@@ -136,7 +136,7 @@ def health_by_epoch(
     layers = len(start.layers)
     shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_SHOWN)).round().astype(int))
     figure = Figure(figsize=(max(8.0, 1.9 * len(shown)), 8.2), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(_drawable(title), fontsize=12)
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=[1.5, 1]))
     grid = above.subplots(2, len(shown), sharex=True, squeeze=False)
     for row, last in ((0, -1), (1, None)):  # the logits are of another size than hidden outputs
@@ -247,6 +247,12 @@ def _grid_without_frame(axes: Axes) -> None:
 def _whole_numbers(axes: Axes) -> None:
     """Mark the x axis at whole numbers alone: epochs, layers."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+
+
+def _drawable(text: str) -> str:
+    """The text with a question mark for each character that matplotlib's own font lacks."""
+    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    return "".join(character if ord(character) in known else "?" for character in text)
 
 
 def _marker(values: Sized) -> str:
