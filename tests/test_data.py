@@ -239,6 +239,12 @@ def test_why_it_is_this_task(tmp_path, target, task, reason):
     assert re.search(reason, decisions.reason)
 
 
+def test_a_split_that_fails_says_what_was_guessed(write):
+    text = "a,n\n" + "".join(f"{i},{i % 6 if i != 20 else 9}\n" for i in range(40))
+    with pytest.raises(DataError, match=r"class '9' has 1 row.*; the target has 7 different integ"):
+        data.load(write(text))
+
+
 def test_one_hot_rows_are_classes(tmp_path):
     classes = np.arange(30) % 3
     np.savez(tmp_path / "hot.npz", x=np.ones((30, 2)), y=np.eye(3, dtype=np.uint8)[classes])

@@ -15,7 +15,7 @@ from tyro.conf import arg
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load
 from jaxbp.cli.files import new_file, written
 from jaxbp.cli.scores import outputs
-from jaxbp.data.preparation import Preparation, transform
+from jaxbp.data.preparation import transform
 from jaxbp.data.sources import read_features
 
 
@@ -114,8 +114,8 @@ def tabulate(trained: Checkpoint, rows: np.ndarray) -> tuple[list[str], list[lis
     labels = preparation.labels
     if labels is None:
         names = [f"prediction_{i}" for i in range(found.shape[1])]
-        columns = zip(found.T, _dtypes(preparation), strict=True)
-        texts = [list(map(_text, column.astype(dtype))) for column, dtype in columns]
+        columns = zip(found.T, preparation.target_mean, preparation.target_scale, strict=True)
+        texts = [list(map(_text, _as_exact_as_needed(*column))) for column in columns]
         return names if len(names) > 1 else ["prediction"], list(
             map(list, zip(*texts, strict=True))
         )
@@ -127,11 +127,11 @@ def _text(value: np.floating[Any]) -> str:
     return str(float(str(value)))  # NumPy's digits, as Python writes them: 1000100.0, 1e-08
 
 
-def _dtypes(preparation: Preparation) -> list[type[np.floating[Any]]]:
-    """The dtype for each quantity: float32, but float64 where float32 would round what varies.
+def _as_exact_as_needed(values: np.ndarray, mean: float, scale: float) -> np.ndarray:
+    """Quantities (N,) in float32, or in float64 where float32 would round what varies.
 
     A date in seconds since 1970 is a multiple of 128 in float32.
     """
-    unit = np.spacing(np.abs(preparation.target_mean).astype(np.float32))
-    fine = unit <= 1e-5 * preparation.target_scale
-    return [np.float32 if enough else np.float64 for enough in fine]
+    if np.spacing(np.float32(abs(mean))) <= 1e-3 * scale:
+        return values.astype(np.float32)
+    return np.round(values, max(0, 7 - int(np.log10(scale))))  # the network's own digits

@@ -424,9 +424,13 @@ def facts_table(summary: Summary) -> rich.table.Table:
     target = [
         fact for fact in (decisions.target and repr(decisions.target), decisions.reason) if fact
     ]
+    loss = []
     if labels is None and len(preparation.target_mean) == 1 and preparation.target_scale[0] != 1:
         mean, deviation = preparation.target_mean[0], preparation.target_scale[0]
-        target.append(f"mean {mean:.5g}; the loss is in standard deviations, {deviation:.5g} each")
+        unit = (
+            f"in standard deviations of the target, {deviation:.5g} each, from its mean {mean:.5g}"
+        )
+        loss.append(("loss", unit))
     facts = [
         (
             "data",
@@ -435,6 +439,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
         ),
         *([("target", ", ".join(target))] if target else []),
         *(("note", note) for note in decisions.notes),
+        *loss,
         ("network", f"{plan.network}, {plan.head}{smoothed}"),
         ("parameters", f"{plan.parameters:,}"),
         ("epochs", f"{epochs} by {options.optimizer} and {options.gradient}{mixed}"),

@@ -113,7 +113,8 @@ def load(
     reason = ""
     if task is None:
         task, reason = guess_task(raw)
-    with noting(raw.notes):
+    guess = [f"the target has {reason}"] if reason else []
+    with noting([*raw.notes, *guess]):
         labels, values = encode_target(raw, task)
         train_rows, validation_rows, test_rows = split_rows(
             raw.name, values, labels if stratify else None, validation, test, seed
