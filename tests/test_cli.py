@@ -652,6 +652,13 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
     assert record["r2"] == pytest.approx(1 - 36 / 56)
     assert run("evaluate", ".", "some.csv") == 0
     assert "3 rows, always the mean" in capsys.readouterr().out
+    for labels, text in ((None, "x,y\n0,10\n1,12\n"), (("no", "yes"), "x,y\n0,no\n1,yes\n")):
+        os.remove("model.safetensors")
+        network(labels, np.nan, mean=10.0)  # diverged
+        (elsewhere / "some.csv").write_text(text)
+        assert run("evaluate", ".", "some.csv", "--json") == 0
+        record = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        assert record["rmse" if labels is None else "log_loss"] is None
 
 
 def test_a_regression_stands_beside_the_mean_and_a_linear_model(elsewhere, capsys):

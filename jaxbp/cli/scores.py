@@ -160,11 +160,14 @@ def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
 
 
 def _of_classes(target: np.ndarray, shares: np.ndarray, decided: np.ndarray) -> dict[str, float]:
-    """Metrics of decisions (N,) and of probabilities (N, K), each row scaled to a sum of 1."""
+    """Metrics of decisions (N,) and of probabilities (N, K), each row scaled to a sum of 1.
+
+    The log loss of probabilities that are not finite is NaN.
+    """
     metrics = scikit_learn("metrics")
     present = np.unique(target)
     total = shares.sum(axis=1, keepdims=True, dtype=np.float64)
-    shares = np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / shares.shape[1])
+    shares = np.where(total == 0, 1 / shares.shape[1], shares / np.where(total == 0, 1, total))
     return {
         "accuracy": float(metrics.accuracy_score(target, decided)),
         "balanced_accuracy": float(
@@ -173,14 +176,18 @@ def _of_classes(target: np.ndarray, shares: np.ndarray, decided: np.ndarray) -> 
         "macro_f1": float(
             metrics.f1_score(target, decided, labels=present, average="macro", zero_division=0)
         ),
-        "log_loss": float(metrics.log_loss(target, shares, labels=np.arange(shares.shape[1]))),
+        "log_loss": float(metrics.log_loss(target, shares, labels=np.arange(shares.shape[1])))
+        if np.isfinite(shares).all()
+        else np.nan,
     }
 
 
 def _of_quantities(target: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """R², and errors in the target's units, averaged over outputs."""
+    """R², and errors in the target's units, averaged over outputs; NaN where one is not finite."""
     metrics = scikit_learn("metrics")
     found = found.reshape(target.shape)
+    if not np.isfinite(found).all():
+        return dict.fromkeys(("mae", "rmse", "r2"), np.nan)
     measured = {
         "mae": float(metrics.mean_absolute_error(target, found)),
         "rmse": float(metrics.root_mean_squared_error(target, found)),
