@@ -54,6 +54,7 @@ def _is_numeric(cell: str) -> bool:
 
 def _listed(columns: Sequence[str], row: Sequence[str]) -> str:
     name, *cells = row
+    name = f"{columns[0]} {name}" if name.isdecimal() else name  # a number alone says nothing
     size = max(map(len, columns[1:]))
     pairs = zip(columns[1:], cells, strict=True)
     return "\n".join([name, *(f"  {title:<{size}}  {cell}" for title, cell in pairs if cell)])

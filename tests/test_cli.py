@@ -1,12 +1,14 @@
 """The command, as a user types it."""
 
 import csv
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import get_args
@@ -24,7 +26,17 @@ import tyro
 import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import activations, cli, diagnostics, heads
-from jaxbp.cli import check, compilation_cache, diagnose, interrupts, options, plan, train
+from jaxbp.cli import (
+    check,
+    compilation_cache,
+    diagnose,
+    files,
+    interrupts,
+    options,
+    pictures,
+    plan,
+    train,
+)
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 slow = pytest.mark.slow
@@ -161,7 +173,10 @@ def test_every_activation_learns(activation):
 
 
 def test_independent_sigmoids_for_several_classes():
-    decided, history = fitted("wine", *PLAIN, "--head", "sigmoid_logistic", "--hidden", 16)
+    smoothed = ("--label-smoothing", 0.1)
+    decided, history = fitted(
+        "wine", *PLAIN, "--head", "sigmoid_logistic", "--hidden", 16, *smoothed
+    )
     assert decided.parts["test"].target.sum(axis=1).tolist() == [1] * len(decided.parts["test"].x)
     np.testing.assert_allclose(sorted(set(decided.to_fit.target.ravel().tolist())), [0.05, 0.95])
     assert history.metric[-1] > 0.7
@@ -220,6 +235,7 @@ def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
     assert "after 2 epochs" in printed
     assert "layer 1: 100% of its units have zero slope on the whole batch" in printed
     assert "recommended: small positive biases" in printed
+    assert "dead are the units whose slope is 0 on all rows" in " ".join(printed.split())
     assert (elsewhere / "diagnosis-1.png").stat().st_size > 10_000
     assert run("diagnose", "diabetes", "--hidden", "--learning-rate", 1e30) == 1
     printed = capsys.readouterr().out
@@ -295,11 +311,11 @@ def press_before(monkeypatch):
     """Press Ctrl-C each time that ``jaxbp train`` comes to one of its functions."""
     monkeypatch.setattr(interrupts.os, "_exit", lambda status: pytest.fail("ended at once"))
 
-    def press(name):
+    def press(name, number=signal.SIGINT):
         function = getattr(train, name)
 
         def interrupted(*arguments, **options):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             return function(*arguments, **options)
 
         monkeypatch.setattr(train, name, interrupted)
@@ -307,13 +323,25 @@ def press_before(monkeypatch):
     return press
 
 
-def test_control_c_before_training_leaves_nothing(elsewhere, press_before, capsys, sigint):
-    usual = signal.getsignal(sigint)
-    press_before("cross_check")
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_control_c_before_training_leaves_nothing(number, elsewhere, press_before, capsys, sigint):
+    usual = signal.getsignal(number)
+    press_before("cross_check", number)
     assert run("train", "iris", *QUICK) == 130
     assert "interrupted; nothing was saved" in capsys.readouterr().err
     assert not list(elsewhere.iterdir())
-    assert signal.getsignal(sigint) is usual
+    assert signal.getsignal(number) is usual
+
+
+def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, capsys, sigint):
+    """SIGTERM and SIGHUP, by Slurm, Docker or a closed terminal, and more than once."""
+    for name in ("train", "fit_plan"):
+        press_before(name, interrupts.SIGNALS[-1])
+        press_before(name, interrupts.SIGNALS[-1])
+    assert run("train", "iris", *QUICK, "--epochs", 50) == 0
+    assert "interrupted: training ended with epoch 1" in capsys.readouterr().out
+    assert summary_of(elsewhere / "runs" / "iris-1")["epochs"] == 1
+    assert (elsewhere / "runs" / "iris-1" / "model.safetensors").exists()
 
 
 def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_before, sigint):
@@ -362,9 +390,9 @@ def test_predictions_are_the_networks(elsewhere, capsys):
     x = jaxbp.data.transform(preparation, jaxbp.data.read_features("iris", preparation.features))
     expected = np.asarray(jaxbp.predict(model, params, x))
     found = [
-        [float(line[f"probability_{label}"]) for label in preparation.labels] for line in lines
+        [np.float32(line[f"probability_{label}"]) for label in preparation.labels] for line in lines
     ]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(found, expected)  # their text reads back as they are
     assert [line["label"] for line in lines] == [preparation.labels[i] for i in expected.argmax(1)]
 
 
@@ -443,12 +471,236 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     (elsewhere / "out.csv").write_text("mine")
     message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "out.csv")
     assert "--output: out.csv exists, and nothing is overwritten" in message
-    message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "nowhere/out.csv")
-    assert "--output: nowhere is not a directory" in message
+    message = refused(capsys, "predict", "runs/iris-1", "iris", "--output", "out.csv/out.csv")
+    assert "--output: out.csv is not a directory" in message
     assert "iri: no such data; did you mean iris?" in refused(
         capsys, "predict", "runs/iris-1", "iri"
     )
     assert (elsewhere / "out.csv").read_text() == "mine"
+    assert run("predict", "runs/iris-1", "iris", "--output", "new/folder/out.csv") == 0
+    assert (elsewhere / "new" / "folder" / "out.csv").read_text().count("\n") == 151
+
+
+def network(labels, weight, *, mean=0.0, scale=1.0, path="model.safetensors"):
+    """Save a network of one input without hidden layers, and without training."""
+    head = heads.linear_squared_error if labels is None else heads.sigmoid_logistic
+    model = jaxbp.MLP((1, 1), activations.identity, head)
+    params = (jaxbp.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32)),)
+    preparation = jaxbp.data.Preparation(
+        ("x",), np.zeros(1), np.ones(1), labels, np.array([mean]), np.array([scale])
+    )
+    jaxbp.save(path, model, params, preparation)
+
+
+def predicted(capsys, x):
+    (Path("x.csv")).write_text("x\n" + "".join(f"{value}\n" for value in x))
+    capsys.readouterr()
+    assert run("predict", "model.safetensors", "x.csv") == 0
+    return [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+def test_numbers_keep_their_digits(elsewhere, capsys):
+    network(None, 1.0, mean=1e6, scale=1e5)
+    assert predicted(capsys, [0.001, 0.0015]) == [["1000100.0"], ["1000150.0"]]
+    network(None, 1.0, mean=1.7e9, scale=100.0, path="dates.safetensors")
+    os.replace("dates.safetensors", "model.safetensors")
+    (tenth,) = predicted(capsys, [0.1])  # seconds since 1970: multiples of 128 in float32
+    assert float(tenth[0]) == pytest.approx(1.7e9 + 10, abs=1e-3)
+    os.remove("model.safetensors")
+    network(("no", "yes"), 1.0)
+    for x, label in ((20, "yes"), (-20, "no")):
+        ((found, *shares),) = predicted(capsys, [x])
+        assert found == label
+        assert sorted(map(float, shares))[0] == pytest.approx(2.0611537e-09, rel=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_predictions_are_utf_8_whatever_the_terminal(encoding, elsewhere, monkeypatch):
+    network(("是", "否"), 1.0)
+    (elsewhere / "x.csv").write_text("x\n2\n")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert run("predict", "model.safetensors", "x.csv") == 0
+    printed = terminal.buffer.getvalue().decode()
+    assert printed.startswith("label,probability_是,probability_否\n否,")
+    monkeypatch.setattr(files, "open", pytest.fail, raising=False)
+    assert run("predict", "model.safetensors", "x.csv", "--output", "out.csv") == 0
+    assert (elsewhere / "out.csv").read_bytes().decode() == printed
+
+
+def test_a_file_that_could_not_be_written_is_not_left_behind(elsewhere):
+    with pytest.raises(UnicodeEncodeError), files.written(elsewhere / "new" / "out.csv") as file:
+        file.write("before\ud800")
+    assert not list((elsewhere / "new").iterdir())
+    with files.written(elsewhere / "new" / "out.csv") as file:
+        file.write("one\n")
+    with pytest.raises(FileExistsError), files.written(elsewhere / "new" / "out.csv"):
+        pytest.fail("was opened")
+    assert (elsewhere / "new" / "out.csv").read_text() == "one\n"
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(elsewhere, capsys, monkeypatch):
+    (elsewhere / "file").write_text("mine")
+    (elsewhere / "locked").mkdir()
+    usual = os.access
+    locked = elsewhere / "locked"
+    monkeypatch.setattr(
+        files.os, "access", lambda path, mode: Path(path).resolve() != locked and usual(path, mode)
+    )
+    for command, output, message in [
+        (["train", "gone.csv"], "file", "file exists, and nothing is overwritten"),
+        (["train", "gone.csv"], "file/run", "file is not a directory"),
+        (["train", "gone.csv"], "locked/run", "locked cannot be written to"),
+        (["predict", "gone", "gone.csv"], "locked/a/b.csv", "locked cannot be written to"),
+        (["diagnose", "gone.csv"], "locked/a.png", "locked cannot be written to"),
+        (["check", "gone.py:f"], "locked/a.json", "locked cannot be written to"),
+    ]:
+        assert f"--output: {message}" in refused(capsys, *command, "--output", output)
+    monkeypatch.chdir(locked)
+    assert "--output: . cannot be written to" in refused(capsys, "train", "gone.csv")
+
+
+def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
+    folder = elsewhere / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("{}\n")  # all that a killed run leaves
+    message = refused(capsys, "train", "iris", *QUICK, "--output", "run")
+    assert "run exists, and nothing is overwritten; --overwrite replaces the run in it" in message
+    (folder / "mine.txt").write_text("mine")
+    message = refused(capsys, "train", "iris", *QUICK, "--output", "run", "--overwrite")
+    assert "run holds mine.txt, which is not of a run, and is not overwritten" in message
+    assert "--overwrite: name the folder" in refused(capsys, "train", "iris", "--overwrite")
+    (folder / "mine.txt").unlink()
+    assert run("train", "iris", *QUICK, "--output", "run", "--overwrite") == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_a_title_has_no_boxes():
+    assert pictures._drawable("数据/a b é∂.csv: 4-8") == "??/a b é∂.csv: 4-8"
+
+
+def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsys, monkeypatch):
+    """A table as pandas writes it, of few rows of one class, whose labels have leading zeros."""
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{i},{a:.3f},{b:.3f},{'007' if i % 5 else '7'}"
+        for i, (a, b) in enumerate(rng.normal(size=(60, 2)))
+    ]
+    (elsewhere / "codes.csv").write_text(",0,1,2\n" + "\n".join(lines) + "\n")
+    options = ["--label-smoothing", 0.1, "--no-stratify", "--output", "a run", *PLAIN]
+    assert run("train", "codes.csv", "--hidden", "--epochs", 2, *options) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for fact in (
+        "codes.csv, 60 rows below a header",
+        "not stratified), 2 classes",
+        "target '2'",
+        "note row 1 ('', '0', '1', '2') was read as the names of the columns; header=False",
+        "note the first column has no name and counts the rows: it is left out",
+        "sigmoid_logistic, labels smoothed by 0.1",
+        "balanced accuracy macro F1 log loss",
+        "test, always '007'",
+    ):
+        assert fact in out
+    summary = summary_of(elsewhere / "a run")
+    assert (summary["task"], summary["target"], summary["header"]) == ("classification", "2", True)
+    assert (summary["features"], summary["dropped"]) == (["0", "1"], [""])
+    assert (summary["classes"], summary["stratify"]) == (["007", "7"], False)
+    assert summary["versions"]["jaxbp"] == jaxbp.__version__
+    found = summary["test_accuracy"], summary["baselines"]["test, always '007'"]["accuracy"]
+    assert all(0 <= share <= 1 for share in found)
+    assert summary["baselines"]["test, always '007'"]["balanced_accuracy"] == 0.5
+    words = shlex.split(summary["command"])
+    assert words[:3] == ["jaxbp", "train", "codes.csv"]
+    again = tyro.cli(train.Train, args=words[2:])
+    assert json.loads(json.dumps(asdict(again), default=str)) == summary["options"]
+
+    assert run("predict", "a run", "codes.csv", "--output", "out.csv") == 0
+    assert "labels smoothed by 0.1" in capsys.readouterr().err
+    assert run("evaluate", "a run", "codes.csv", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    labels = [line.split(",")[0] for line in (elsewhere / "out.csv").read_text().splitlines()[1:]]
+    right = [label == line.rsplit(",", 1)[1] for label, line in zip(labels, lines, strict=True)]
+    assert record["accuracy"] == pytest.approx(np.mean(right))
+    assert record["rows"] == 60
+    assert run("evaluate", "a run", "codes.csv") == 0
+    assert f"{record['balanced_accuracy']:.4f}" in capsys.readouterr().out
+    assert "no column '9'" in refused(capsys, "evaluate", "a run", "codes.csv", "--target", "9")
+
+
+def test_scores_are_those_of_the_definitions(elsewhere, capsys):
+    network(("no", "yes"), 1.0)
+    x, target = [-3.0, -2, -1, 1, 2, 3], ["no", "no", "yes", "no", "yes", "no"]
+    text = "x,y\n" + "".join(f"{a},{b}\n" for a, b in zip(x, target, strict=True))
+    (elsewhere / "some.csv").write_text(text)
+    assert run("evaluate", ".", "some.csv", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    yes = 1 / (1 + np.exp(-np.array(x)))
+    right = np.where(np.array(target) == "yes", yes, 1 - yes)
+    assert record["accuracy"] == pytest.approx(3 / 6)
+    assert record["balanced_accuracy"] == pytest.approx((2 / 4 + 1 / 2) / 2)
+    assert record["macro_f1"] == pytest.approx((2 * 2 / (2 * 2 + 1 + 2) + 2 / (2 + 2 + 1)) / 2)
+    assert record["log_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-6)
+    os.remove("model.safetensors")
+    network(None, 1.0, mean=10.0, scale=2.0)
+    (elsewhere / "some.csv").write_text("x,y\n0,10\n1,12\n2,20\n")
+    assert run("evaluate", ".", "some.csv", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["mae"] == pytest.approx(2)
+    assert record["rmse"] == pytest.approx(np.sqrt(12))
+    assert record["r2"] == pytest.approx(1 - 36 / 56)
+    assert run("evaluate", ".", "some.csv") == 0
+    assert "3 rows, always the mean" in capsys.readouterr().out
+    for labels, text in ((None, "x,y\n0,10\n1,12\n"), (("no", "yes"), "x,y\n0,no\n1,yes\n")):
+        os.remove("model.safetensors")
+        network(labels, np.nan, mean=10.0)  # diverged
+        (elsewhere / "some.csv").write_text(text)
+        assert run("evaluate", ".", "some.csv", "--json") == 0
+        record = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        assert record["rmse" if labels is None else "log_loss"] is None
+
+
+def test_a_regression_stands_beside_the_mean_and_a_linear_model(elsewhere, capsys):
+    assert run("train", "diabetes", "--hidden", *PLAIN, "--epochs", 2) == 0
+    out = capsys.readouterr().out
+    for shown in ("mean absolute error", "always the mean", "linear regression"):
+        assert shown in out
+    summary = summary_of(elsewhere / "runs" / "diabetes-1")
+    linear = summary["baselines"]["test, linear regression"]
+    mean = summary["baselines"]["test, always the mean"]
+    assert linear["r2"] == pytest.approx(0.345, abs=0.001)  # scikit-learn's, of the same split
+    assert mean["r2"] < 0.01
+    assert linear["rmse"] < mean["rmse"] < 80
+    assert 0 < summary["test_mae"] < summary["test_rmse"]
+
+
+def test_without_a_terminal_there_are_lines(elsewhere, capsys, monkeypatch):
+    monkeypatch.setattr(train, "_BETWEEN_LINES", 0.0)
+    assert run("train", "iris", *QUICK) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert re.fullmatch(r"epoch 1/2: loss [\d.]+, validation accuracy [\d.]+, after .* s", lines[0])
+    assert lines[1].startswith("epoch 2/2: loss ")
+    assert len(lines) == 2
+
+
+def test_the_training_loss_is_measured_as_the_validation_loss_is(elsewhere):
+    assert run("train", "iris", *QUICK, "--label-smoothing", 0.2) == 0
+    folder = elsewhere / "runs" / "iris-1"
+    record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    model, params, _ = jaxbp.load(folder / "model.safetensors")
+    rows = diagnostics.health.sample(jaxbp.data.load("iris").train, 23)
+    loss, accuracy = jaxbp.evaluate(model, params, rows)
+    assert record["training_loss"] == pytest.approx(loss, rel=1e-5)
+    assert record["training_accuracy"] == pytest.approx(accuracy)
+
+
+def test_counts_are_not_negative_in_any_part(elsewhere, capsys):
+    for seed in (0, 7):  # the negative one is in another part
+        body = "".join(f"{i},{i % 5 if i != 30 else -1}\n" for i in range(60))
+        (elsewhere / "counts.csv").write_text("x,n\n" + body)
+        said = refused(capsys, "train", "counts.csv", "--head", "exp_poisson", "--seed", seed)
+        assert "exp_poisson is for counts, and the target is -1 in a row" in said
 
 
 CACHE_SETTINGS = {
@@ -538,7 +790,58 @@ def test_a_wrong_option_is_answered_with_the_right_ones(capsys):
     assert "--epochs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["predict"]])
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ["train", "--hidden", 8, "T.csv"],
+            [
+                "DATA comes first, before the options: jaxbp train T.csv ...",
+                "see jaxbp train --help",
+            ],
+        ),
+        (["diagnose", "--hidden", 8, "wine"], ["DATA comes first, before the options: jaxbp diag"]),
+        (
+            ["predict", "--output", "a.csv", "--quiet", "runs", "x.csv"],
+            ["RUN and DATA come first", "run jaxbp predict --help"],
+        ),
+        (["train", "T.csv", "--hidden", "64,32"], ["several have blanks between them"]),
+        (["train", "T.csv", "--hidden", "3.5"], ["numbers of rows, epochs and units are whole"]),
+        (["train", "T.csv", "--batch-size", "1e3"], ["are whole, as in 1000"]),
+        (["train", "T.csv", "--hiden", 3], ["--hidden", "run jaxbp train --help"]),
+        (["evalute", "x"], ["evalute: no such command; did you mean evaluate? (there are train"]),
+    ],
+)
+def test_a_mistake_is_answered_with_the_right_commands_help(arguments, messages, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run(*arguments)
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert all(message in said for message in messages)
+    assert "64 64 64 64" not in said or arguments[0] == "diagnose"
+
+
+def test_diagnose_reads_a_table_as_train_does(elsewhere):
+    text = "".join(f"{i},{i % 7},{'c' if i == 9 else 'ab'[i % 2]}\n" for i in range(40))
+    (elsewhere / "table.csv").write_text("2019,2020,2021\n" + text)
+    options = ["table.csv", "--header", "yes", "--no-stratify", "--task", "classification"]
+    decided = plan.decide(tyro.cli(diagnose.Diagnose, args=options))
+    assert decided.dataset.preparation.labels == ("a", "b", "c")
+    assert decided.dataset.preparation.features == ("2019", "2020")
+
+
+def test_control_c_while_the_command_is_imported(monkeypatch, capsys):
+    from jaxbp.__main__ import main
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    assert main() == 130
+    assert capsys.readouterr().err == "jaxbp: interrupted; nothing was saved\n"
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["evaluate"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as exit:
         run(*command, "--help")

@@ -9,7 +9,7 @@ pytest.importorskip("sklearn")
 
 from jaxbp import data
 from jaxbp.data import sources
-from jaxbp.data.sources import DataError
+from jaxbp.data.sources import DataError, DataWarning
 
 
 @pytest.fixture
@@ -86,6 +86,234 @@ def test_a_constant_column_is_left_alone(write):
     text = "a,b,kind\n" + "".join(f"7,{i},{'xy'[i % 2]}\n" for i in range(20))
     dataset = data.load(write(text))
     assert not dataset.train.x[:, 0].any()
+
+
+NORMAL = np.random.default_rng(0).normal(size=(40, 4))
+DECIMALS = "".join(",".join(f"{value:.3f}" for value in row) + "\n" for row in NORMAL)
+LABELLED = "".join(f"{a:.3f},{b:.3f},{'ab'[int(a > 0)]}\n" for a, b, *_ in NORMAL)
+INTEGERS = "".join(f"{i * 7},{i * i % 11},{i % 2}\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        ("0,1,2,3\n" + DECIMALS, ("0", "1", "2")),  # as pandas names an array's columns
+        ("0,1,2\n" + LABELLED, ("0", "1")),
+        ("0,1,2\n" + INTEGERS, ("0", "1")),
+        ("2019,2020,2021,2022\n" + DECIMALS, ("2019", "2020", "2021")),
+        ("2020,2024,label\n" + LABELLED, ("2020", "2024")),
+        ("2020,2021,label\n" + "".join(f"{i},{i % 5},{'ab'[i % 2]}\n" for i in range(40)), None),
+        ("2019,2020,Survived\n" + INTEGERS, ("2019", "2020")),
+        ("id,2019,kind\n" + LABELLED, ("id", "2019")),
+    ],
+)
+def test_a_header_with_numbers_is_taken_for_one_and_told_of(write, text, features):
+    with pytest.warns(DataWarning, match=r"row 1 \('.* was read as the names of the columns"):
+        dataset = data.load(write(text))
+    assert features is None or dataset.preparation.features == features
+    assert dataset.decisions.header is True
+    assert sum(len(part.x) for part in batches(dataset)) == 40
+
+
+@pytest.mark.parametrize(
+    "text", ["5,4,3,a\n", "5.5,4,2,a\n", "0,0,0,a\n", "5,6,?,a\n", "1e3,2,1,b\n"]
+)
+def test_a_first_row_of_data_is_data(write, text):
+    below = "".join(f"{i % 9},{i % 7}.5,{i % 5},{'ab'[i % 2]}\n" for i in range(40))
+    if "?" in text:
+        with pytest.raises(DataError, match="row 1, column 'column 2': missing value"):
+            data.load(write(text + below))
+        return
+    dataset = data.load(write(text + below))
+    assert dataset.decisions.header is False
+    assert sum(len(part.x) for part in batches(dataset)) == 41
+
+
+def test_a_first_row_in_doubt_is_told_of_in_a_warning_and_in_errors(write):
+    bits = "".join(f"{i % 2},{i % 3},{i % 4}\n" for i in range(40))
+    with pytest.warns(DataWarning, match=r"row 1 was read as data; header=True \(--header yes\)"):
+        dataset = data.load(write("0,1,2\n" + bits))
+    assert sum(len(part.x) for part in batches(dataset)) == 41
+    with pytest.raises(DataError, match=r"missing value; row 1 was read as data; header=True"):
+        data.load(write("0,1,2\n" + bits + "1,,3\n"))
+    with pytest.raises(DataError, match=r"'id' where a number.*; row 1 was read as data"):
+        data.load(write("id,0.5,kind\n" + LABELLED))
+    assert data.load(write("0,1,2\n" + bits), header=False).decisions.notes == ()
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_column_that_counts_the_rows_is_left_out(write, name, start):
+    body = "".join(f"{i + start},{row}\n" for i, row in enumerate(LABELLED.splitlines()))
+    with pytest.warns(DataWarning, match="has no name and counts the rows: it is left out"):
+        dataset = data.load(write(f"{name},height,width,kind\n{body}"))
+    assert dataset.preparation.features == ("height", "width")
+    assert dataset.decisions.dropped == (name,)
+    with pytest.warns(DataWarning, match="left out"):
+        dataset = data.load(write(f"{name},0,1,2\n{body}"), header=True)
+    assert dataset.preparation.features == ("0", "1")
+    shuffled = "".join(sorted(body.splitlines(keepends=True)))
+    with pytest.warns(DataWarning, match="has no name, and is an input like the others"):
+        dataset = data.load(write(f"{name},height,width,kind\n{shuffled}"))
+    assert dataset.preparation.features == (name, "height", "width")
+    text = f"{name},height,width,kind\n{body}".replace(",a\n", ",1\n").replace(",b\n", ",2\n")
+    assert data.load(write(text), target=0, task="regression").decisions.dropped == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nheight,width,kind\n1,2,a\n",
+        "height;width;kind\n1;2;a\n",
+        '"height, in m","width, in m",kind\n1,2,a\n',
+        "height, in m;width, in m;kind\n1;2;a\n",
+        '"height;in;m","width;in;m",kind\n1,2,a\n',
+        "height, a; b\twidth\tkind\n1\t2\ta\n",
+    ],
+)
+def test_the_delimiter_is_the_one_that_cuts_all_rows_alike(write, text):
+    cells = sources._read_cells(write(text))
+    assert len(cells.names) == 3
+    np.testing.assert_array_equal(cells.text, [["1", "2", "a"]])
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["01067", "1067", "99084"], ("01067", "1067", "99084")),
+        (["1", "01", "2"], ("01", "1", "2")),
+        (["007", "010", "042"], ("007", "010", "042")),
+        (["1_0", "1_1", "2"], ("1_0", "1_1", "2")),
+        (["+1", "1", "2"], ("+1", "1", "2")),
+        (["-1", "0", "10"], ("-1", "0", "10")),
+        (["1.0", "2.0", "10.0"], ("1.0", "2.0", "10.0")),
+        (["1e1", "2e0", "3"], ("2e0", "3", "1e1")),
+        (["9" * 30, "8" * 30, "1"], ("1", "8" * 30, "9" * 30)),
+        (["٣", "3", "2"], ("2", "3", "٣")),
+    ],
+)
+def test_a_class_is_called_by_its_cells_text(write, cells, labels):
+    text = "a,b,y\n" + "".join(f"{i},{i % 7},{cells[i % 3]}\n" for i in range(60))
+    dataset = data.load(write(text), task="classification")
+    assert dataset.preparation.labels == labels
+    assert np.bincount(np.concatenate([part.target for part in batches(dataset)])).tolist() == (
+        [20] * 3
+    )
+    first = data.load_for(dataset.preparation, write(text)).target[:3]
+    assert [labels[index] for index in first] == cells
+
+
+def test_a_number_has_no_underscore(write):
+    with pytest.raises(DataError, match="row 12, column 'a': '1_0' where a number belongs"):
+        data.load(write("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(10)) + "1_0,1\n"))
+
+
+@pytest.mark.parametrize("target", [-1.7, True, ["a", "b"], np.float64(1)])
+def test_a_target_that_is_no_name_and_no_position(write, target):
+    with pytest.raises(DataError, match=r"target: got .*, expected one name or position"):
+        data.load(write(rows()), target=target)
+    for text in ("-1.7", "True", "1_0", " 1"):
+        with pytest.raises(DataError, match="no column"):
+            data.load(write(rows()), target=text)
+    assert data.load(write(rows()), target=np.int64(-1)).preparation.labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "reason"),
+    [
+        (np.arange(30) % 26, "regression", r"26 different integers: .*--task classification"),
+        (np.arange(30) % 11, "classification", r"11 different integers: .*--task regression"),
+        (np.arange(30) % 2, "classification", "^2 different integers$"),
+        (np.arange(30) % 2 == 0, "classification", "^$"),
+        (np.arange(30) / 7, "regression", "^$"),
+        (np.eye(10)[np.arange(30) % 10], "classification", "10 columns, one of them 1 in each row"),
+        (np.arange(90).reshape(30, 3) % 2, "regression", "3 columns of numbers"),
+    ],
+)
+def test_why_it_is_this_task(tmp_path, target, task, reason):
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    np.savez(tmp_path / "y.npz", x=x, y=target)
+    decisions = data.load(tmp_path / "y.npz", stratify=False).decisions
+    assert decisions.task == task
+    assert decisions.target == "y"
+    assert re.search(reason, decisions.reason)
+
+
+def test_a_split_that_fails_says_what_was_guessed(write):
+    text = "a,n\n" + "".join(f"{i},{i % 6 if i != 20 else 9}\n" for i in range(40))
+    with pytest.raises(DataError, match=r"class '9' has 1 row.*; the target has 7 different integ"):
+        data.load(write(text))
+
+
+def test_one_hot_rows_are_classes(tmp_path):
+    classes = np.arange(30) % 3
+    np.savez(tmp_path / "hot.npz", x=np.ones((30, 2)), y=np.eye(3, dtype=np.uint8)[classes])
+    dataset = data.load(tmp_path / "hot.npz")
+    assert dataset.preparation.labels == ("0", "1", "2")
+    batch = data.load_for(dataset.preparation, tmp_path / "hot.npz")
+    np.testing.assert_array_equal(batch.target, classes)
+    quantities = data.load(tmp_path / "hot.npz", task="regression")
+    assert quantities.preparation.labels is None
+    assert data.load_for(quantities.preparation, tmp_path / "hot.npz").target.shape == (30, 3)
+
+
+def test_rows_to_evaluate_on(write, tmp_path):
+    for task, target, expected in [
+        ("classification", "kind", [0, 1]),
+        ("regression", "width", [-1, 1]),
+    ]:
+        preparation = data.Preparation(
+            ("height",), np.zeros(1), np.ones(1), ("a", "b"), np.array([2.0]), np.array([1.0])
+        )
+        if task == "regression":
+            preparation = preparation._replace(labels=None)
+        path = write("kind,height,width\na,5,1\nb,6,3\n")
+        batch = data.load_for(preparation, path, target=target)
+        np.testing.assert_array_equal(batch.x, [[5], [6]])
+        assert batch.target.ravel().tolist() == expected
+        for text, options, message in [
+            ("kind,height\nc,5\n", {"target": 0}, r"row 2: the target 'c' is none of the netw"),
+            ("height,kind\n5,?\n", {}, "row 2, column 'kind': missing value"),
+            ("kind,height\na,5\n", {}, "column 'height' is one of the inputs; name the target"),
+            ("1,2,3\n1,2,3\n", {}, "2 columns, expected the 1 the network was trained on"),
+        ]:
+            if task == "classification":
+                with pytest.raises(DataError, match=message):
+                    data.load_for(preparation, write(text), **options)
+    np.savez(tmp_path / "two.npz", x=np.ones((3, 1)), y=np.ones((3, 2)))
+    with pytest.raises(DataError, match="2 target columns, expected 1"):
+        data.load_for(preparation, tmp_path / "two.npz")
+    wine = data.load("wine").preparation
+    assert set(data.load_for(wine, "wine").target.tolist()) == {0, 1, 2}
+
+
+def test_columns_of_a_frame_are_taken_by_name():
+    pandas = pytest.importorskip("pandas")
+    iris = data.load("iris").preparation
+    x = data.read_features("iris", iris.features)
+    frame = pandas.DataFrame(x, columns=iris.features)
+    expected = data.transform(iris, x)
+    frame.insert(0, "id", range(150))
+    np.testing.assert_array_equal(data.transform(iris, frame[frame.columns[::-1]]), expected)
+    with pytest.raises(
+        DataError, match=r"x: no column 'petal width \(cm\)', which the network was"
+    ):
+        data.transform(iris, frame.drop(columns=iris.features[-1]))
+    numbered = iris._replace(features=("0", "1", "2", "3"))
+    np.testing.assert_array_equal(data.transform(numbered, pandas.DataFrame(x)), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 5), (4, 1), (1,), ()])
+def test_rows_of_another_width_never_broadcast(shape):
+    iris = data.load("iris").preparation
+    message = f"x: got shape {shape}, expected rows of 4 columns"
+    with pytest.raises(DataError, match=re.escape(message)):
+        data.transform(iris, np.ones(shape))
+
+
+def test_text_is_no_row_of_numbers():
+    with pytest.raises(DataError, match="x: expected rows of numbers"):
+        data.transform(data.load("iris").preparation, np.array([["a"] * 4]))
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -175,7 +403,8 @@ def test_a_class_of_one_row_needs_a_split_without_stratifying(write):
         (BODY.replace(",b", ",a"), "table.csv: every row has the target a, expected two classes"),
         (
             BODY + "1,2,c\n",
-            "table.csv: class 'c' has 1 row.*needs 3 of each; use stratify=False to allow it",
+            "table.csv: class 'c' has 1 row.*needs 3 of each; use stratify=False "
+            r"\(--no-stratify\) to allow it",
         ),
         ("a,a,y\n1,2,3\n", "table.csv: two columns are called 'a'"),
         (BODY + "1,1e308,a\n", "table.csv, row 32, column 'width': 1e308 is not finite in float32"),

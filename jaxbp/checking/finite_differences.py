@@ -176,7 +176,7 @@ def at_larger_steps(samples: Samples, groups: np.ndarray, eps: float) -> Samples
 
 
 class Float32(NamedTuple):
-    """What values in float32 tell about those in float64."""
+    """The rounding of values in float64, as those in float32 tell it."""
 
     floor: np.ndarray  # (N,) the least σ of those in float64
     two_answers: bool = False  # f has another value altogether at the point

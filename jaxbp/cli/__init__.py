@@ -1,10 +1,11 @@
-"""The command line: ``jaxbp train``, ``predict``, ``check``, ``diagnose`` and ``explain``.
+"""The command line: ``jaxbp train``, ``predict``, ``evaluate``, ``check`` and the others.
 
 Every heavy import and every screen lives in this folder; the library knows nothing of it.  Read
 ``app``, which picks the command; ``options``, what the user is asked; ``plan``, what is decided
 from it; ``train``, the main command; then, as needed, the other commands (``diagnose``,
-``predict``, ``check`` with its ``users_function``, ``explain`` with its ``expressions``) and what
-they use: ``files``, ``interrupts``, ``pictures`` and ``compilation_cache``.
+``predict``, ``evaluate``, ``check`` with its ``users_function``, ``explain`` with its
+``expressions``) and what they use: ``scores``, ``files``, ``interrupts``, ``pictures`` and
+``compilation_cache``.
 """
 
 from jaxbp.cli.app import main

@@ -1,8 +1,12 @@
 """The command ``jaxbp``: its table of commands, and how it ends when something is wrong."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
@@ -10,21 +14,23 @@ from rich.console import Console
 
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
-from jaxbp.cli import check, diagnose, explain, predict, train
+from jaxbp.cli import check, diagnose, evaluate, explain, predict, train
 from jaxbp.cli.check import Check
 from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
 from jaxbp.cli.diagnose import Diagnose
+from jaxbp.cli.evaluate import Evaluate
 from jaxbp.cli.explain import Explain
 from jaxbp.cli.interrupts import INTERRUPTED
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
 from jaxbp.cli.train import Train
-from jaxbp.data.sources import DataError
+from jaxbp.data.sources import BUNDLED, DataError
 
 #: the commands: their options, whose class has the command's name, and what carries them out
 COMMANDS: dict[type, Callable[..., int]] = {
     Train: train.run,
     Predict: predict.run,
+    Evaluate: evaluate.run,
     Check: check.run,
     Diagnose: diagnose.run,
     Explain: explain.run,
@@ -68,18 +74,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     if arguments == ["--version"]:
         print(f"jaxbp {jaxbp.__version__}, jax {jax.__version__}")
         return 0
-    command = tyro.extras.subcommand_cli_from_dict(
-        {options.__name__.lower(): options for options in COMMANDS},
-        prog="jaxbp",
-        description=_description(),
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
-    keep_compiled_programs()
+    command = _parsed(arguments)
     # whose standard output is data, and nothing else
     data_alone = isinstance(command, Predict) or getattr(command, "json", False)
+    if data_alone and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal's
+    keep_compiled_programs()
     console = _Console(stderr=data_alone, markup=False, emoji=False, highlight=False)
     try:
         return COMMANDS[type(command)](command, console)
@@ -89,6 +91,64 @@ def _main(arguments: Sequence[str] | None) -> int:
         status, message = _explain(error)
         print(f"jaxbp: {message}", file=sys.stderr)
         return status
+
+
+def _parsed(arguments: list[str]) -> Any:
+    """The command's options.  It ends with SystemExit for --help, and where they make no sense."""
+    commands: dict[str, Callable[..., Any]] = {
+        options.__name__.lower(): options for options in COMMANDS
+    }
+    name = arguments[0] if arguments else ""
+    config = (tyro.conf.OmitArgPrefixes,)
+    if name in commands:  # by itself, so that a mistake is answered with its own help
+        try:
+            return tyro.cli(commands[name], prog=f"jaxbp {name}", args=arguments[1:], config=config)
+        except SystemExit as end:
+            if end.code == 2:
+                for hint in _hints(name, arguments[1:]):
+                    print(f"jaxbp: {hint}", file=sys.stderr)
+            raise
+    if name and not name.startswith("-"):
+        near = get_close_matches(name, commands, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(
+            f"jaxbp: {name}: no such command{hint} (there are {', '.join(commands)})",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    return tyro.extras.subcommand_cli_from_dict(
+        commands, prog="jaxbp", description=_description(), args=arguments, config=config
+    )
+
+
+_FIRST = {
+    "train": "DATA",
+    "diagnose": "DATA",
+    "predict": "RUN and DATA",
+    "evaluate": "RUN and DATA",
+}
+
+
+def _hints(name: str, arguments: list[str]) -> list[str]:
+    """Guess in a sentence each why a command's parser refuses its arguments."""
+    hints = []
+    words = [word for word in arguments if not re.match(r"-|[\d.,]+(e\d+)?$", word)]
+    options_first = bool(arguments) and arguments[0].startswith("-")
+    if name in _FIRST and options_first and any(map(_is_a_place, words)):
+        first = " ".join(word for word in words if _is_a_place(word))
+        verb = "come" if " and " in _FIRST[name] else "comes"
+        hints.append(f"{_FIRST[name]} {verb} first, before the options: jaxbp {name} {first} ...")
+    if any(re.fullmatch(r"\d+(,\d+)+|\d+\.\d*|\d+e\d+", word) for word in arguments):
+        hints.append(
+            "numbers of rows, epochs and units are whole, as in 1000; several have blanks "
+            "between them, as in --hidden 64 32"
+        )
+    return hints
+
+
+def _is_a_place(word: str) -> bool:
+    """Whether a word is data, or a file or folder that is there."""
+    return word in BUNDLED or word.endswith((".csv", ".npz")) or Path(word).exists()
 
 
 def _description() -> str:

@@ -50,9 +50,6 @@ class Diagnose(Design):
             "next free)",
         ),
     ] = None
-    task: Literal["auto"] = fixed("auto")
-    header: Literal["auto"] = fixed("auto")
-    stratify: bool = fixed(True)
     schedule: str = fixed("constant")
     label_smoothing: float = fixed(0.0)
     patience: int = fixed(0)
@@ -94,6 +91,9 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
 
         trained = fit_plan(plan, params, watch)
         interrupts.ignore()
+        for note in plan.decisions.notes:
+            console.print(f"note: {note}", soft_wrap=True)
+        console.print(_COLUMNS, end="\n\n")
         console.print("before training", at_start.text(console.width), sep="\n", soft_wrap=True)
         report, losses = at_start, trained.history.training_loss
         if len(losses):
@@ -118,6 +118,13 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
         )
     return 0 if trained.diverged is None else 1
 
+
+_COLUMNS = (
+    "‖δ‖ is the size of a layer's error, and ratio that over the next layer's; ∇W/W and ΔW/W are "
+    "the sizes of the gradient and of the last update over the weights'; dead are the units whose "
+    "slope is 0 on all rows, saturated those that are flat on most; output is the mean of h ± its "
+    "standard deviation."
+)
 
 jitted_distributions: Callable[..., Distributions] = jax.jit(distributions, static_argnums=0)
 

@@ -1,41 +1,100 @@
-"""Files: what a command may write, checked before its work begins; nothing is ever overwritten."""
+"""Files: what a command may write, checked before its work begins.
+
+Nothing is overwritten but a run, and that only where ``--overwrite`` says so.
+"""
 
 import itertools
 import os
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from jaxbp.cli.options import UsageError
 
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def new_file(option: str, path: Path | None, suffixes: Collection[str] = ()) -> None:
-    """Raise UsageError unless a path, if one is given, names a new file in a folder that exists.
+RUN = ("metrics.jsonl", "model.safetensors", "summary.json", "learning_curve.png")  # its files
 
-    option is the path's option, as in "--output"; suffixes are those allowed, all if none is named.
+
+def new_file(
+    option: str, path: Path | None, suffixes: Collection[str] = (), *, make_folder: bool = False
+) -> None:
+    """Raise UsageError unless a path, if one is given, names a new file that can be written.
+
+    option: the path's option, as in "--output".
+    path: None if it was not given.
+    suffixes: those allowed; all if none is named.
+    make_folder: whether the command will make the file's folder; else it has to be there.
     """
     if path is None:
         return
     if suffixes and path.suffix not in suffixes:
         raise UsageError(f"{option}: got {path}, expected a name in {', '.join(suffixes)}")
-    if path.exists():
+    if os.path.lexists(path):
         raise UsageError(f"{option}: {path} exists, and nothing is overwritten")
-    if not path.parent.is_dir():
+    if not make_folder and not path.parent.is_dir():
         raise UsageError(f"{option}: {path.parent} is not a directory")
+    _check_can_write(option, path.parent)
 
 
-def new_folder(option: str, path: Path | None) -> None:
-    """Raise UsageError unless a path, if one is given, names a new or an empty folder."""
-    if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> None:
+    """Raise UsageError unless a path, if one is given, names a folder that can be written.
+
+    option: the path's option, as in "--output".
+    path: None if it was not given.
+    overwrite: whether the folder may hold a run; else it has to be new or empty.
+    """
+    if path is None:
+        _check_can_write(option, Path("runs"))
+        return
+    if path.is_dir():
+        others = sorted({file.name for file in path.iterdir()} - {*(RUN if overwrite else ())})
+        if others and overwrite:
+            raise UsageError(
+                f"{option}: {path} holds {others[0]}, which is not of a run, and is not overwritten"
+            )
+        if others:
+            of_a_run = "; --overwrite replaces the run in it" if {*others} <= {*RUN} else ""
+            raise UsageError(f"{option}: {path} exists, and nothing is overwritten{of_a_run}")
+    elif os.path.lexists(path):
         raise UsageError(f"{option}: {path} exists, and nothing is overwritten")
+    _check_can_write(option, path)
+
+
+def _check_can_write(option: str, folder: Path) -> None:
+    """Raise UsageError where nothing can be written to a folder, or the folder not be made."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f"{option}: {folder} is not a directory")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option}: {folder} cannot be written to")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[str]]:
+    """Open a new text file, in UTF-8, in a folder that is made; after an error it is not left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("x", newline="", encoding="utf-8")
+    try:
+        with file:
+            yield file
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def make_run_folder(output: Path | None, data: str) -> Path:
-    """Make the run folder: output or, unless it is given, the next free runs/DATA-NUMBER."""
+    """Make the run folder: output or, unless it is given, the next free runs/DATA-NUMBER.
+
+    A run that output holds is removed: ``new_folder`` has asked whether it may be.
+    """
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
+        for name in RUN:
+            (output / name).unlink(missing_ok=True)
         return output
     runs = Path("runs")
     runs.mkdir(exist_ok=True)

@@ -127,7 +127,8 @@ class Design:
         Literal["auto", "yes", "no"],
         arg(
             help="whether a CSV's first row names its columns",
-            help_behavior_hint="(default: auto, where there is no number in it)",
+            help_behavior_hint="(default: auto, where no number is in it, or its cells are unlike "
+            "those below)",
         ),
     ] = "auto"
     stratify: Annotated[
@@ -186,9 +187,10 @@ class Design:
         float,
         arg(
             metavar="SHARE",
-            help="share of each label to spread evenly over the classes (training only)",
+            help="share of each label to spread evenly over the classes in training; it draws the "
+            "predicted probabilities towards each other",
         ),
-    ] = 0.1
+    ] = 0.0
     patience: Annotated[
         int | Literal["auto"],
         arg(

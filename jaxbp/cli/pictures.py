@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -22,27 +22,34 @@ _LOG_FROM = 30  # a loss that falls further than this is drawn by its logarithm
 
 
 def learning_curve(
-    path: str | Path, history: History, *, metric: str, title: str, training: str = "training"
+    path: str | Path,
+    history: History,
+    *,
+    metric: str,
+    title: str,
+    training_metric: np.ndarray | None = None,
 ) -> None:
     """Draw loss and metric by epoch to a file: is it still learning, and is it overfitting?
 
     path: of the new picture; its suffix says which kind.
     history: of the run, at least one epoch.
-    metric: name of the metric on the validation data, "accuracy" or "R²".
+    metric: name of the metric, "accuracy" or "R²".
     title: heading of the picture.
-    training: label of the curve of the training loss; "training" unless given.
+    training_metric: (epochs,) the metric on training rows; none unless given.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_drawable(title), fontsize=11)
     losses, metrics = figure.subplots(1, 2)
-    _curve(losses, history.training_loss, training, _TRAINING)
+    _curve(losses, history.training_loss, "training", _TRAINING)
     _curve(losses, history.validation_loss, "validation", _VALIDATION)
+    _curve(metrics, training_metric, "training", _TRAINING)
     _curve(metrics, history.metric, "validation", _VALIDATION)
     if 0 < _LOG_FROM * min(history.training_loss) < max(history.training_loss):
         losses.set_yscale("log")
     for axes, name in ((losses, "loss"), (metrics, metric)):
         axes.set(xlabel="epoch", ylabel=name)
         _grid_without_frame(axes)
+        _whole_numbers(axes)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -129,7 +136,7 @@ def health_by_epoch(
     layers = len(start.layers)
     shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_SHOWN)).round().astype(int))
     figure = Figure(figsize=(max(8.0, 1.9 * len(shown)), 8.2), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(_drawable(title), fontsize=12)
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=[1.5, 1]))
     grid = above.subplots(2, len(shown), sharex=True, squeeze=False)
     for row, last in ((0, -1), (1, None)):  # the logits are of another size than hidden outputs
@@ -240,6 +247,12 @@ def _grid_without_frame(axes: Axes) -> None:
 def _whole_numbers(axes: Axes) -> None:
     """Mark the x axis at whole numbers alone: epochs, layers."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+
+
+def _drawable(text: str) -> str:
+    """The text with a question mark for each character that matplotlib's own font lacks."""
+    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    return "".join(character if ord(character) in known else "?" for character in text)
 
 
 def _marker(values: Sized) -> str:

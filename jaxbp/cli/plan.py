@@ -6,10 +6,10 @@ diagnose`` share them.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +17,9 @@ import optax
 
 from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
-from jaxbp.data.loading import Dataset, load
-from jaxbp.data.sources import DataError, Task
+from jaxbp.cli.scores import with_outputs
+from jaxbp.data.loading import Dataset, Decisions, load
+from jaxbp.data.sources import DataError, DataWarning, Task
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
 from jaxbp.gradient import Batch
@@ -51,6 +52,13 @@ class Plan:
     patience: int
 
     @property
+    def decisions(self) -> Decisions:
+        """How the data were read."""
+        decisions = self.dataset.decisions
+        assert decisions is not None
+        return decisions
+
+    @property
     def network(self) -> str:
         """Sizes and activations, as in "64-128-10 relu"."""
         units = self.options.activation if self.options.hidden else ["linear"]
@@ -76,15 +84,17 @@ def decide(options: Design) -> Plan:
     """Load the data, and fit network and optimiser to them.  Raises UsageError and DataError."""
     check_design(options)
     task = _task(options)
-    dataset = load(
-        options.data,
-        target=options.target,
-        task=task,
-        seed=options.seed,
-        standardize_target=options.head != "exp_poisson",
-        stratify=options.stratify,
-        header={"auto": None, "yes": True, "no": False}[options.header],
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the facts tell
+        dataset = load(
+            options.data,
+            target=options.target,
+            task=task,
+            seed=options.seed,
+            standardize_target=options.head != "exp_poisson",
+            stratify=options.stratify,
+            header={"auto": None, "yes": True, "no": False}[options.header],
+        )
     labels = dataset.preparation.labels
 
     if options.head != "auto":
@@ -94,20 +104,19 @@ def decide(options: Design) -> Plan:
     else:
         name = "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"
     head = heads.BY_NAME[name]
-    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    if head.target == "counts" and min(batch.target.min() for batch in parts.values()) < 0:
-        raise DataError(f"{dataset.name}: {name} is for counts, and the target has negatives")
-
-    if labels is None:
-        outputs = dataset.train.target.shape[-1]
-    elif head.target == "classes":
+    parts = {
+        part: with_outputs(head, labels, getattr(dataset, part))
+        for part in ("train", "validation", "test")
+    }
+    lowest = min(batch.target.min() for batch in parts.values())
+    if head.target == "counts" and lowest < 0:
+        raise DataError(
+            f"{dataset.name}: {name} is for counts, and the target is {lowest:g} in a row"
+        )
+    if labels is not None and head.target == "classes":
         outputs = len(labels)
-    else:  # independent outputs, each 0 or 1: of two classes, whether it is the second
-        ones = np.ones(1) if len(labels) == 2 else np.arange(len(labels))
-        outputs = len(ones)
-        for part, batch in parts.items():
-            target: Any = batch.target[:, None] == ones
-            parts[part] = batch._replace(target=target.astype(np.float32))
+    else:
+        outputs = parts["train"].target.shape[-1]
     label_smoothing = 0.0 if labels is None else options.label_smoothing
     to_fit = parts["train"]
     if label_smoothing > 0:
@@ -132,7 +141,7 @@ def decide(options: Design) -> Plan:
     parameters = sum(o * (i + 1) for i, o in pairwise(model.sizes))
     rate, optimizer = _optimizer(options, parameters, steps)
     patience = options.patience
-    if patience == "auto":  # on diabetes it doubles R²; smoothed labels do better without
+    if patience == "auto":  # on diabetes it doubles R²; digits do better without
         patience = 10 if labels is None else 0
     return Plan(
         options=options,

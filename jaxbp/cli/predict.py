@@ -1,11 +1,11 @@
 """``jaxbp predict``: the predictions of a run folder's network for new rows, as CSV."""
 
 import csv
+import json
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, Any
 
 import numpy as np
 import tyro
@@ -13,15 +13,18 @@ from rich.console import Console
 from tyro.conf import arg
 
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load
-from jaxbp.cli.files import new_file
+from jaxbp.cli.files import new_file, written
+from jaxbp.cli.scores import outputs
 from jaxbp.data.preparation import transform
 from jaxbp.data.sources import read_features
-from jaxbp.mlp import predict
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict with a trained network: labels and probabilities, or quantities, as CSV."""
+    """Predict with a trained network: labels and probabilities, or quantities, as CSV.
+
+    RUN and DATA come first: jaxbp predict runs/flowers-1 new_flowers.csv --output predictions.csv
+    """
 
     run: Annotated[
         tyro.conf.Positional[Path],
@@ -47,39 +50,88 @@ class Predict:
 
 def run(options: Predict, console: Console) -> int:
     """Carry out the command; the exit status."""
-    new_file("--output", options.output)
-    path = options.run / "model.safetensors" if options.run.is_dir() else options.run
+    new_file("--output", options.output, make_folder=True)
+    trained = trained_network(options.run)
+    preparation = trained.preparation
+    assert preparation is not None
+    rows = read_features(options.data, preparation.features)
+    header, table = tabulate(trained, rows)
+    smoothing = record_of(options.run).get("label_smoothing")
+    if smoothing:
+        console.print(
+            f"probabilities are those of labels smoothed by {smoothing:g}, and so drawn towards "
+            "each other: train with --label-smoothing 0 for the classes' own",
+            soft_wrap=True,
+        )
+    if options.output is None:
+        write_csv(sys.stdout, header, table)
+        return 0
+    with written(options.output) as file:
+        write_csv(file, header, table)
+    console.print(f"{len(table)} predictions in {options.output}", soft_wrap=True)
+    return 0
+
+
+def write_csv(file: IO[str], header: list[str], table: list[list[str]]) -> None:
+    """Write a header and rows."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(table)
+
+
+def _model_file(run: Path) -> Path:
+    return run / "model.safetensors" if run.is_dir() else run
+
+
+def trained_network(run: Path) -> Checkpoint:
+    """Load the network of a run folder, or of a model.safetensors.  Raises CheckpointError."""
+    path = _model_file(run)
     trained = load(path)
     if trained.preparation is None:
         raise CheckpointError(
             f"{path}: saved without a preparation, so raw rows mean nothing to it"
         )
-    rows = read_features(options.data, trained.preparation.features)
-    header, table = tabulate(trained, rows)
-    output = options.output
-    with nullcontext(sys.stdout) if output is None else output.open("x", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(table)
-    if output is not None:
-        console.print(f"{len(table)} predictions in {output}", soft_wrap=True)
-    return 0
+    return trained
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """The summary.json beside a network, or nothing where there is none."""
+    try:
+        record = json.loads(_model_file(run).with_name("summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def tabulate(trained: Checkpoint, rows: np.ndarray) -> tuple[list[str], list[list[str]]]:
-    """Column names and cells: each row's label and every label's probability, or its quantities."""
+    """Column names and cells: each row's label and every label's probability, or its quantities.
+
+    A number is the shortest text that reads back as the same float32.
+    """
     preparation = trained.preparation
     assert preparation is not None
-    prediction = np.asarray(predict(trained.model, trained.params, transform(preparation, rows)))
+    found = outputs(trained, transform(preparation, rows))
     labels = preparation.labels
     if labels is None:
-        quantities = prediction * preparation.target_scale + preparation.target_mean
-        several = quantities.shape[1] > 1
-        names = [f"prediction_{i}" if several else "prediction" for i in range(quantities.shape[1])]
-        return names, [[f"{value:.6g}" for value in row] for row in quantities]
-    if prediction.shape[1] == 1:  # one sigmoid unit: the probability of the second label
-        prediction = np.hstack([1 - prediction, prediction])
+        names = [f"prediction_{i}" for i in range(found.shape[1])]
+        columns = zip(found.T, preparation.target_mean, preparation.target_scale, strict=True)
+        texts = [list(map(_text, _as_exact_as_needed(*column))) for column in columns]
+        return names if len(names) > 1 else ["prediction"], list(
+            map(list, zip(*texts, strict=True))
+        )
     header = ["label", *(f"probability_{label}" for label in labels)]
-    return header, [
-        [labels[row.argmax()], *(f"{probability:.6f}" for probability in row)] for row in prediction
-    ]
+    return header, [[labels[row.argmax()], *map(_text, row)] for row in found]
+
+
+def _text(value: np.floating[Any]) -> str:
+    return str(float(str(value)))  # NumPy's digits, as Python writes them: 1000100.0, 1e-08
+
+
+def _as_exact_as_needed(values: np.ndarray, mean: float, scale: float) -> np.ndarray:
+    """Quantities (N,) in float32, or in float64 where float32 would round what varies.
+
+    A date in seconds since 1970 is a multiple of 128 in float32.
+    """
+    if np.spacing(np.float32(abs(mean))) <= 1e-3 * scale:
+        return values.astype(np.float32)
+    return np.round(values, max(0, 7 - int(np.log10(scale))))  # the network's own digits

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import platform
+import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -13,27 +16,36 @@ import jaxlib
 import numpy as np
 import optax
 import rich.table
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from tyro.conf import arg
 
 import jaxbp
 from jaxbp.checking import central_difference, compare
-from jaxbp.checkpoint import save
-from jaxbp.cli.files import make_run_folder, new_folder
+from jaxbp.checkpoint import Checkpoint, save
+from jaxbp.cli.files import make_run_folder, new_folder, written
 from jaxbp.cli.interrupts import Interrupts
-from jaxbp.cli.options import Design, fixed
+from jaxbp.cli.options import Design, UsageError, fixed
 from jaxbp.cli.pictures import learning_curve
 from jaxbp.cli.plan import Plan, decide, fit_plan, health_after, initial
+from jaxbp.cli.scores import SHOWN, Score, baselines, decimals, score, scores_table, unequal
+from jaxbp.diagnostics.health import sample
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.model import MLP, Params
 from jaxbp.text import plain
+from jaxbp.training.checks import checked_batch
 from jaxbp.training.fitting import Epoch, History
-from jaxbp.training.metrics import Evaluation, evaluate
+from jaxbp.training.metrics import compiled_evaluation
 
 _TRUSTED = 1e-3  # float32 rounding stays far below, a wrong formula far above
-_METRICS = {"accuracy": "accuracy", "r2": "R²"}  # how they are shown
+_LONG = {"bytes": 50e6, "parameters": 2e6}  # of a file, of a network: what takes seconds to begin
+_BETWEEN_LINES = 5.0  # seconds, where no bar can be shown
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,9 @@ class Train(Design):
             help_behavior_hint="(default: the next free runs/DATA-NUMBER)",
         ),
     ] = None
+    overwrite: Annotated[bool, arg(help="replace the run that the folder of --output holds")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class Outcome:
 
     params: Params
     history: History
+    training_metric: np.ndarray  # (epochs,) accuracy or R², as history's loss is on training rows
     kept_epoch: int  # the one params are from
     seconds: float  # of training, compilation included
     samples_per_second: float  # after the first epoch, which compiles; validation included
@@ -75,20 +91,36 @@ class Summary:
     plan: Plan
     gradient_check: dict[str, float]  # relative errors
     outcome: Outcome
-    scores: dict[str, Evaluation]  # of train, validation and test
+    scores: dict[str, Score]  # of train, validation and test
+    baselines: list[Score]  # on test, without a network
 
     def to_dict(self) -> dict[str, Any]:
         """All of the run that is worth knowing later, as JSON takes it."""
         plan, options, outcome = self.plan, self.plan.options, self.outcome
-        scores: dict[str, float] = {}
-        for part, evaluation in self.scores.items():
-            scores[f"{part}_loss"] = evaluation.loss
-            scores[f"{part}_{plan.metric}"] = evaluation.metric
+        preparation, decisions = plan.dataset.preparation, plan.decisions
+        scores = {
+            f"{part}_{metric}": value
+            for part, score in self.scores.items()
+            for metric, value in score.metrics.items()
+        }
         record: dict[str, Any] = plain(
             {
+                "command": command_line(options),
+                "options": {
+                    name: str(value) if isinstance(value, Path) else value
+                    for name, value in asdict(options).items()
+                },
                 "data": options.data,
                 "rows": {part: len(batch.x) for part, batch in plan.parts.items()},
-                "classes": plan.dataset.preparation.labels,
+                "task": decisions.task,
+                "why": decisions.reason or None,
+                "target": decisions.target or None,
+                "features": preparation.features,
+                "header": decisions.header,
+                "dropped": decisions.dropped,
+                "stratify": options.stratify and preparation.labels is not None,
+                "notes": decisions.notes,
+                "classes": preparation.labels,
                 "network": plan.model.sizes,
                 "activation": options.activation,
                 "head": plan.head,
@@ -111,19 +143,44 @@ class Summary:
                 "seconds": round(outcome.seconds, 4),
                 "samples_per_second": round(outcome.samples_per_second, 1),
                 **scores,
+                "baselines": {each.name: dict(each.metrics) for each in self.baselines},
                 "device": jax.devices()[0].device_kind,
-                "versions": {m.__name__: m.__version__ for m in (jaxbp, jax, jaxlib, optax, np)},
+                "versions": {
+                    "python": platform.python_version(),
+                    **{m.__name__: m.__version__ for m in (jaxbp, jax, jaxlib, optax, np)},
+                },
             }
         )
         return record
 
 
+def command_line(options: Design) -> str:
+    """The command that asks for these options, without those that are the defaults."""
+    words = ["jaxbp", type(options).__name__.lower(), options.data]
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if not each.init or each.name == "data" or value == each.default:
+            continue
+        option = each.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
+
+
 def run(options: Train, console: Console) -> int:
     """Train as the options say, report to the console and to the run folder; the exit status."""
-    new_folder("--output", options.output)
+    if options.overwrite and options.output is None:
+        raise UsageError("--overwrite: name the folder of the run to replace by --output")
+    new_folder("--output", options.output, overwrite=options.overwrite)
     with Interrupts(console) as interrupts:
+        if os.path.isfile(options.data) and os.path.getsize(options.data) > _LONG["bytes"]:
+            console.print(f"reading {options.data}", soft_wrap=True)
         plan = decide(options)
         interrupts.check()
+        if plan.parameters > _LONG["parameters"]:
+            console.print(f"checking the gradient by {plan.parameters:,} parameters")
         params = initial(plan)
         errors = cross_check(plan.model, params, plan.to_fit)
         console.print(
@@ -138,13 +195,9 @@ def run(options: Train, console: Console) -> int:
         folder = make_run_folder(options.output, options.data)
         outcome = train(plan, params, folder, console, interrupts)
         interrupts.ignore()  # what has been trained is now to be saved
-        scores = {
-            part: evaluate(plan.model, outcome.params, batch, precision=plan.precision)
-            for part, batch in plan.parts.items()
-        }
-        summary = Summary(plan, errors, outcome, scores)
+        summary = Summary(plan, errors, outcome, *_scores(plan, outcome.params))
         write_run(folder, summary)
-    console.print(facts_table(summary), scores_table(summary), sep="\n")
+    console.print(facts_table(summary), _table_of(summary), sep="\n")
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
     if options.diagnostics and outcome.kept_epoch:
@@ -152,6 +205,16 @@ def run(options: Train, console: Console) -> int:
         console.print(report.text(console.width), soft_wrap=True)
     console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
+
+
+def _scores(plan: Plan, params: Params) -> tuple[dict[str, Score], list[Score]]:
+    """Score the three parts, and on test the predictions without a network."""
+    data, precision = plan.dataset, plan.precision
+    trained = Checkpoint(plan.model, params, data.preparation)
+    scores = {
+        part: score(part, trained, getattr(data, part), precision=precision) for part in plan.parts
+    }
+    return scores, baselines(data.preparation, data.train, "test", data.test)
 
 
 # Checking the gradient
@@ -219,9 +282,12 @@ def train(
     """
     bar = Progress(
         TextColumn("epoch {task.completed}/{task.total}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         TextColumn("{task.fields[live]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
         console=console,
+        disable=not console.is_terminal,
     )
     with (folder / "metrics.jsonl").open("x") as metrics, bar:
         watch = _Watch(plan, params, bar, metrics, interrupts)
@@ -236,9 +302,11 @@ def train(
         )
     timed = watch.seconds if len(watch.seconds) > 1 else [0.0, *watch.seconds]
     epochs, span = len(timed) - 1, timed[-1] - timed[0]
+    recorded = len(trained.history.training_loss)
     return Outcome(
         params=kept.params,
-        history=trained.history,
+        history=trained.history._replace(training_loss=np.array(watch.training_loss[:recorded])),
+        training_metric=np.array(watch.training_metric[:recorded]),
         kept_epoch=kept.number,
         seconds=time.perf_counter() - watch.started,
         samples_per_second=epochs * len(plan.to_fit.x) / span if epochs else 0.0,
@@ -248,14 +316,24 @@ def train(
 
 
 class _Watch:
-    """``on_epoch``: shows and records each epoch, and decides whether it was the last."""
+    """``on_epoch``: shows and records each epoch, and decides whether it was the last.
+
+    The training loss is measured as the validation loss is: after the epoch, without smoothing, and
+    on as many rows.
+    """
 
     def __init__(
         self, plan: Plan, params: Params, bar: Progress, metrics: IO[str], interrupts: Interrupts
     ) -> None:
         self.bar, self.metrics, self.interrupts = bar, metrics, interrupts
         self.patience, self.metric = plan.patience, plan.metric
-        self.task = bar.add_task("", total=plan.options.epochs, live="compiling")
+        self.model, self.precision, self.epochs = plan.model, plan.precision, plan.options.epochs
+        rows = sample(plan.parts["train"], len(plan.parts["validation"].x))
+        self.rows = checked_batch(plan.model, params, rows, "batch")
+        self.training_loss: list[float] = []
+        self.training_metric: list[float] = []
+        self.last_line = -math.inf  # seconds
+        self.task = bar.add_task("", total=self.epochs, live="compiling")
         self.latest = self.best = Epoch(0, params, math.nan, None)
         self.best_loss = math.inf
         self.ended = ""
@@ -265,10 +343,15 @@ class _Watch:
     def __call__(self, epoch: Epoch) -> bool:
         validation = epoch.validation
         assert validation is not None
+        training = compiled_evaluation(self.model, epoch.params, self.rows, self.precision)
+        self.training_loss.append(training.loss)
+        self.training_metric.append(training.metric)
         self.seconds.append(time.perf_counter() - self.started)
         record: dict[str, Any] = {
             "epoch": epoch.number,
-            "training_loss": epoch.training_loss,
+            "training_loss": training.loss,
+            f"training_{self.metric}": training.metric,
+            "running_loss": epoch.training_loss,  # of the steps, each before its update
             "validation_loss": validation.loss,
             f"validation_{self.metric}": validation.metric,
             "seconds": round(self.seconds[-1], 6),
@@ -277,8 +360,8 @@ class _Watch:
             record["layers"] = epoch.health._asdict()
         self.metrics.write(json.dumps(plain(record)) + "\n")
         self.metrics.flush()
-        metric = f"{_METRICS[self.metric]} {validation.metric:.4f}"
-        live = f"loss {epoch.training_loss:.4f}, validation {metric}"
+        metric = f"{SHOWN[self.metric]} {decimals(validation.metric)}"
+        live = f"loss {decimals(training.loss)}, validation {metric}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
         if validation.loss < self.best_loss:
@@ -290,7 +373,20 @@ class _Watch:
                 f"stopped early: the validation loss was best after epoch {self.best.number} "
                 f"of {epoch.number}, and those parameters are kept"
             )
+        self._say(epoch.number, live)
         return bool(self.ended)
+
+    def _say(self, number: int, live: str) -> None:
+        """Where no bar is shown, print a line: of the first epoch, the last, and every 5 s."""
+        now, last = self.seconds[-1], bool(self.ended) or number == self.epochs
+        if not self.bar.disable or not (last or now - self.last_line >= _BETWEEN_LINES):
+            return
+        self.last_line = now
+        pace = (now - self.seconds[0]) / (number - 1) if number > 1 else 0.0  # seconds an epoch
+        left = f", about {(self.epochs - number) * pace:.0f} s left" if pace and not last else ""
+        self.bar.console.print(
+            f"epoch {number}/{self.epochs}: {live}, after {now:.1f} s{left}", soft_wrap=True
+        )
 
     @property
     def kept(self) -> Epoch:
@@ -305,14 +401,15 @@ def write_run(folder: Path, summary: Summary) -> None:
     """Write model.safetensors, summary.json and learning_curve.png beside metrics.jsonl."""
     plan, outcome = summary.plan, summary.outcome
     save(folder / "model.safetensors", plan.model, outcome.params, plan.dataset.preparation)
-    (folder / "summary.json").write_text(json.dumps(summary.to_dict(), indent=2) + "\n")
+    with written(folder / "summary.json") as file:
+        file.write(json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n")
     if len(outcome.history.training_loss):
         learning_curve(
             folder / "learning_curve.png",
             outcome.history,
-            metric=_METRICS[plan.metric],
+            metric=SHOWN[plan.metric],
             title=plan.title,
-            training="training, smoothed labels" if plan.label_smoothing else "training",
+            training_metric=outcome.training_metric,
         )
 
 
@@ -320,27 +417,50 @@ def facts_table(summary: Summary) -> rich.table.Table:
     """Tabulate data, network, epochs and time, a line each."""
     plan, options, outcome = summary.plan, summary.plan.options, summary.outcome
     rows = {part: len(batch.x) for part, batch in plan.parts.items()}
-    labels = plan.dataset.preparation.labels
+    preparation, decisions = plan.dataset.preparation, plan.decisions
+    labels = preparation.labels
     task = "regression" if labels is None else f"{len(labels)} classes"
+    header = {None: "", True: " below a header", False: " without a header"}[decisions.header]
+    split = "" if labels is None or options.stratify else ", not stratified"
+    smoothed = f", labels smoothed by {plan.label_smoothing:g}" if plan.label_smoothing else ""
     mixed = "" if options.compute_dtype == "float32" else f", in {options.compute_dtype}"
     epochs = len(outcome.history.training_loss)
+    target = [
+        fact for fact in (decisions.target and repr(decisions.target), decisions.reason) if fact
+    ]
+    loss = []
+    if labels is None and len(preparation.target_mean) == 1 and preparation.target_scale[0] != 1:
+        mean, deviation = preparation.target_mean[0], preparation.target_scale[0]
+        unit = (
+            f"in standard deviations of the target, {deviation:.5g} each, from its mean {mean:.5g}"
+        )
+        loss.append(("loss", unit))
+    facts = [
+        (
+            "data",
+            f"{options.data}, {sum(rows.values())} rows{header} ({rows['train']} train, "
+            f"{rows['validation']} validation, {rows['test']} test{split}), {task}",
+        ),
+        *([("target", ", ".join(target))] if target else []),
+        *(("note", note) for note in decisions.notes),
+        *loss,
+        ("network", f"{plan.network}, {plan.head}{smoothed}"),
+        ("parameters", f"{plan.parameters:,}"),
+        ("epochs", f"{epochs} by {options.optimizer} and {options.gradient}{mixed}"),
+        ("time", f"{outcome.seconds:.2f} s, {outcome.samples_per_second:,.0f} samples/s"),
+    ]
     table = rich.table.Table.grid(padding=(0, 2))
-    for name, fact in {
-        "data": f"{options.data}, {sum(rows.values())} rows "
-        f"({rows['train']} train, {rows['validation']} validation, {rows['test']} test), {task}",
-        "network": f"{plan.network}, {plan.head}",
-        "parameters": f"{plan.parameters:,}",
-        "epochs": f"{epochs} by {options.optimizer} and {options.gradient}{mixed}",
-        "time": f"{outcome.seconds:.2f} s, {outcome.samples_per_second:,.0f} samples/s",
-    }.items():
-        table.add_row(name, fact)
+    for fact in facts:
+        table.add_row(*fact)
     return table
 
 
-def scores_table(summary: Summary) -> rich.table.Table:
-    """Tabulate loss and accuracy or R² of the three parts."""
-    table = rich.table.Table("", "loss", _METRICS[summary.plan.metric], box=box.SIMPLE_HEAD)
-    for part, score in summary.scores.items():
-        loss = f"{score.loss:.4f}" if abs(score.loss) < 1e4 else f"{score.loss:.3e}"
-        table.add_row(part, loss, f"{score.metric:.4f}")
-    return table
+def _table_of(summary: Summary) -> rich.table.Table:
+    """Tabulate the scores: loss and accuracy where classes are equal, else all there are."""
+    preparation, scores = summary.plan.dataset.preparation, list(summary.scores.values())
+    labels = preparation.labels
+    if labels is None:
+        several = len(preparation.target_mean) == 1  # the errors of several have no common unit
+        return scores_table(scores + summary.baselines, labels, several)
+    several = unequal(labels, summary.plan.dataset.train)
+    return scores_table(scores + (summary.baselines if several else []), labels, several)

@@ -4,17 +4,20 @@ Read ``loading`` first: its ``load`` is the whole way, and calls the other three
 ``sources`` reads a file, ``split`` deals out its rows, ``preparation`` encodes and scales them.
 """
 
-from jaxbp.data.loading import Dataset, load
+from jaxbp.data.loading import Dataset, Decisions, load, load_for
 from jaxbp.data.preparation import Preparation, transform
-from jaxbp.data.sources import BUNDLED, DataError, Task, read_features
+from jaxbp.data.sources import BUNDLED, DataError, DataWarning, Task, read_features
 
 __all__ = [
     "BUNDLED",
     "DataError",
+    "DataWarning",
     "Dataset",
+    "Decisions",
     "Preparation",
     "Task",
     "load",
+    "load_for",
     "read_features",
     "transform",
 ]

@@ -4,17 +4,46 @@ Standardising uses the statistics of the training rows alone; the ``Preparation`
 returns scales new rows in the same way.
 """
 
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.preparation import Preparation, encode_target, guess_task, moments, transform
-from jaxbp.data.sources import DataError, Task, read_source
+from jaxbp.data.preparation import (
+    Preparation,
+    encode_for,
+    encode_target,
+    guess_task,
+    moments,
+    transform,
+)
+from jaxbp.data.sources import (
+    DataError,
+    DataWarning,
+    Task,
+    check_target,
+    noting,
+    read_labelled,
+    read_source,
+)
 from jaxbp.data.split import split_rows
 from jaxbp.gradient import Batch
 from jaxbp.reprs import short
 from jaxbp.text import fields, html
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """How ``load`` read a source: what it was told, and what it decided by itself."""
+
+    target: str  # name of the column or array; empty for a bundled set
+    task: Task
+    reason: str  # for this task, and how to ask for the other; empty where there was no choice
+    header: bool | None  # whether a CSV's first row names its columns; None for no CSV
+    dropped: tuple[str, ...]  # names of the columns that are neither input nor target
+    notes: tuple[str, ...]  # what may have been read otherwise than it is meant
 
 
 class Dataset(NamedTuple):
@@ -28,6 +57,7 @@ class Dataset(NamedTuple):
     validation: Batch
     test: Batch
     preparation: Preparation
+    decisions: Decisions | None = None  # None where ``load`` did not make it
 
     def __repr__(self) -> str:
         return short(self)
@@ -55,8 +85,8 @@ def load(
         arrays x (N, ...) and y (N,) or (N, K).
     target: the CSV's target column by name or position, the last one unless given; or the name of
         the ``.npz``'s target array, y unless given.
-    task: "classification" or "regression".  Unless given, a target of text, of booleans or of at
-        most 20 different integers is classification, and anything else regression.
+    task: "classification" or "regression".  Unless given, a target of text, of booleans, of at
+        most 20 different integers or of one-hot rows is classification, anything else regression.
     validation: share of the rows to validate on; 0.15 unless given.
     test: share of the rows to test on; 0.2 unless given.
     seed: fixes which rows go where, 0 to 2³² - 1; 0 unless given.
@@ -65,9 +95,13 @@ def load(
     standardize_target: whether the target of a regression is scaled in the same way.
     stratify: whether every class keeps its proportion in each of the three batches.
     header: whether a CSV's first row names the columns.  Unless given, it does if none of its
-        cells is a number.
+        cells is a number, or if they are unlike the cells below.
 
-    Raises DataError for an argument out of range, and for anything wrong with the source.
+    A class is called by its cell's text, so that 01 and 1 are two.  A first column without a name
+    that counts the rows, as pandas writes it, is left out.  ``decisions`` tells what was decided.
+
+    Raises DataError for an argument out of range, and for anything wrong with the source; a
+    DataWarning says what may have been read otherwise than it is meant.
 
     >>> data = load("iris")
     >>> data.train.x.shape, data.preparation.labels
@@ -82,11 +116,19 @@ def load(
         )
     if task not in {None, "classification", "regression"}:
         raise DataError(f"task: got {task!r}, expected classification or regression")
+    check_target(target)
     raw = read_source(source, target, task, header)
-    labels, values = encode_target(raw, guess_task(raw) if task is None else task)
-    train_rows, validation_rows, test_rows = split_rows(
-        raw.name, values, labels if stratify else None, validation, test, seed
-    )
+    reason = ""
+    if task is None:
+        task, reason = guess_task(raw)
+    guess = [f"the target has {reason}"] if reason else []
+    with noting([*raw.notes, *guess]):
+        labels, values = encode_target(raw, task)
+        train_rows, validation_rows, test_rows = split_rows(
+            raw.name, values, labels if stratify else None, validation, test, seed
+        )
+    for note in raw.notes:
+        warnings.warn(f"{raw.name}: {note}", DataWarning, stacklevel=2)
     mean, scale = moments(raw.x[train_rows], standardize)
     target_mean, target_scale = np.zeros(1), np.ones(1)
     if labels is None:
@@ -100,4 +142,24 @@ def load(
         validation=Batch(x[validation_rows], values[validation_rows]),
         test=Batch(x[test_rows], values[test_rows]),
         preparation=preparation,
+        decisions=Decisions(raw.target_name, task, reason, raw.header, raw.dropped, raw.notes),
     )
+
+
+def load_for(
+    preparation: Preparation, source: str | Path, *, target: str | int | None = None
+) -> Batch:
+    """Read all rows of a source, prepared as a network's training rows were -> a batch.
+
+    A CSV with a header is read by name.  target is its column by name or position, the last one
+    unless given; or the name of the ``.npz``'s array, y unless given.  Raises DataError.
+
+    >>> iris = load("iris")
+    >>> load_for(iris.preparation, "iris").x.shape
+    (150, 4)
+    """
+    check_target(target)
+    raw = read_labelled(source, preparation.features, target, preparation.labels is not None)
+    x: Any = transform(preparation, raw.x)
+    values: Any = encode_for(preparation, raw)
+    return Batch(x, values)

@@ -1,6 +1,6 @@
 """Preparation: raw columns become a network's input, and a target becomes classes or values."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,38 +18,77 @@ class Preparation(NamedTuple):
     target_scale: np.ndarray  # (K,)
 
 
-def transform(preparation: Preparation, x: np.ndarray) -> np.ndarray:
+def transform(preparation: Preparation, x: Any) -> np.ndarray:
     """Scale raw rows (N, D) to a network's input: (x - mean) / scale, in float32.
 
-    Raises DataError for a value that is out of float32's range, before or after.
+    Columns of a DataFrame are taken by name, those of an array as they stand.  Raises DataError for
+    a column that is not there, for a row of another width, and for a value that is out of float32's
+    range, before or after.
     """
-    scaled: np.ndarray = (np.asarray(x) - preparation.mean) / preparation.scale
+    features = preparation.features
+    if hasattr(x, "columns"):
+        by_name = {str(name): name for name in x.columns}
+        absent = next((name for name in features if name not in by_name), None)
+        if absent is not None:
+            raise DataError(
+                f"x: no column {quoted(absent)}, which the network was trained on (the columns "
+                f"are {', '.join(map(quoted, by_name))}; an array of them is taken in order)"
+            )
+        x = x[[by_name[name] for name in features]]
+    try:
+        rows = np.asarray(x, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"x: expected rows of numbers ({error})") from None
+    if rows.shape[-1:] != (len(features),):
+        raise DataError(f"x: got shape {rows.shape}, expected rows of {len(features)} columns")
+    scaled: np.ndarray = (rows - preparation.mean) / preparation.scale
     beyond = np.argwhere(~(np.abs(scaled) <= LARGEST_FLOAT32))
     if len(beyond):
-        row, column = beyond[0]
-        name = preparation.features[column]
-        raise DataError(f"x, row {row}, column {name!r}: {x[row, column]:g} is out of range")
+        place = tuple(beyond[0])
+        row = f", row {place[-2]}" if len(place) > 1 else ""
+        name = features[place[-1]]
+        raise DataError(f"x{row}, column {name!r}: {rows[place]:g} is out of range")
     return np.asarray(scaled, np.float32)
 
 
 _MOST_CLASSES = 20  # an integer target with more different values than this is regression
 
 
-def guess_task(raw: RawData) -> Task:
-    """Take text, booleans and few different integers for classes, anything else for regression."""
-    if raw.target.ndim > 1:
-        return "regression"
-    if raw.labels is not None or raw.target.dtype.kind not in "iuf":
-        return "classification"
-    found = np.unique(raw.target)
-    few = len(found) <= _MOST_CLASSES and bool((found == found.round()).all())
-    return "classification" if few else "regression"
+def guess_task(raw: RawData) -> tuple[Task, str]:
+    """Take text, booleans and few different integers for classes, anything else for quantities.
+
+    The second result says why, and which option says otherwise; it is empty where the source leaves
+    no choice.
+    """
+    target = raw.target
+    if raw.labels is not None or target.dtype.kind not in "iuf":
+        return "classification", ""
+    as_classes = "taken for quantities; task='classification' (--task classification) for classes"
+    as_quantities = "taken for classes; task='regression' (--task regression) for quantities"
+    found = np.unique(target)
+    integers = f"{len(found)} different integers"
+    if target.ndim > 1:
+        columns = f"{target.shape[1]} columns"
+        if is_one_hot(target):
+            return "classification", f"{columns}, one of them 1 in each row: {as_quantities}"
+        return "regression", f"{columns} of numbers"
+    if not raw.target_name or not (found == found.round()).all():  # bundled, or no integers
+        return "regression", ""
+    if len(found) > _MOST_CLASSES:
+        return "regression", f"{integers}: {as_classes}"
+    return "classification", integers if len(found) == 2 else f"{integers}: {as_quantities}"
+
+
+def is_one_hot(target: np.ndarray) -> bool:
+    """Whether each row (K,) of a target (N, K) is 1 in one place and 0 elsewhere."""
+    return bool(((target == 0) | (target == 1)).all() and (target.sum(1) == 1).all())
 
 
 def encode_target(raw: RawData, task: Task) -> tuple[tuple[str, ...] | None, np.ndarray]:
     """Encode the target: (class names, integer classes (N,)), or (None, values (N, K)).
 
-    Raises DataError for a target that does not suit the task.
+    One-hot rows are the classes 0 to K - 1.  Raises DataError for a target that does not suit the
+    task.
     """
     target = raw.target
     if task == "regression":
@@ -58,14 +97,61 @@ def encode_target(raw: RawData, task: Task) -> tuple[tuple[str, ...] | None, np.
             raise DataError(f"{raw.name}: the target {first} is text; regression needs numbers")
         return None, target.reshape(len(target), -1).astype(np.float64)
     if target.ndim > 1:
-        raise DataError(f"{raw.name}: classification needs one target column, got {target.shape}")
-    found, classes = np.unique(target, return_inverse=True)
-    whole = found.dtype.kind == "f" and bool((found == found.round()).all())
-    names = tuple(str(int(value)) if whole else str(value) for value in found)
+        if target.dtype.kind not in "biuf" or not is_one_hot(target):
+            raise DataError(
+                f"{raw.name}: classification needs one target column, or one-hot rows, got "
+                f"{target.shape}"
+            )
+        target = target.argmax(1)
+    text = np.array(_text_of(raw.cells if raw.cells is not None else target))
+    _, first_rows = np.unique(text, return_index=True)
+    names = tuple(text[np.array(sorted(first_rows, key=lambda row: (target[row], text[row])))])
     if len(names) < 2:
         raise DataError(f"{raw.name}: every row has the target {names[0]}, expected two classes")
-    labels = names if raw.labels is None else raw.labels
+    labels = tuple(map(str, names)) if raw.labels is None else raw.labels
+    position = {name: index for index, name in enumerate(names)}
+    classes = np.array([position[name] for name in text])
     return labels, classes.astype(np.int32)
+
+
+def _text_of(target: Any) -> list[str]:
+    """The names of classes: a cell's text, and the text of an array's entries, 2 for 2.0."""
+    target = np.asarray(target)
+    if target.dtype.kind == "f" and bool((target == target.round()).all()):
+        target = target.astype(object)
+        return [str(int(value)) for value in target]
+    return [str(value) for value in target]
+
+
+def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
+    """Encode a target as a network was trained on it: classes (N,), or scaled values (N, K).
+
+    Raises DataError for a name that is none of its classes, and for another number of values.
+    """
+    target, labels = raw.target, preparation.labels
+    if labels is None:
+        _, values = encode_target(raw, "regression")
+        if values.shape[1] != len(preparation.target_mean):
+            raise DataError(
+                f"{raw.name}: {values.shape[1]} target columns, expected "
+                f"{len(preparation.target_mean)}"
+            )
+        scaled: np.ndarray = (values - preparation.target_mean) / preparation.target_scale
+        return scaled.astype(np.float32)
+    if target.ndim > 1 and target.dtype.kind in "biuf" and is_one_hot(target):
+        target = target.argmax(1)
+    if raw.labels is not None:
+        target = np.array(raw.labels)[target]
+    position = {name: index for index, name in enumerate(labels)}
+    classes = [position.get(name, -1) for name in _text_of(target)]
+    if -1 in classes:
+        row = classes.index(-1)
+        place = f"row {row}" if raw.lines is None else f"row {raw.lines[row]}"
+        raise DataError(
+            f"{raw.name}, {place}: the target {quoted(target[row])} is none of the network's "
+            f"classes ({', '.join(map(quoted, labels[:10]))}{', ...' if len(labels) > 10 else ''})"
+        )
+    return np.array(classes, np.int32)
 
 
 def moments(values: np.ndarray, standardize: bool) -> tuple[np.ndarray, np.ndarray]:

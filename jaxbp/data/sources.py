@@ -6,11 +6,16 @@ column.  Rows of a CSV are its line numbers, as an editor shows them; rows of an
 
 import csv
 import importlib
+import operator
+import re
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +28,10 @@ class DataError(ValueError):
     """Something is wrong with the data; the message says where."""
 
 
+class DataWarning(UserWarning):
+    """The data may have been read otherwise than they are meant; the message says how."""
+
+
 class RawData(NamedTuple):
     """The contents of a source, before they are split and scaled."""
 
@@ -31,6 +40,12 @@ class RawData(NamedTuple):
     x: np.ndarray  # (N, D)
     target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
     labels: tuple[str, ...] | None = None  # of classes 0, 1, ... where the source names them
+    cells: tuple[str, ...] | None = None  # (N,) the target's text where it was read as decimals
+    target_name: str = ""  # of the column or array; a bundled set has one without a name
+    header: bool | None = None  # whether a CSV's first row names its columns
+    dropped: tuple[str, ...] = ()  # names of the columns that are neither input nor target
+    lines: tuple[int, ...] | None = None  # (N,) each row's line number in a CSV
+    notes: tuple[str, ...] = ()  # what may have been read otherwise than it is meant
 
 
 def read_source(
@@ -58,10 +73,7 @@ def read_features(source: str | Path, features: Sequence[str]) -> np.ndarray:
     if suffix == ".csv":
         cells = _read_cells(source, expected=features)
         if cells.has_header:
-            absent = next((name for name in features if name not in cells.names), None)
-            if absent is not None:
-                raise _no_such_column(cells, absent)
-            return _numeric_columns(cells, [cells.names.index(name) for name in features])
+            return _numeric_columns(cells, _positions(cells, features))
         _check_width(source, len(cells.names), features)
         return _numeric_columns(cells, range(len(features)))
     if suffix == ".npz":
@@ -70,6 +82,51 @@ def read_features(source: str | Path, features: Sequence[str]) -> np.ndarray:
         x = _read_bundled(str(source)).x
     _check_width(source, x.shape[1], features)
     return x
+
+
+def read_labelled(
+    source: str | Path, features: Sequence[str], target: str | int | None, is_text: bool
+) -> RawData:
+    """Read the named columns of a source and its target, to evaluate a network on.
+
+    source: as ``load`` takes it.
+    features: names of the columns, found as by ``read_features``; a CSV without a header holds
+        these in order, and the target.
+    target: as ``load`` takes it.
+    is_text: whether a CSV's target is the names of classes, and not quantities.
+
+    Raises DataError.
+    """
+    suffix = Path(source).suffix.lower()
+    if suffix != ".csv":
+        raw = read_source(source, target, None, None)
+        _check_width(source, raw.x.shape[1], features)
+        return raw
+    cells = _read_cells(source, expected=features)
+    chosen = _position(cells, -1 if target is None else target)
+    if cells.has_header:
+        others = _positions(cells, features)
+    else:
+        others = [position for position in range(len(cells.names)) if position != chosen]
+        _check_width(source, len(others), features)
+    if chosen in others:
+        raise DataError(
+            f"{source}: column {quoted(cells.names[chosen])} is one of the inputs; name the target"
+        )
+    if is_text:
+        _check_no_target_is_missing(cells, chosen)
+        values = cells.text[:, chosen].astype(str)
+    else:
+        values = _numeric_columns(cells, [chosen])[:, 0]
+    x = _numeric_columns(cells, others)
+    return RawData(
+        str(source),
+        tuple(features),
+        x,
+        values,
+        target_name=cells.names[chosen],
+        lines=cells.lines,
+    )
 
 
 def _check_width(source: str | Path, width: int, features: Sequence[str]) -> None:
@@ -87,9 +144,8 @@ def _read_bundled(name: str) -> RawData:
     if name not in BUNDLED:
         near = get_close_matches(name, BUNDLED, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(
-            f"{name}: no such data{hint} (there are {', '.join(BUNDLED)}, and .csv and .npz files)"
-        )
+        what = "neither a .csv nor an .npz" if Path(name).exists() else f"no such data{hint}"
+        raise DataError(f"{name}: {what} (there are {', '.join(BUNDLED)}, and .csv and .npz files)")
     bunch = getattr(scikit_learn("datasets"), f"load_{name}")()
     features = tuple(map(str, bunch.feature_names))
     labels = None if name == "diabetes" else tuple(map(str, bunch.target_names))
@@ -120,7 +176,8 @@ def _read_npz(source: str | Path, target: str) -> RawData:
         _check_finite(source, target, y)
     if y.shape[1:] == (1,):
         y = y[:, 0]
-    return RawData(str(source), tuple(f"x{i}" for i in range(x.shape[1])), x, y)
+    features = tuple(f"x{i}" for i in range(x.shape[1]))
+    return RawData(str(source), features, x, y, target_name=target)
 
 
 def _npz_arrays(source: str | Path) -> dict[str, np.ndarray]:
@@ -181,6 +238,7 @@ class _Cells(NamedTuple):
     source: str | Path
     names: tuple[str, ...]  # of the columns
     has_header: bool
+    note: str  # where it is in doubt whether the first row is a header
     lines: tuple[int, ...]  # (N,) each row's line number in the file
     text: np.ndarray  # (N, columns)
 
@@ -195,13 +253,55 @@ def _read_csv(
             "between"
         )
     chosen = _position(cells, -1 if target is None else target)
-    if task == "regression":
-        values = _numeric_columns(cells, [chosen])[:, 0]
-    else:
-        values = _target_column(cells, chosen)
     others = [position for position in range(len(cells.names)) if position != chosen]
-    features = tuple(cells.names[position] for position in others)
-    return RawData(str(source), features, _numeric_columns(cells, others), values)
+    notes = [cells.note] if cells.note else []
+    dropped: tuple[str, ...] = ()
+    if cells.has_header and 0 in others and cells.names[0] in {"", "Unnamed: 0"}:
+        if _counts(cells.text[:, 0]) and len(others) > 1:
+            others.remove(0)
+            dropped = (cells.names[0],)
+            notes.append("the first column has no name and counts the rows: it is left out")
+        else:
+            notes.append("the first column has no name, and is an input like the others")
+    text = None
+    with noting(notes):
+        if task == "regression":
+            values = _numeric_columns(cells, [chosen])[:, 0]
+        else:
+            values = _target_column(cells, chosen)
+            text = tuple(cells.text[:, chosen]) if values.dtype.kind == "f" else None
+        return RawData(
+            name=str(source),
+            features=tuple(cells.names[position] for position in others),
+            x=_numeric_columns(cells, others),
+            target=values,
+            cells=text,
+            target_name=cells.names[chosen],
+            header=cells.has_header,
+            dropped=dropped,
+            notes=tuple(notes),
+        )
+
+
+@contextmanager
+def noting(notes: Sequence[str]) -> Iterator[None]:
+    """Add to a DataError what may be its cause."""
+    try:
+        yield
+    except DataError as error:
+        if not notes:
+            raise
+        raise DataError("; ".join([str(error), *notes])) from None
+
+
+def _counts(column: np.ndarray) -> bool:
+    """Whether a column counts its rows, from 0 or from 1."""
+    return any(
+        all(cell == str(number) for number, cell in enumerate(column, start)) for start in (0, 1)
+    )
+
+
+_LOOKED_AT = 1000  # rows, to guess the delimiter and the header by
 
 
 def _read_cells(
@@ -209,14 +309,14 @@ def _read_cells(
 ) -> _Cells:
     """Read a CSV as text.
 
-    header: whether the first row names the columns.  Unless given, it does if it holds all
-        expected names, or if none of its cells is a number.
+    header: whether the first row names the columns; guessed unless given.
+    expected: names that the columns may have.
     """
     _check_is_file(source)
     rows: list[tuple[int, list[str]]] = []
     try:
         with Path(source).open(encoding="utf-8-sig", newline="") as file:
-            delimiter = max(",;\t", key=file.readline().count)
+            delimiter = _delimiter(file)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             line = 1
@@ -230,9 +330,10 @@ def _read_cells(
     if not rows:
         raise DataError(f"{source}: the file is empty")
     _, first = rows[0]
+    note = ""
     if header is None:
-        named = len(expected) > 0 and set(expected) <= set(first)
-        header = named or not any(_is_number(cell) for cell in first)
+        below = [row for _, row in rows[1 : _LOOKED_AT + 1] if len(row) == len(first)]
+        header, note = _guess_header(first, below, expected)
     names = tuple(first) if header else tuple(f"column {i}" for i in range(len(first)))
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
@@ -244,24 +345,139 @@ def _read_cells(
         if len(row) != len(names):
             raise DataError(f"{source}, row {line}: {len(row)} columns, expected {len(names)}")
     lines, text = zip(*body, strict=True)
-    return _Cells(source, names, header, lines, np.array(text, object))
+    return _Cells(source, names, header, note, lines, np.array(text, object))
+
+
+def _delimiter(file: IO[str]) -> str:
+    """Guess the delimiter: the one that cuts the most rows into equally many cells, at least two.
+
+    (``csv.Sniffer`` also guesses how cells are quoted, and takes letters for delimiters.)
+    """
+
+    def agreement(delimiter: str) -> tuple[int, int]:
+        """The rows that agree, and the number of their cells."""
+        file.seek(0)
+        try:
+            rows = list(islice(csv.reader(file, delimiter=delimiter), _LOOKED_AT))
+        except csv.Error:
+            return 0, 0
+        widths = Counter(len(row) for row in rows if len(row) > 1)
+        return max(((count, width) for width, count in widths.items()), default=(0, 0))
+
+    return max("\t;,", key=agreement)  # of equals the first: a comma may be a decimal one
+
+
+_INTEGER = re.compile(r"-?\d{1,19}")
+
+
+def _guess_header(
+    first: Sequence[str], below: Sequence[Sequence[str]], expected: Sequence[str]
+) -> tuple[bool, str]:
+    """Guess whether the first row names the columns; and say so in a sentence if it is in doubt.
+
+    It does if it holds all expected names or no number at all.  Else it is compared with the rows
+    below: names are text above numbers, integers above decimals, or integers that count up like
+    pandas' (0, 1, 2, ...), and neither they nor any text beside them occur again in their column.
+    """
+    numbers = [cell for cell in first if _is_number(cell)]
+    if not numbers or (len(expected) > 0 and set(expected) <= set(first)):
+        return True, ""
+    columns = list(zip(first, zip(*below, strict=True), strict=False))
+    named = any(
+        not _is_number(cell)
+        and cell.lower() not in _MISSING
+        and all(_is_number(other) or other.lower() in _MISSING for other in column)
+        for cell, column in columns
+    )
+    like_data = any(
+        cell in column if not _is_number(cell) else not _INTEGER.fullmatch(cell)
+        for cell, column in columns
+    )
+    yes = (
+        f"row 1 ({', '.join(map(quoted, first[:4]))}{', ...' if len(first) > 4 else ''}) was read "
+        "as the names of the columns; header=False (--header no) if it is data"
+    )
+    no = "row 1 was read as data; header=True (--header yes) if it names the columns"
+    if named:
+        return (False, no) if like_data else (True, yes)
+    if like_data or expected or not below or len(set(numbers)) < len(numbers):
+        return False, ""
+    above = [(int(cell), column) for cell, column in columns if _is_number(cell)]
+    counting = len(above) > 1 and all(b - a == 1 for (a, _), (b, _) in pairwise(above))
+    other_kind = [
+        not any(map(_is_number, column)) or 2 * sum(map(_has_fraction, column)) > len(column)
+        for _, column in above
+    ]
+    far_off = [_is_far_off(value, column) for value, column in above]
+    recur = [str(value) in column for value, column in above]
+    above_classes = any(  # text that occurs once, above text that does again and again
+        not _is_number(cell)
+        and cell.lower() not in _MISSING
+        and 2 * len(set(column)) <= len(column)
+        for cell, column in columns
+    )
+    unlike = any(other_kind) and not any(recur) and all(map(operator.or_, other_kind, far_off))
+    like_pandas = len(above) > 2 and above[0][0] == 0 and not all(recur)
+    if unlike or (counting and (any(other_kind) or above_classes or like_pandas)):
+        return True, yes
+    return False, no if counting or all(far_off) else ""
+
+
+def _has_fraction(cell: str) -> bool:
+    return _is_number(cell) and not _INTEGER.fullmatch(cell)
+
+
+def _is_far_off(value: int, column: Sequence[str]) -> bool:
+    """Whether a value is further from a column's numbers than they are from each other."""
+    numbers = [float(cell) for cell in column if _is_number(cell)]
+    if not numbers:
+        return True
+    low, high = min(numbers), max(numbers)
+    return max(low - value, value - high) > max(high - low, 1)
 
 
 def _position(cells: _Cells, target: str | int) -> int:
     """Find a column given by name or by position; a negative position counts from the end."""
-    if target in cells.names:
-        return cells.names.index(str(target))
+    if isinstance(target, str):
+        if target in cells.names:
+            return cells.names.index(target)
+        if not _INTEGER.fullmatch(target):
+            raise _no_such_column(cells, target)
     try:
         return range(len(cells.names))[int(target)]
-    except (ValueError, IndexError):
+    except IndexError:
         raise _no_such_column(cells, target) from None
+
+
+def _positions(cells: _Cells, names: Sequence[str]) -> list[int]:
+    absent = next((name for name in names if name not in cells.names), None)
+    if absent is not None:
+        raise _no_such_column(cells, absent)
+    return [cells.names.index(name) for name in names]
+
+
+def check_target(target: Any) -> None:
+    """Raise DataError unless a target is None, a name or a whole number."""
+    if target is None or isinstance(target, str):
+        return
+    try:
+        operator.index(target)
+    except TypeError:
+        pass
+    else:
+        if not isinstance(target, bool | np.bool_):
+            return
+    raise DataError(f"target: got {target!r}, expected one name or position of a column")
 
 
 def _no_such_column(cells: _Cells, wanted: str | int) -> DataError:
     near = get_close_matches(str(wanted), cells.names, n=1)
     hint = f"; did you mean {quoted(near[0])}?" if near else ""
     names = ", ".join(map(quoted, cells.names[:10])) + (", ..." if len(cells.names) > 10 else "")
-    return DataError(f"{cells.source}: no column {quoted(wanted)}{hint} (the columns are {names})")
+    note = f"; {cells.note}" if cells.note else ""
+    return DataError(
+        f"{cells.source}: no column {quoted(wanted)}{hint} (the columns are {names}){note}"
+    )
 
 
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
@@ -272,7 +488,8 @@ def _numeric_columns(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
     text = cells.text[:, list(columns)]
     try:
         values = text.astype(np.float64)
-        if (np.abs(values) <= LARGEST_FLOAT32).all():
+        underscore = any("_" in cell for cell in text.flat)  # to NumPy, 1_0 is 10
+        if not underscore and (np.abs(values) <= LARGEST_FLOAT32).all():
             return values
     except ValueError:
         pass  # the loop below finds the cell
@@ -291,21 +508,29 @@ def _numeric_columns(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
 _MISSING_TARGET = {"", "na", "n/a", "nan", "?"}  # "none" can be the name of a class
 
 
-def _target_column(cells: _Cells, column: int) -> np.ndarray:
-    """Read a column as integers if every cell is one, else as numbers if it can be, else as text.
-
-    Raises DataError that names the first missing cell.
-    """
-    text = cells.text[:, column]
-    for line, cell in zip(cells.lines, text, strict=True):
+def _check_no_target_is_missing(cells: _Cells, column: int) -> None:
+    for line, cell in zip(cells.lines, cells.text[:, column], strict=True):
         if cell.lower() in _MISSING_TARGET:
             raise DataError(f"{_place(cells, line, column)}: missing value")
-    try:
-        return text.astype(np.int64)
-    except (ValueError, OverflowError):
-        if all(_is_number(cell) for cell in text):
-            return _numeric_columns(cells, [column])[:, 0]
-        return text.astype(str)
+
+
+def _target_column(cells: _Cells, column: int) -> np.ndarray:
+    """Read a column as integers or decimals if its cells are, else as text.
+
+    Integers are written as Python writes them: 007 is a name that differs from 7.  Raises DataError
+    that names the first missing cell.
+    """
+    _check_no_target_is_missing(cells, column)
+    text = cells.text[:, column]
+    if all(_INTEGER.fullmatch(cell) and str(int(cell)) == cell for cell in text):
+        with suppress(OverflowError):
+            return text.astype(np.int64)
+    if all(_is_number(cell) and not _CODE.fullmatch(cell) for cell in text):
+        return _numeric_columns(cells, [column])[:, 0]
+    return text.astype(str)
+
+
+_CODE = re.compile(r"[-+]?0\d+")  # an integer with leading zeros
 
 
 def _place(cells: _Cells, line: int, column: int) -> str:
@@ -323,4 +548,4 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell

@@ -31,7 +31,8 @@ def split_rows(
         if counts.min() < 3:
             raise DataError(
                 f"{name}: class {quoted(labels[counts.argmin()])} has {counts.min()} row(s), and a "
-                "stratified split in three needs 3 of each; use stratify=False to allow it"
+                "stratified split in three needs 3 of each; use stratify=False (--no-stratify) to "
+                "allow it"
             )
     train_test_split = scikit_learn("model_selection").train_test_split
 

@@ -1,0 +1,70 @@
+"""``jaxbp evaluate``: how well a run folder's network does on labelled rows."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from tyro.conf import arg
+
+from jaxbp.cli.predict import record_of, trained_network
+from jaxbp.cli.scores import baselines, score, scores_table, unequal
+from jaxbp.data.loading import load_for
+from jaxbp.text import plain
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained network on rows whose target is known: loss and metrics.
+
+    RUN and DATA come first: jaxbp evaluate runs/flowers-1 more_flowers.csv
+    """
+
+    run: Annotated[
+        tyro.conf.Positional[Path],
+        arg(metavar="RUN", help="a run folder of jaxbp train, or a model.safetensors"),
+    ]
+    data: Annotated[
+        tyro.conf.Positional[str],
+        arg(
+            metavar="DATA",
+            help="a .csv with the columns trained on and the target, an .npz with arrays x and y, "
+            "or the name of a bundled set",
+        ),
+    ]
+    target: Annotated[
+        str | None,
+        arg(
+            metavar="COLUMN",
+            help="the target: a CSV's column by name or position, or the name of an .npz array",
+            help_behavior_hint="(default: the one that the run learnt)",
+        ),
+    ] = None
+    json: Annotated[bool, arg(help="print the scores as JSON and nothing else")] = False
+
+
+def run(options: Evaluate, console: Console) -> int:
+    """Carry out the command; the exit status."""
+    trained = trained_network(options.run)
+    preparation = trained.preparation
+    assert preparation is not None
+    target = options.target
+    if target is None and Path(options.data).suffix.lower() in {".csv", ".npz"}:
+        target = record_of(options.run).get("target") or None
+    batch = load_for(preparation, options.data, target=target)
+    rows = f"{len(batch.x)} rows"
+    scores = [
+        score(rows, trained, batch),
+        *baselines(preparation, batch, rows, batch)[:1],  # what is learnt from DATA is no contender
+    ]
+    if options.json:
+        record: dict[str, Any] = {"rows": len(batch.x), **scores[0].metrics}
+        print(json.dumps(plain(record), indent=2))
+        return 0
+    labels = preparation.labels
+    several = len(preparation.target_mean) == 1 if labels is None else unequal(labels, batch)
+    shown = scores if several or labels is None else scores[:1]
+    console.print(scores_table(shown, labels, several))
+    return 0

@@ -1,0 +1,197 @@
+"""Scores: what a network's predictions are worth, and what others would score without it.
+
+Accuracy alone is high where one class is common, and R² has no unit: beside them stand the metrics
+that tell (scikit-learn's definitions), and the scores of predicting the commonest class, the mean,
+or a linear function of the inputs.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich.table
+from rich import box
+
+from jaxbp.checkpoint import Checkpoint
+from jaxbp.data.preparation import Preparation
+from jaxbp.data.sources import quoted, scikit_learn
+from jaxbp.gradient import Batch
+from jaxbp.heads import Head
+from jaxbp.mlp import forward
+from jaxbp.text import significant
+from jaxbp.training.metrics import evaluate
+
+SHOWN = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "log_loss": "log loss",
+    "r2": "R²",
+    "mae": "mean absolute error",
+    "rmse": "root mean square error",
+}
+_UNEQUAL = 1.5  # the commonest class's rows over the rarest's, from which accuracy alone misleads
+_LARGEST_LEAST_SQUARES = 1e10  # rows × columns², about two seconds of one core
+
+
+class Score(NamedTuple):
+    """The metrics of predictions on some rows, by the names of ``SHOWN``."""
+
+    name: str  # of the rows, and of who predicts
+    metrics: Mapping[str, float]
+
+
+def with_outputs(head: Head, labels: tuple[str, ...] | None, batch: Batch) -> Batch:
+    """Give a batch its targets as the head takes them.
+
+    Integer classes become 0 or 1 for each of a head's independent outputs; of two classes there is
+    one output, which is 1 for the second.
+    """
+    if labels is None or head.target == "classes":
+        return batch
+    ones = np.ones(1) if len(labels) == 2 else np.arange(len(labels))
+    target: Any = batch.target[:, None] == ones
+    return batch._replace(target=target.astype(np.float32))
+
+
+def outputs(trained: Checkpoint, x: np.ndarray) -> np.ndarray:
+    """Predict the probability of every class (N, K), or quantities in their own units (N, K).
+
+    x (N, D) is scaled already.  Probabilities are float32; quantities are float64.
+    """
+    model, params, preparation = trained
+    assert preparation is not None
+    logits, _ = forward(model, params, x)
+    prediction = np.asarray(model.head.predict(logits))
+    if preparation.labels is None:
+        return np.asarray(prediction * preparation.target_scale + preparation.target_mean)
+    if prediction.shape[1] == 1:  # one sigmoid unit: σ(-a) = 1 - σ(a), however small
+        prediction = np.hstack([np.asarray(model.head.predict(-logits)), prediction])
+    return prediction
+
+
+def score(name: str, trained: Checkpoint, batch: Batch, *, precision: str | None = None) -> Score:
+    """Measure a network on a batch: its objective and every metric of its task.
+
+    name: of the rows.
+    trained: the network, with its preparation.
+    batch: with integer classes or scaled values, as ``jaxbp.data.load`` gives it.
+    precision: of products, as for ``fit``.
+    """
+    model, params, preparation = trained
+    assert preparation is not None
+    targets = with_outputs(model.head, preparation.labels, batch)
+    loss, metric = evaluate(model, params, targets, precision=precision)
+    found = outputs(trained, np.asarray(batch.x))
+    if preparation.labels is None:
+        measured = _of_quantities(_quantities(preparation, batch), found)
+        return Score(name, {"loss": loss, **measured, "r2": metric})
+    measured = _of_classes(np.asarray(batch.target), found, found.argmax(1))
+    return Score(name, {"loss": loss, **measured, "accuracy": metric})
+
+
+def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) -> list[Score]:
+    """Score what needs no network, on a batch: the commonest class, or mean and linear regression.
+
+    preparation: of the data.
+    fitted: the rows that the predictions are learnt from.
+    name: of the rows that are scored.
+    batch: those rows.
+    """
+    labels = preparation.labels
+    if labels is not None:
+        shares = np.bincount(np.asarray(fitted.target), minlength=len(labels)) / len(fitted.x)
+        rows = len(batch.x)
+        common = int(shares.argmax())
+        measured = _of_classes(
+            np.asarray(batch.target), np.tile(shares, (rows, 1)), np.full(rows, common)
+        )
+        return [Score(f"{name}, always {quoted(labels[common])}", measured)]
+    train, truth = _quantities(preparation, fitted), _quantities(preparation, batch)
+    mean = np.tile(train.mean(0), (len(truth), 1))
+    found = [Score(f"{name}, always the mean", _of_quantities(truth, mean))]
+    x = np.asarray(fitted.x, np.float64)
+    if x.shape[0] * x.shape[1] ** 2 <= _LARGEST_LEAST_SQUARES:
+        linear = scikit_learn("linear_model").LinearRegression().fit(x, train)
+        predicted = linear.predict(np.asarray(batch.x, np.float64))
+        found.append(Score(f"{name}, linear regression", _of_quantities(truth, predicted)))
+    return found
+
+
+def unequal(labels: tuple[str, ...] | None, batch: Batch) -> bool:
+    """Whether a batch's classes differ so much in size that its accuracy alone would mislead."""
+    if labels is None:
+        return False
+    counts = np.bincount(np.asarray(batch.target), minlength=len(labels))
+    return bool(counts.max() > _UNEQUAL * counts.min())
+
+
+def scores_table(
+    scores: list[Score], labels: tuple[str, ...] | None, several: bool
+) -> rich.table.Table:
+    """Tabulate scores, a line each; several says whether more than loss and accuracy are shown."""
+    if labels is None:
+        shown = ["loss", "r2", *(["mae", "rmse"] if several else [])]
+    else:
+        shown = ["loss", "accuracy"]
+        shown += ["balanced_accuracy", "macro_f1", "log_loss"] if several else []
+    table = rich.table.Table("", *(SHOWN[name] for name in shown), box=box.SIMPLE_HEAD)
+    for name, metrics in scores:
+        table.add_row(name, *(_shown(metric, metrics.get(metric)) for metric in shown))
+    return table
+
+
+def decimals(value: float) -> str:
+    """A loss or a metric with four decimals, or by its order of magnitude where it is large."""
+    return f"{value:.4f}" if not abs(value) >= 1e4 else f"{value:.3e}"
+
+
+def _shown(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return significant(value, 5) if metric in {"mae", "rmse"} else decimals(value)
+
+
+def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
+    """The targets of a regression in their own units (N, K)."""
+    target = np.asarray(batch.target, np.float64)
+    return np.asarray(target * preparation.target_scale + preparation.target_mean)
+
+
+def _of_classes(target: np.ndarray, shares: np.ndarray, decided: np.ndarray) -> dict[str, float]:
+    """Metrics of decisions (N,) and of probabilities (N, K), each row scaled to a sum of 1.
+
+    The log loss of probabilities that are not finite is NaN.
+    """
+    metrics = scikit_learn("metrics")
+    present = np.unique(target)
+    total = shares.sum(axis=1, keepdims=True, dtype=np.float64)
+    shares = np.where(total == 0, 1 / shares.shape[1], shares / np.where(total == 0, 1, total))
+    return {
+        "accuracy": float(metrics.accuracy_score(target, decided)),
+        "balanced_accuracy": float(
+            metrics.recall_score(target, decided, labels=present, average="macro")
+        ),
+        "macro_f1": float(
+            metrics.f1_score(target, decided, labels=present, average="macro", zero_division=0)
+        ),
+        "log_loss": float(metrics.log_loss(target, shares, labels=np.arange(shares.shape[1])))
+        if np.isfinite(shares).all()
+        else np.nan,
+    }
+
+
+def _of_quantities(target: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """R², and errors in the target's units, averaged over outputs; NaN where one is not finite."""
+    metrics = scikit_learn("metrics")
+    found = found.reshape(target.shape)
+    if not np.isfinite(found).all():
+        return dict.fromkeys(("mae", "rmse", "r2"), np.nan)
+    measured = {
+        "mae": float(metrics.mean_absolute_error(target, found)),
+        "rmse": float(metrics.root_mean_squared_error(target, found)),
+    }
+    if len(target) > 1:
+        measured["r2"] = float(metrics.r2_score(target, found))
+    return measured
