@@ -1,22 +1,8 @@
-"""The command ``jaxbp``, which is also ``python -m jaxbp``."""
+"""The command ``jaxbp`` as ``python -m jaxbp``."""
 
 import sys
 
-
-def main() -> int:
-    """Run the command line, or say how to install what it needs."""
-    try:
-        try:
-            from jaxbp import cli  # noqa: PLC0415 (importing jaxbp must not need the extra)
-        except ModuleNotFoundError as error:
-            need = f"the command needs {error.name}: pip install 'jaxbp[cli]'"
-            print(f"jaxbp: {need}", file=sys.stderr)
-            return 2
-        return cli.main()
-    except KeyboardInterrupt:  # before the command began, which says this itself
-        print("jaxbp: interrupted; nothing was saved", file=sys.stderr)
-        return 130
-
+from jaxbp_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

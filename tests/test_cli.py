@@ -831,7 +831,7 @@ def test_diagnose_reads_a_table_as_train_does(elsewhere):
 
 
 def test_control_c_while_the_command_is_imported(monkeypatch, capsys):
-    from jaxbp.__main__ import main
+    from jaxbp_command import main
 
     def interrupted():
         raise KeyboardInterrupt
@@ -873,7 +873,7 @@ def test_python_dash_m(python):
 
 
 def test_without_the_commands_extra_it_says_how_to_get_it(monkeypatch, capsys):
-    from jaxbp.__main__ import main
+    from jaxbp_command import main
 
     monkeypatch.setitem(sys.modules, "tyro", None)
     for name in [name for name in sys.modules if name.startswith("jaxbp.cli")]:

@@ -29,7 +29,7 @@ FLOORS = [
     ({"training"}, {"jax", "numpy", "optax"}),
     ({"checkpoint"}, {"jax", "numpy"}),
     ({"cli"}, {"jax", "jaxlib", "numpy", "optax", "matplotlib", "platformdirs", "rich", "tyro"}),
-    ({"__main__"}, set()),
+    ({"__main__"}, {"jaxbp_command"}),
 ]
 #: what a caller of ``import jaxbp`` must not have to install
 EXTRAS = {"sklearn", "safetensors", "matplotlib", "rich", "tyro", "platformdirs", "filelock"}
