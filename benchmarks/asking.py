@@ -115,8 +115,10 @@ def of_vector(check: Callable[[Vector], str]) -> Callable[[Question], str]:
             if flat.size > MOST_ENTRIES:
                 return SILENT
 
+            of_flat = jax.jit(lambda x: question.f(unravel(x), *rest))  # most ask very often
+
             def f(x: np.ndarray) -> float:
-                return float(question.f(unravel(jnp.asarray(x, flat.dtype)), *rest))
+                return float(of_flat(jnp.asarray(x, flat.dtype)))
 
             def gradient(x: np.ndarray) -> np.ndarray:
                 claimed = question.claimed(unravel(jnp.asarray(x, flat.dtype)), *rest)
