@@ -28,6 +28,7 @@ import tf32
 
 import jaxbp
 from jaxbp.checking.rounded_products import digits_multiplied
+from jaxbp.cli.interrupts import SIGNALS
 
 collect_ignore = ["sharded.py", "typed_script.py"]  # programs, which tests start
 
@@ -131,10 +132,13 @@ def tf32_products():
 
 @pytest.fixture
 def sigint():
-    """Ctrl-C works, here and in child processes, also where the tests run in the background."""
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Ctrl-C works, here and in child processes, also where the tests run in the background; and
+    SIGHUP does under nohup."""
+    usual = {each: signal.signal(each, signal.SIG_DFL) for each in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield signal.SIGINT
-    signal.signal(signal.SIGINT, usual)
+    for each, handler in usual.items():
+        signal.signal(each, handler)
 
 
 class Child:

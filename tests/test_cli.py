@@ -841,6 +841,18 @@ def test_control_c_while_the_command_is_imported(monkeypatch, capsys):
     assert capsys.readouterr().err == "jaxbp: interrupted; nothing was saved\n"
 
 
+def test_control_c_while_jax_is_imported(python, tmp_path, sigint):
+    """Its extension, in C, makes an ImportError of a KeyboardInterrupt."""
+    (tmp_path / "jax.py").write_text(
+        "import signal\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('initializing the extension') from None\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import jaxbp_command as c; c.main()"
+    _, err = python("-c", code).ended(130)
+    assert err == "jaxbp: interrupted; nothing was saved\n"
+
+
 @pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["evaluate"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as exit:
