@@ -550,9 +550,7 @@ def verdicts(name, draws):
     return found
 
 
-@pytest.mark.parametrize(
-    "name", ["weight untransposed", "one row zero", "times the cotangent for divided by it"]
-)
+@pytest.mark.parametrize("name", ["one row zero", "times the cotangent for divided by it"])
 def test_planted_bugs_in_black_boxes_are_caught(name):
     check_mutant(name)
 

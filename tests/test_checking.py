@@ -422,9 +422,8 @@ def test_an_f_without_batches_is_measured_one_by_one():
         return squares(x) + squares(y)
 
     assert gradcheck(f, X, X, argnums=(0, 1), grads=lambda x, y: (2 * x, 2 * y)).ok
-    for wrong in (lambda x, y: (2 * x, 3 * y), (2 * X, 3 * X)):
-        report = gradcheck(f, X, X, argnums=(0, 1), grads=wrong)
-        assert [leaf.verdict for leaf in report.leaves] == ["pass", "fail"]
+    report = gradcheck(f, X, X, argnums=(0, 1), grads=(2 * X, 3 * X))
+    assert [leaf.verdict for leaf in report.leaves] == ["pass", "fail"]
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])

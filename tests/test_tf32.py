@@ -169,6 +169,7 @@ def test_the_check_before_training_holds():
         assert max(cross_check(model, params, batch).values()) < _TRUSTED / 100
 
 
+@pytest.mark.slow
 def test_the_command_that_checks_holds():
     for result in check.check_depth(check.Check(), 1, on_each=lambda: None):
         assert result.verdict == "pass", str(result.report)
