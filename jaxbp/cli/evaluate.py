@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from jaxbp.cli.predict import record_of, trained_network
+from jaxbp.cli.predict import TrainedRun, record_of, trained_network
 from jaxbp.cli.scores import baselines, score, scores_table, unequal
 from jaxbp.data.loading import load_for
 from jaxbp.text import plain
@@ -22,10 +22,7 @@ class Evaluate:
     RUN and DATA come first: jaxbp evaluate runs/flowers-1 more_flowers.csv
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path],
-        arg(metavar="RUN", help="a run folder of jaxbp train, or a model.safetensors"),
-    ]
+    run: TrainedRun
     data: Annotated[
         tyro.conf.Positional[str],
         arg(

@@ -18,6 +18,11 @@ from jaxbp.cli.scores import outputs
 from jaxbp.data.preparation import transform
 from jaxbp.data.sources import read_features
 
+TrainedRun = Annotated[
+    tyro.conf.Positional[Path],
+    arg(metavar="RUN", help="a run folder of jaxbp train, or a model.safetensors"),
+]
+
 
 @dataclass(frozen=True)
 class Predict:
@@ -26,10 +31,7 @@ class Predict:
     RUN and DATA come first: jaxbp predict runs/flowers-1 new_flowers.csv --output predictions.csv
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path],
-        arg(metavar="RUN", help="a run folder of jaxbp train, or a model.safetensors"),
-    ]
+    run: TrainedRun
     data: Annotated[
         tyro.conf.Positional[str],
         arg(
