@@ -183,9 +183,9 @@ alone."""
 SUMMARY = """\
 A wrong answer is a false alarm, or a bug that passes. "Cannot tell" is an honest answer of `jaxbp`;
 of the others it means an argument that they do not take, or one of more than 2,000 entries, for
-which they would take minutes. The right gradients of the fourth column were collected to be hard for
-our own checker: at kinks, at extreme scales, where f is flat, in low precision. Evaluations of f,
-its gradients by JAX included, are the median over the right gradients of the reported bugs in
+which they would take minutes. The right gradients of the fourth column were collected to be hard
+for our own checker: at kinks, at extreme scales, where f is flat, in low precision. Evaluations of
+f, its gradients by JAX included, are the median over the right gradients of the reported bugs in
 float64. A check's time is the median over all bugs, compilation included, and with `jaxbp` also the
 search for a diagnosis. Every checker is used as its documentation says, with its defaults; those of
 other libraries in float64, as they ask for, and the number of scipy.optimize held against 1e-5 of
