@@ -21,7 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import protocol
-from benchmarks.asking import CAUGHT, CHECKERS, OURS, PASSED, SILENT, Question, asked, chosen, told
+from benchmarks.asking import (
+    CAUGHT,
+    CHECKERS,
+    OURS,
+    PASSED,
+    SILENT,
+    TOLD,
+    Question,
+    asked,
+    chosen,
+    told,
+)
 from benchmarks.gradient_bugs import CORRECT, MUTANTS
 from benchmarks.reported_bugs import REPORTED
 
@@ -157,7 +168,7 @@ def measure(run: protocol.Run) -> dict[str, Any]:
 
     def about_right(name: str, points: dict[str, list[Question]]) -> tuple[str, Any]:
         return name, {
-            checker: dict(Counter(told(asked(check, point)[0]) for point in points[name]))
+            checker: dict(Counter(asked(check, point)[0] for point in points[name]))
             for checker, check in checkers.items()
         }
 
@@ -173,9 +184,9 @@ def measure(run: protocol.Run) -> dict[str, Any]:
 
 EXPLANATION = """\
 Of each bug are asked: the right gradient in float64 and in float32, then the wrong one in float64
-and in float32; ✓ is right, ✗ wrong (a false alarm, or a bug that passes), ? cannot tell, – no bug
-in that dtype. The reported bugs are rebuilt from public reports
-([reported_bugs.py](reported_bugs.py)), the others are planted
+and in float32; ✓ is right, ✗ wrong (a false alarm, or a bug that passes), ? cannot tell, ! passes
+with a line that the claim passes through bfloat16, – no bug in that dtype. The reported bugs are
+rebuilt from public reports ([reported_bugs.py](reported_bugs.py)), the others are planted
 ([gradient_bugs.py](gradient_bugs.py)). In float32, f is computed in float32 whatever the checker
 asks for. Checkers outside of JAX are given f, called plainly, and the claimed slope, so that they
 cannot see another value in a rule. Only `jaxbp` is shown that a gradient is wrong under `vmap`
@@ -199,8 +210,8 @@ def mark(answers: Mapping[str, str]) -> str:
     marks = []
     for claim, dtype in product(CLAIMS, DTYPES):
         answer = told(answers.get(f"{claim}, {dtype}", ""))
-        expected = PASSED if claim == "right" else CAUGHT
-        marks.append({"": "–", SILENT: "?", expected: "✓"}.get(answer, "✗"))
+        right = dict.fromkeys((PASSED, TOLD), "✓") if claim == "right" else {CAUGHT: "✓", TOLD: "!"}
+        marks.append({"": "–", SILENT: "?", **right}.get(answer, "✗"))
     return "{}{} {}{}".format(*marks)
 
 
@@ -218,8 +229,9 @@ def summary(result: Mapping[str, Any]) -> str:
         marks = "".join(mark(row[checker]["answers"]) for row in rows.values() if checker in row)
         counts: Counter[str] = Counter()
         for row in hard.values():
-            counts.update(row.get(checker, {}))
-        questions = max(questions, sum(sign in "✓✗?" for sign in marks))
+            for answer, count in row.get(checker, {}).items():
+                counts[told(answer)] += count
+        questions = max(questions, sum(sign in "✓✗?!" for sign in marks))
         points = max(points, counts.total())
         costs = [row[checker] for row in rows.values() if checker in row]
         calls = [cost["evaluations"] for cost in costs if "evaluations" in cost]
@@ -257,12 +269,17 @@ def every_bug(rows: Mapping[str, Any]) -> str:
     return protocol.table(heads, lines, EXPLANATION)
 
 
-def undecided(rows: Mapping[str, Any]) -> list[str]:
+def undecided(result: Mapping[str, Any]) -> list[str]:
     """Why our checker leaves a question open, a line each."""
-    return [
-        f"- {name}, {question}: {answer.removeprefix(f'{SILENT}: ')}."
-        for name, row in rows.items()
+    answers = [
+        (f"{name}, {question}", answer)
+        for name, row in result["bugs"].items()
         for question, answer in row.get(OURS, {"answers": {}})["answers"].items()
+    ]
+    answers += [(name, a) for name, row in result["right"].items() for a in row.get(OURS, {})]
+    return [
+        f"- {name}: {answer.removeprefix(f'{SILENT}: ').removeprefix('undecided: ')}."
+        for name, answer in answers
         if told(answer) == SILENT
     ]
 
@@ -270,7 +287,7 @@ def undecided(rows: Mapping[str, Any]) -> list[str]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The summary, every bug, and why ours cannot tell where it cannot."""
     parts = [summary(result), every_bug(result["bugs"])]
-    reasons = undecided(result["bugs"])
+    reasons = undecided(result)
     if reasons:
         parts.append("Where `jaxbp` cannot tell:\n\n" + "\n".join(reasons))
     return "\n\n".join(parts)

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("jaxbp", "tests", "benchmarks", "docs", "README.md", "pyproject.toml", ".ci")
+COPIED = (
+    "jaxbp",
+    "jaxbp_command.py",
+    "tests",
+    "benchmarks",
+    "docs",
+    "README.md",
+    "pyproject.toml",
+    ".ci",
+)
 
 
 class Fault(NamedTuple):
