@@ -509,6 +509,27 @@ def test_an_accuracy_of_1_is_1():
         assert jaxbp.evaluate(model, params, Batch(x, (x < 0), weight)).metric >= 0
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            heads.linear_squared_error._replace(predict=lambda a: a[:, 0]),
+            r"predicts .* \(3,\), for",
+        ),
+        (heads.sigmoid_logistic._replace(decide=jnp.argmax), r"decides .* \(\), expected"),
+    ],
+)
+def test_a_metric_of_another_shape_is_refused(head, message):
+    batch = Batch(np.ones((3, 2), "f4"), np.ones((3, 1), "f4"))
+    model = jaxbp.MLP((2, 1), activations.identity, head)
+    params = (jaxbp.Layer(jnp.ones((1, 2)), jnp.ones(1)),)
+    with pytest.raises(ValueError, match=rf"head: it {message} .*\(3, 1\) targets"):
+        jaxbp.evaluate(model, params, batch)
+    summed = model._replace(head=head._replace(loss=lambda a, y: (jnp.sum(a), a)))
+    with pytest.raises(ValueError, match=r"loss: got shape \(\), expected \(3,\), one an example"):
+        jaxbp.backprop(summed, params, batch)
+
+
 def test_the_metric_is_weighted():
     model = jaxbp.MLP((2, 2), activations.identity, heads.softmax_cross_entropy)
     params = (jaxbp.Layer(np.eye(2, dtype="f4"), np.zeros(2, "f4")),)
