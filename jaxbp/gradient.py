@@ -73,8 +73,12 @@ def input_gradient(params: Params, deltas: Deltas) -> Array:
 def example_shares(batch: Batch, loss: Array) -> Array:
     """wₙ / Σ wₙ, (B,): each example's share of the mean; all zero where every weight is zero.
 
-    Raises ValueError for a batch without examples, which has no mean.
+    Raises ValueError for a batch without examples, which has no mean, and for losses of which there
+    is not one an example.
     """
+    rows = jnp.shape(batch.x)[:-1]
+    if loss.shape != rows:
+        raise ValueError(f"head: the loss: got shape {loss.shape}, expected {rows}, one an example")
     if not loss.size:
         raise ValueError(f"x: got shape {jnp.shape(batch.x)}, expected at least one example")
     if batch.weight is None:

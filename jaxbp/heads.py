@@ -63,7 +63,7 @@ def huber(logits: Array, target: ArrayLike, *, threshold: float = 1.0) -> tuple[
 
     Another c > 0: ``linear_huber._replace(loss=functools.partial(huber, threshold=2.0))``.
     """
-    if threshold <= 0:
+    if not threshold > 0:
         raise ValueError(f"threshold: got {threshold}, expected more than 0")
     residual = logits - values(logits, target)
     error = jnp.clip(residual, -threshold, threshold)

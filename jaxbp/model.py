@@ -97,8 +97,7 @@ def checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
     Raises ValueError where x or params do not fit the sizes of the model, TypeError where params
     are no layers.
     """
-    if not isinstance(params, tuple | list) or not all(isinstance(each, Layer) for each in params):
-        raise TypeError(f"params: got {short(params)}, expected a tuple of jaxbp.Layer")
+    check_layers(params)
     expected = [((o, i), (o,)) for i, o in pairwise(model.sizes)]
     shapes = [(jnp.shape(layer.weight), jnp.shape(layer.bias)) for layer in params]
     if shapes != expected:
@@ -107,6 +106,12 @@ def checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
     if z.shape[-1:] != model.sizes[:1]:
         raise ValueError(f"x: got shape {z.shape}, expected (..., {model.sizes[0]})")
     return z
+
+
+def check_layers(params: Any) -> None:
+    """Raise TypeError where params are no layers."""
+    if not isinstance(params, tuple | list) or not all(isinstance(each, Layer) for each in params):
+        raise TypeError(f"params: got {short(params)}, expected a tuple of jaxbp.Layer")
 
 
 def penalty(model: MLP, params: Params) -> Array | float:

@@ -23,8 +23,9 @@ def short(value: Any) -> str:
         return f"{first}{shown}{last}"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if hasattr(value, "shape"):
+        kind = getattr(value, "dtype", type(value).__name__)  # pandas' table has many dtypes
+        return f"{kind}[{','.join(map(str, value.shape))}]"
     if isinstance(value, partial) and value.keywords:
         return f"{part(value.func)}({_listed(value.keywords)})"
     return str(getattr(value, "__name__", repr(value)))

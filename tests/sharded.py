@@ -1,7 +1,8 @@
 """A program for four devices, to be started by a test: contractions of rows that are sharded.
 
 It prints, as JSON, how far each is from that of the same rows on one device, relative to its
-largest entry; whether rows move from one device to another; and what ``fit`` says of them.
+largest entry; whether rows move from one device to another; and what ``fit`` and ``fit_many`` say
+of them.
 """
 
 import json
@@ -49,6 +50,16 @@ with warnings.catch_warnings(record=True) as caught:
         key=jax.random.key(0),
         params=put(params),
     )
+with warnings.catch_warnings(record=True) as caught_by_many:
+    warnings.simplefilter("always")
+    jaxbp.fit_many(
+        model,
+        put(batch, "rows"),
+        keys=jax.random.split(jax.random.key(0), 2),
+        learning_rate=1.0,
+        epochs=1,
+        batch_size=None,
+    )
 _, grads = alone["backprop"]
 descended = jax.tree.map(lambda leaf, grad: leaf - grad, params, grads)
 elsewhere = jax.device_put(batch, jax.devices()[2])
@@ -58,7 +69,7 @@ print(
             "distance": {name: distance(found[name], alone[name]) for name in found}
             | {"fit": distance(trained, descended)},
             "moves rows": "all-gather" in sharded.as_text(),
-            "warnings": [str(warning.message) for warning in caught],
+            "warnings": [str(warning.message) for warning in (*caught, *caught_by_many)],
             "stays": checked_batch(model, params, elsewhere, "batch").x.devices()
             == elsewhere.x.devices(),
             "evaluation": [

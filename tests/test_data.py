@@ -239,6 +239,13 @@ def test_why_it_is_this_task(tmp_path, target, task, reason):
     assert re.search(reason, decisions.reason)
 
 
+def test_classes_are_counted_by_their_text(write):
+    text = "a,y\n" + "".join(f"{i},{('1', '1.0', '2')[i % 3]}\n" for i in range(60))
+    dataset = data.load(write(text))
+    assert dataset.preparation.labels == ("1", "1.0", "2")
+    assert dataset.decisions.reason.startswith("3 different integers: taken for classes")
+
+
 def test_a_split_that_fails_says_what_was_guessed(write):
     text = "a,n\n" + "".join(f"{i},{i % 6 if i != 20 else 9}\n" for i in range(40))
     with pytest.raises(DataError, match=r"class '9' has 1 row.*; the target has 7 different integ"):

@@ -154,9 +154,10 @@ def test_a_head_of_a_loss_alone():
         loss_and_error(whole, logits, target)
 
 
-def test_huber_needs_a_threshold():
-    head = heads.linear_huber._replace(loss=partial(heads.huber, threshold=0))
-    with pytest.raises(ValueError, match="threshold: got 0, expected more than 0"):
+@pytest.mark.parametrize("threshold", [0, float("nan")])
+def test_huber_needs_a_threshold(threshold):
+    head = heads.linear_huber._replace(loss=partial(heads.huber, threshold=threshold))
+    with pytest.raises(ValueError, match=f"threshold: got {threshold}, expected more than 0"):
         head.loss(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
 
 

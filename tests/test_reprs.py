@@ -1,6 +1,7 @@
 """A record says in a line what it is, and a notebook shows its table."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +60,10 @@ PREPARED = (
             "History(training_loss=float64[40], validation_loss=float64[40], metric=float64[40])",
         ),
         (HISTORY._replace(health=HEALTH), "History(training_loss=float64[40], "),
+        (
+            jaxbp.Batch(SimpleNamespace(shape=(5, 2), columns="ab"), np.zeros(5)),
+            "Batch(x=SimpleNamespace[5,2], target=float64[5])",
+        ),
         (jaxbp.Best(0, PARAMS, HISTORY), f"Best(n=0, params={LAYERS}, history=History(training_"),
         (jaxbp.Checkpoint(MODEL, PARAMS, None), f"Checkpoint(model={MODEL}, params={LAYERS})"),
         (

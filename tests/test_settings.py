@@ -51,8 +51,8 @@ def test_sums_of_sharded_rows_are_those_of_all_rows(python, monkeypatch):
     assert max(found["distance"].values()) < 1e-6
     assert not found["moves rows"]
     assert found["warnings"] == [
-        f"{name}: on 4 devices, but fit trains on one, cpu:0, and brings it there"
-        for name in ("batch", "params")
+        f"{name}: on 4 devices, but a network trains on one; it is brought to cpu:0"
+        for name in ("batch", "params", "batch")
     ]
     assert found["stays"]
     np.testing.assert_allclose(*found["evaluation"], rtol=1e-6)

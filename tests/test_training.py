@@ -509,6 +509,27 @@ def test_an_accuracy_of_1_is_1():
         assert jaxbp.evaluate(model, params, Batch(x, (x < 0), weight)).metric >= 0
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            heads.linear_squared_error._replace(predict=lambda a: a[:, 0]),
+            r"predicts .* \(3,\), for",
+        ),
+        (heads.sigmoid_logistic._replace(decide=jnp.argmax), r"decides .* \(\), expected"),
+    ],
+)
+def test_a_metric_of_another_shape_is_refused(head, message):
+    batch = Batch(np.ones((3, 2), "f4"), np.ones((3, 1), "f4"))
+    model = jaxbp.MLP((2, 1), activations.identity, head)
+    params = (jaxbp.Layer(jnp.ones((1, 2)), jnp.ones(1)),)
+    with pytest.raises(ValueError, match=rf"head: it {message} .*\(3, 1\) targets"):
+        jaxbp.evaluate(model, params, batch)
+    summed = model._replace(head=head._replace(loss=lambda a, y: (jnp.sum(a), a)))
+    with pytest.raises(ValueError, match=r"loss: got shape \(\), expected \(3,\), one an example"):
+        jaxbp.backprop(summed, params, batch)
+
+
 def test_the_metric_is_weighted():
     model = jaxbp.MLP((2, 2), activations.identity, heads.softmax_cross_entropy)
     params = (jaxbp.Layer(np.eye(2, dtype="f4"), np.zeros(2, "f4")),)
@@ -535,7 +556,9 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         ({"optimizer": 0.1}, TypeError, r"optimizer: got 0.1, expected optax's"),
         ({"epochs": 0}, ValueError, "epochs: got 0, expected a positive int"),
         ({"epochs": 1.5}, ValueError, "epochs: got 1.5, expected a positive int"),
+        ({"epochs": True}, ValueError, "epochs: got True, expected a positive int"),
         ({"batch_size": 0}, ValueError, "batch_size: got 0, expected a positive int, or None"),
+        ({"batch_size": True}, ValueError, "batch_size: got True, expected a positive int, or"),
         ({"key": 0}, TypeError, r"key: got 0, expected one jax.random.key\(seed\)"),
         (
             {"batch": table()._replace(target=np.ones(10))},
@@ -558,6 +581,16 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
             "weight: expected weights ≥ 0, not all zero",
         ),
         (
+            {"batch": table()._replace(weight=np.full(10, 1e38))},
+            ValueError,
+            r"weight: the sum is 1e\+39, out of the range of float32; weights are relative",
+        ),
+        (
+            {"validation": table()._replace(weight=np.full(10, 1e-42))},
+            ValueError,
+            "validation.weight: the sum is 1e-41, out of the range of float32",
+        ),
+        (
             {"model": CLASSES, "batch": table()._replace(target=np.arange(10) % 3)},
             ValueError,
             "target: class 2 in row 2, expected classes 0 to 1",
@@ -570,7 +603,15 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         (
             {"params": ({"weight": 1},)},
             TypeError,
-            r"params: expected a tuple of jaxbp.Layer",
+            r"params: got .*, expected a tuple of jaxbp.Layer",
+        ),
+        ({"params": 0}, TypeError, r"params: got 0, expected a tuple of jaxbp.Layer"),
+        ({"params": "x"}, TypeError, r"params: got 'x', expected a tuple of jaxbp.Layer"),
+        ({"gradient": 5}, TypeError, "gradient: got 5, expected a function such as"),
+        (
+            {"gradient": lambda model, params, batch: (None, params)},
+            TypeError,
+            "gradient: got a loss that is NoneType, expected a number",
         ),
         (
             {"params": PARAMS[:1]},
@@ -589,6 +630,7 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         ),
         ({"model": (3, 2)}, TypeError, "model: got tuple, expected a jaxbp.MLP"),
         ({"model": MODEL._replace(l2=-1)}, ValueError, "l2: got -1, expected a finite number"),
+        ({"model": MODEL._replace(l2="1")}, ValueError, "l2: got '1', expected a finite number"),
         (
             {"model": MODEL._replace(activation=jnp.tanh)},
             TypeError,

@@ -432,7 +432,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
     if labels is None and len(preparation.target_mean) == 1 and preparation.target_scale[0] != 1:
         mean, deviation = preparation.target_mean[0], preparation.target_scale[0]
         unit = (
-            f"in standard deviations of the target, {deviation:.5g} each, from its mean {mean:.5g}"
+            f"of the target in standard deviations, {deviation:.5g} each, from its mean {mean:.5g}"
         )
         loss.append(("loss", unit))
     facts = [

@@ -66,7 +66,8 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
     as_classes = "taken for quantities; task='classification' (--task classification) for classes"
     as_quantities = "taken for classes; task='regression' (--task regression) for quantities"
     found = np.unique(target)
-    integers = f"{len(found)} different integers"
+    count = len(found if raw.cells is None else set(raw.cells))  # 1 and 1.0 are two classes
+    integers = f"{count} different integers"
     if target.ndim > 1:
         columns = f"{target.shape[1]} columns"
         if is_one_hot(target):
@@ -74,9 +75,9 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
         return "regression", f"{columns} of numbers"
     if not raw.target_name or not (found == found.round()).all():  # bundled, or no integers
         return "regression", ""
-    if len(found) > _MOST_CLASSES:
+    if count > _MOST_CLASSES:
         return "regression", f"{integers}: {as_classes}"
-    return "classification", integers if len(found) == 2 else f"{integers}: {as_quantities}"
+    return "classification", integers if count == 2 else f"{integers}: {as_quantities}"
 
 
 def is_one_hot(target: np.ndarray) -> bool:

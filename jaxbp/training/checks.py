@@ -3,7 +3,7 @@
 import warnings
 from functools import partial
 from itertools import chain
-from numbers import Integral
+from numbers import Integral, Real
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
 from jaxbp.initialisation import check_key
-from jaxbp.model import MLP, Layer, Params, units_of
+from jaxbp.model import MLP, Params, check_layers, units_of
 from jaxbp.precision import matmul_precision
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.epoch import state_shapes
@@ -61,13 +61,13 @@ def check_arguments(
     kernel: a name of ``kernel_choice.KERNELS``.
     """
     units_of(model)  # raises, where it is no model
-    if not 0 <= model.l2 < np.inf:
-        raise ValueError(f"l2: got {model.l2}, expected a finite number of at least 0")
+    if not isinstance(model.l2, Real) or not 0 <= model.l2 < np.inf:
+        raise ValueError(f"l2: got {model.l2!r}, expected a finite number of at least 0")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer: got {optimizer!r}, expected optax's, such as optax.sgd(0.1)")
-    if not isinstance(epochs, Integral) or epochs < 1:
+    if not _is_count(epochs):
         raise ValueError(f"epochs: got {epochs!r}, expected a positive int")
-    if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
+    if batch_size is not None and not _is_count(batch_size):
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
         )
@@ -75,6 +75,10 @@ def check_arguments(
     matmul_precision(precision)  # raises, where there is none of that name
     if kernel not in KERNELS:
         raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(KERNELS)}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def check_full_batch(
@@ -111,8 +115,8 @@ def on_one_device(given: dict[str, Any]) -> tuple[Any, ...]:
     for name, those in devices.items():
         if len(those) > 1:
             warnings.warn(
-                f"{name}: on {len(those)} devices, but fit trains on one, {every[0]}, and brings "
-                "it there",
+                f"{name}: on {len(those)} devices, but a network trains on one; it is brought to "
+                f"{every[0]}",
                 stacklevel=3,
             )
     if len(every) < 2:
@@ -151,8 +155,7 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     if not isinstance(batch, Batch):
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
     prefix = "" if name == "batch" else f"{name}."
-    if not all(isinstance(layer, Layer) for layer in params):
-        raise TypeError("params: expected a tuple of jaxbp.Layer(weight, bias), as init makes")
+    check_layers(params)
     dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
     if len(dtypes) > 1 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise TypeError(f"params: got {', '.join(map(str, dtypes))}, expected one floating dtype")
@@ -232,5 +235,13 @@ def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
                 f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
             )
     _check_target(model, batch.target, f"{prefix}target")
-    if batch.weight is not None and (batch.weight.min() < 0 or not batch.weight.any()):
+    if batch.weight is None:
+        return
+    if batch.weight.min() < 0 or not batch.weight.any():
         raise ValueError(f"{prefix}weight: expected weights ≥ 0, not all zero")
+    total, limits = batch.weight.sum(dtype=np.longdouble), jnp.finfo(batch.weight.dtype)  # type: ignore[no-untyped-call]
+    if not float(limits.tiny) * len(batch.x) <= total <= float(limits.max):
+        raise ValueError(
+            f"{prefix}weight: the sum is {total:.3g}, out of the range of {batch.weight.dtype}; "
+            "weights are relative, so that a mean of 1 will do"
+        )

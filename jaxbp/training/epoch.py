@@ -261,8 +261,11 @@ def is_random(gradient: Gradient) -> bool:
     """Whether a gradient takes a key: it is declared to, or has a parameter of that name.
 
     A function decorated by ``functools.wraps`` takes one if it hands on keywords to one that does.
-    Raises ValueError where the key is set already, because every step would draw the same.
+    Raises ValueError where the key is set already, because every step would draw the same, and
+    TypeError for what is no function.
     """
+    if not callable(gradient):
+        raise TypeError(f"gradient: got {gradient!r}, expected a function such as jaxbp.backprop")
     if isinstance(gradient, partial) and "key" in gradient.keywords:
         raise ValueError(
             "gradient: its key is set, and every step would draw the same; expected one without, "

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
-from jaxbp.model import MLP, Params
+from jaxbp.model import MLP, Params, check_layers
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
 from jaxbp.text import Table, fields, html, significant
@@ -185,6 +185,7 @@ def fit(
         with memory_shortage_named(shapes_of(key, model, dtype)):
             params = jitted_init(key, model, dtype=dtype)
             wait_for(params)
+    check_layers(params)
     params = tuple(params)
     check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)

@@ -35,6 +35,7 @@ from jaxbp.training.checks import (
     check_full_batch,
     checked_data,
     dtype_of,
+    on_one_device,
 )
 from jaxbp.training.device import memory_shortage_named, wait_for
 from jaxbp.training.epoch import (
@@ -135,6 +136,7 @@ def fit_many(
     1
     """
     check_concrete(keys=keys, batch=batch, validation=validation)
+    batch, validation = on_one_device({"batch": batch, "validation": validation})
     callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
     rates = _one_each("learning_rate", learning_rate, count)
     penalties = None if l2 is None else _one_each("l2", l2, count)

@@ -73,12 +73,23 @@ def _accuracy(
     decide: Callable[[Array], Array], prediction: Array, target: Array, share: Array
 ) -> Array:
     decision = decide(prediction)
-    correct = decision == (decide(target) if target.shape == prediction.shape else target)
+    label = decide(target) if target.shape == prediction.shape else target
+    if decision.shape != label.shape or decision.shape[:1] != share.shape:
+        raise ValueError(
+            f"head: it decides by an array of shape {decision.shape}, expected one or more labels "
+            f"for each of {len(share)} rows, as {target.shape} targets have"
+        )
+    correct = decision == label
     wrong = jnp.mean(~correct, axis=range(share.ndim, correct.ndim))
     return jnp.maximum(1 - jnp.sum(share * wrong), 0)  # so that all right is 1 exactly
 
 
 def _r2(prediction: Array, target: Array, share: Array) -> Array:
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"head: it predicts an array of shape {prediction.shape}, for {target.shape} targets; "
+            "a head for classes needs a function decide"
+        )
     share = share[:, None]
     varies = jnp.any((share > 0) & (target != target[jnp.argmax(share)]), axis=0)
     mean = jnp.sum(share * target, axis=0)

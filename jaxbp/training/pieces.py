@@ -192,6 +192,8 @@ def _checked_gradient(
     if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair[0], tuple):
         raise TypeError(f"gradient: got {_kind(pair)}, expected (loss, grads)")
     loss, grads = pair
+    if not isinstance(loss, jax.typing.ArrayLike):
+        raise TypeError(f"gradient: got a loss that is {_kind(loss)}, expected a number")
     if jnp.shape(loss) != ():
         raise ValueError(f"gradient: got a loss of shape {jnp.shape(loss)}, expected a number")
     got, expected = (str(jax.tree.structure(tree)) for tree in (grads, params))
