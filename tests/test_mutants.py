@@ -1,7 +1,7 @@
 """Tests of the test: every planted bug is caught, most are named, and no right gradient fails.
 
-By default most bugs are planted, and a right gradient of each kind is checked at a few points; what
-needs a network of its own, every gradient and all thousand points are slow.
+By default every other bug is planted, and a right gradient of each kind is checked at a few points;
+what needs a network of its own, every gradient and all thousand points are slow.
 """
 
 import re
@@ -69,7 +69,7 @@ def missed(names, *, by_value):
 
 @pytest.mark.parametrize("number", range(4))
 def test_planted_bugs_are_caught_and_named_as_expected(number):
-    assert not missed(part(number, CHEAP), by_value=True)
+    assert not missed(part(number, CHEAP[::2]), by_value=True)
 
 
 @pytest.mark.slow
@@ -100,14 +100,10 @@ CHOSEN = [
     "clip",
     # smooth, though written with a choice; quotients that cancel; vectors with a sign to choose
     "squared hinge",
-    "sinc",
-    "eigenvector",
     # scales
     "tiny argument",
     "huge value",
     "large offset",
-    "swamped by an offset",
-    "leaves of all sizes",
     "zeros",
     # flat and stiff
     "no effect",
@@ -119,11 +115,9 @@ CHOSEN = [
     "logarithm near zero",
     # precision
     "half precision argument",
-    "bfloat16 rule",
     "float32 inside",
     "bfloat16 inside",
     # kinds of functions and arguments; test_checking has others
-    "tree function",
     "empty leaf",
 ]
 

@@ -239,6 +239,7 @@ def test_an_exact_gradient_is_right_whatever_is_said_of_its_products():
         assert gradcheck(loss, PARAMS, grads=exact, precision=precision).ok
 
 
+@pytest.mark.slow
 def test_a_function_is_evaluated_here_whatever_is_said_of_its_products():
     """In float64, so nothing is allowed for; but a function that cannot, as a kernel, is judged by
     its values."""
@@ -331,7 +332,7 @@ with_a_wrong_rule.defvjp(
 )
 
 
-@pytest.mark.parametrize("f", [looped, with_a_wrong_rule])
+@pytest.mark.parametrize("f", [pytest.param(looped, marks=pytest.mark.slow), with_a_wrong_rule])
 def test_where_jax_has_no_gradient_of_f_a_rounded_one_does_not_fail(f):
     for seed in range(3):
         generator = np.random.default_rng(seed)

@@ -162,6 +162,7 @@ def test_of_many_networks_no_right_gradient_fails_and_most_wrong_ones_do(sizes):
     assert caught >= 0.7 * count  # units at their kinks hide the others
 
 
+@pytest.mark.slow
 def test_the_check_before_training_holds():
     for activation, head in ONE_OF_EACH:
         model = jaxbp.MLP((6, 8, 8, 3), ACTIVATIONS[activation], HEADS[head])
