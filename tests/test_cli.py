@@ -250,6 +250,7 @@ def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
     assert "--bias: got nan" in refused(capsys, "diagnose", "--bias", "nan")
 
 
+@slow
 def test_diagnose_draws_the_lectures_figure(elsewhere, capsys, monkeypatch):
     few = partial(diagnostics.gradient_flow, (1, 2), width=8, rows=8)
     monkeypatch.setattr(diagnose, "gradient_flow", few)

@@ -144,7 +144,8 @@ def test_an_accelerator_draws_the_orders_and_trains_blocks_of_epochs(monkeypatch
     np.testing.assert_array_equal(seen[-1].params[0].weight, params[0].weight)
 
 
-@pytest.mark.parametrize("on_device", [False, pytest.param(True, marks=slow)])
+@slow
+@pytest.mark.parametrize("on_device", [False, True])
 def test_keys_of_another_kind_draw_as_they_do_in_fit(monkeypatch, on_device):
     """Those of "rbg" draw other numbers under vmap."""
     for module in (epoch, many):

@@ -66,7 +66,9 @@ CASES = {  # sizes, activation, head, optimiser, batch size, rows, weighted
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [c if c != "scheduled" else pytest.param(c, marks=slow) for c in CASES]
+)
 def test_it_trains_as_the_scan_does(case):
     sizes, units, head, optimizer, batch_size, rows, weighted = CASES[case]
     named = tuple(ACTIVATIONS[each] for each in units) if isinstance(units, tuple) else units

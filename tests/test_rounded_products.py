@@ -184,7 +184,7 @@ def scaled(grads, factor):
     return (grads[0], grads[1]._replace(weight=factor * grads[1].weight), grads[2])
 
 
-@pytest.mark.parametrize("toward_zero", [False, True])
+@pytest.mark.parametrize("toward_zero", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_gradient_of_tf32_is_right_once_that_is_said(toward_zero):
     grads = made_with(10, toward_zero=toward_zero)
     for exact in ("float32", "highest"):

@@ -75,7 +75,7 @@ def test_the_whole_process_computes_as_one_rewritten_function_does():
     assert jaxbp.compare(exact, rewritten).relative_error > 1e-5
 
 
-@pytest.mark.parametrize("make", [by_hand, regrouped])
+@pytest.mark.parametrize("make", [by_hand, pytest.param(regrouped, marks=pytest.mark.slow)])
 def test_no_right_gradient_fails(make):
     for activation, head in ONE_OF_EACH:
         args = case(SMALL, activation, head, 0)
