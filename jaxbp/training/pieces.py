@@ -192,7 +192,7 @@ def _checked_gradient(
     if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair[0], tuple):
         raise TypeError(f"gradient: got {_kind(pair)}, expected (loss, grads)")
     loss, grads = pair
-    if not isinstance(loss, jax.typing.ArrayLike):
+    if not isinstance(loss, Array | np.ndarray | np.generic | float | int):
         raise TypeError(f"gradient: got a loss that is {_kind(loss)}, expected a number")
     if jnp.shape(loss) != ():
         raise ValueError(f"gradient: got a loss of shape {jnp.shape(loss)}, expected a number")
