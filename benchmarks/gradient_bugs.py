@@ -594,13 +594,13 @@ softplus_by_parts.defjvp(
 )
 
 
-def bfloat16_product(factor=1.0):
-    """x w, with a backward pass for x in bfloat16, times a factor."""
+def bfloat16_product(factor=1.0, dtype=jnp.bfloat16):
+    """x w, with a backward pass for x in bfloat16 or, if dtype is None, its own; times a factor."""
     rule = jax.custom_vjp(jnp.matmul)
 
     def backward(kept, cotangent):
         x, w = kept
-        of_x = factor * (cotangent.astype(jnp.bfloat16) @ w.T.astype(jnp.bfloat16))
+        of_x = factor * (cotangent.astype(dtype or x.dtype) @ w.T.astype(dtype or x.dtype))
         return of_x.astype(x.dtype), (x.T @ cotangent).astype(w.dtype)
 
     rule.defvjp(lambda x, w: (x @ w, (x, w)), backward)
@@ -742,7 +742,7 @@ CORRECT: dict[str, Correct] = {
     "half precision argument": jitted(lambda x: jnp.sum(jnp.sin(x)), vector(5, dtype=np.float16)),
     "bfloat16 argument": jitted(lambda x: jnp.sum(x**2), vector(5, dtype=jnp.bfloat16)),
     "bfloat16 rule": jitted(
-        bfloat16_product(),
+        bfloat16_product(dtype=None),
         lambda rng: tuple(rng.normal(size=s).astype(jnp.bfloat16) for s in [(8, 6), (6, 4)]),
     ),
     "float32 inside": jitted(f32(lambda x: jnp.sum(jnp.sin(x))), vector(6)),
