@@ -98,14 +98,14 @@ class Vector(NamedTuple):
         return OF_SIZE * max(1.0, float(np.linalg.norm(self.gradient(self.x0))))
 
 
-def in_float64(args: tuple[Any, ...]) -> Any:
-    """Arguments in float64; in float32 where JAX is set to that."""
+def in_dtype(dtype: str, tree: Any) -> Any:
+    """A tree whose floating point arrays have a dtype."""
 
-    def wide(leaf: Any) -> Any:
+    def cast(leaf: Any) -> Any:
         is_float = jnp.issubdtype(jnp.result_type(leaf), np.floating)
-        return jnp.asarray(leaf, float) if is_float else leaf
+        return np.asarray(leaf).astype(dtype) if is_float else leaf
 
-    return jax.tree.map(wide, args)
+    return jax.tree.map(cast, tree)
 
 
 def of_vector(check: Callable[[Vector], str]) -> Callable[[Question], str]:
@@ -113,7 +113,7 @@ def of_vector(check: Callable[[Vector], str]) -> Callable[[Question], str]:
 
     def asked(question: Question) -> str:
         with jax.enable_x64(question.in_float64):
-            first, *rest = in_float64(question.args)
+            first, *rest = in_dtype("float64", question.args)
             flat, unravel = jax.flatten_util.ravel_pytree(first)
             if flat.size > MOST_ENTRIES:
                 return SILENT

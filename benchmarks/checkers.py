@@ -31,6 +31,7 @@ from benchmarks.asking import (
     Question,
     asked,
     chosen,
+    in_dtype,
     told,
 )
 from benchmarks.gradient_bugs import CORRECT, MUTANTS
@@ -73,16 +74,6 @@ def planted(name: str) -> Questions:
             question = Question(case.f, args, case.grads if values is None else values, wide)
         questions[f"{claim}, {dtype}"] = question
     return questions
-
-
-def in_dtype(dtype: str, tree: Any) -> Any:
-    """A tree whose floating point arrays have a dtype."""
-
-    def cast(leaf: Any) -> Any:
-        is_float = jnp.issubdtype(jnp.result_type(leaf), np.floating)
-        return np.asarray(leaf).astype(dtype) if is_float else leaf
-
-    return jax.tree.map(cast, tree)
 
 
 def right() -> dict[str, list[Question]]:

@@ -149,7 +149,6 @@ def noisy_clipped_gradient(
     """
     if not _known(noise_multiplier, 0) >= 0:
         raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
-    _check_reduction(reduction)
     value, grads = clipped_gradient(model, params, batch, max_norm, per_layer, reduction=reduction)
     bounds = _bounds(max_norm, per_layer, len(params))
     bound = jnp.linalg.norm(jnp.broadcast_to(bounds, len(params) if per_layer else 1))

@@ -28,7 +28,6 @@ import tf32
 
 import jaxbp
 from jaxbp.checking.rounded_products import digits_multiplied
-from jaxbp.cli.interrupts import SIGNALS
 
 collect_ignore = ["sharded.py", "typed_script.py"]  # programs, which tests start
 
@@ -134,6 +133,8 @@ def tf32_products():
 def sigint():
     """Ctrl-C works, here and in child processes, also where the tests run in the background; and
     SIGHUP does under nohup."""
+    from jaxbp.cli.interrupts import SIGNALS  # the command's imports take a second
+
     usual = {each: signal.signal(each, signal.SIG_DFL) for each in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield signal.SIGINT

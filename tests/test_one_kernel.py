@@ -67,7 +67,7 @@ CASES = {  # sizes, activation, head, optimiser, batch size, rows, weighted
 
 
 @pytest.mark.parametrize(
-    "case", [c if c != "scheduled" else pytest.param(c, marks=slow) for c in CASES]
+    "case", [pytest.param(case, marks=slow if case == "scheduled" else ()) for case in CASES]
 )
 def test_it_trains_as_the_scan_does(case):
     sizes, units, head, optimizer, batch_size, rows, weighted = CASES[case]

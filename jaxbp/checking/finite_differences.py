@@ -37,9 +37,7 @@ _LASTING = 3  # steps in which differences stay that are rounding
 _ANOTHER_ANSWER = 0.01, 10.0  # of a value, by which it differs in float32: rounding is smaller
 _ALIKE = 0.1  # of such differences, by which those differ that are alike
 _NO_DIGIT = 0.1  # of a value, by which it differs in float32 where none of its digits is right
-_GRADUAL = (
-    7  # powers of the ratio by which differences of the order 6 fall at most from step to step
-)
+_GRADUAL = 7  # powers of the ratio by which high differences fall at most from step to step
 _SHARE_ALIKE = 0.6  # of such differences are alike where f has another answer
 _SIGMAS = 4.0  # standard deviations of rounding in an error bar
 _MOST_SIGMAS = 10.0  # of rounding in a single value
@@ -63,9 +61,7 @@ class Samples(NamedTuple):
     @property
     def quotients(self) -> np.ndarray:
         """The central difference D(t) of each line at each step, (N, T)."""
-        with np.errstate(
-            all="ignore"
-        ):  # beyond a pole f is inf or NaN: such steps count for nothing
+        with np.errstate(all="ignore"):  # f may be infinite at some steps, or NaN
             return np.asarray((self.plus - self.minus) / (2 * self.steps))
 
     def take(self, rows: slice) -> "Samples":

@@ -25,7 +25,7 @@ from tyro.conf import arg
 from jaxbp import activations, heads
 from jaxbp.checking import GradientReport, compare, gradcheck
 from jaxbp.checking.verdicts import worst_verdict
-from jaxbp.cli.files import PICTURES, new_file
+from jaxbp.cli.files import PICTURES, new_file, written
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.pictures import step_curves
 from jaxbp.cli.users_function import find, raising
@@ -144,7 +144,8 @@ def run(options: Check, console: Console) -> int:
     if options.json:
         print(text, end="")
     if options.output is not None:
-        options.output.write_text(text)
+        with written(options.output) as file:
+            file.write(text)
         console.print(f"written to {options.output}", soft_wrap=True)
     if options.plot is not None:
         step_curves(options.plot, report)

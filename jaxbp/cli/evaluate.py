@@ -10,7 +10,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from jaxbp.cli.predict import TrainedRun, record_of, trained_network
-from jaxbp.cli.scores import baselines, score, scores_table, unequal
+from jaxbp.cli.scores import baselines, score, scores_table
 from jaxbp.data.loading import load_for
 from jaxbp.text import plain
 
@@ -52,16 +52,11 @@ def run(options: Evaluate, console: Console) -> int:
         target = record_of(options.run).get("target") or None
     batch = load_for(preparation, options.data, target=target)
     rows = f"{len(batch.x)} rows"
-    scores = [
-        score(rows, trained, batch),
-        *baselines(preparation, batch, rows, batch)[:1],  # what is learnt from DATA is no contender
-    ]
+    found = score(rows, trained, batch)
     if options.json:
-        record: dict[str, Any] = {"rows": len(batch.x), **scores[0].metrics}
+        record: dict[str, Any] = {"rows": len(batch.x), **found.metrics}
         print(json.dumps(plain(record), indent=2))
         return 0
-    labels = preparation.labels
-    several = len(preparation.target_mean) == 1 if labels is None else unequal(labels, batch)
-    shown = scores if several or labels is None else scores[:1]
-    console.print(scores_table(shown, labels, several))
+    simplest = baselines(preparation, batch, rows, batch)[:1]  # what DATA teach is no contender
+    console.print(scores_table([found], simplest, preparation, batch))
     return 0

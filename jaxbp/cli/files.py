@@ -13,8 +13,6 @@ from typing import IO
 from jaxbp.cli.options import UsageError
 
 PICTURES = (".png", ".svg", ".pdf")
-
-
 RUN = ("metrics.jsonl", "model.safetensors", "summary.json", "learning_curve.png")  # its files
 
 

@@ -119,25 +119,31 @@ def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) 
     return found
 
 
-def unequal(labels: tuple[str, ...] | None, batch: Batch) -> bool:
+def _unequal(labels: tuple[str, ...], batch: Batch) -> bool:
     """Whether a batch's classes differ so much in size that its accuracy alone would mislead."""
-    if labels is None:
-        return False
     counts = np.bincount(np.asarray(batch.target), minlength=len(labels))
     return bool(counts.max() > _UNEQUAL * counts.min())
 
 
 def scores_table(
-    scores: list[Score], labels: tuple[str, ...] | None, several: bool
+    scores: list[Score], others: list[Score], preparation: Preparation, batch: Batch
 ) -> rich.table.Table:
-    """Tabulate scores, a line each; several says whether more than loss and accuracy are shown."""
-    if labels is None:
-        shown = ["loss", "r2", *(["mae", "rmse"] if several else [])]
+    """Tabulate scores, a line each: where a batch's classes are equal, loss and accuracy alone.
+
+    scores: of the network.
+    others: without a network; not shown where classes are equal.
+    preparation: of the data.
+    batch: whose classes are counted.
+    """
+    labels = preparation.labels
+    if labels is None:  # the errors of several quantities have no common unit
+        shown = ["loss", "r2", *(["mae", "rmse"] if len(preparation.target_mean) == 1 else [])]
+    elif _unequal(labels, batch):
+        shown = ["loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
     else:
-        shown = ["loss", "accuracy"]
-        shown += ["balanced_accuracy", "macro_f1", "log_loss"] if several else []
+        shown, others = ["loss", "accuracy"], []
     table = rich.table.Table("", *(SHOWN[name] for name in shown), box=box.SIMPLE_HEAD)
-    for name, metrics in scores:
+    for name, metrics in [*scores, *others]:
         table.add_row(name, *(_shown(metric, metrics.get(metric)) for metric in shown))
     return table
 

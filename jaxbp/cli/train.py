@@ -34,7 +34,7 @@ from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
 from jaxbp.cli.pictures import learning_curve
 from jaxbp.cli.plan import Plan, decide, fit_plan, health_after, initial
-from jaxbp.cli.scores import SHOWN, Score, baselines, decimals, score, scores_table, unequal
+from jaxbp.cli.scores import SHOWN, Score, baselines, decimals, score, scores_table
 from jaxbp.diagnostics.health import sample
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.model import MLP, Params
@@ -197,7 +197,11 @@ def run(options: Train, console: Console) -> int:
         interrupts.ignore()  # what has been trained is now to be saved
         summary = Summary(plan, errors, outcome, *_scores(plan, outcome.params))
         write_run(folder, summary)
-    console.print(facts_table(summary), _table_of(summary), sep="\n")
+    data = plan.dataset
+    table = scores_table(
+        list(summary.scores.values()), summary.baselines, data.preparation, data.train
+    )
+    console.print(facts_table(summary), table, sep="\n")
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
     if options.diagnostics and outcome.kept_epoch:
@@ -453,14 +457,3 @@ def facts_table(summary: Summary) -> rich.table.Table:
     for fact in facts:
         table.add_row(*fact)
     return table
-
-
-def _table_of(summary: Summary) -> rich.table.Table:
-    """Tabulate the scores: loss and accuracy where classes are equal, else all there are."""
-    preparation, scores = summary.plan.dataset.preparation, list(summary.scores.values())
-    labels = preparation.labels
-    if labels is None:
-        several = len(preparation.target_mean) == 1  # the errors of several have no common unit
-        return scores_table(scores + summary.baselines, labels, several)
-    several = unequal(labels, summary.plan.dataset.train)
-    return scores_table(scores + (summary.baselines if several else []), labels, several)

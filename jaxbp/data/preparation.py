@@ -81,7 +81,9 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
 
 
 def is_one_hot(target: np.ndarray) -> bool:
-    """Whether each row (K,) of a target (N, K) is 1 in one place and 0 elsewhere."""
+    """Whether each row (K,) of a target (N, K) is the number 1 in one place and 0 elsewhere."""
+    if target.dtype.kind not in "biuf":
+        return False
     return bool(((target == 0) | (target == 1)).all() and (target.sum(1) == 1).all())
 
 
@@ -98,7 +100,7 @@ def encode_target(raw: RawData, task: Task) -> tuple[tuple[str, ...] | None, np.
             raise DataError(f"{raw.name}: the target {first} is text; regression needs numbers")
         return None, target.reshape(len(target), -1).astype(np.float64)
     if target.ndim > 1:
-        if target.dtype.kind not in "biuf" or not is_one_hot(target):
+        if not is_one_hot(target):
             raise DataError(
                 f"{raw.name}: classification needs one target column, or one-hot rows, got "
                 f"{target.shape}"
@@ -139,7 +141,7 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
             )
         scaled: np.ndarray = (values - preparation.target_mean) / preparation.target_scale
         return scaled.astype(np.float32)
-    if target.ndim > 1 and target.dtype.kind in "biuf" and is_one_hot(target):
+    if target.ndim > 1 and is_one_hot(target):
         target = target.argmax(1)
     if raw.labels is not None:
         target = np.array(raw.labels)[target]

@@ -24,6 +24,8 @@ from jaxbp.training.epoch import state_shapes
 from jaxbp.training.kernel_choice import KERNELS
 from jaxbp.training.pieces import held_to_shapes
 
+_LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
+
 
 @partial(jax.jit, static_argnums=0)  # traced once for its shapes, never run
 def _objective(model: MLP, params: Params, batch: Batch) -> Array:
@@ -185,9 +187,6 @@ def _on_device(given: Any, checked: Any) -> Any:
     if isinstance(given, jax.Array) and checked is not None:
         return given.astype(checked.dtype)
     return None if checked is None else jnp.asarray(checked)
-
-
-_LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
 
 
 def _check_target(model: MLP, target: Any, name: str) -> None:

@@ -322,7 +322,9 @@ def history_of(
     health = None
     if layers is not None:
         columns = zip(*(epoch.health for epoch in record if epoch.health is not None), strict=True)
-        stacked = map(np.stack, columns) if record else [np.zeros((0, layers))] * _HEALTH
+        stacked = (
+            map(np.stack, columns) if record else [np.zeros((0, layers))] * len(Health._fields)
+        )
         health = Health(*stacked)
     return History(
         training_loss=column([epoch.training_loss for epoch in record]),
@@ -330,9 +332,6 @@ def history_of(
         metric=column([each.metric for each in evaluations]) if validated else None,
         health=health,
     )
-
-
-_HEALTH = len(Health._fields)
 
 
 def _table(history: History) -> Table:

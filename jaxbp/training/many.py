@@ -150,8 +150,7 @@ def fit_many(
     check_full_batch(first, shapes, batch_size)
     batch, validation = checked_data(model, shapes, batch, validation)
     rows = len(batch.x)
-    if batch_size is not None:
-        batch_size = min(batch_size, rows)
+    batch_size = batch_size and min(batch_size, rows)
     if check:
         params = partial(jitted_init, keys[0], model, dtype=dtype)
         check_pieces(model, params, batch, batch_size, gradient, keys[0] if random else None)
@@ -187,7 +186,8 @@ def fit_many(
         if draws_on_device():
             all_epochs = _epochs_on_accelerator(program, groups, epochs, block)
         else:
-            orders = None if batch_size is None else partial(_orders, dealt, keys, rows)
+            seeds = np.asarray(jax.random.key_data(keys)).tolist()
+            orders = None if batch_size is None else partial(_orders, dealt, seeds, rows)
             all_epochs = _epochs_on_host(program, groups, orders, epochs)
         try:
             for groups, outcomes in all_epochs:
@@ -297,9 +297,8 @@ def _started(
     return _Networks(params, state, finite, rates, penalties, keys if keeps_keys else None)
 
 
-def _orders(dealt: _Dealt, keys: Array, rows: int, number: int) -> list[np.ndarray]:
-    """The orders of an epoch, of each network (n, rows), by group."""
-    seeds = np.asarray(jax.random.key_data(keys)).tolist()
+def _orders(dealt: _Dealt, seeds: list[list[int]], rows: int, number: int) -> list[np.ndarray]:
+    """The orders of an epoch, of each network (n, rows), by group; seeds are the keys' data."""
     return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
 
 

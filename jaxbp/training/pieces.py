@@ -26,6 +26,7 @@ from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.model import MLP, Params, units_of
 from jaxbp.per_example import clipped_gradient, noisy_clipped_gradient
 from jaxbp.precision import mixed_precision
+from jaxbp.reprs import short
 from jaxbp.trees import named_leaves
 
 _UNITS = {*activations.BY_NAME.values()}
@@ -61,6 +62,12 @@ def check_pieces(
 
     Nor are the values of a piece compared that JAX cannot differentiate in reverse.
     """
+    widths = dict(zip(units_of(model)[:-1], model.sizes[1:], strict=False))
+    units = {unit: width for unit, width in widths.items() if _innermost(unit) not in _UNITS}
+    gradient = _innermost(gradient)
+    own_loss, own_gradient = _innermost(model.head.loss) not in _LOSSES, gradient not in _GRADIENTS
+    if not (units or own_loss or own_gradient):
+        return
     batch = jax.tree.map(lambda array: array[:batch_size], batch)
     tolerance = float(jnp.finfo(batch.x.dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
     rng, rows = np.random.default_rng(0), len(batch.x)
@@ -69,23 +76,21 @@ def check_pieces(
         values: np.ndarray = np.asarray(rng.normal(size=shape))
         return values.astype(batch.x.dtype)
 
-    for unit, width in dict(zip(units_of(model)[:-1], model.sizes[1:], strict=False)).items():
-        if _innermost(unit) not in _UNITS:
-            error = _error_of(_activation_pair, unit, draw(8, width), draw(8, width))
-            _raise_above(
-                tolerance,
-                error,
-                f"activation: the slope of {_name(unit)} is",
-                "of h, entry by entry",
-            )
-    if _innermost(model.head.loss) not in _LOSSES:
+    for unit, width in units.items():
+        error = _error_of(_activation_pair, unit, draw(8, width), draw(8, width))
+        _raise_above(
+            tolerance,
+            error,
+            f"activation: the slope of {short(unit)} is",
+            "of h, entry by entry",
+        )
+    if own_loss:
         logits, weights = draw(rows, model.sizes[-1]), draw(rows)
         error = _error_of(_head_pair, model.head.loss, logits, weights, batch.target)
         _raise_above(
             tolerance, error, "head: the error of its loss is", "of the losses, row by row"
         )
-    gradient = _innermost(gradient)
-    if gradient in _GRADIENTS:
+    if not own_gradient:
         return
     params = params() if callable(params) else params
     given = {} if key is None else {"key": key}
@@ -97,7 +102,7 @@ def check_pieces(
         _raise_above(
             tolerance,
             error,
-            f"gradient: {_name(gradient)} is",
+            f"gradient: {short(gradient)} is",
             "of the objective on the first minibatch",
             " (jaxbp.gradcheck tells more)",
         )
@@ -166,10 +171,10 @@ def _checked_unit(unit: Activation, a: Array) -> tuple[Array, Array]:
     pair = unit(a)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(
-            f"activation: {_name(unit)} gives no (h, slope); jaxbp.with_slope makes one"
+            f"activation: {short(unit)} gives no (h, slope); jaxbp.with_slope makes one"
         )
     for what, values in zip(("h", "slope"), pair, strict=True):
-        _check_array(f"activation: {what} of {_name(unit)}", values, a.shape, a.dtype)
+        _check_array(f"activation: {what} of {short(unit)}", values, a.shape, a.dtype)
     return pair
 
 
@@ -218,7 +223,3 @@ def _kind(value: Any) -> str:
         return f"a tuple of {len(value)}"
     shape = getattr(value, "shape", None)
     return type(value).__name__ if shape is None else f"an array of shape {shape}"
-
-
-def _name(piece: Any) -> str:
-    return getattr(piece, "__name__", None) or repr(piece)
