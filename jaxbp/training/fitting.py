@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -13,6 +15,7 @@ from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
+from jaxbp.initialisation import check_key
 from jaxbp.model import MLP, Params, check_layers
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
@@ -25,21 +28,24 @@ from jaxbp.training.checks import (
     dtype_of,
     on_one_device,
 )
+from jaxbp.training.constants import Constants, Given, with_l2, without_l2, without_numbers
 from jaxbp.training.device import PATIENCE, memory_shortage_named, wait_for
 from jaxbp.training.epoch import (
     Program,
     epoch_key,
+    epoch_of,
+    initial_params,
     initial_state,
     is_random,
-    jitted_init,
     orders_of,
     run_epoch,
     shapes_of,
-    state_shapes,
 )
 from jaxbp.training.kernel_choice import with_kernel
-from jaxbp.training.metrics import Evaluation, compiled_evaluation
-from jaxbp.training.pieces import check_pieces
+from jaxbp.training.metrics import Evaluation, compiled_evaluation, evaluation_of
+from jaxbp.training.pieces import are_the_packages, check_pieces
+from jaxbp.training.same_program import first_program
+from jaxbp.trees import shaped
 
 
 class History(NamedTuple):
@@ -174,7 +180,8 @@ def fit(
     3.00 1.00
     """
     check_concrete(key=key, params=params, batch=batch, validation=validation)
-    check_arguments(model, optimizer, epochs, batch_size, key, precision, kernel)
+    check_key(key)
+    check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
     batch, params, validation = on_one_device(
         {"batch": batch, "params": params, "validation": validation}
     )
@@ -182,24 +189,66 @@ def fit(
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     if params is None:
         dtype = dtype_of(batch)
-        with memory_shortage_named(shapes_of(key, model, dtype)):
-            params = jitted_init(key, model, dtype=dtype)
+        with memory_shortage_named(shapes_of(model, dtype)):
+            params = initial_params(key, model, dtype=dtype)
             wait_for(params)
     check_layers(params)
     params = tuple(params)
     check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
     batch_size = batch_size and min(batch_size, len(batch.x))
+    bare, l2 = without_l2(model, params)
+    made, numbers = without_numbers(Given(optimizer), params)
+    program = Program(bare, made, mixed, batch_size, diagnostics, precision)
+    constants = jax.device_put(Constants(l2, None, numbers))
+    program = _first_alike(program, constants, params, batch, validation, random=random)
     if check:
-        check_pieces(model, params, batch, batch_size, gradient, key if random else None)
-    program = Program(model, optimizer, mixed, batch_size, diagnostics, precision)
+        model = program.model._replace(l2=model.l2)
+        check_pieces(model, params, batch, batch_size, program.gradient, key if random else None)
     return _trained(
-        program, params, batch, validation, epochs, key, kernel, callbacks, random=random
+        program,
+        optimizer,
+        constants,
+        params,
+        batch,
+        validation,
+        epochs,
+        key,
+        kernel,
+        callbacks,
+        random=random,
     )
+
+
+def _first_alike(
+    program: Program,
+    constants: Constants,
+    params: Params,
+    batch: Batch,
+    validation: Batch | None,
+    *,
+    random: bool,
+) -> Program:
+    """The first program that does the same with arrays of these shapes."""
+    if are_the_packages(program.model, program.gradient) and program.optimizer.lifted:
+        return program  # it is made of the same objects at every call
+    order = None if program.batch_size is None else shaped((len(batch.x),), jnp.int32)
+    key = jax.eval_shape(partial(jax.random.key, 0)) if random else None
+    state = jax.eval_shape(program.optimizer(constants).init, params)
+    calls: list[Any] = [(epoch_of, (params, state, batch, order, key, constants))]
+    if validation is not None:
+        calls.append((_evaluation_after, (constants.l2, params, validation)))
+    return first_program(program, *calls)
+
+
+def _evaluation_after(program: Program, *arguments: Any) -> Any:
+    return evaluation_of((program.model, program.precision), *arguments)
 
 
 def _trained(
     program: Program,
+    optimizer: optax.GradientTransformation,
+    constants: Constants,
     params: Params,
     batch: Batch,
     validation: Batch | None,
@@ -213,13 +262,15 @@ def _trained(
     """Train for some epochs, by arguments of ``fit`` that are checked already.
 
     program: without a kernel; kernel says which to take.
+    optimizer: optax's.
+    constants: the numbers of model and optimiser.
     params: to start from.
     batch, validation: on the device.
     epochs, key, kernel: as for ``fit``.
     callbacks: those of on_epoch.
     random: whether the gradient is given a key.
     """
-    model, optimizer, precision = program.model, program.optimizer, program.precision
+    model, precision = with_l2(program.model, constants.l2), program.precision
     orders = repeat(None) if program.batch_size is None else orders_of(key, len(batch.x))
     record: list[Epoch] = []
     before, seconds = params, float("inf")  # of the last epoch: what it started from, and took
@@ -229,16 +280,22 @@ def _trained(
         return history_of(record, validated=validation is not None, layers=layers)
 
     try:
-        with memory_shortage_named(params, state_shapes(optimizer, params)):
-            state = initial_state(optimizer, params)
+        with memory_shortage_named(params, jax.eval_shape(optimizer.init, params)):
+            state = initial_state(program.optimizer)(params, constants)
             wait_for(state)
             order = next(orders)
-            program = with_kernel(kernel, program, run_epoch, (params, state, batch, order, None))
+            program = with_kernel(
+                kernel,
+                program,
+                optimizer,
+                run_epoch,
+                (params, state, batch, order, None, constants),
+            )
             for number in range(1, epochs + 1):
                 started = time.perf_counter()
                 step_key = epoch_key(key, number) if random else None
-                trained, state, loss, health = run_epoch(
-                    program, params, state, batch, order, step_key
+                trained, state, loss, health = run_epoch(program)(
+                    params, state, batch, order, step_key, constants
                 )
                 if number < epochs:
                     order = next(orders)  # while the device is at work
