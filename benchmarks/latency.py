@@ -3,8 +3,8 @@
     python -m benchmarks.latency [--output results.json] [--short | --quick]
     python -m benchmarks.latency --table results.json
 
-Two tables.  The first has single trainings, of ``jaxbp.fit`` beside its peers (``benchmarks.peers``):
-from the start of a process, and within it the first one, the same once more, with the optimiser
+Two tables.  The first has single trainings by ``jaxbp.fit`` and its peers (``benchmarks.peers``):
+from the start of a process, and within one the first, the same once more, with the optimiser
 written inline, with another learning rate, another seed, and the rows of another fold.  The second
 has a search by ``fit_many``, beside scikit-learn's ``MLPClassifier`` on all cores.  Compilation
 counts, as a user waits for it.
@@ -118,7 +118,9 @@ def one_training(plan):
     for name, found in samples.items():
         for call in CALLS:
             loss = found[0][call]["loss"]
-            assert abs(loss / ours[call]["loss"] - 1) < training.TOLERANCE, f"{name}, {call}: {loss}"
+            assert abs(loss / ours[call]["loss"] - 1) < training.TOLERANCE, (
+                f"{name}, {call}: {loss}"
+            )
     return {
         "network": f"{name_of(plan.network.sizes)}, batch {plan.network.batch_size}",
         "epochs": plan.network.epochs,
@@ -249,19 +251,29 @@ def shown(seconds):
 def table_of_one(cell):
     """The first table."""
     rows = [
-        protocol.line(f"`{name}`" if name == peers.OURS else name, *(shown(found[each]) for each in ("cold", *CALLS)))
+        protocol.line(
+            f"`{name}`" if name == peers.OURS else name,
+            *(shown(found[each]) for each in ("cold", *CALLS)),
+        )
         for name, found in cell["seconds"].items()
     ]
-    text = ONE.format(network=cell["network"], epochs=cell["epochs"], processes=cell["processes"], versions="{versions}")
+    text = ONE.format(
+        network=cell["network"],
+        epochs=cell["epochs"],
+        processes=cell["processes"],
+        versions="{versions}",
+    )
     return protocol.table(["", "cold", *CALLS.values()], rows, text)
 
 
 def row_of_many(cell):
     """A line of the second table."""
     search, seconds = cell["search"], cell["seconds"]
-    ratios = [training.rounded(seconds["scikit-learn"] / seconds[call]) for call in ("first", "again")]
+    ratios = [
+        training.rounded(seconds["scikit-learn"] / seconds[call]) for call in ("first", "again")
+    ]
     return protocol.line(
-        f"{search['data']}, hidden {search['hidden']}, batch {search['batch_size']}, epochs {search['epochs']}",
+        "{data}, hidden {hidden}, batch {batch_size}, epochs {epochs}".format(**search),
         *(shown(seconds[name]) for name in ("first", "again", "scikit-learn")),
         *ratios,
     )
@@ -276,8 +288,8 @@ MANY_COLUMNS = (
     "another",
 )
 ONE = """\
-{network}, {epochs} epochs of scikit-learn's digits, from NumPy arrays to NumPy weights: medians of
-{processes} processes each, the contenders in turn. Cold is from the start of a process to its end,
+{network}, {epochs} epochs (64 inputs are scikit-learn's digits), from NumPy arrays to NumPy
+weights: medians of {processes} processes each, the contenders in turn. Cold is from the start of a process to its end,
 imports included. The others are calls in a process that has imported the library: the first; the
 same function again; all written once more, with the optimiser inline as in the README; that with
 half of the learning rate; the same function with another seed; and four fifths of the rows. JAX,

@@ -485,32 +485,27 @@ def peak_mib():
 def calls_of(name, case):
     """Train again and again, as users do -> by what is new, the seconds that it took, and the loss.
 
-    "import" is that of the library, and "first" the first training after it; the later ones differ
-    from it in one thing each.  The seconds of "inline" are those of a training for which all was
-    written once more, the optimiser included.
+    The first one comes after the import of the library, and the others differ from it in one thing
+    each.  For all but "again" and "seed" everything is written anew, the optimiser included.
     """
     found = {}
 
-    def timed(what, case, train):
+    def train(what, case, run=None, *seed):
         start = time.perf_counter()
-        weights = train()
+        weights = (run or peer.build(case))(*seed)
         seconds = time.perf_counter() - start
-        loss = None if weights is None else mean_loss(weights, case.x, case.target)
-        found[what] = {"seconds": seconds, "loss": loss}
+        found[what] = {"seconds": seconds, "loss": mean_loss(weights, case.x, case.target)}
 
-    peer = PEERS[name]
-    timed("import", case, lambda: importlib.import_module(peer.module) and None)
-    timed("first", case, lambda: peer.build(case)())
-    timed("inline", case, lambda: peer.build(case)())
+    peer, rows = PEERS[name], len(case.x) * 4 // 5
+    importlib.import_module(peer.module)
+    train("first", case)
+    train("inline", case)
     run = peer.build(case)
     run()
-    timed("again", case, run)
-    timed("seed", case, lambda: run(1))
-    slower = case._replace(learning_rate=0.5 * case.learning_rate)
-    timed("rate", slower, lambda: peer.build(slower)())
-    rows = len(case.x) * 4 // 5
-    fold = case._replace(x=case.x[:rows], target=case.target[:rows])
-    timed("fold", fold, lambda: peer.build(fold)())
+    train("again", case, run)
+    train("seed", case, run, 1)
+    train("rate", case._replace(learning_rate=0.5 * case.learning_rate))
+    train("fold", case._replace(x=case.x[:rows], target=case.target[:rows]))
     return found
 
 
