@@ -289,12 +289,12 @@ MANY_COLUMNS = (
 )
 ONE = """\
 {network}, {epochs} epochs (64 inputs are scikit-learn's digits), from NumPy arrays to NumPy
-weights: medians of {processes} processes each, the contenders in turn. Cold is from the start of a process to its end,
-imports included. The others are calls in a process that has imported the library: the first; the
-same function again; all written once more, with the optimiser inline as in the README; that with
-half of the learning rate; the same function with another seed; and four fifths of the rows. JAX,
-Flax and Equinox compile a step for each optimiser, as their documentation has it; no compilation
-cache is on. The losses of all are found to agree. With {versions}."""
+weights: medians of {processes} processes each, the contenders in turn. Cold is from the start of a
+process to its end, imports included. The others are calls in a process that has imported the
+library: the first; the same function again; all written once more, with the optimiser inline as in
+the README; that with half of the learning rate; the same function with another seed; and four
+fifths of the rows. JAX, Flax and Equinox compile a step for each optimiser, as their documentation
+has it; no compilation cache is on. The losses of all are found to agree. With {versions}."""
 MANY = """\
 30 networks of 30 learning rates by Adam, on each of 5 folds: in one call of `fit_many` a fold, all
 compilation included (two, as folds differ by a row), then with other rates and seeds; and
