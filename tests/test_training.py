@@ -845,6 +845,10 @@ WRONG = [
         {"gradient": changed(lambda loss, grads: (loss, jax.tree.map(lambda g: 1.01 * g, grads)))},
         r"gradient: gradient is not the derivative .* error of 1.0e-02 .*gradcheck tells .*; che",
     ),
+    (
+        {"gradient": changed(lambda loss, grads: (4 * loss, grads))},  # a sum over the rows
+        "gradient: the loss of gradient is not the objective .*, the mean .* of 3.0e.00 by .*; che",
+    ),
 ]
 
 
@@ -856,13 +860,13 @@ def test_a_piece_that_is_not_what_it_claims_to_be(options, message):
 
 def test_pieces_are_checked_for_many_networks_too():
     many = {"keys": jax.random.split(jax.random.key(0), 2), "learning_rate": 0.1}
-    options, message = WRONG[-1]
+    options, message = WRONG[-2]
     with pytest.raises(ValueError, match=message):
         jaxbp.fit_many(MODEL, table(), epochs=1, batch_size=4, **many, **options)
 
 
 def test_a_wrong_piece_trains_if_it_must():
-    options, _ = WRONG[-1]
+    options, _ = WRONG[-2]
     fit(**options, epochs=1, check=False)
 
 
@@ -889,7 +893,7 @@ def test_right_pieces_of_ones_own_pass(x64):
 
 def test_pieces_of_the_package_are_not_compared(monkeypatch):
     """So nothing is compiled for them; nor is a gradient that differs at every draw."""
-    monkeypatch.setattr(pieces, "_error_of", None)
+    monkeypatch.setattr(pieces, "_compare", None)
     units = [*activations.BY_NAME.values(), partial(activations.leaky_relu, alpha=0.1)]
     for one in units:
         check(unit(one))
