@@ -16,6 +16,7 @@ from jax import Array
 
 from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Deltas, Params, Residuals, Rows, penalty, with_penalty
+from jaxbp.products import mesh_of, product
 from jaxbp.reprs import short
 
 
@@ -62,12 +63,13 @@ def per_example_pass(model: MLP, params: Params, batch: Batch) -> tuple[Array, R
 
 def autodiff(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
     """E and ∇E by ``jax.value_and_grad`` of ``objective``."""
-    return jax.value_and_grad(objective, argnums=1)(model, params, batch)
+    with mesh_of(params, batch):
+        return jax.value_and_grad(objective, argnums=1)(model, params, batch)
 
 
 def input_gradient(params: Params, deltas: Deltas) -> Array:
     """∂L/∂x = W⁽¹⁾ᵀ δ⁽¹⁾, (B, D): the recursion taken one layer further, where h' is 1."""
-    return deltas[0] @ params[0].weight
+    return product(deltas[0], params[0].weight, deltas[0])
 
 
 def example_shares(batch: Batch, loss: Array) -> Array:
