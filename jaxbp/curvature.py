@@ -69,8 +69,8 @@ def gauss_newton_vector_product(model: MLP, params: Params, batch: Batch, vector
     loss, _ = model.head.loss(logits, batch.target)
     with mesh_of(params, batch, vector):
         tangent, _ = r_forward(model, params, residuals, vector)
-        curved = _loss_curvature(model, logits, batch, tangent)
-    curved = example_shares(batch, loss)[..., None] * curved
+        share = example_shares(batch, loss)
+        curved = share[..., None] * _loss_curvature(model, logits, batch, tangent)
     return with_penalty(model, vector, gradients(residuals, backward(params, residuals, curved)))
 
 
