@@ -196,7 +196,8 @@ def epoch_key(key: Array, epoch: ArrayLike) -> Array:
     ``fold_in(key, n)``), and the initial weights are drawn from them; so the epochs' are folds of
     its last one, which no network has the layers to reach.
     """
-    return jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
+    with jax.transfer_guard("allow"):  # of two numbers
+        return jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

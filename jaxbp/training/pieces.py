@@ -70,13 +70,12 @@ def check_pieces(
     own_loss, own_gradient = _innermost(model.head.loss) not in _LOSSES, gradient not in _GRADIENTS
     if not (units or own_loss or own_gradient):
         return
-    batch = jax.tree.map(lambda array: array[:batch_size], batch)
+    batch = jax.tree.map(lambda array: jax.lax.slice_in_dim(array, 0, batch_size), batch)
     tolerance = float(jnp.finfo(batch.x.dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
     rng, rows = np.random.default_rng(0), len(batch.x)
 
-    def draw(*shape: int) -> np.ndarray:
-        values: np.ndarray = np.asarray(rng.normal(size=shape))
-        return values.astype(batch.x.dtype)
+    def draw(*shape: int) -> Array:
+        return jax.device_put(np.asarray(rng.normal(size=shape)).astype(batch.x.dtype))
 
     for unit, width in units.items():
         claim = f"activation: the slope of {short(unit)} is not the derivative of h, entry by entry"
