@@ -20,6 +20,7 @@ from jaxbp.training.device import memory_shortage_named, wait_for
 from jaxbp.training.epoch import epoch_key, times_mean_weight
 
 slow = pytest.mark.slow
+KEY = jax.random.key(0)
 MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error)
 
 
@@ -31,8 +32,7 @@ def table(rows=10, seed=0):
 
 
 def fit(model=MODEL, batch=None, **options):
-    key = jax.random.key(0)
-    defaults = {"optimizer": sgd(1e-3), "epochs": 2, "batch_size": 4, "key": key}
+    defaults = {"optimizer": sgd(1e-3), "epochs": 2, "batch_size": 4, "key": KEY}
     return jaxbp.fit(model, table() if batch is None else batch, **defaults | options)
 
 

@@ -75,7 +75,9 @@ def check_pieces(
     rng, rows = np.random.default_rng(0), len(batch.x)
 
     def draw(*shape: int) -> Array:
-        return jax.device_put(np.asarray(rng.normal(size=shape)).astype(batch.x.dtype))
+        values = np.asarray(rng.normal(size=shape)).astype(batch.x.dtype)
+        drawn: Array = jax.device_put(values)
+        return drawn
 
     for unit, width in units.items():
         claim = f"activation: the slope of {short(unit)} is not the derivative of h, entry by entry"
