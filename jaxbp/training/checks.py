@@ -186,7 +186,7 @@ def _on_device(given: Any, checked: Any) -> Any:
     """The checked values; what is on a device already does not leave it."""
     if isinstance(given, jax.Array) and checked is not None:
         return given.astype(checked.dtype)
-    return None if checked is None else jnp.asarray(checked)
+    return None if checked is None else jax.device_put(checked)
 
 
 def _check_target(model: MLP, target: Any, name: str) -> None:
