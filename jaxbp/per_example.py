@@ -33,7 +33,7 @@ from jaxbp.model import (
     with_penalty,
 )
 from jaxbp.products import product
-from jaxbp.trees import wide_enough
+from jaxbp.trees import check_bools, wide_enough
 
 Reduction = Literal["mean", "sum"]
 MaxNorm = float | Sequence[float] | Array  # of the whole gradient, or of every layer's
@@ -64,6 +64,7 @@ def per_example_norms(model: MLP, params: Params, batch: Batch, per_layer: bool 
     >>> per_example_norms(model, params, batch).tolist()
     [3.0, 5.0]
     """
+    check_bools(per_layer=per_layer)
     _, residuals, deltas = _pass(model, params, batch)
     squares = _squared_norms(residuals, deltas)
     if penalised(model):
@@ -100,6 +101,7 @@ def clipped_gradient(
     ValueError where max_norm is not positive, or has neither one entry nor one a layer, and for the
     mean of an empty batch.
     """
+    check_bools(per_layer=per_layer)
     _check_reduction(reduction)
     loss, residuals, deltas = _pass(model, params, batch)
     squares = _squared_norms(residuals, deltas)
@@ -148,6 +150,7 @@ def noisy_clipped_gradient(
     minibatches are drawn: ``fit`` shuffles.
     Raises ValueError as ``clipped_gradient`` does, and for a negative noise_multiplier.
     """
+    check_bools(per_layer=per_layer)
     if not _known(noise_multiplier, 0) >= 0:
         raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
     value, grads = clipped_gradient(model, params, batch, max_norm, per_layer, reduction=reduction)

@@ -40,6 +40,7 @@ from jaxbp.training.epoch import (
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, compiled_evaluation
 from jaxbp.training.pieces import check_pieces
+from jaxbp.trees import check_bools
 
 
 class History(NamedTuple):
@@ -173,6 +174,7 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
+    check_bools(diagnostics=diagnostics, check=check)
     check_concrete(key=key, params=params, batch=batch, validation=validation)
     check_arguments(model, optimizer, epochs, batch_size, key, precision, kernel)
     batch, params, validation = on_one_device(

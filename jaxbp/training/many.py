@@ -63,6 +63,7 @@ from jaxbp.training.fitting import (
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, loss_and_metric
 from jaxbp.training.pieces import check_pieces
+from jaxbp.trees import check_bools
 
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # of a learning rate
 
@@ -135,6 +136,7 @@ def fit_many(
     >>> best_of(params, history).n
     1
     """
+    check_bools(check=check)
     check_concrete(keys=keys, batch=batch, validation=validation)
     batch, validation = on_one_device({"batch": batch, "validation": validation})
     callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
