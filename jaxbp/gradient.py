@@ -18,6 +18,7 @@ from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Deltas, Params, Residuals, Rows, penalty, with_penalty
 from jaxbp.products import mesh_of, product
 from jaxbp.reprs import short
+from jaxbp.targets import numbers
 
 
 class Batch(NamedTuple):
@@ -85,7 +86,7 @@ def example_shares(batch: Batch, loss: Array) -> Array:
         raise ValueError(f"x: got shape {jnp.shape(batch.x)}, expected at least one example")
     if batch.weight is None:
         return jnp.full_like(loss, 1 / loss.size)
-    weight = jnp.asarray(batch.weight, loss.dtype)
+    weight = numbers("weight", batch.weight).astype(loss.dtype)
     if weight.shape != loss.shape:
         raise ValueError(f"weight: got shape {weight.shape}, expected {loss.shape}, one an example")
     total = jnp.sum(weight)

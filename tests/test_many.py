@@ -287,6 +287,19 @@ def test_what_does_not_fit_is_named(wrong, error, message):
 
 
 def test_keys_are_one_a_network():
+    """And where two networks are one, it is said, before they train."""
+    one = three_keys()[:1]
+    for wrong in ([one[0], one[0]], "ab", None):
+        with pytest.raises(TypeError, match=r"(?s)keys: got .*, expected \(N,\) of them"):
+            fit_many(keys=wrong)
+    twice = one[np.zeros(2, int)]
+    with (
+        pytest.warns(UserWarning, match="keys: 1 of 2 networks differ"),
+        pytest.raises(ValueError, match="epochs: got 0"),
+    ):
+        fit_many(keys=twice, learning_rate=0.1, epochs=0)
+    with pytest.raises(ValueError, match="epochs: got 0"):  # without a warning
+        fit_many(keys=twice, learning_rate=[0.1, 0.2], epochs=0)
     with pytest.raises(TypeError, match=r"(?s)keys: got .*, expected \(N,\) of them"):
         fit_many(keys=jax.random.key(0))
     with pytest.raises(ValueError, match="keys: got none, expected one a network"):

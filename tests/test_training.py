@@ -823,6 +823,18 @@ WRONG = [
         r"activation: h of <lambda>: got float32 of shape \(10,\)",
     ),
     (
+        {"model": unit(lambda a: (np.tanh(a), 1 - np.tanh(a) ** 2))},
+        "activation: <lambda> asks for the numbers of an array, as NumPy, .* of jax.numpy alone",
+    ),
+    (
+        {"model": head(lambda a, y: (squares(a, y), 2 * (a - y) if a[0, 0] > 0 else 0))},
+        "head: its loss asks for the numbers of an array, as NumPy, float.. and if do",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: (float(loss), grads))},
+        "gradient: gradient asks for the numbers of an array",
+    ),
+    (
         {"gradient": changed(lambda loss, grads: (loss, jax.tree.map(jnp.sum, grads)))},
         r"gradient: grads\[0\].weight: got float32 of shape \(\), expected .* shape \(8, 3\)",
     ),
@@ -836,7 +848,7 @@ WRONG = [
     ),
     (
         {"gradient": changed(lambda loss, grads: grads)},
-        r"gradient: got a tuple of 2, expected \(loss, grads\)",
+        r"gradient: got grads alone, expected \(loss, grads\)",
     ),
     (
         {"gradient": changed(lambda loss, grads: loss)},
@@ -916,7 +928,7 @@ def test_pieces_of_the_package_are_not_compared(monkeypatch):
         return jaxbp.backprop(*given)[1]
 
     check(gradient=drawn, key=key)
-    with pytest.raises(TypeError, match=r"gradient: got a tuple of 2, expected \(loss, grads\)"):
+    with pytest.raises(TypeError, match=r"gradient: got grads alone, expected \(loss, grads\)"):
         check(gradient=grads_alone, key=key)
 
 

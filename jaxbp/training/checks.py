@@ -19,6 +19,7 @@ from jaxbp.gradient import Batch, objective
 from jaxbp.initialisation import check_key
 from jaxbp.model import MLP, Params, check_layers, units_of
 from jaxbp.precision import matmul_precision
+from jaxbp.reprs import short
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.epoch import state_shapes
 from jaxbp.training.kernel_choice import KERNELS
@@ -219,7 +220,11 @@ def _check_target(model: MLP, target: Any, name: str) -> None:
 def _as_numbers(name: str, values: Any) -> Any:
     if values is None and name.endswith("weight"):
         return None
-    array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
+    try:
+        array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
+    except (TypeError, ValueError) as error:
+        expected = "expected an array of real numbers"
+        raise TypeError(f"{name}: got {short(values)}, {expected}") from error
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
         raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
     return array

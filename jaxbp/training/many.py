@@ -8,6 +8,7 @@ except when they are tiny; an accelerator takes them together (``jax.vmap``), as
 """
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,7 @@ def fit_many(
         networks, each field (N,).  If one returns True, training ends there.
     check: as for ``fit``.
 
+    A UserWarning says so where two networks have equal keys and settings, and so are one.
     Raises ValueError, TypeError and MemoryError as ``fit`` does, before any training, and
     TrainingInterrupt for Ctrl-C; on an accelerator, where up to 64 epochs are one program, its
     parameters may be up to 64 epochs later than its history.
@@ -142,6 +144,7 @@ def fit_many(
     callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
     rates = _one_each("learning_rate", learning_rate, count)
     penalties = None if l2 is None else _one_each("l2", l2, count)
+    _warn_of_equals(keys, rates, penalties)
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     first = optimizer(rates[0])
@@ -474,13 +477,27 @@ def _workers() -> list[jax.Device]:
 
 
 def _checked_count(keys: Array) -> int:
-    if not jnp.issubdtype(jnp.result_type(keys), jax.dtypes.prng_key) or keys.ndim != 1:
+    dtype = getattr(keys, "dtype", int)
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         raise TypeError(
             f"keys: got {keys!r}, expected (N,) of them, as jax.random.split(key, N) gives"
         )
     if not len(keys):
         raise ValueError("keys: got none, expected one a network")
     return len(keys)
+
+
+def _warn_of_equals(keys: Array, *settings: np.ndarray | None) -> None:
+    """Warn where two networks have one key and the same settings, and so will be equal."""
+    given = [each for each in settings if each is not None]
+    columns = np.column_stack([np.asarray(jax.random.key_data(keys)), *given])
+    different = len(np.unique(columns, axis=0))
+    if different < len(keys):
+        warnings.warn(
+            f"keys: {different} of {len(keys)} networks differ; jax.random.split(key, N) gives N "
+            "keys that do",
+            stacklevel=3,
+        )
 
 
 def _one_each(name: str, values: ArrayLike, count: int) -> np.ndarray:

@@ -11,7 +11,8 @@ a, c and the logits are drawn at random, so that no kink is met and an entry or 
 on another one shows.  A relative error of √ε is rounding: 3e-4 in float32, 1.5e-8 in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -181,8 +182,22 @@ def _innermost(piece: Any) -> Any:
 # Shapes and dtypes
 
 
+@contextmanager
+def _traced(what: str) -> Iterator[None]:
+    """Raise TypeError, naming the piece, where it asks for numbers that are not there yet."""
+    try:
+        yield
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise TypeError(
+            f"{what} asks for the numbers of an array, as NumPy, float() and if do, but it is "
+            "compiled before there are any; expected functions of jax.numpy alone, such as "
+            "jnp.tanh and jnp.where"
+        ) from error
+
+
 def _checked_unit(unit: Activation, a: Array) -> tuple[Array, Array]:
-    pair = unit(a)
+    with _traced(f"activation: {short(unit)}"):
+        pair = unit(a)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(
             f"activation: {short(unit)} gives no (h, slope); jaxbp.with_slope makes one"
@@ -193,7 +208,8 @@ def _checked_unit(unit: Activation, a: Array) -> tuple[Array, Array]:
 
 
 def _checked_loss(loss: Any, logits: Array, target: Array) -> tuple[Array, Array]:
-    pair = loss(logits, target)
+    with _traced("head: its loss"):
+        pair = loss(logits, target)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(
             f"head: its loss gives {_kind(pair)}, expected (loss, error); jaxbp.with_error makes a "
@@ -207,9 +223,12 @@ def _checked_loss(loss: Any, logits: Array, target: Array) -> tuple[Array, Array
 def _checked_gradient(
     gradient: Gradient, model: MLP, params: Params, batch: Batch, **key: Array
 ) -> tuple[Array, Params]:
-    pair: Any = gradient(model, params, batch, **key)
-    if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair[0], tuple):
-        raise TypeError(f"gradient: got {_kind(pair)}, expected (loss, grads)")
+    with _traced(f"gradient: {short(gradient)}"):
+        pair: Any = gradient(model, params, batch, **key)
+    alone = str(jax.tree.structure(pair)) == str(jax.tree.structure(params))
+    if alone or not isinstance(pair, tuple) or len(pair) != 2:
+        got = "grads alone" if alone else _kind(pair)
+        raise TypeError(f"gradient: got {got}, expected (loss, grads)")
     loss, grads = pair
     if not isinstance(loss, Array | np.ndarray | np.generic | float | int):
         raise TypeError(f"gradient: got a loss that is {_kind(loss)}, expected a number")
