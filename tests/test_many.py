@@ -255,10 +255,17 @@ def test_control_c_keeps_what_there_is():
         if epoch.number == 2:
             raise KeyboardInterrupt
 
+    def write():
+        raise OSError("disk full")
+
     with pytest.raises(jaxbp.TrainingInterrupt, match="in epoch 3; ") as error:
         fit_many(validation=table(7, 1), on_epoch=[interrupt])
     assert jaxbp.compare(error.value.params, seen[1].params).ulps == 0
     assert error.value.history.training_loss.shape == error.value.history.metric.shape == (3, 2)
+    with pytest.raises(OSError, match="disk full") as error:
+        fit_many(validation=table(7, 1), on_epoch=[lambda epoch: write()])
+    assert error.value.epoch == 2
+    assert jaxbp.compare(error.value.params, seen[0].params).ulps == 0
 
 
 @pytest.mark.parametrize(

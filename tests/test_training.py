@@ -183,8 +183,9 @@ def test_on_epoch_may_be_a_list_and_stops_on_true_alone():
     assert told == [1, 1, 2, 2]
     assert len(history.training_loss) == 2
     for returned in (0.5, 1, {"loss": 0.5}, np.ones(1, bool), "yes"):
-        with pytest.raises(TypeError, match=r"on_epoch: .* returned .*, expected True to end the"):
+        with pytest.raises(TypeError, match=r"on_epoch: .* returned .*, expected True to end") as e:
             fit(epochs=9, on_epoch=[first, lambda epoch: returned])  # noqa: B023
+        assert e.value.history.training_loss == history.training_loss[:1]
     told.clear()
     for wrong in (1, [first, None]):
         with pytest.raises(
@@ -211,6 +212,32 @@ def test_control_c_keeps_what_there_is():
     assert jaxbp.compare(error.value.params, told[1].params).relative_error == 0
     expected = [epoch.training_loss for epoch in told]
     np.testing.assert_array_equal(error.value.history.training_loss, expected)
+
+
+def test_a_callbacks_exception_keeps_what_there_is():
+    """It stays what it is; one that carries something of that name keeps its own."""
+    told = []
+
+    def fail(epoch):
+        told.append(epoch)
+        if epoch.number == 2:
+            raise error
+
+    for error in (OSError("disk full"), SystemExit(3)):
+        told.clear()
+        with pytest.raises(type(error)) as caught:
+            fit(epochs=9, on_epoch=fail)
+        assert caught.value is error
+        assert error.epoch == 3
+        assert jaxbp.compare(error.params, told[1].params).relative_error == 0
+        losses = [epoch.training_loss for epoch in told]
+        np.testing.assert_array_equal(error.history.training_loss, losses)
+        assert "in epoch 3; the exception's params" in error.__notes__[0]
+    error = ValueError("mine")
+    error.params, told[:] = "mine", []
+    with pytest.raises(ValueError, match="mine"):
+        fit(epochs=9, on_epoch=fail)
+    assert vars(error).keys() == {"params"}
 
 
 def test_control_c_is_heard_while_the_device_computes(sigint, monkeypatch):
@@ -479,6 +506,10 @@ def test_example_weights():
     assert np.isfinite(history.training_loss).all()
 
 
+#: of one output, whose predictions and targets are (B,)
+ONE_OUTPUT = jaxbp.Head(lambda a: a[:, 0], lambda a, y: ((a[:, 0] - y) ** 2, 2 * (a - y[:, None])))
+
+
 @pytest.mark.parametrize(
     ("head", "target", "prediction", "expected"),
     [
@@ -489,6 +520,7 @@ def test_example_weights():
         (heads.linear_squared_error, [[2.0], [2]], [[2.0], [2]], 1),
         (heads.linear_squared_error, [[2.0], [2]], [[2.0], [3]], 0),
         (heads.linear_squared_error, [[0.1]] * 11, [[0.0]] * 11, 0),
+        (ONE_OUTPUT, [1.0, 2, 3], [[1.0], [2], [4]], 1 - 1 / 2),
     ],
 )
 def test_the_metric_is_what_the_head_calls_for(head, target, prediction, expected):
@@ -526,6 +558,11 @@ def test_a_metric_of_another_shape_is_refused(head, message):
     params = (jaxbp.Layer(jnp.ones((1, 2)), jnp.ones(1)),)
     with pytest.raises(ValueError, match=rf"head: it {message} .*\(3, 1\) targets"):
         jaxbp.evaluate(model, params, batch)
+    with pytest.raises(ValueError, match=f"head: it {message}"):  # before training
+        fit(model, batch, validation=batch, on_epoch=pytest.fail)
+    of_numpy = model._replace(head=head._replace(predict=np.asarray))
+    with pytest.raises(TypeError, match="head: its predict or decide asks for the numbers of"):
+        jaxbp.evaluate(of_numpy, params, batch)
     summed = model._replace(head=head._replace(loss=lambda a, y: (jnp.sum(a), a)))
     with pytest.raises(ValueError, match=r"loss: got shape \(\), expected \(3,\), one an example"):
         jaxbp.backprop(summed, params, batch)

@@ -1,7 +1,9 @@
 """Training of one network: ``fit``, and the record that it leaves."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -12,9 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
-from jaxbp.gradient import Batch, Gradient, backprop
+from jaxbp.gradient import Batch, Gradient, backprop, objective
 from jaxbp.model import MLP, Params, check_layers
-from jaxbp.precision import mixed_precision
+from jaxbp.precision import matmul_precision, mixed_precision
 from jaxbp.reprs import short
 from jaxbp.text import Table, fields, html, significant
 from jaxbp.training.checks import (
@@ -38,7 +40,7 @@ from jaxbp.training.epoch import (
     state_shapes,
 )
 from jaxbp.training.kernel_choice import with_kernel
-from jaxbp.training.metrics import Evaluation, compiled_evaluation
+from jaxbp.training.metrics import Evaluation, check_metric, compiled_evaluation
 from jaxbp.training.pieces import check_pieces
 from jaxbp.trees import check_bools
 
@@ -163,7 +165,8 @@ def fit(
     Raises ValueError or TypeError for arguments that do not fit, targets that the head cannot mean
     among them, and MemoryError for a network that is too large, all before any training; and two
     exceptions that carry parameters and history: NonFiniteLossError when training diverges, and
-    TrainingInterrupt, a KeyboardInterrupt, for Ctrl-C.
+    TrainingInterrupt, a KeyboardInterrupt, for Ctrl-C.  Any other exception after the first epoch,
+    such as a callback's own, is given the same attributes, epoch, params and history.
 
     >>> import jax.numpy as jnp
     >>> from jaxbp import activations, heads
@@ -191,6 +194,8 @@ def fit(
     params = tuple(params)
     check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
+    if validation is not None:
+        check_metric(model, params, validation, precision)
     batch_size = batch_size and min(batch_size, len(batch.x))
     if check:
         check_pieces(model, params, batch, batch_size, gradient, key if random else None)
@@ -230,40 +235,61 @@ def _trained(
         layers = len(params) if program.diagnostics else None
         return history_of(record, validated=validation is not None, layers=layers)
 
-    try:
-        with memory_shortage_named(params, state_shapes(optimizer, params)):
-            state = initial_state(optimizer, params)
-            wait_for(state)
-            order = next(orders)
-            program = with_kernel(kernel, program, run_epoch, (params, state, batch, order, None))
-            for number in range(1, epochs + 1):
-                started = time.perf_counter()
-                step_key = epoch_key(key, number) if random else None
-                trained, state, loss, health = run_epoch(
-                    program, params, state, batch, order, step_key
-                )
-                if number < epochs:
-                    order = next(orders)  # while the device is at work
-                if seconds > PATIENCE:
-                    wait_for(loss)
-                if not np.isfinite(loss):
-                    if record and not _is_finite(record[-1], model, params, batch, precision):
-                        params = before
-                        record.pop()
-                    raise NonFiniteLossError(len(record) + 1, params, history())
-                evaluation = None
-                if validation is not None:
-                    evaluation = compiled_evaluation(model, trained, validation, precision)
-                epoch = Epoch(
-                    number, trained, float(loss), evaluation, jax.tree.map(np.asarray, health)
-                )
-                record.append(epoch._replace(params=()))  # parameters are the caller's to keep
-                before, params, seconds = params, trained, time.perf_counter() - started
-                if ask_to_end(callbacks, epoch):
-                    break
-    except KeyboardInterrupt:
-        raise TrainingInterrupt(len(record) + 1, params, history()) from None
+    with (
+        carrying(lambda: (len(record) + 1, params, history())),
+        memory_shortage_named(params, state_shapes(optimizer, params)),
+    ):
+        state = initial_state(optimizer, params)
+        wait_for(state)
+        order = next(orders)
+        program = with_kernel(kernel, program, run_epoch, (params, state, batch, order, None))
+        for number in range(1, epochs + 1):
+            started = time.perf_counter()
+            step_key = epoch_key(key, number) if random else None
+            trained, state, loss, health = run_epoch(program, params, state, batch, order, step_key)
+            if number < epochs:
+                order = next(orders)  # while the device is at work
+            if seconds > PATIENCE:
+                wait_for(loss)
+            if not np.isfinite(loss):
+                if record and not _is_finite(record[-1], model, params, batch, precision):
+                    params = before
+                    record.pop()
+                raise NonFiniteLossError(len(record) + 1, params, history())
+            evaluation = None
+            if validation is not None:
+                evaluation = compiled_evaluation(model, trained, validation, precision)
+            epoch = Epoch(
+                number, trained, float(loss), evaluation, jax.tree.map(np.asarray, health)
+            )
+            record.append(epoch._replace(params=()))  # parameters are the caller's to keep
+            before, params, seconds = params, trained, time.perf_counter() - started
+            if ask_to_end(callbacks, epoch):
+                break
     return params, history()
+
+
+@contextmanager
+def carrying(so_far: Callable[[], tuple[int, Params, History]]) -> Iterator[None]:
+    """Give what ends the training early what there is: epoch, params and history.
+
+    Ctrl-C becomes a ``TrainingInterrupt``.  After the first epoch any other exception, such as a
+    callback's, is given the three as attributes, unless it has one of that name.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise TrainingInterrupt(*so_far()) from None
+    except (Exception, SystemExit) as error:
+        epoch, params, history = so_far()
+        given = {"epoch": epoch, "params": params, "history": history}
+        if epoch > 1 and not any(hasattr(error, name) for name in given):
+            vars(error).update(given)
+            error.add_note(
+                f"It ended the training in epoch {epoch}; the exception's params and history are "
+                f"those after epoch {epoch - 1}"
+            )
+        raise
 
 
 def callbacks_of(on_epoch: OnEpoch) -> tuple[Callable[[Epoch], Any], ...]:
@@ -301,9 +327,13 @@ def _is_finite(
 ) -> bool:
     """Whether an epoch ended with finite losses, in training and in validation."""
     validated = last.validation is None or np.isfinite(last.validation.loss)
-    return bool(
-        validated and np.isfinite(compiled_evaluation(model, params, batch, precision).loss)
-    )
+    return bool(validated and np.isfinite(_objective(model, params, batch, precision)))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _objective(model: MLP, params: Params, batch: Batch, precision: str | None) -> Array:
+    with matmul_precision(precision):
+        return objective(model, params, batch)
 
 
 def history_of(

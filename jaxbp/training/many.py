@@ -56,9 +56,9 @@ from jaxbp.training.fitting import (
     Epoch,
     History,
     OnEpoch,
-    TrainingInterrupt,
     ask_to_end,
     callbacks_of,
+    carrying,
     history_of,
 )
 from jaxbp.training.kernel_choice import with_kernel
@@ -170,6 +170,10 @@ def fit_many(
         validated = validation is not None
         return history_of(record, networks=(count,), validated=validated, layers=None)
 
+    def so_far() -> tuple[int, Params, History]:  # on the host: after Ctrl-C the cores are busy
+        params = dealt.gather([group.networks.params for group in groups])
+        return len(record) + 1, params, history()
+
     with memory_shortage_named(shapes, state_shapes(first, shapes)):
         networks = [
             _started(model, optimizer, dtype, *group, keeps_keys=random or draws_on_device())
@@ -194,7 +198,7 @@ def fit_many(
             seeds = np.asarray(jax.random.key_data(keys)).tolist()
             orders = None if batch_size is None else partial(_orders, dealt, seeds, rows)
             all_epochs = _epochs_on_host(program, groups, orders, epochs)
-        try:
+        with carrying(so_far):
             for groups, outcomes in all_epochs:
                 loss, validated = dealt.gather(outcomes)
                 record.append(
@@ -204,9 +208,6 @@ def fit_many(
                     callbacks, record[-1]._replace(params=_params(dealt, groups))
                 ):
                     break
-        except KeyboardInterrupt:
-            on_host = dealt.gather([group.networks.params for group in groups])
-            raise TrainingInterrupt(len(record) + 1, on_host, history()) from None  # cores are busy
     return _params(dealt, groups), history()
 
 

@@ -14,6 +14,7 @@ from jaxbp.mlp import forward
 from jaxbp.model import MLP, Params
 from jaxbp.precision import matmul_precision
 from jaxbp.training.checks import checked_batch
+from jaxbp.training.pieces import traced
 
 
 class Evaluation(NamedTuple):
@@ -35,6 +36,7 @@ def evaluate(
     where the batch does not fit the model.
     """
     batch = checked_batch(model, params, batch, "batch")
+    check_metric(model, params, batch, precision)
     return compiled_evaluation(model, params, batch, precision)
 
 
@@ -59,6 +61,15 @@ def loss_and_metric(
 
 
 _compiled = jax.jit(loss_and_metric, static_argnums=(0, 3))
+
+
+def check_metric(model: MLP, params: Params, batch: Batch, precision: str | None) -> None:
+    """Raise TypeError or ValueError where the head's predict or decide do not give a metric.
+
+    The arguments are those of ``compiled_evaluation``, which is traced and not run.
+    """
+    with traced("head: its predict or decide"):
+        _compiled.eval_shape(model, params, batch, precision)  # type: ignore[no-untyped-call]
 
 
 def compiled_evaluation(
@@ -90,7 +101,7 @@ def _r2(prediction: Array, target: Array, share: Array) -> Array:
             f"head: it predicts an array of shape {prediction.shape}, for {target.shape} targets; "
             "a head for classes needs a function decide"
         )
-    share = share[:, None]
+    share = jnp.expand_dims(share, range(1, target.ndim))  # beside (B, K), or (B,)
     varies = jnp.any((share > 0) & (target != target[jnp.argmax(share)]), axis=0)
     mean = jnp.sum(share * target, axis=0)
     total = jnp.sum(share * (target - mean) ** 2, axis=0)

@@ -183,7 +183,7 @@ def _innermost(piece: Any) -> Any:
 
 
 @contextmanager
-def _traced(what: str) -> Iterator[None]:
+def traced(what: str) -> Iterator[None]:
     """Raise TypeError, naming the piece, where it asks for numbers that are not there yet."""
     try:
         yield
@@ -196,7 +196,7 @@ def _traced(what: str) -> Iterator[None]:
 
 
 def _checked_unit(unit: Activation, a: Array) -> tuple[Array, Array]:
-    with _traced(f"activation: {short(unit)}"):
+    with traced(f"activation: {short(unit)}"):
         pair = unit(a)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(
@@ -208,7 +208,7 @@ def _checked_unit(unit: Activation, a: Array) -> tuple[Array, Array]:
 
 
 def _checked_loss(loss: Any, logits: Array, target: Array) -> tuple[Array, Array]:
-    with _traced("head: its loss"):
+    with traced("head: its loss"):
         pair = loss(logits, target)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(
@@ -223,7 +223,7 @@ def _checked_loss(loss: Any, logits: Array, target: Array) -> tuple[Array, Array
 def _checked_gradient(
     gradient: Gradient, model: MLP, params: Params, batch: Batch, **key: Array
 ) -> tuple[Array, Params]:
-    with _traced(f"gradient: {short(gradient)}"):
+    with traced(f"gradient: {short(gradient)}"):
         pair: Any = gradient(model, params, batch, **key)
     alone = str(jax.tree.structure(pair)) == str(jax.tree.structure(params))
     if alone or not isinstance(pair, tuple) or len(pair) != 2:
