@@ -45,6 +45,13 @@ def held_to_shapes(model: MLP) -> MLP:
     return model._replace(activation=units, head=head)
 
 
+def are_the_packages(model: MLP, gradient: Gradient) -> bool:
+    """Whether head, activations and gradient are those of the package, which are the same objects
+    at every call."""
+    units = set(units_of(model))
+    return units <= _UNITS and model.head.loss in _LOSSES and gradient in _GRADIENTS
+
+
 def check_pieces(
     model: MLP,
     params: Params | Callable[[], Params],
