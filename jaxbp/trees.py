@@ -1,4 +1,4 @@
-"""Trees: their leaves by name, the arguments that argnums means, and jaxprs within jaxprs."""
+"""Trees: their leaves by name, arguments that are checked or found, and jaxprs within jaxprs."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +22,18 @@ def check_like(name: str, tree: Any, params: Any) -> None:
     got, expected = (jax.tree.map(jnp.shape, each) for each in (tree, params))
     if got != expected:
         raise ValueError(f"{name}: got {got}, expected the shapes of params, {expected}")
+
+
+def check_bools(**given: Any) -> None:
+    """Raise TypeError for an argument that is neither True nor False, such as "no", which is true.
+
+    >>> check_bools(check="no")
+    Traceback (most recent call last):
+    TypeError: check: got 'no', expected True or False
+    """
+    for name, value in given.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}: got {value!r}, expected True or False")
 
 
 def shaped(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxbp.gradient import Batch, objective
 from jaxbp.model import MLP, Params, check_layers, units_of
 from jaxbp.precision import matmul_precision
+from jaxbp.reprs import short
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.kernel_choice import KERNELS
 from jaxbp.training.pieces import held_to_shapes
@@ -184,7 +185,7 @@ def _on_device(given: Any, checked: Any) -> Any:
     """The checked values; what is on a device already does not leave it."""
     if isinstance(given, jax.Array) and checked is not None:
         return given.astype(checked.dtype)
-    return None if checked is None else jnp.asarray(checked)
+    return None if checked is None else jax.device_put(checked)
 
 
 def _check_target(model: MLP, target: Any, name: str) -> None:
@@ -217,7 +218,11 @@ def _check_target(model: MLP, target: Any, name: str) -> None:
 def _as_numbers(name: str, values: Any) -> Any:
     if values is None and name.endswith("weight"):
         return None
-    array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
+    try:
+        array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
+    except (TypeError, ValueError) as error:
+        expected = "expected an array of real numbers"
+        raise TypeError(f"{name}: got {short(values)}, {expected}") from error
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
         raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
     return array

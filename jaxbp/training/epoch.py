@@ -41,7 +41,9 @@ def initial_params(
     dtype: DTypeLike = jnp.float32,
 ) -> Params:
     """``init`` as one program, compiled for sizes and schemes alone."""
-    drawn: Params = _drawn((model.sizes, schemes_of(model, scheme), jnp.dtype(dtype)))(key, bias)
+    program = _drawn((model.sizes, schemes_of(model, scheme), jnp.dtype(dtype)))
+    with jax.transfer_guard("allow"):  # of a number
+        drawn: Params = program(key, bias)
     return drawn
 
 
@@ -217,7 +219,8 @@ def epoch_key(key: Array, epoch: ArrayLike) -> Array:
     ``fold_in(key, n)``), and the initial weights are drawn from them; so the epochs' are folds of
     its last one, which no network has the layers to reach.
     """
-    return jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
+    with jax.transfer_guard("allow"):  # of two numbers
+        return jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

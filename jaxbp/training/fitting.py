@@ -1,7 +1,8 @@
 """Training of one network: ``fit``, and the record that it leaves."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -42,10 +43,16 @@ from jaxbp.training.epoch import (
     shapes_of,
 )
 from jaxbp.training.kernel_choice import with_kernel
-from jaxbp.training.metrics import Evaluation, compiled_evaluation, evaluation_of
+from jaxbp.training.metrics import (
+    Evaluation,
+    check_metric,
+    compiled_evaluation,
+    compiled_objective,
+    evaluation_of,
+)
 from jaxbp.training.pieces import are_the_packages, check_pieces
 from jaxbp.training.same_program import first_program
-from jaxbp.trees import shaped
+from jaxbp.trees import check_bools, shaped
 
 
 class History(NamedTuple):
@@ -169,7 +176,8 @@ def fit(
     Raises ValueError or TypeError for arguments that do not fit, targets that the head cannot mean
     among them, and MemoryError for a network that is too large, all before any training; and two
     exceptions that carry parameters and history: NonFiniteLossError when training diverges, and
-    TrainingInterrupt, a KeyboardInterrupt, for Ctrl-C.
+    TrainingInterrupt, a KeyboardInterrupt, for Ctrl-C.  Any other exception after the first epoch,
+    such as a callback's own, is given the same attributes, epoch, params and history.
 
     >>> import jax.numpy as jnp
     >>> from jaxbp import activations, heads
@@ -180,6 +188,7 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
+    check_bools(diagnostics=diagnostics, check=check)
     check_concrete(key=key, params=params, batch=batch, validation=validation)
     check_key(key)
     check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
@@ -203,8 +212,10 @@ def fit(
     program = Program(bare, made, mixed, batch_size, diagnostics, precision)
     constants = jax.device_put(Constants(l2, None, numbers))
     program = _first_alike(program, constants, params, batch, validation, random=random)
+    model = program.model._replace(l2=model.l2)
+    if validation is not None:
+        check_metric(model, params, validation, precision)
     if check:
-        model = program.model._replace(l2=model.l2)
         check_pieces(model, params, batch, batch_size, program.gradient, key if random else None)
     return _trained(
         program,
@@ -280,46 +291,70 @@ def _trained(
         layers = len(params) if program.diagnostics else None
         return history_of(record, validated=validation is not None, layers=layers)
 
-    try:
-        with memory_shortage_named(params, jax.eval_shape(optimizer.init, params)):
-            state = initial_state(program.optimizer)(params, constants)
-            wait_for(state)
-            order = next(orders)
-            program = with_kernel(
-                kernel,
-                program,
-                optimizer,
-                run_epoch,
-                (params, state, batch, order, None, constants),
+    state_shapes = jax.eval_shape(optimizer.init, params)
+    with (
+        carrying(lambda: (len(record) + 1, params, history())),
+        memory_shortage_named(params, state_shapes),
+    ):
+        state = initial_state(program.optimizer)(params, constants)
+        wait_for(state)
+        order = next(orders)
+        program = with_kernel(
+            kernel,
+            program,
+            optimizer,
+            run_epoch,
+            (params, state, batch, order, None, constants),
+        )
+        for number in range(1, epochs + 1):
+            started = time.perf_counter()
+            step_key = epoch_key(key, number) if random else None
+            trained, state, loss, health = run_epoch(program)(
+                params, state, batch, order, step_key, constants
             )
-            for number in range(1, epochs + 1):
-                started = time.perf_counter()
-                step_key = epoch_key(key, number) if random else None
-                trained, state, loss, health = run_epoch(program)(
-                    params, state, batch, order, step_key, constants
-                )
-                if number < epochs:
-                    order = next(orders)  # while the device is at work
-                if seconds > PATIENCE:
-                    wait_for(loss)
-                if not np.isfinite(loss):
-                    if record and not _is_finite(record[-1], model, params, batch, precision):
-                        params = before
-                        record.pop()
-                    raise NonFiniteLossError(len(record) + 1, params, history())
-                evaluation = None
-                if validation is not None:
-                    evaluation = compiled_evaluation(model, trained, validation, precision)
-                epoch = Epoch(
-                    number, trained, float(loss), evaluation, jax.tree.map(np.asarray, health)
-                )
-                record.append(epoch._replace(params=()))  # parameters are the caller's to keep
-                before, params, seconds = params, trained, time.perf_counter() - started
-                if ask_to_end(callbacks, epoch):
-                    break
-    except KeyboardInterrupt:
-        raise TrainingInterrupt(len(record) + 1, params, history()) from None
+            if number < epochs:
+                order = next(orders)  # while the device is at work
+            if seconds > PATIENCE:
+                wait_for(loss)
+            if not np.isfinite(loss):
+                if record and not _is_finite(record[-1], model, params, batch, precision):
+                    params = before
+                    record.pop()
+                raise NonFiniteLossError(len(record) + 1, params, history())
+            evaluation = None
+            if validation is not None:
+                evaluation = compiled_evaluation(model, trained, validation, precision)
+            epoch = Epoch(
+                number, trained, float(loss), evaluation, jax.tree.map(np.asarray, health)
+            )
+            record.append(epoch._replace(params=()))  # parameters are the caller's to keep
+            before, params, seconds = params, trained, time.perf_counter() - started
+            if ask_to_end(callbacks, epoch):
+                break
     return params, history()
+
+
+@contextmanager
+def carrying(so_far: Callable[[], tuple[int, Params, History]]) -> Iterator[None]:
+    """Give what ends the training early what there is: epoch, params and history.
+
+    Ctrl-C becomes a ``TrainingInterrupt``.  After the first epoch any other exception, such as a
+    callback's, is given the three as attributes, unless it has one of that name.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise TrainingInterrupt(*so_far()) from None
+    except (Exception, SystemExit) as error:
+        epoch, params, history = so_far()
+        given = {"epoch": epoch, "params": params, "history": history}
+        if epoch > 1 and not any(hasattr(error, name) for name in given):
+            vars(error).update(given)
+            error.add_note(
+                f"It ended the training in epoch {epoch}; the exception's params and history are "
+                f"those after epoch {epoch - 1}"
+            )
+        raise
 
 
 def callbacks_of(on_epoch: OnEpoch) -> tuple[Callable[[Epoch], Any], ...]:
@@ -357,9 +392,7 @@ def _is_finite(
 ) -> bool:
     """Whether an epoch ended with finite losses, in training and in validation."""
     validated = last.validation is None or np.isfinite(last.validation.loss)
-    return bool(
-        validated and np.isfinite(compiled_evaluation(model, params, batch, precision).loss)
-    )
+    return bool(validated and np.isfinite(compiled_objective(model, params, batch, precision)))
 
 
 def history_of(

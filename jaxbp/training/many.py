@@ -8,6 +8,7 @@ except when they are tiny; an accelerator takes them together (``jax.vmap``), as
 """
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,16 +56,16 @@ from jaxbp.training.fitting import (
     Epoch,
     History,
     OnEpoch,
-    TrainingInterrupt,
     ask_to_end,
     callbacks_of,
+    carrying,
     history_of,
 )
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, loss_and_metric
 from jaxbp.training.pieces import are_the_packages, check_pieces
 from jaxbp.training.same_program import compiled_for_each, first_program
-from jaxbp.trees import shaped
+from jaxbp.trees import check_bools, shaped
 
 
 class Best(NamedTuple):
@@ -119,6 +120,7 @@ def fit_many(
         networks, each field (N,).  If one returns True, training ends there.
     check: as for ``fit``.
 
+    A UserWarning says so where two networks have equal keys and settings, and so are one.
     Raises ValueError, TypeError and MemoryError as ``fit`` does, before any training, and
     TrainingInterrupt for Ctrl-C; on an accelerator, where up to 64 epochs are one program, its
     parameters may be up to 64 epochs later than its history.
@@ -134,11 +136,13 @@ def fit_many(
     >>> best_of(params, history).n
     1
     """
+    check_bools(check=check)
     check_concrete(keys=keys, batch=batch, validation=validation)
     batch, validation = on_one_device({"batch": batch, "validation": validation})
     callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
     rates = _one_each("learning_rate", learning_rate, count)
     penalties = _one_each("l2", model.l2 if l2 is None else l2, count)
+    _warn_of_equals(keys, rates, penalties)
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     first = optimizer(rates[0])
@@ -221,6 +225,10 @@ def _trained(
         validated = validation is not None
         return history_of(record, networks=(dealt.total,), validated=validated, layers=None)
 
+    def so_far() -> tuple[int, Params, History]:  # on the host: after Ctrl-C the cores are busy
+        params = dealt.gather([group.networks.params for group in groups])
+        return len(record) + 1, params, history()
+
     started = [_networks(work.start)(*own, numbers) for own in dealt.deal(each)]
     groups = [
         _Group(*jax.device_put((own, numbers, batch, validation), SingleDeviceSharding(device)))
@@ -244,7 +252,7 @@ def _trained(
         if program.batch_size is not None:
             orders = partial(_orders, dealt, each[0].tolist(), len(batch.x))
         all_epochs = _epochs_on_host(program, groups, orders, epochs)
-    try:
+    with carrying(so_far):
         for groups, outcomes in all_epochs:
             loss, validated = dealt.gather(outcomes)
             record.append(Epoch(len(record) + 1, (), loss, validated and Evaluation(*validated)))
@@ -252,9 +260,6 @@ def _trained(
                 callbacks, record[-1]._replace(params=_params(dealt, groups))
             ):
                 break
-    except KeyboardInterrupt:
-        on_host = dealt.gather([group.networks.params for group in groups])
-        raise TrainingInterrupt(len(record) + 1, on_host, history()) from None  # cores are busy
     return _params(dealt, groups), history()
 
 
@@ -534,13 +539,27 @@ def _workers() -> list[jax.Device]:
 
 
 def _checked_count(keys: Array) -> int:
-    if not jnp.issubdtype(jnp.result_type(keys), jax.dtypes.prng_key) or keys.ndim != 1:
+    dtype = getattr(keys, "dtype", int)
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         raise TypeError(
             f"keys: got {keys!r}, expected (N,) of them, as jax.random.split(key, N) gives"
         )
     if not len(keys):
         raise ValueError("keys: got none, expected one a network")
     return len(keys)
+
+
+def _warn_of_equals(keys: Array, *settings: np.ndarray | None) -> None:
+    """Warn where two networks have one key and the same settings, and so will be equal."""
+    given = [each for each in settings if each is not None]
+    columns = np.column_stack([np.asarray(jax.random.key_data(keys)), *given])
+    different = len(np.unique(columns, axis=0))
+    if different < len(keys):
+        warnings.warn(
+            f"keys: {different} of {len(keys)} networks differ; jax.random.split(key, N) gives N "
+            "keys that do",
+            stacklevel=3,
+        )
 
 
 def _one_each(name: str, values: ArrayLike, count: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from jaxbp.model import MLP, Params, penalty
 from jaxbp.precision import matmul_precision
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.constants import with_l2, without_l2
+from jaxbp.training.pieces import traced
 from jaxbp.training.same_program import compiled_for_each
 
 
@@ -36,6 +37,7 @@ def evaluate(
     where the batch does not fit the model.
     """
     batch = checked_batch(model, params, batch, "batch")
+    check_metric(model, params, batch, precision)
     return compiled_evaluation(model, params, batch, precision)
 
 
@@ -69,6 +71,16 @@ def evaluation_of(
 _compiled = compiled_for_each(evaluation_of)
 
 
+def check_metric(model: MLP, params: Params, batch: Batch, precision: str | None) -> None:
+    """Raise TypeError or ValueError where the head's predict or decide do not give a metric.
+
+    The arguments are those of ``compiled_evaluation``, which is traced and not run.
+    """
+    with traced("head: its predict or decide"):
+        model, l2 = without_l2(model, params)
+        _compiled((model, precision)).eval_shape(l2, params, batch)
+
+
 def compiled_evaluation(
     model: MLP, params: Params, batch: Batch, precision: str | None
 ) -> Evaluation:
@@ -76,6 +88,23 @@ def compiled_evaluation(
     model, l2 = without_l2(model, params)
     loss, metric = _compiled((model, precision))(l2, params, batch)
     return Evaluation(loss=float(loss), metric=float(metric))
+
+
+def _objective_of(
+    of: tuple[MLP, str | None], l2: Array | None, params: Params, batch: Batch
+) -> Array:
+    model, precision = of
+    with matmul_precision(precision):
+        return objective(with_l2(model, l2), params, batch)
+
+
+_compiled_objective = compiled_for_each(_objective_of)
+
+
+def compiled_objective(model: MLP, params: Params, batch: Batch, precision: str | None) -> float:
+    """The loss of ``compiled_evaluation`` alone, for a head whose metric is asked for nowhere."""
+    model, l2 = without_l2(model, params)
+    return float(_compiled_objective((model, precision))(l2, params, batch))
 
 
 def _accuracy(
@@ -99,7 +128,7 @@ def _r2(prediction: Array, target: Array, share: Array) -> Array:
             f"head: it predicts an array of shape {prediction.shape}, for {target.shape} targets; "
             "a head for classes needs a function decide"
         )
-    share = share[:, None]
+    share = jnp.expand_dims(share, range(1, target.ndim))  # beside (B, K), or (B,)
     varies = jnp.any((share > 0) & (target != target[jnp.argmax(share)]), axis=0)
     mean = jnp.sum(share * target, axis=0)
     total = jnp.sum(share * (target - mean) ** 2, axis=0)
