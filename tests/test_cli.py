@@ -482,9 +482,9 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     assert (elsewhere / "new" / "folder" / "out.csv").read_text().count("\n") == 151
 
 
-def network(labels, weight, *, mean=0.0, scale=1.0, path="model.safetensors"):
+def network(labels, weight, *, mean=0.0, scale=1.0, path="model.safetensors", head=None):
     """Save a network of one input without hidden layers, and without training."""
-    head = heads.linear_squared_error if labels is None else heads.sigmoid_logistic
+    head = head or (heads.linear_squared_error if labels is None else heads.sigmoid_logistic)
     model = jaxbp.MLP((1, 1), activations.identity, head)
     params = (jaxbp.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32)),)
     preparation = jaxbp.data.Preparation(
@@ -696,12 +696,19 @@ def test_the_training_loss_is_measured_as_the_validation_loss_is(elsewhere):
     assert record["training_accuracy"] == pytest.approx(accuracy)
 
 
-def test_counts_are_not_negative_in_any_part(elsewhere, capsys):
-    for seed in (0, 7):  # the negative one is in another part
-        body = "".join(f"{i},{i % 5 if i != 30 else -1}\n" for i in range(60))
-        (elsewhere / "counts.csv").write_text("x,n\n" + body)
-        said = refused(capsys, "train", "counts.csv", "--head", "exp_poisson", "--seed", seed)
-        assert "exp_poisson is for counts, and the target is -1 in a row" in said
+def test_a_target_that_is_no_count_is_named_with_its_row_in_the_file(elsewhere, capsys):
+    body = "".join(f"{i},{i % 5 if i != 30 else -1}\n" for i in range(60))
+    (elsewhere / "counts.csv").write_text("x,n\n" + body)
+    expected = "counts.csv, row 32: the target is -1, expected a count of at least 0"
+    for seed in (0, 7):  # it is in another part of the split
+        arguments = ["train", "counts.csv", "--head", "exp_poisson", "--seed", seed]
+        assert expected in refused(capsys, *arguments)
+    network(None, 1.0, head=heads.exp_poisson)
+    assert expected in refused(capsys, "evaluate", ".", "counts.csv")
+    network(None, 1.0, scale=1e-3, path="narrow.safetensors")
+    (elsewhere / "counts.csv").write_text("x,n\n1,0\n\n2,1e37\n")
+    said = refused(capsys, "evaluate", "narrow.safetensors", "counts.csv")
+    assert "counts.csv, row 4: the target is 1e+37, expected a number near those train" in said
 
 
 CACHE_SETTINGS = {

@@ -50,7 +50,8 @@ def run(options: Evaluate, console: Console) -> int:
     target = options.target
     if target is None and Path(options.data).suffix.lower() in {".csv", ".npz"}:
         target = record_of(options.run).get("target") or None
-    batch = load_for(preparation, options.data, target=target)
+    counts = trained.model.head.target == "counts"
+    batch = load_for(preparation, options.data, target=target, counts=counts)
     rows = f"{len(batch.x)} rows"
     found = score(rows, trained, batch)
     if options.json:

@@ -19,7 +19,7 @@ from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
 from jaxbp.cli.scores import with_outputs
 from jaxbp.data.loading import Dataset, Decisions, load
-from jaxbp.data.sources import DataError, DataWarning, Task
+from jaxbp.data.sources import DataWarning, Task
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
 from jaxbp.gradient import Batch
@@ -84,6 +84,7 @@ def decide(options: Design) -> Plan:
     """Load the data, and fit network and optimiser to them.  Raises UsageError and DataError."""
     check_design(options)
     task = _task(options)
+    counts = options.head != "auto" and heads.BY_NAME[options.head].target == "counts"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the facts tell
         dataset = load(
@@ -91,9 +92,10 @@ def decide(options: Design) -> Plan:
             target=options.target,
             task=task,
             seed=options.seed,
-            standardize_target=options.head != "exp_poisson",
+            standardize_target=not counts,
             stratify=options.stratify,
             header={"auto": None, "yes": True, "no": False}[options.header],
+            counts=counts,
         )
     labels = dataset.preparation.labels
 
@@ -108,11 +110,6 @@ def decide(options: Design) -> Plan:
         part: with_outputs(head, labels, getattr(dataset, part))
         for part in ("train", "validation", "test")
     }
-    lowest = min(batch.target.min() for batch in parts.values())
-    if head.target == "counts" and lowest < 0:
-        raise DataError(
-            f"{dataset.name}: {name} is for counts, and the target is {lowest:g} in a row"
-        )
     if labels is not None and head.target == "classes":
         outputs = len(labels)
     else:

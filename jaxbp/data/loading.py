@@ -13,10 +13,12 @@ import numpy as np
 
 from jaxbp.data.preparation import (
     Preparation,
+    check_counts,
     encode_for,
     encode_target,
     guess_task,
     moments,
+    scaled_target,
     transform,
 )
 from jaxbp.data.sources import (
@@ -78,6 +80,7 @@ def load(
     standardize_target: bool = True,
     stratify: bool = True,
     header: bool | None = None,
+    counts: bool = False,
 ) -> Dataset:
     """Read, split and standardise a data set.
 
@@ -96,6 +99,7 @@ def load(
     stratify: whether every class keeps its proportion in each of the three batches.
     header: whether a CSV's first row names the columns.  Unless given, it does if none of its
         cells is a number, or if they are unlike the cells below.
+    counts: whether a regression's target is counts, of which none is negative; False unless given.
 
     A class is called by its cell's text, so that 01 and 1 are two.  A first column without a name
     that counts the rows, as pandas writes it, is left out.  ``decisions`` tells what was decided.
@@ -124,6 +128,8 @@ def load(
     guess = [f"the target has {reason}"] if reason else []
     with noting([*raw.notes, *guess]):
         labels, values = encode_target(raw, task)
+        if counts:
+            check_counts(raw)
         train_rows, validation_rows, test_rows = split_rows(
             raw.name, values, labels if stratify else None, validation, test, seed
         )
@@ -133,8 +139,9 @@ def load(
     target_mean, target_scale = np.zeros(1), np.ones(1)
     if labels is None:
         target_mean, target_scale = moments(values[train_rows], standardize_target)
-        values = ((values - target_mean) / target_scale).astype(np.float32)
     preparation = Preparation(raw.features, mean, scale, labels, target_mean, target_scale)
+    if labels is None:
+        values = scaled_target(preparation, raw, values)
     x = transform(preparation, raw.x)
     return Dataset(
         name=Path(raw.name).stem,
@@ -147,12 +154,17 @@ def load(
 
 
 def load_for(
-    preparation: Preparation, source: str | Path, *, target: str | int | None = None
+    preparation: Preparation,
+    source: str | Path,
+    *,
+    target: str | int | None = None,
+    counts: bool = False,
 ) -> Batch:
     """Read all rows of a source, prepared as a network's training rows were -> a batch.
 
     A CSV with a header is read by name.  target is its column by name or position, the last one
-    unless given; or the name of the ``.npz``'s array, y unless given.  Raises DataError.
+    unless given; or the name of the ``.npz``'s array, y unless given.  counts says whether it is
+    counts, of which none is negative.  Raises DataError.
 
     >>> iris = load("iris")
     >>> load_for(iris.preparation, "iris").x.shape
@@ -160,6 +172,8 @@ def load_for(
     """
     check_target(target)
     raw = read_labelled(source, preparation.features, target, preparation.labels is not None)
+    if counts:
+        check_counts(raw)
     x: Any = transform(preparation, raw.x)
     values: Any = encode_for(preparation, raw)
     return Batch(x, values)

@@ -139,8 +139,7 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
                 f"{raw.name}: {values.shape[1]} target columns, expected "
                 f"{len(preparation.target_mean)}"
             )
-        scaled: np.ndarray = (values - preparation.target_mean) / preparation.target_scale
-        return scaled.astype(np.float32)
+        return scaled_target(preparation, raw, values)
     if target.ndim > 1 and is_one_hot(target):
         target = target.argmax(1)
     if raw.labels is not None:
@@ -149,12 +148,40 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
     classes = [position.get(name, -1) for name in _text_of(target)]
     if -1 in classes:
         row = classes.index(-1)
-        place = f"row {row}" if raw.lines is None else f"row {raw.lines[row]}"
         raise DataError(
-            f"{raw.name}, {place}: the target {quoted(target[row])} is none of the network's "
+            f"{_place(raw, row)}: the target {quoted(target[row])} is none of the network's "
             f"classes ({', '.join(map(quoted, labels[:10]))}{', ...' if len(labels) > 10 else ''})"
         )
     return np.array(classes, np.int32)
+
+
+def scaled_target(preparation: Preparation, raw: RawData, values: np.ndarray) -> np.ndarray:
+    """Scale a regression's values (N, K), in float32: (values - target_mean) / target_scale.
+
+    Raises DataError for the first row with one that is then out of float32's range.
+    """
+    scaled: np.ndarray = (values - preparation.target_mean) / preparation.target_scale
+    _check_each(raw, values, np.abs(scaled) <= LARGEST_FLOAT32, "a number near those trained on")
+    return scaled.astype(np.float32)
+
+
+def check_counts(raw: RawData) -> None:
+    """Raise DataError for the first row whose target, of numbers, is negative."""
+    target = raw.target.reshape(len(raw.target), -1)
+    _check_each(raw, target, target >= 0, "a count of at least 0")
+
+
+def _check_each(raw: RawData, values: np.ndarray, right: np.ndarray, expected: str) -> None:
+    """Raise DataError for the first of a target's values (N, K) that is not right."""
+    if not right.all():
+        row, column = np.argwhere(~right)[0]
+        value = values[row, column]
+        raise DataError(f"{_place(raw, row)}: the target is {value:g}, expected {expected}")
+
+
+def _place(raw: RawData, row: int) -> str:
+    """Name a row as its file counts: a CSV's by its line, the header's being 1 as a rule."""
+    return f"{raw.name}, row {row if raw.lines is None else raw.lines[row]}"
 
 
 def moments(values: np.ndarray, standardize: bool) -> tuple[np.ndarray, np.ndarray]:

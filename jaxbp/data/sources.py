@@ -279,6 +279,7 @@ def _read_csv(
             target_name=cells.names[chosen],
             header=cells.has_header,
             dropped=dropped,
+            lines=cells.lines,
             notes=tuple(notes),
         )
 
