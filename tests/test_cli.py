@@ -37,6 +37,7 @@ from jaxbp.cli import (
     plan,
     train,
 )
+from jaxbp.cli.compile_time import CompileTime
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 slow = pytest.mark.slow
@@ -107,8 +108,9 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert summary["validation_loss"] == pytest.approx(lines[-1]["validation_loss"])
-    assert summary["seconds"] > 0
-    assert summary["samples_per_second"] > 0
+    rate = 2 * summary["rows"]["train"] / summary["training_seconds"]
+    assert summary["samples_per_second"] == pytest.approx(rate, rel=0.01)
+    assert summary["compile_seconds"] > 0
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "gradient check: relative error" in out
@@ -683,6 +685,29 @@ def test_without_a_terminal_there_are_lines(elsewhere, capsys, monkeypatch):
     assert re.fullmatch(r"epoch 1/2: loss [\d.]+, validation accuracy [\d.]+, after .* s", lines[0])
     assert lines[1].startswith("epoch 2/2: loss ")
     assert len(lines) == 2
+
+
+def test_compiling_is_timed_apart_and_told_of_while_it_goes_on():
+    told = []
+    with CompileTime(told.append) as compiling:
+        for event in ("jaxpr_trace_duration", "backend_compile_duration"):
+            jax.monitoring.record_event_duration_secs(f"/jax/core/compile/{event}", 0.5)
+        jax.monitoring.record_event_duration_secs("/jax/checkpoint/write", 0.5)
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 0.5)
+    assert (compiling.seconds, told) == (1.0, [True, False])
+
+
+def test_scores_and_progress_are_readable_in_few_columns(elsewhere, capsys, monkeypatch):
+    network(("no", "yes"), 1.0)
+    (elsewhere / "some.csv").write_text("x,y\n-1,no\n1,no\n2,no\n3,yes\n")
+    for width in (40, 60, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert run("evaluate", ".", "some.csv") == 0
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= width
+        assert all(shown in out for shown in ("balanced accuracy", "log loss", "always 'no'"))
+        assert len(re.findall(r"\d\.\d{4}", out)) == 9
+        assert "…" not in out
 
 
 def test_the_training_loss_is_measured_as_the_validation_loss_is(elsewhere):

@@ -12,7 +12,7 @@ from tyro.conf import arg
 from jaxbp.cli.predict import TrainedRun, record_of, trained_network
 from jaxbp.cli.scores import baselines, score, scores_table
 from jaxbp.data.loading import load_for
-from jaxbp.text import plain
+from jaxbp.text import align, plain
 
 
 @dataclass(frozen=True)
@@ -59,5 +59,6 @@ def run(options: Evaluate, console: Console) -> int:
         print(json.dumps(plain(record), indent=2))
         return 0
     simplest = baselines(preparation, batch, rows, batch)[:1]  # what DATA teach is no contender
-    console.print(scores_table([found], simplest, preparation, batch))
+    table = scores_table([found], simplest, preparation, batch)
+    console.print(align(table, console.width), soft_wrap=True)
     return 0

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.table
-from rich import box
 
 from jaxbp.checkpoint import Checkpoint
 from jaxbp.data.preparation import Preparation
@@ -18,7 +16,7 @@ from jaxbp.data.sources import quoted, scikit_learn
 from jaxbp.gradient import Batch
 from jaxbp.heads import Head
 from jaxbp.mlp import forward
-from jaxbp.text import significant
+from jaxbp.text import Table, significant
 from jaxbp.training.metrics import evaluate
 
 SHOWN = {
@@ -127,7 +125,7 @@ def _unequal(labels: tuple[str, ...], batch: Batch) -> bool:
 
 def scores_table(
     scores: list[Score], others: list[Score], preparation: Preparation, batch: Batch
-) -> rich.table.Table:
+) -> Table:
     """Tabulate scores, a line each: where a batch's classes are equal, loss and accuracy alone.
 
     scores: of the network.
@@ -142,10 +140,11 @@ def scores_table(
         shown = ["loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
     else:
         shown, others = ["loss", "accuracy"], []
-    table = rich.table.Table("", *(SHOWN[name] for name in shown), box=box.SIMPLE_HEAD)
-    for name, metrics in [*scores, *others]:
-        table.add_row(name, *(_shown(metric, metrics.get(metric)) for metric in shown))
-    return table
+    rows = [
+        (name, *(_shown(metric, metrics.get(metric)) for metric in shown))
+        for name, metrics in [*scores, *others]
+    ]
+    return Table(("", *(SHOWN[name] for name in shown)), rows)
 
 
 def decimals(value: float) -> str:

@@ -29,6 +29,7 @@ from tyro.conf import arg
 import jaxbp
 from jaxbp.checking import central_difference, compare
 from jaxbp.checkpoint import Checkpoint, save
+from jaxbp.cli.compile_time import CompileTime
 from jaxbp.cli.files import make_run_folder, new_folder, written
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
@@ -38,13 +39,14 @@ from jaxbp.cli.scores import SHOWN, Score, baselines, decimals, score, scores_ta
 from jaxbp.diagnostics.health import sample
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.model import MLP, Params
-from jaxbp.text import plain
+from jaxbp.text import align, plain, significant
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.fitting import Epoch, History
 from jaxbp.training.metrics import compiled_evaluation
 
 _TRUSTED = 1e-3  # float32 rounding stays far below, a wrong formula far above
 _LONG = {"bytes": 50e6, "parameters": 2e6}  # of a file, of a network: what takes seconds to begin
+_COLUMNS = {"bar": 80, "metric": 60}  # of text that the terminal needs to show them in a line
 _BETWEEN_LINES = 5.0  # seconds, where no bar can be shown
 
 
@@ -78,10 +80,14 @@ class Outcome:
     history: History
     training_metric: np.ndarray  # (epochs,) accuracy or R², as history's loss is on training rows
     kept_epoch: int  # the one params are from
-    seconds: float  # of training, compilation included
-    samples_per_second: float  # after the first epoch, which compiles; validation included
+    compile_seconds: float
+    seconds: float  # of training without compiling; evaluation after each epoch included
     ended: str  # why before its time; empty if not
     diverged: bool
+
+    def samples_per_second(self, rows: int) -> float:
+        """All rows of all epochs over the seconds of training."""
+        return rows * len(self.history.training_loss) / self.seconds
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,9 @@ class Summary:
                 "epochs": len(outcome.history.training_loss),
                 "kept_epoch": outcome.kept_epoch,
                 "ended": outcome.ended or None,
-                "seconds": round(outcome.seconds, 4),
-                "samples_per_second": round(outcome.samples_per_second, 1),
+                "compile_seconds": round(outcome.compile_seconds, 4),
+                "training_seconds": round(outcome.seconds, 4),
+                "samples_per_second": round(outcome.samples_per_second(len(plan.to_fit.x)), 1),
                 **scores,
                 "baselines": {each.name: dict(each.metrics) for each in self.baselines},
                 "device": jax.devices()[0].device_kind,
@@ -201,7 +208,8 @@ def run(options: Train, console: Console) -> int:
     table = scores_table(
         list(summary.scores.values()), summary.baselines, data.preparation, data.train
     )
-    console.print(facts_table(summary), table, sep="\n")
+    console.print(facts_table(summary))
+    console.print(f"\n{align(table, console.width)}\n", soft_wrap=True)
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
     if options.diagnostics and outcome.kept_epoch:
@@ -284,18 +292,20 @@ def train(
     console: that shows the bar.
     interrupts: whether Ctrl-C was pressed.
     """
+    epoch = TextColumn("epoch {task.completed}/{task.total}", markup=False)
+    live = TextColumn("{task.fields[live]}", markup=False)
+    times = TimeElapsedColumn(), TimeRemainingColumn(compact=True)
+    narrow = console.width < _COLUMNS["bar"]
     bar = Progress(
-        TextColumn("epoch {task.completed}/{task.total}", markup=False),
-        BarColumn(bar_width=10),
-        TextColumn("{task.fields[live]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
+        *((epoch, live) if narrow else (epoch, BarColumn(bar_width=10), live, *times)),
         console=console,
         disable=not console.is_terminal,
     )
     with (folder / "metrics.jsonl").open("x") as metrics, bar:
         watch = _Watch(plan, params, bar, metrics, interrupts)
-        trained = fit_plan(plan, params, watch, plan.parts["validation"])
+        with CompileTime(watch.show_compiling) as compiling:
+            trained = fit_plan(plan, params, watch, plan.parts["validation"])
+        seconds = time.perf_counter() - watch.started
     kept = watch.kept
     if trained.diverged is not None:
         if kept.number >= trained.diverged:  # its last steps broke it, as the next epoch told
@@ -304,16 +314,14 @@ def train(
             f"diverged in epoch {trained.diverged}: the loss is no longer finite; kept the "
             f"parameters after epoch {kept.number}. Try a smaller --learning-rate"
         )
-    timed = watch.seconds if len(watch.seconds) > 1 else [0.0, *watch.seconds]
-    epochs, span = len(timed) - 1, timed[-1] - timed[0]
     recorded = len(trained.history.training_loss)
     return Outcome(
         params=kept.params,
         history=trained.history._replace(training_loss=np.array(watch.training_loss[:recorded])),
         training_metric=np.array(watch.training_metric[:recorded]),
         kept_epoch=kept.number,
-        seconds=time.perf_counter() - watch.started,
-        samples_per_second=epochs * len(plan.to_fit.x) / span if epochs else 0.0,
+        compile_seconds=compiling.seconds,
+        seconds=seconds - compiling.seconds,
         ended=watch.ended,
         diverged=trained.diverged is not None,
     )
@@ -337,12 +345,17 @@ class _Watch:
         self.training_loss: list[float] = []
         self.training_metric: list[float] = []
         self.last_line = -math.inf  # seconds
-        self.task = bar.add_task("", total=self.epochs, live="compiling")
+        self.task = bar.add_task("", total=self.epochs, live="")
         self.latest = self.best = Epoch(0, params, math.nan, None)
         self.best_loss = math.inf
         self.ended = ""
         self.started = time.perf_counter()
         self.seconds: list[float] = []  # when each epoch ended
+
+    def show_compiling(self, goes_on: bool) -> None:
+        """Say what is done where there is no loss to show yet: compiling, or the first epoch."""
+        if not self.seconds:
+            self.bar.update(self.task, live="compiling" if goes_on else "first epoch")
 
     def __call__(self, epoch: Epoch) -> bool:
         validation = epoch.validation
@@ -365,7 +378,9 @@ class _Watch:
         self.metrics.write(json.dumps(plain(record)) + "\n")
         self.metrics.flush()
         metric = f"{SHOWN[self.metric]} {decimals(validation.metric)}"
-        live = f"loss {decimals(training.loss)}, validation {metric}"
+        live = f"loss {decimals(training.loss)}"
+        if self.bar.disable or self.bar.console.width >= _COLUMNS["metric"]:
+            live += f", validation {metric}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
         if validation.loss < self.best_loss:
@@ -451,7 +466,12 @@ def facts_table(summary: Summary) -> rich.table.Table:
         ("network", f"{plan.network}, {plan.head}{smoothed}"),
         ("parameters", f"{plan.parameters:,}"),
         ("epochs", f"{epochs} by {options.optimizer} and {options.gradient}{mixed}"),
-        ("time", f"{outcome.seconds:.2f} s, {outcome.samples_per_second:,.0f} samples/s"),
+        (
+            "time",
+            f"{significant(outcome.compile_seconds, 3)} s compiling, "
+            f"{significant(outcome.seconds, 3)} s training: "
+            f"{outcome.samples_per_second(rows['train']):,.0f} samples/s",
+        ),
     ]
     table = rich.table.Table.grid(padding=(0, 2))
     for fact in facts:
