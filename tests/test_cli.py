@@ -110,7 +110,7 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     assert summary["validation_loss"] == pytest.approx(lines[-1]["validation_loss"])
     rate = 2 * summary["rows"]["train"] / summary["training_seconds"]
     assert summary["samples_per_second"] == pytest.approx(rate, rel=0.01)
-    assert summary["compile_seconds"] > 0
+    assert summary["compile_seconds"] >= 0  # another test may have compiled it
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "gradient check: relative error" in out
@@ -543,25 +543,29 @@ def test_a_file_that_could_not_be_written_is_not_left_behind(elsewhere):
     assert (elsewhere / "new" / "out.csv").read_text() == "one\n"
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that even root cannot fill")
 def test_what_cannot_be_written_is_refused_before_the_work(elsewhere, capsys, monkeypatch):
     (elsewhere / "file").write_text("mine")
-    (elsewhere / "locked").mkdir()
-    usual = os.access
-    locked = elsewhere / "locked"
-    monkeypatch.setattr(
-        files.os, "access", lambda path, mode: Path(path).resolve() != locked and usual(path, mode)
-    )
-    for command, output, message in [
-        (["train", "gone.csv"], "file", "file exists, and nothing is overwritten"),
-        (["train", "gone.csv"], "file/run", "file is not a directory"),
-        (["train", "gone.csv"], "locked/run", "locked cannot be written to"),
-        (["predict", "gone", "gone.csv"], "locked/a/b.csv", "locked cannot be written to"),
-        (["diagnose", "gone.csv"], "locked/a.png", "locked cannot be written to"),
-        (["check", "gone.py:f"], "locked/a.json", "locked cannot be written to"),
+    long = 300 * "a"
+    for command, option, output, named in [
+        (["train", "gone.csv"], "--output", "file", "file exists, and nothing is overwritten"),
+        (["train", "gone.csv"], "--output", "file/run", "file is not a directory"),
+        (["train", "gone.csv"], "--output", "/proc/new/run", "/proc/new cannot be written ("),
+        (["train", "gone.csv"], "--output", f"new/{long}", f"{long} cannot be written (File na"),
+        (["predict", "gone", "gone.csv"], "--output", "/proc/a/b.csv", "/proc/a cannot be writ"),
+        (["predict", "gone", "gone.csv"], "--output", "/proc/b.csv", "/proc/b.csv cannot be writ"),
+        (["diagnose", "gone.csv"], "--output", "/proc/a.png", "/proc/a.png cannot be written ("),
+        (["check", "gone.py:f"], "--output", "/proc/a.json", "/proc/a.json cannot be written ("),
+        (["check", "gone.py:f"], "--plot", "/proc/a.png", "/proc/a.png cannot be written ("),
+        (["explain", "x"], "--html", "/proc/a.html", "/proc/a.html cannot be written ("),
     ]:
-        assert f"--output: {message}" in refused(capsys, *command, "--output", output)
-    monkeypatch.chdir(locked)
-    assert "--output: . cannot be written to" in refused(capsys, "train", "gone.csv")
+        message = refused(capsys, *command, option, output)
+        assert message.startswith(f"jaxbp: {option}: ")
+        assert named in message
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]  # what was tried is removed
+    monkeypatch.chdir("/proc")
+    assert "--output: runs cannot be written (" in refused(capsys, "train", "gone.csv")
+    assert "--output: diagnosis-1.png cannot be wr" in refused(capsys, "diagnose", "gone.csv")
 
 
 def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
