@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import queue
 import re
 import shlex
 import signal
@@ -313,6 +314,7 @@ def test_control_c_ends_the_epoch_and_saves(elsewhere, python, sigint):
 def press_before(monkeypatch):
     """Press Ctrl-C each time that ``jaxbp train`` comes to one of its functions."""
     monkeypatch.setattr(interrupts.os, "_exit", lambda status: pytest.fail("ended at once"))
+    monkeypatch.setattr(interrupts, "_GRACE", 1e6)
 
     def press(name, number=signal.SIGINT):
         function = getattr(train, name)
@@ -353,6 +355,32 @@ def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_be
     assert run("train", "iris", *QUICK) == 0
     assert len(list((elsewhere / "runs" / "iris-1").iterdir())) == 4
     assert signal.getsignal(sigint) is not signal.SIG_IGN
+
+
+def test_control_c_is_heard_while_the_main_thread_compiles(monkeypatch, capsys, sigint):
+    """And so does not come to its check, nor to the end of the epoch."""
+    ended = queue.Queue()
+    monkeypatch.setattr(interrupts.os, "_exit", ended.put)
+    monkeypatch.setattr(interrupts, "_GRACE", 0.0)
+    console = rich.console.Console()
+    with interrupts.Interrupts(console):
+        signal.raise_signal(sigint)
+        assert ended.get(timeout=600) == interrupts.INTERRUPTED
+    with interrupts.Interrupts(console) as asked:
+        asked.begin()
+        signal.raise_signal(sigint)
+    assert ended.empty()
+    assert asked.asked
+    with interrupts.Interrupts(console) as asked:
+        asked.begin()
+        signal.raise_signal(sigint)
+        signal.raise_signal(sigint)
+    assert ended.get_nowait() == interrupts.INTERRUPTED
+    with pytest.raises(KeyboardInterrupt), interrupts.ending_in_time(console):
+        signal.raise_signal(sigint)
+    out, err = capsys.readouterr()
+    assert "ending after this epoch (Ctrl-C again: at once, without saving)" in out
+    assert "jaxbp: interrupted; nothing was saved" in err
 
 
 def test_where_control_c_is_ignored_training_goes_on(elsewhere, press_before, capsys, sigint):

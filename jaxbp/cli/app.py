@@ -20,7 +20,7 @@ from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_progr
 from jaxbp.cli.diagnose import Diagnose
 from jaxbp.cli.evaluate import Evaluate
 from jaxbp.cli.explain import Explain
-from jaxbp.cli.interrupts import INTERRUPTED
+from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
 from jaxbp.cli.train import Train
@@ -84,7 +84,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     keep_compiled_programs()
     console = _Console(stderr=data_alone, markup=False, emoji=False, highlight=False)
     try:
-        return COMMANDS[type(command)](command, console)
+        with ending_in_time(console):
+            return COMMANDS[type(command)](command, console)
     except BrokenPipeError:
         raise
     except (*_REQUEST_ERRORS, *_RUN_ERRORS, KeyboardInterrupt) as error:
@@ -167,7 +168,7 @@ def _description() -> str:
 def _explain(error: BaseException) -> tuple[int, str]:
     """The exit status and the one line of an error that is not a bug."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; nothing was saved"
+        return INTERRUPTED, NOTHING_SAVED
     if isinstance(error, MemoryError) and str(error).startswith("out of memory"):
         return 1, str(error)
     if isinstance(error, _RUN_ERRORS):

@@ -88,6 +88,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
             seen.append(jitted_distributions(plan.model, epoch.params, rows))
             return interrupts.asked
 
+        interrupts.begin()
         trained = fit_plan(plan, params, watch)
         interrupts.ignore()
         for note in plan.decisions.notes:

@@ -198,24 +198,14 @@ def run(options: Train, console: Console) -> int:
         if not max(errors.values()) < _TRUSTED:
             console.print("the hand-written gradient is not the gradient: nothing trained")
             return 1
-        interrupts.check()
+        interrupts.begin()
         folder = make_run_folder(options.output, options.data)
         outcome = train(plan, params, folder, console, interrupts)
         interrupts.ignore()  # what has been trained is now to be saved
         summary = Summary(plan, errors, outcome, *_scores(plan, outcome.params))
         write_run(folder, summary)
-    data = plan.dataset
-    table = scores_table(
-        list(summary.scores.values()), summary.baselines, data.preparation, data.train
-    )
-    console.print(facts_table(summary))
-    console.print(f"\n{align(table, console.width)}\n", soft_wrap=True)
-    if outcome.ended:
-        console.print(outcome.ended, style="yellow")
-    if options.diagnostics and outcome.kept_epoch:
-        report = health_after(plan, outcome.params, outcome.history, outcome.kept_epoch)
-        console.print(report.text(console.width), soft_wrap=True)
-    console.print(f"saved in {folder}", soft_wrap=True)
+        print_run(summary, console)
+        console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
 
 
@@ -430,6 +420,20 @@ def write_run(folder: Path, summary: Summary) -> None:
             title=plan.title,
             training_metric=outcome.training_metric,
         )
+
+
+def print_run(summary: Summary, console: Console) -> None:
+    """Print facts, scores, how training ended and, if asked for, the health of every layer."""
+    plan, outcome, data = summary.plan, summary.outcome, summary.plan.dataset
+    scores = list(summary.scores.values())
+    table = scores_table(scores, summary.baselines, data.preparation, data.train)
+    console.print(facts_table(summary))
+    console.print(f"\n{align(table, console.width)}\n", soft_wrap=True)
+    if outcome.ended:
+        console.print(outcome.ended, style="yellow")
+    if plan.options.diagnostics and outcome.kept_epoch:
+        report = health_after(plan, outcome.params, outcome.history, outcome.kept_epoch)
+        console.print(report.text(console.width), soft_wrap=True)
 
 
 def facts_table(summary: Summary) -> rich.table.Table:
