@@ -39,6 +39,7 @@ from jaxbp.cli import (
     train,
 )
 from jaxbp.cli.compile_time import CompileTime
+from jaxbp.training import device
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 slow = pytest.mark.slow
@@ -400,10 +401,26 @@ def test_names_are_not_taken_for_markup(elsewhere, capsys):
 
 
 def test_small_relu_networks_on_two_classes():
-    """All ReLUs of a row are dead at first, its logit is 0, and jax.grad must be right there."""
-    decided = planned("breast_cancer", *PLAIN, "--hidden", 2)
-    errors = train.cross_check(decided.model, plan.initial(decided), decided.to_fit)
+    """All ReLUs are dead at first, each logit is 0, and jax.grad must be right there; a difference
+    would see half the slope of the second layer's, which stand on their kink."""
+    decided = planned("breast_cancer", *PLAIN, "--hidden", 2, 2)
+    first, *others = plan.initial(decided)
+    params = (first._replace(bias=first.bias - 30), *others)
+    errors = train.cross_check(decided.model, params, decided.to_fit)
     assert max(errors.values()) < 1e-5
+
+
+def test_what_does_not_fit_into_memory_is_told_before_the_work(elsewhere, capsys, monkeypatch):
+    """The optimiser's state counts; a gradient too large to be checked is trained with."""
+    decided = planned("iris", "--hidden", 8)
+    monkeypatch.setattr(device, "_memory", lambda: 12.0 * decided.parameters)
+    for command in ("train", "diagnose"):
+        few = ["iris", "--hidden", 8, "--optimizer", "adam"]
+        assert run(command, *few) == 1
+        assert "jaxbp: out of memory: the weights alone need" in capsys.readouterr().err
+    params = random_params(decided.model, 0, np.float32)
+    assert train.checked_gradient(decided, params, rich.console.Console()) == {}
+    assert "gradient check: left out, as its copies in float64" in capsys.readouterr().out
 
 
 def test_version(capsys):

@@ -26,7 +26,7 @@ from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
 from jaxbp.targets import smooth_labels
 from jaxbp.training.device import memory_shortage_named, wait_for
-from jaxbp.training.epoch import jitted_init, shapes_of
+from jaxbp.training.epoch import jitted_init, shapes_of, state_shapes
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
 from jaxbp.training.metrics import metric_name
 
@@ -196,11 +196,12 @@ class Trained:
 
 
 def initial(plan: Plan) -> Params:
-    """Draw the weights and biases to start from."""
+    """Draw the weights and biases to start from.  Raises MemoryError where training has no room."""
     options = plan.options
     scheme = None if options.scheme == "auto" else options.scheme
     key = jax.random.key(options.seed)
-    with memory_shortage_named(shapes_of(key, plan.model, np.float32)):
+    shapes = shapes_of(key, plan.model, np.float32)
+    with memory_shortage_named(shapes, state_shapes(plan.optimizer, shapes)):
         params: Params = jitted_init(key, plan.model, scheme=scheme, bias=options.bias)
         wait_for(params)
     return params
