@@ -28,6 +28,7 @@ import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import activations, cli, diagnostics, heads
 from jaxbp.cli import (
+    app,
     check,
     compilation_cache,
     diagnose,
@@ -935,12 +936,16 @@ def test_control_c_while_jax_is_imported(python, tmp_path, sigint):
     assert err == "jaxbp: interrupted; nothing was saved\n"
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["evaluate"]])
-def test_help(command, capsys):
-    with pytest.raises(SystemExit) as exit:
-        run(*command, "--help")
-    assert exit.value.code == 0
-    assert "usage: jaxbp" in capsys.readouterr().out
+@pytest.mark.parametrize("command", [[], *([each.__name__.lower()] for each in app.COMMANDS)])
+def test_help_fits_the_terminal(command, capsys, monkeypatch):
+    for width in (40, 60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        with pytest.raises(SystemExit) as exit:
+            run(*command, "--help")
+        assert exit.value.code == 0
+        out = capsys.readouterr().out
+        assert "usage: jaxbp" in out
+        assert max(map(len, out.splitlines())) <= width
 
 
 def test_whoever_reads_the_output_may_leave(monkeypatch):

@@ -1,9 +1,11 @@
 """The command ``jaxbp``: its table of commands, and how it ends when something is wrong."""
 
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import jax
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
@@ -96,6 +99,20 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _parsed(arguments: list[str]) -> Any:
     """The command's options.  It ends with SystemExit for --help, and where they make no sense."""
+    if not {"-h", "--help"} & {*arguments}:
+        return _parse(arguments)
+    help_ = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "replace")
+    help_.isatty = sys.stdout.isatty  # type: ignore[method-assign]
+    try:
+        with redirect_stdout(help_):
+            return _parse(arguments)
+    finally:  # tyro folds the options, but neither the usage nor the description
+        help_.seek(0)
+        _Console().print(Text.from_ansi(help_.read().rstrip()))
+
+
+def _parse(arguments: list[str]) -> Any:
+    """``_parsed``, whose help may have lines wider than the terminal."""
     commands: dict[str, Callable[..., Any]] = {
         options.__name__.lower(): options for options in COMMANDS
     }
