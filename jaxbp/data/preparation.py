@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.sources import LARGEST_FLOAT32, DataError, RawData, Task, quoted, scikit_learn
+from jaxbp.data.cells import quoted
+from jaxbp.data.sources import LARGEST_FLOAT32, DataError, RawData, Task, scikit_learn
 
 
 class Preparation(NamedTuple):
