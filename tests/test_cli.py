@@ -530,13 +530,14 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     assert (elsewhere / "new" / "folder" / "out.csv").read_text().count("\n") == 151
 
 
-def network(labels, weight, *, mean=0.0, scale=1.0, path="model.safetensors", head=None):
+def network(labels, weight, *, mean=0.0, scale=1.0, path="model.safetensors", head=None, outputs=1):
     """Save a network of one input without hidden layers, and without training."""
     head = head or (heads.linear_squared_error if labels is None else heads.sigmoid_logistic)
-    model = jaxbp.MLP((1, 1), activations.identity, head)
-    params = (jaxbp.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32)),)
+    model = jaxbp.MLP((1, outputs), activations.identity, head)
+    bias = np.zeros(outputs, np.float32)
+    params = (jaxbp.Layer(np.full((outputs, 1), weight, np.float32), bias),)
     preparation = jaxbp.data.Preparation(
-        ("x",), np.zeros(1), np.ones(1), labels, np.array([mean]), np.array([scale])
+        ("x",), np.zeros(1), np.ones(1), labels, np.full(outputs, mean), np.full(outputs, scale)
     )
     jaxbp.save(path, model, params, preparation)
 
@@ -630,8 +631,13 @@ def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
     assert len(list(folder.iterdir())) == 4
 
 
-def test_a_title_has_no_boxes():
+def test_a_title_has_no_boxes_and_no_formulas(elsewhere):
     assert pictures._drawable("数据/a b é∂.csv: 4-8") == "??/a b é∂.csv: 4-8"
+    history = jaxbp.History(np.ones(2), np.ones(2), np.ones(2))
+    title = r"数据/$\no formula$.csv"
+    pictures.learning_curve("curve.png", history, metric="accuracy", title=title)
+    report = jaxbp.gradcheck(lambda p: p[title] ** 2, {title: 3.0}, grads={title: 6.0})
+    pictures.step_curves("steps.png", report)
 
 
 def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsys, monkeypatch):
@@ -695,6 +701,14 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
     assert record["balanced_accuracy"] == pytest.approx((2 / 4 + 1 / 2) / 2)
     assert record["macro_f1"] == pytest.approx((2 * 2 / (2 * 2 + 1 + 2) + 2 / (2 + 2 + 1)) / 2)
     assert record["log_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-6)
+    pairs = [
+        a > b
+        for a, yes in zip(x, target, strict=True)
+        for b, no in zip(x, target, strict=True)
+        if (yes, no) == ("yes", "no")
+    ]
+    assert record["auc"] == pytest.approx(np.mean(pairs))
+    assert (record["classes"], record["confusion"]) == (["no", "yes"], [[2, 2], [1, 1]])
     os.remove("model.safetensors")
     network(None, 1.0, mean=10.0, scale=2.0)
     (elsewhere / "some.csv").write_text("x,y\n0,10\n1,12\n2,20\n")
@@ -705,6 +719,15 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
     assert record["r2"] == pytest.approx(1 - 36 / 56)
     assert run("evaluate", ".", "some.csv") == 0
     assert "3 rows, always the mean" in capsys.readouterr().out
+    os.remove("model.safetensors")
+    network(None, 1.0, mean=10.0, scale=2.0, outputs=2)
+    np.savez("two.npz", x=[[0.0], [1], [2]], y=[[10, 10], [12, 9], [20, 14]])
+    assert run("evaluate", ".", "two.npz", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["outputs"]
+    assert [each["mae"] for each in found.values()] == pytest.approx([2, 1])
+    assert [each["rmse"] for each in found.values()] == pytest.approx([np.sqrt(12), np.sqrt(3)])
+    assert run("evaluate", ".", "two.npz") == 0
+    assert "prediction_1" in capsys.readouterr().out
     for labels, text in ((None, "x,y\n0,10\n1,12\n"), (("no", "yes"), "x,y\n0,no\n1,yes\n")):
         os.remove("model.safetensors")
         network(labels, np.nan, mean=10.0)  # diverged
@@ -756,7 +779,7 @@ def test_scores_and_progress_are_readable_in_few_columns(elsewhere, capsys, monk
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines())) <= width
         assert all(shown in out for shown in ("balanced accuracy", "log loss", "always 'no'"))
-        assert len(re.findall(r"\d\.\d{4}", out)) == 9
+        assert len(re.findall(r"\d\.\d{4}", out)) == 11
         assert "…" not in out
 
 

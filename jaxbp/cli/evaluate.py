@@ -3,16 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from tyro.conf import arg
 
 from jaxbp.cli.predict import TrainedRun, record_of, trained_network
-from jaxbp.cli.scores import baselines, score, scores_table
+from jaxbp.cli.scores import baselines, further_tables, score, scores_table
 from jaxbp.data.loading import load_for
-from jaxbp.text import align, plain
+from jaxbp.text import align
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,12 @@ def run(options: Evaluate, console: Console) -> int:
     rows = f"{len(batch.x)} rows"
     found = score(rows, trained, batch)
     if options.json:
-        record: dict[str, Any] = {"rows": len(batch.x), **found.metrics}
-        print(json.dumps(plain(record), indent=2))
+        classes = {} if preparation.labels is None else {"classes": preparation.labels}
+        print(json.dumps({"rows": len(batch.x), **classes, **found.to_dict()}, indent=2))
         return 0
     simplest = baselines(preparation, batch, rows, batch)[:1]  # what DATA teach is no contender
     table = scores_table([found], simplest, preparation, batch)
-    console.print(align(table, console.width), soft_wrap=True)
+    tables = (table, *further_tables(found, preparation))
+    text = "\n\n".join(align(each, console.width) for each in tables)
+    console.print(text, soft_wrap=True)
     return 0

@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load
 from jaxbp.cli.files import new_file, written
-from jaxbp.cli.scores import outputs
+from jaxbp.cli.scores import names_of_outputs, outputs
 from jaxbp.data.preparation import transform
 from jaxbp.data.sources import read_features
 
@@ -115,12 +115,9 @@ def tabulate(trained: Checkpoint, rows: np.ndarray) -> tuple[list[str], list[lis
     found = outputs(trained, transform(preparation, rows))
     labels = preparation.labels
     if labels is None:
-        names = [f"prediction_{i}" for i in range(found.shape[1])]
         columns = zip(found.T, preparation.target_mean, preparation.target_scale, strict=True)
         texts = [list(map(_text, _as_exact_as_needed(*column))) for column in columns]
-        return names if len(names) > 1 else ["prediction"], list(
-            map(list, zip(*texts, strict=True))
-        )
+        return names_of_outputs(preparation), list(map(list, zip(*texts, strict=True)))
     header = ["label", *(f"probability_{label}" for label in labels)]
     return header, [[labels[row.argmax()], *map(_text, row)] for row in found]
 

@@ -17,7 +17,7 @@ from jaxbp.data.sources import scikit_learn
 from jaxbp.gradient import Batch
 from jaxbp.heads import Head
 from jaxbp.mlp import forward
-from jaxbp.text import Table, significant
+from jaxbp.text import Table, plain, significant
 from jaxbp.training.metrics import evaluate
 
 SHOWN = {
@@ -26,10 +26,12 @@ SHOWN = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "log_loss": "log loss",
+    "auc": "AUC",
     "r2": "R²",
     "mae": "mean absolute error",
     "rmse": "root mean square error",
 }
+MOST_CLASSES = 10  # of which a confusion matrix is shown
 _UNEQUAL = 1.5  # the commonest class's rows over the rarest's, from which accuracy alone misleads
 _LARGEST_LEAST_SQUARES = 1e10  # rows × columns², about two seconds of one core
 
@@ -39,6 +41,16 @@ class Score(NamedTuple):
 
     name: str  # of the rows, and of who predicts
     metrics: Mapping[str, float]
+    outputs: Mapping[str, Mapping[str, float]] = {}  # those of each output, where there are several
+    confusion: list[list[int]] | None = None  # (K, K) by class and decision, where they are few
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        further = {"outputs": self.outputs, "confusion": self.confusion}
+        record: dict[str, Any] = plain(
+            {**self.metrics, **{name: each for name, each in further.items() if each}}
+        )
+        return record
 
 
 def with_outputs(head: Head, labels: tuple[str, ...] | None, batch: Batch) -> Batch:
@@ -84,10 +96,29 @@ def score(name: str, trained: Checkpoint, batch: Batch, *, precision: str | None
     loss, metric = evaluate(model, params, targets, precision=precision)
     found = outputs(trained, np.asarray(batch.x))
     if preparation.labels is None:
-        measured = _of_quantities(_quantities(preparation, batch), found)
-        return Score(name, {"loss": loss, **measured, "r2": metric})
-    measured = _of_classes(np.asarray(batch.target), found, found.argmax(1))
-    return Score(name, {"loss": loss, **measured, "accuracy": metric})
+        truth = _quantities(preparation, batch)
+        measured = {"loss": loss, **_of_quantities(truth, found), "r2": metric}
+        if truth.shape[1] == 1:
+            return Score(name, measured)
+        columns = zip(names_of_outputs(preparation), truth.T, found.T, strict=True)
+        each = {output: _of_quantities(t[:, None], y[:, None]) for output, t, y in columns}
+        return Score(name, measured, each)
+    truth, decided, classes = np.asarray(batch.target), found.argmax(1), found.shape[1]
+    measured = {"loss": loss, **_of_classes(truth, found, decided), "accuracy": metric}
+    confusion = None
+    if classes <= MOST_CLASSES:
+        confusion = (
+            scikit_learn("metrics")
+            .confusion_matrix(truth, decided, labels=np.arange(classes))
+            .tolist()
+        )
+    return Score(name, measured, confusion=confusion)
+
+
+def names_of_outputs(preparation: Preparation) -> list[str]:
+    """Name the quantities that a network predicts, as ``jaxbp predict`` heads their columns."""
+    count = len(preparation.target_mean)
+    return [f"prediction_{i}" for i in range(count)] if count > 1 else ["prediction"]
 
 
 def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) -> list[Score]:
@@ -139,13 +170,33 @@ def scores_table(
         shown = ["loss", "r2", *(["mae", "rmse"] if len(preparation.target_mean) == 1 else [])]
     elif _unequal(labels, batch):
         shown = ["loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
+        shown += ["auc"] if len(labels) == 2 else []
     else:
         shown, others = ["loss", "accuracy"], []
     rows = [
         (name, *(_shown(metric, metrics.get(metric)) for metric in shown))
-        for name, metrics in [*scores, *others]
+        for name, metrics, *_ in [*scores, *others]
     ]
     return Table(("", *(SHOWN[name] for name in shown)), rows)
+
+
+def further_tables(found: Score, preparation: Preparation) -> list[Table]:
+    """Tabulate the metrics of each output, and how often each class is taken for each."""
+    tables = []
+    if found.outputs:
+        shown = list(next(iter(found.outputs.values())))
+        rows = [
+            (output, *(_shown(metric, metrics.get(metric)) for metric in shown))
+            for output, metrics in found.outputs.items()
+        ]
+        tables.append(Table((found.name, *(SHOWN[metric] for metric in shown)), rows))
+    if found.confusion is not None:
+        assert preparation.labels is not None
+        names = [label if len(label) <= 20 else f"{label[:17]}..." for label in preparation.labels]
+        heading = (f"{found.name}, class", *(f"as {name}" for name in names))
+        counts = zip(names, found.confusion, strict=True)
+        tables.append(Table(heading, [(name, *map(str, row)) for name, row in counts]))
+    return tables
 
 
 def decimals(value: float) -> str:
@@ -168,13 +219,15 @@ def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
 def _of_classes(target: np.ndarray, shares: np.ndarray, decided: np.ndarray) -> dict[str, float]:
     """Metrics of decisions (N,) and of probabilities (N, K), each row scaled to a sum of 1.
 
-    The log loss of probabilities that are not finite is NaN.
+    The log loss of probabilities that are not finite is NaN.  Of two classes the AUC, the area
+    under the ROC curve, is that of the second; both have to be there.
     """
     metrics = scikit_learn("metrics")
     present = np.unique(target)
     total = shares.sum(axis=1, keepdims=True, dtype=np.float64)
     shares = np.where(total == 0, 1 / shares.shape[1], shares / np.where(total == 0, 1, total))
-    return {
+    finite = bool(np.isfinite(shares).all())
+    measured = {
         "accuracy": float(metrics.accuracy_score(target, decided)),
         "balanced_accuracy": float(
             metrics.recall_score(target, decided, labels=present, average="macro")
@@ -183,9 +236,13 @@ def _of_classes(target: np.ndarray, shares: np.ndarray, decided: np.ndarray) -> 
             metrics.f1_score(target, decided, labels=present, average="macro", zero_division=0)
         ),
         "log_loss": float(metrics.log_loss(target, shares, labels=np.arange(shares.shape[1])))
-        if np.isfinite(shares).all()
+        if finite
         else np.nan,
     }
+    if shares.shape[1] == 2 and len(present) == 2:
+        area = metrics.roc_auc_score(target, shares[:, 1]) if finite else np.nan
+        measured["auc"] = float(area)
+    return measured
 
 
 def _of_quantities(target: np.ndarray, found: np.ndarray) -> dict[str, float]:

@@ -35,7 +35,15 @@ from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
 from jaxbp.cli.pictures import learning_curve
 from jaxbp.cli.plan import Plan, decide, fit_plan, health_after, initial
-from jaxbp.cli.scores import SHOWN, Score, baselines, decimals, score, scores_table
+from jaxbp.cli.scores import (
+    SHOWN,
+    Score,
+    baselines,
+    decimals,
+    further_tables,
+    score,
+    scores_table,
+)
 from jaxbp.diagnostics.health import sample
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.model import MLP, Params
@@ -109,7 +117,7 @@ class Summary:
         scores = {
             f"{part}_{metric}": value
             for part, score in self.scores.items()
-            for metric, value in score.metrics.items()
+            for metric, value in score.to_dict().items()
         }
         record: dict[str, Any] = plain(
             {
@@ -448,7 +456,10 @@ def print_run(summary: Summary, console: Console) -> None:
     scores = list(summary.scores.values())
     table = scores_table(scores, summary.baselines, data.preparation, data.train)
     console.print(facts_table(summary))
-    console.print(f"\n{align(table, console.width)}\n", soft_wrap=True)
+    test = summary.scores["test"]._replace(confusion=None)  # which summary.json has
+    for each in (table, *further_tables(test, data.preparation)):
+        console.print(f"\n{align(each, console.width)}", soft_wrap=True)
+    console.print()
     if outcome.ended:
         console.print(outcome.ended, style="yellow")
     if plan.options.diagnostics and outcome.kept_epoch:
