@@ -737,6 +737,32 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
         assert record["rmse" if labels is None else "log_loss"] is None
 
 
+def test_several_labels_of_a_row_from_the_plan_to_the_scores(elsewhere, capsys):
+    rows = [(-3, 0, 0), (-1, 0, 1), (1, 1, 0), (2, 1, 1), (3, 0, 1)]
+    text = "x,a,b\n" + "".join(f"{x},{a},{b}\n" for x, a, b in rows * 8)
+    (elsewhere / "labels.csv").write_text(text)
+    decided = planned("labels.csv", "--target", "a,b", "--label-smoothing", 0.2)
+    assert (decided.head, decided.model.sizes[-1]) == ("sigmoid_logistic", 2)
+    assert not decided.stratified
+    assert sorted({*decided.to_fit.target.ravel().tolist()}) == pytest.approx([0.1, 0.9])
+    message = refused(
+        capsys, "train", "labels.csv", "--target", "a,b", "--head", "softmax_cross_entropy"
+    )
+    assert "the target has 2 columns that are 0 or 1 on their own" in message
+    network(("a", "b"), 1.0, outputs=2)
+    assert run("evaluate", ".", "labels.csv", "--target", "a,b", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["classes"] == ["a", "b"]
+    assert record["accuracy"] == pytest.approx((4 / 5 + 3 / 5) / 2)
+    f1 = record["outputs"]["a"]["f1"], record["outputs"]["b"]["f1"]
+    assert f1 == pytest.approx((2 * 2 / (2 * 2 + 1), 2 * 2 / (2 * 2 + 2)))
+    assert record["macro_f1"] == pytest.approx(np.mean(f1))
+    assert record["outputs"]["a"]["auc"] == pytest.approx(4 / 6)
+    assert run("evaluate", ".", "labels.csv", "--target", "a,b") == 0
+    assert "40 rows, always the commonest" in capsys.readouterr().out
+    assert [line[0] for line in predicted(capsys, [-1, 1])] == ["", "a;b"]
+
+
 def test_a_regression_stands_beside_the_mean_and_a_linear_model(elsewhere, capsys):
     assert run("train", "diabetes", "--hidden", *PLAIN, "--epochs", 2) == 0
     out = capsys.readouterr().out

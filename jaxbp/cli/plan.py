@@ -59,6 +59,13 @@ class Plan:
         return decisions
 
     @property
+    def stratified(self) -> bool:
+        """Whether every class keeps its proportion in the three parts."""
+        preparation = self.dataset.preparation
+        is_of_classes = preparation.labels is not None and not preparation.several_labels
+        return self.options.stratify and is_of_classes
+
+    @property
     def network(self) -> str:
         """Sizes and activations, as in "64-128-10 relu"."""
         units = self.options.activation if self.options.hidden else ["linear"]
@@ -103,9 +110,16 @@ def decide(options: Design) -> Plan:
         name = options.head
     elif labels is None:
         name = "linear_squared_error"
+    elif len(labels) == 2 or dataset.preparation.several_labels:
+        name = "sigmoid_logistic"
     else:
-        name = "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"
+        name = "softmax_cross_entropy"
     head = heads.BY_NAME[name]
+    if head.target == "classes" and dataset.preparation.several_labels:
+        raise UsageError(
+            f"--head {name} is for one class a row, and the target has {len(labels or ())} columns "
+            "that are 0 or 1 on their own; sigmoid_logistic is for these"
+        )
     parts = {
         part: with_outputs(head, labels, getattr(dataset, part))
         for part in ("train", "validation", "test")

@@ -5,7 +5,7 @@ that tell (scikit-learn's definitions), and the scores of predicting the commone
 or a linear function of the inputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ SHOWN = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
+    "f1": "F1",
     "log_loss": "log loss",
     "auc": "AUC",
     "r2": "R²",
@@ -54,12 +55,12 @@ class Score(NamedTuple):
 
 
 def with_outputs(head: Head, labels: tuple[str, ...] | None, batch: Batch) -> Batch:
-    """Give a batch its targets as the head takes them.
+    """Give a batch its targets as the head takes them: values, and several labels, as they are.
 
     Integer classes become 0 or 1 for each of a head's independent outputs; of two classes there is
     one output, which is 1 for the second.
     """
-    if labels is None or head.target == "classes":
+    if labels is None or head.target == "classes" or batch.target.ndim == 2:
         return batch
     ones = np.ones(1) if len(labels) == 2 else np.arange(len(labels))
     target: Any = batch.target[:, None] == ones
@@ -103,6 +104,10 @@ def score(name: str, trained: Checkpoint, batch: Batch, *, precision: str | None
         columns = zip(names_of_outputs(preparation), truth.T, found.T, strict=True)
         each = {output: _of_quantities(t[:, None], y[:, None]) for output, t, y in columns}
         return Score(name, measured, each)
+    if preparation.several_labels:
+        assert preparation.labels is not None
+        means, each = _of_labels(preparation.labels, np.asarray(batch.target), found)
+        return Score(name, {"loss": loss, **means, "accuracy": metric}, each)
     truth, decided, classes = np.asarray(batch.target), found.argmax(1), found.shape[1]
     measured = {"loss": loss, **_of_classes(truth, found, decided), "accuracy": metric}
     confusion = None
@@ -130,6 +135,10 @@ def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) 
     batch: those rows.
     """
     labels = preparation.labels
+    if labels is not None and preparation.several_labels:
+        shares = np.tile(np.mean(fitted.target, axis=0), (len(batch.x), 1))
+        metrics, _ = _of_labels(labels, np.asarray(batch.target), shares)
+        return [Score(f"{name}, always the commonest", metrics)]
     if labels is not None:
         shares = np.bincount(np.asarray(fitted.target), minlength=len(labels)) / len(fitted.x)
         rows = len(batch.x)
@@ -168,6 +177,8 @@ def scores_table(
     labels = preparation.labels
     if labels is None:  # the errors of several quantities have no common unit
         shown = ["loss", "r2", *(["mae", "rmse"] if len(preparation.target_mean) == 1 else [])]
+    elif preparation.several_labels:
+        shown = ["loss", "accuracy", "macro_f1", "log_loss"]
     elif _unequal(labels, batch):
         shown = ["loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
         shown += ["auc"] if len(labels) == 2 else []
@@ -184,7 +195,7 @@ def further_tables(found: Score, preparation: Preparation) -> list[Table]:
     """Tabulate the metrics of each output, and how often each class is taken for each."""
     tables = []
     if found.outputs:
-        shown = list(next(iter(found.outputs.values())))
+        shown = [name for name in SHOWN if any(name in each for each in found.outputs.values())]
         rows = [
             (output, *(_shown(metric, metrics.get(metric)) for metric in shown))
             for output, metrics in found.outputs.items()
@@ -243,6 +254,30 @@ def _of_classes(target: np.ndarray, shares: np.ndarray, decided: np.ndarray) -> 
         area = metrics.roc_auc_score(target, shares[:, 1]) if finite else np.nan
         measured["auc"] = float(area)
     return measured
+
+
+def _of_labels(
+    labels: Sequence[str], target: np.ndarray, found: np.ndarray
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Metrics of probabilities (N, K) of K labels, each 0 or 1: their means over labels, and those
+    of each.
+
+    F1 is that of the label, the macro F1 its mean; a label that all rows have, or none, has no AUC.
+    """
+    f1_score = scikit_learn("metrics").f1_score
+    each = {}
+    for label, truth, shares in zip(labels, target.astype(int).T, found.T, strict=True):
+        decided = (shares > 0.5).astype(int)
+        measured = _of_classes(truth, np.stack([1 - shares, shares], axis=1), decided)
+        measured["f1"] = float(f1_score(truth, decided, zero_division=0))
+        shown = ("accuracy", "f1", "log_loss", "auc")
+        each[label] = {name: measured[name] for name in shown if name in measured}
+    means = {
+        name: float(np.mean([metrics[name] for metrics in each.values()]))
+        for name in ("accuracy", "f1", "log_loss")
+    }
+    means["macro_f1"] = means.pop("f1")
+    return means, each
 
 
 def _of_quantities(target: np.ndarray, found: np.ndarray) -> dict[str, float]:

@@ -134,7 +134,7 @@ class Summary:
                 "features": preparation.features,
                 "header": decisions.header,
                 "dropped": decisions.dropped,
-                "stratify": options.stratify and preparation.labels is not None,
+                "stratify": plan.stratified,
                 "notes": decisions.notes,
                 "classes": preparation.labels,
                 "network": plan.model.sizes,
@@ -473,9 +473,10 @@ def facts_table(summary: Summary) -> rich.table.Table:
     rows = {part: len(batch.x) for part, batch in plan.parts.items()}
     preparation, decisions = plan.dataset.preparation, plan.decisions
     labels = preparation.labels
-    task = "regression" if labels is None else f"{len(labels)} classes"
+    several, stratified = preparation.several_labels, plan.stratified
+    task = f"{len(labels)} {'labels' if several else 'classes'}" if labels else "regression"
     header = {None: "", True: " below a header", False: " without a header"}[decisions.header]
-    split = "" if labels is None or options.stratify else ", not stratified"
+    split = "" if labels is None or stratified else ", not stratified"
     smoothed = f", labels smoothed by {plan.label_smoothing:g}" if plan.label_smoothing else ""
     mixed = "" if options.compute_dtype == "float32" else f", in {options.compute_dtype}"
     epochs = len(outcome.history.training_loss)

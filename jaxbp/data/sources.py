@@ -40,6 +40,7 @@ class RawData(NamedTuple):
     features: tuple[str, ...]  # names of the D columns of x
     x: np.ndarray  # (N, D)
     target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
+    outputs: tuple[str, ...] = ()  # names of the K columns of a target (N, K)
     labels: tuple[str, ...] | None = None  # of classes 0, 1, ... where the source names them
     cells: tuple[str, ...] | None = None  # (N,) the target's text where it was read as decimals
     target_name: str = ""  # of the column or array; a bundled set has one without a name
@@ -104,28 +105,31 @@ def read_labelled(
         _check_width(source, raw.x.shape[1], features)
         return raw
     cells = _read_cells(source, expected=features)
-    chosen = _position(cells, -1 if target is None else target)
+    chosen = _target_positions(cells, target)
     if cells.has_header:
         others = _positions(cells, features)
     else:
-        others = [position for position in range(len(cells.names)) if position != chosen]
+        others = [position for position in range(len(cells.names)) if position not in chosen]
         _check_width(source, len(others), features)
-    if chosen in others:
-        raise DataError(
-            f"{source}: column {quoted(cells.names[chosen])} is one of the inputs; name the target"
-        )
-    if is_text:
-        _check_no_target_is_missing(cells, chosen)
-        values = cells.text[:, chosen].astype(str)
+    for position in chosen:
+        if position in others:
+            name = quoted(cells.names[position])
+            raise DataError(f"{source}: column {name} is one of the inputs; name the target")
+    if len(chosen) > 1:
+        values = _numeric_columns(cells, chosen)
+    elif is_text:
+        _check_no_target_is_missing(cells, chosen[0])
+        values = cells.text[:, chosen[0]].astype(str)
     else:
-        values = _numeric_columns(cells, [chosen])[:, 0]
-    x = _numeric_columns(cells, others)
+        values = _numeric_columns(cells, chosen)[:, 0]
+    names = tuple(cells.names[position] for position in chosen)
     return RawData(
         str(source),
         tuple(features),
-        x,
+        _numeric_columns(cells, others),
         values,
-        target_name=cells.names[chosen],
+        names if len(chosen) > 1 else (),
+        target_name=",".join(names),
         lines=cells.lines,
     )
 
@@ -150,7 +154,7 @@ def _read_bundled(name: str) -> RawData:
     bunch = getattr(scikit_learn("datasets"), f"load_{name}")()
     features = tuple(map(str, bunch.feature_names))
     labels = None if name == "diabetes" else tuple(map(str, bunch.target_names))
-    return RawData(name, features, bunch.data, bunch.target, labels)
+    return RawData(name, features, bunch.data, bunch.target, labels=labels)
 
 
 def scikit_learn(module: str) -> Any:
@@ -178,7 +182,8 @@ def _read_npz(source: str | Path, target: str) -> RawData:
     if y.shape[1:] == (1,):
         y = y[:, 0]
     features = tuple(f"x{i}" for i in range(x.shape[1]))
-    return RawData(str(source), features, x, y, target_name=target)
+    outputs = tuple(map(str, range(y.shape[1]))) if y.ndim > 1 else ()
+    return RawData(str(source), features, x, y, outputs, target_name=target)
 
 
 def _npz_arrays(source: str | Path) -> dict[str, np.ndarray]:
@@ -253,8 +258,10 @@ def _read_csv(
             f"{source}: one column, expected features and a target with a comma, semicolon or tab "
             "between"
         )
-    chosen = _position(cells, -1 if target is None else target)
-    others = [position for position in range(len(cells.names)) if position != chosen]
+    chosen = _target_positions(cells, target)
+    others = [position for position in range(len(cells.names)) if position not in chosen]
+    if not others:
+        raise DataError(f"{source}: every column is a target, expected an input at least")
     notes = [cells.note] if cells.note else []
     dropped: tuple[str, ...] = ()
     if cells.has_header and 0 in others and cells.names[0] in {"", "Unnamed: 0"}:
@@ -266,18 +273,22 @@ def _read_csv(
             notes.append("the first column has no name, and is an input like the others")
     text = None
     with noting(notes):
-        if task == "regression":
-            values = _numeric_columns(cells, [chosen])[:, 0]
+        if len(chosen) > 1:
+            values = _numeric_columns(cells, chosen)
+        elif task == "regression":
+            values = _numeric_columns(cells, chosen)[:, 0]
         else:
-            values = _target_column(cells, chosen)
-            text = tuple(cells.text[:, chosen]) if values.dtype.kind == "f" else None
+            values = _target_column(cells, chosen[0])
+            text = tuple(cells.text[:, chosen[0]]) if values.dtype.kind == "f" else None
+        names = tuple(cells.names[position] for position in chosen)
         return RawData(
             name=str(source),
             features=tuple(cells.names[position] for position in others),
             x=_numeric_columns(cells, others),
             target=values,
+            outputs=names if len(chosen) > 1 else (),
             cells=text,
-            target_name=cells.names[chosen],
+            target_name=",".join(names),
             header=cells.has_header,
             dropped=dropped,
             lines=cells.lines,
@@ -351,6 +362,18 @@ def _position(cells: _Cells, target: str | int) -> int:
         return range(len(cells.names))[int(target)]
     except IndexError:
         raise _no_such_column(cells, target) from None
+
+
+def _target_positions(cells: _Cells, target: str | int | None) -> list[int]:
+    """Find the target's column, the last one unless given, or several with commas between."""
+    if target is None:
+        return [len(cells.names) - 1]
+    if not isinstance(target, str) or target in cells.names or "," not in target:
+        return [_position(cells, target)]
+    found = [_position(cells, name.strip()) for name in target.split(",")]
+    if len(set(found)) < len(found):
+        raise DataError(f"target: got {target!r}, expected each column once")
+    return found
 
 
 def _positions(cells: _Cells, names: Sequence[str]) -> list[int]:
