@@ -4,8 +4,8 @@ Every heavy import and every screen lives in this folder; the library knows noth
 ``app``, which picks the command; ``options``, what the user is asked; ``plan``, what is decided
 from it; ``train``, the main command; then, as needed, the other commands (``diagnose``,
 ``predict``, ``evaluate``, ``check`` with its ``users_function``, ``explain`` with its
-``expressions``) and what they use: ``scores``, ``files``, ``interrupts``, ``pictures``,
-``compile_time`` and ``compilation_cache``.
+``expressions``) and what they use: ``scores`` and ``score_tables``, ``files``, ``interrupts``,
+``pictures``, ``compile_time`` and ``compilation_cache``.
 """
 
 from jaxbp.cli.app import main

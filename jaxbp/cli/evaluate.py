@@ -10,7 +10,8 @@ from rich.console import Console
 from tyro.conf import arg
 
 from jaxbp.cli.predict import TrainedRun, record_of, trained_network
-from jaxbp.cli.scores import baselines, further_tables, score, scores_table
+from jaxbp.cli.score_tables import further_tables, scores_table
+from jaxbp.cli.scores import baselines, score
 from jaxbp.data.loading import load_for
 from jaxbp.text import align
 

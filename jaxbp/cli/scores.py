@@ -5,7 +5,7 @@ that tell (scikit-learn's definitions), and the scores of predicting the commone
 or a linear function of the inputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,28 +17,15 @@ from jaxbp.data.sources import scikit_learn
 from jaxbp.gradient import Batch
 from jaxbp.heads import Head
 from jaxbp.mlp import forward
-from jaxbp.text import Table, plain, significant
-from jaxbp.training.metrics import evaluate
+from jaxbp.text import plain
+from jaxbp.training.metrics import evaluate, metric_name
 
-SHOWN = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "f1": "F1",
-    "log_loss": "log loss",
-    "auc": "AUC",
-    "r2": "R²",
-    "mae": "mean absolute error",
-    "rmse": "root mean square error",
-}
-MOST_CLASSES = 10  # of which a confusion matrix is shown
-_UNEQUAL = 1.5  # the commonest class's rows over the rarest's, from which accuracy alone misleads
+MOST_CLASSES = 10  # that a confusion matrix has
 _LARGEST_LEAST_SQUARES = 1e10  # rows × columns², about two seconds of one core
 
 
 class Score(NamedTuple):
-    """The metrics of predictions on some rows, by the names of ``SHOWN``."""
+    """The metrics of predictions on some rows, by the names of ``score_tables.SHOWN``."""
 
     name: str  # of the rows, and of who predicts
     metrics: Mapping[str, float]
@@ -95,29 +82,9 @@ def score(name: str, trained: Checkpoint, batch: Batch, *, precision: str | None
     assert preparation is not None
     targets = with_outputs(model.head, preparation.labels, batch)
     loss, metric = evaluate(model, params, targets, precision=precision)
-    found = outputs(trained, np.asarray(batch.x))
-    if preparation.labels is None:
-        truth = _quantities(preparation, batch)
-        measured = {"loss": loss, **_of_quantities(truth, found), "r2": metric}
-        if truth.shape[1] == 1:
-            return Score(name, measured)
-        columns = zip(names_of_outputs(preparation), truth.T, found.T, strict=True)
-        each = {output: _of_quantities(t[:, None], y[:, None]) for output, t, y in columns}
-        return Score(name, measured, each)
-    if preparation.several_labels:
-        assert preparation.labels is not None
-        means, each = _of_labels(preparation.labels, np.asarray(batch.target), found)
-        return Score(name, {"loss": loss, **means, "accuracy": metric}, each)
-    truth, decided, classes = np.asarray(batch.target), found.argmax(1), found.shape[1]
-    measured = {"loss": loss, **_of_classes(truth, found, decided), "accuracy": metric}
-    confusion = None
-    if classes <= MOST_CLASSES:
-        confusion = (
-            scikit_learn("metrics")
-            .confusion_matrix(truth, decided, labels=np.arange(classes))
-            .tolist()
-        )
-    return Score(name, measured, confusion=confusion)
+    measured = measure(name, preparation, batch, outputs(trained, np.asarray(batch.x)))
+    own = {"loss": loss, metric_name(model.head): metric}
+    return measured._replace(metrics={**measured.metrics, **own})
 
 
 def names_of_outputs(preparation: Preparation) -> list[str]:
@@ -135,90 +102,57 @@ def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) 
     batch: those rows.
     """
     labels = preparation.labels
-    if labels is not None and preparation.several_labels:
-        shares = np.tile(np.mean(fitted.target, axis=0), (len(batch.x), 1))
-        metrics, _ = _of_labels(labels, np.asarray(batch.target), shares)
-        return [Score(f"{name}, always the commonest", metrics)]
+
+    def always(prediction: np.ndarray, what: str) -> Score:
+        rows = np.tile(prediction, (len(batch.x), 1))
+        return measure(f"{name}, always {what}", preparation, batch, rows)
+
+    if preparation.several_labels:
+        return [always(np.mean(fitted.target, axis=0), "the commonest")]
     if labels is not None:
         shares = np.bincount(np.asarray(fitted.target), minlength=len(labels)) / len(fitted.x)
-        rows = len(batch.x)
-        common = int(shares.argmax())
-        measured = _of_classes(
-            np.asarray(batch.target), np.tile(shares, (rows, 1)), np.full(rows, common)
-        )
-        return [Score(f"{name}, always {quoted(labels[common])}", measured)]
-    train, truth = _quantities(preparation, fitted), _quantities(preparation, batch)
-    mean = np.tile(train.mean(0), (len(truth), 1))
-    found = [Score(f"{name}, always the mean", _of_quantities(truth, mean))]
+        return [always(shares, quoted(labels[int(shares.argmax())]))]
+    train = _quantities(preparation, fitted)
+    found = [always(train.mean(0), "the mean")]
     x = np.asarray(fitted.x, np.float64)
     if x.shape[0] * x.shape[1] ** 2 <= _LARGEST_LEAST_SQUARES:
         linear = scikit_learn("linear_model").LinearRegression().fit(x, train)
-        predicted = linear.predict(np.asarray(batch.x, np.float64))
-        found.append(Score(f"{name}, linear regression", _of_quantities(truth, predicted)))
+        predicted = linear.predict(np.asarray(batch.x, np.float64)).reshape(len(batch.x), -1)
+        found.append(measure(f"{name}, linear regression", preparation, batch, predicted))
     return found
 
 
-def _unequal(labels: tuple[str, ...], batch: Batch) -> bool:
-    """Whether a batch's classes differ so much in size that its accuracy alone would mislead."""
-    counts = np.bincount(np.asarray(batch.target), minlength=len(labels))
-    return bool(counts.max() > _UNEQUAL * counts.min())
+def measure(name: str, preparation: Preparation, batch: Batch, found: np.ndarray) -> Score:
+    """Measure predictions by every metric of their task.
 
-
-def scores_table(
-    scores: list[Score], others: list[Score], preparation: Preparation, batch: Batch
-) -> Table:
-    """Tabulate scores, a line each: where a batch's classes are equal, loss and accuracy alone.
-
-    scores: of the network.
-    others: without a network; not shown where classes are equal.
+    name: of the rows, and of who predicts.
     preparation: of the data.
-    batch: whose classes are counted.
+    batch: the rows, as for ``score``.
+    found: the predictions (N, K), as ``outputs`` gives them.
     """
     labels = preparation.labels
-    if labels is None:  # the errors of several quantities have no common unit
-        shown = ["loss", "r2", *(["mae", "rmse"] if len(preparation.target_mean) == 1 else [])]
-    elif preparation.several_labels:
-        shown = ["loss", "accuracy", "macro_f1", "log_loss"]
-    elif _unequal(labels, batch):
-        shown = ["loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
-        shown += ["auc"] if len(labels) == 2 else []
-    else:
-        shown, others = ["loss", "accuracy"], []
-    rows = [
-        (name, *(_shown(metric, metrics.get(metric)) for metric in shown))
-        for name, metrics, *_ in [*scores, *others]
-    ]
-    return Table(("", *(SHOWN[name] for name in shown)), rows)
+    if labels is None:
+        truth = _quantities(preparation, batch)
+        if truth.shape[1] == 1:
+            return Score(name, _of_quantities(truth, found))
+        columns = zip(names_of_outputs(preparation), truth.T, found.T, strict=True)
+        each = {output: _of_quantities(t[:, None], y[:, None]) for output, t, y in columns}
+        return Score(name, _of_quantities(truth, found), each)
+    target = np.asarray(batch.target)
+    if preparation.several_labels:
+        of_labels = zip(labels, target.astype(int).T, found.T, strict=True)
+        each = {label: _of_label(truth, shares) for label, truth, shares in of_labels}
 
+        def mean(metric: str) -> float:
+            return float(np.mean([metrics[metric] for metrics in each.values()]))
 
-def further_tables(found: Score, preparation: Preparation) -> list[Table]:
-    """Tabulate the metrics of each output, and how often each class is taken for each."""
-    tables = []
-    if found.outputs:
-        shown = [name for name in SHOWN if any(name in each for each in found.outputs.values())]
-        rows = [
-            (output, *(_shown(metric, metrics.get(metric)) for metric in shown))
-            for output, metrics in found.outputs.items()
-        ]
-        tables.append(Table((found.name, *(SHOWN[metric] for metric in shown)), rows))
-    if found.confusion is not None:
-        assert preparation.labels is not None
-        names = [label if len(label) <= 20 else f"{label[:17]}..." for label in preparation.labels]
-        heading = (f"{found.name}, class", *(f"as {name}" for name in names))
-        counts = zip(names, found.confusion, strict=True)
-        tables.append(Table(heading, [(name, *map(str, row)) for name, row in counts]))
-    return tables
-
-
-def decimals(value: float) -> str:
-    """A loss or a metric with four decimals, or by its order of magnitude where it is large."""
-    return f"{value:.4f}" if not abs(value) >= 1e4 else f"{value:.3e}"
-
-
-def _shown(metric: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return significant(value, 5) if metric in {"mae", "rmse"} else decimals(value)
+        means = {"accuracy": mean("accuracy"), "macro_f1": mean("f1"), "log_loss": mean("log_loss")}
+        return Score(name, means, each)
+    confusion = None
+    if len(labels) <= MOST_CLASSES:
+        matrix = scikit_learn("metrics").confusion_matrix
+        confusion = matrix(target, found.argmax(1), labels=np.arange(len(labels))).tolist()
+    return Score(name, _of_classes(target, found), confusion=confusion)
 
 
 def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
@@ -227,65 +161,46 @@ def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
     return np.asarray(target * preparation.target_scale + preparation.target_mean)
 
 
-def _of_classes(target: np.ndarray, shares: np.ndarray, decided: np.ndarray) -> dict[str, float]:
-    """Metrics of decisions (N,) and of probabilities (N, K), each row scaled to a sum of 1.
+def _of_classes(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+    """Metrics of probabilities (N, K), each row scaled to a sum of 1, of the most probable classes.
 
     The log loss of probabilities that are not finite is NaN.  Of two classes the AUC, the area
     under the ROC curve, is that of the second; both have to be there.
     """
     metrics = scikit_learn("metrics")
-    present = np.unique(target)
+    present, decided = np.unique(target), shares.argmax(1)
     total = shares.sum(axis=1, keepdims=True, dtype=np.float64)
     shares = np.where(total == 0, 1 / shares.shape[1], shares / np.where(total == 0, 1, total))
-    finite = bool(np.isfinite(shares).all())
+    averaged = {"labels": present, "average": "macro"}
     measured = {
-        "accuracy": float(metrics.accuracy_score(target, decided)),
-        "balanced_accuracy": float(
-            metrics.recall_score(target, decided, labels=present, average="macro")
-        ),
-        "macro_f1": float(
-            metrics.f1_score(target, decided, labels=present, average="macro", zero_division=0)
-        ),
-        "log_loss": float(metrics.log_loss(target, shares, labels=np.arange(shares.shape[1])))
-        if finite
-        else np.nan,
+        "accuracy": metrics.accuracy_score(target, decided),
+        "balanced_accuracy": metrics.recall_score(target, decided, **averaged),
+        "macro_f1": metrics.f1_score(target, decided, **averaged, zero_division=0),
+        "log_loss": np.nan,
     }
-    if shares.shape[1] == 2 and len(present) == 2:
-        area = metrics.roc_auc_score(target, shares[:, 1]) if finite else np.nan
-        measured["auc"] = float(area)
-    return measured
+    of_two = shares.shape[1] == len(present) == 2
+    if of_two:
+        measured["auc"] = np.nan
+    if np.isfinite(shares).all():
+        measured["log_loss"] = metrics.log_loss(target, shares, labels=np.arange(shares.shape[1]))
+        if of_two:
+            measured["auc"] = metrics.roc_auc_score(target, shares[:, 1])
+    return {name: float(value) for name, value in measured.items()}
 
 
-def _of_labels(
-    labels: Sequence[str], target: np.ndarray, found: np.ndarray
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Metrics of probabilities (N, K) of K labels, each 0 or 1: their means over labels, and those
-    of each.
-
-    F1 is that of the label, the macro F1 its mean; a label that all rows have, or none, has no AUC.
-    """
-    f1_score = scikit_learn("metrics").f1_score
-    each = {}
-    for label, truth, shares in zip(labels, target.astype(int).T, found.T, strict=True):
-        decided = (shares > 0.5).astype(int)
-        measured = _of_classes(truth, np.stack([1 - shares, shares], axis=1), decided)
-        measured["f1"] = float(f1_score(truth, decided, zero_division=0))
-        shown = ("accuracy", "f1", "log_loss", "auc")
-        each[label] = {name: measured[name] for name in shown if name in measured}
-    means = {
-        name: float(np.mean([metrics[name] for metrics in each.values()]))
-        for name in ("accuracy", "f1", "log_loss")
-    }
-    means["macro_f1"] = means.pop("f1")
-    return means, each
+def _of_label(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+    """Metrics of the probabilities (N,) of a label; one that all rows have, or none, has no AUC."""
+    measured = _of_classes(target, np.stack([1 - shares, shares], axis=1))
+    f1 = scikit_learn("metrics").f1_score(target, shares > 0.5, zero_division=0)
+    kept = ("accuracy", "log_loss", "auc")
+    return {"f1": float(f1), **{name: measured[name] for name in kept if name in measured}}
 
 
 def _of_quantities(target: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """R², and errors in the target's units, averaged over outputs; NaN where one is not finite."""
-    metrics = scikit_learn("metrics")
-    found = found.reshape(target.shape)
     if not np.isfinite(found).all():
         return dict.fromkeys(("mae", "rmse", "r2"), np.nan)
+    metrics = scikit_learn("metrics")
     measured = {
         "mae": float(metrics.mean_absolute_error(target, found)),
         "rmse": float(metrics.root_mean_squared_error(target, found)),

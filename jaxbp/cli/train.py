@@ -35,15 +35,8 @@ from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
 from jaxbp.cli.pictures import learning_curve
 from jaxbp.cli.plan import Plan, decide, fit_plan, health_after, initial
-from jaxbp.cli.scores import (
-    SHOWN,
-    Score,
-    baselines,
-    decimals,
-    further_tables,
-    score,
-    scores_table,
-)
+from jaxbp.cli.score_tables import SHOWN, decimals, further_tables, scores_table
+from jaxbp.cli.scores import Score, baselines, score
 from jaxbp.diagnostics.health import sample
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.model import MLP, Params

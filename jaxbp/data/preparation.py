@@ -71,11 +71,11 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
     target = raw.target
     if raw.labels is not None or target.dtype.kind not in "iuf":
         return "classification", ""
+    if target.ndim > 1:
+        return _guess_of_columns(target)
     found = np.unique(target)
     count = len(found if raw.cells is None else set(raw.cells))  # 1 and 1.0 are two classes
     integers = f"{count} different integers"
-    if target.ndim > 1:
-        return _guess_of_columns(target)
     if not raw.target_name or not (found == found.round()).all():  # bundled, or no integers
         return "regression", ""
     if count > _MOST_CLASSES:
