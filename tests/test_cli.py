@@ -33,10 +33,12 @@ from jaxbp.cli import (
     compilation_cache,
     diagnose,
     files,
+    gradient_check,
     interrupts,
     options,
     pictures,
     plan,
+    run_record,
     train,
 )
 from jaxbp.cli.compile_time import CompileTime
@@ -292,7 +294,7 @@ def test_a_wrong_gradient_is_not_trained_with(elsewhere, capsys, monkeypatch):
         loss, (first, *rest) = jaxbp.backprop(model, params, batch)
         return loss, (first._replace(weight=first.weight * 1.01), *rest)
 
-    monkeypatch.setattr(train, "backprop", planted)
+    monkeypatch.setattr(gradient_check, "backprop", planted)
     assert run("train", "wine", "--hidden") == 1  # no other run has, or will have, its programs
     assert "the hand-written gradient is not the gradient" in capsys.readouterr().out
     assert not (elsewhere / "runs").exists()
@@ -314,18 +316,18 @@ def test_control_c_ends_the_epoch_and_saves(elsewhere, python, sigint):
 
 @pytest.fixture
 def press_before(monkeypatch):
-    """Press Ctrl-C each time that ``jaxbp train`` comes to one of its functions."""
+    """Press Ctrl-C each time that ``jaxbp train`` comes to one of a module's functions."""
     monkeypatch.setattr(interrupts.os, "_exit", lambda status: pytest.fail("ended at once"))
     monkeypatch.setattr(interrupts, "_GRACE", 1e6)
 
-    def press(name, number=signal.SIGINT):
-        function = getattr(train, name)
+    def press(name, number=signal.SIGINT, module=train):
+        function = getattr(module, name)
 
         def interrupted(*arguments, **options):
             signal.raise_signal(number)
             return function(*arguments, **options)
 
-        monkeypatch.setattr(train, name, interrupted)
+        monkeypatch.setattr(module, name, interrupted)
 
     return press
 
@@ -333,7 +335,7 @@ def press_before(monkeypatch):
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
 def test_control_c_before_training_leaves_nothing(number, elsewhere, press_before, capsys, sigint):
     usual = signal.getsignal(number)
-    press_before("cross_check", number)
+    press_before("checked_gradient", number)
     assert run("train", "iris", *QUICK) == 130
     assert "interrupted; nothing was saved" in capsys.readouterr().err
     assert not list(elsewhere.iterdir())
@@ -352,8 +354,9 @@ def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, cap
 
 
 def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_before, sigint):
-    for name in ("write_run", "save", "learning_curve"):
-        press_before(name)
+    press_before("write_run")
+    for name in ("save", "learning_curve"):
+        press_before(name, module=run_record)
     assert run("train", "iris", *QUICK) == 0
     assert len(list((elsewhere / "runs" / "iris-1").iterdir())) == 4
     assert signal.getsignal(sigint) is not signal.SIG_IGN
@@ -388,7 +391,7 @@ def test_control_c_is_heard_while_the_main_thread_compiles(monkeypatch, capsys, 
 def test_where_control_c_is_ignored_training_goes_on(elsewhere, press_before, capsys, sigint):
     """Who starts a command under nohup or in a script's background means it to be left alone."""
     signal.signal(sigint, signal.SIG_IGN)
-    for name in ("cross_check", "train", "write_run"):
+    for name in ("checked_gradient", "train", "write_run"):
         press_before(name)
     assert run("train", "iris", *QUICK) == 0
     assert summary_of(elsewhere / "runs" / "iris-1")["epochs"] == 2
@@ -407,7 +410,7 @@ def test_small_relu_networks_on_two_classes():
     decided = planned("breast_cancer", *PLAIN, "--hidden", 2, 2)
     first, *others = plan.initial(decided)
     params = (first._replace(bias=first.bias - 30), *others)
-    errors = train.cross_check(decided.model, params, decided.to_fit)
+    errors = gradient_check.cross_check(decided.model, params, decided.to_fit)
     assert max(errors.values()) < 1e-5
 
 
@@ -420,7 +423,7 @@ def test_what_does_not_fit_into_memory_is_told_before_the_work(elsewhere, capsys
         assert run(command, *few) == 1
         assert "jaxbp: out of memory: the weights alone need" in capsys.readouterr().err
     params = random_params(decided.model, 0, np.float32)
-    assert train.checked_gradient(decided, params, rich.console.Console()) == {}
+    assert gradient_check.checked_gradient(decided, params, rich.console.Console()) == {}
     assert "gradient check: left out, as its copies in float64" in capsys.readouterr().out
 
 
