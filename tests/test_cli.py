@@ -113,6 +113,7 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert summary["validation_loss"] == pytest.approx(lines[-1]["validation_loss"])
+    assert summary["seconds"] > 0
     rate = 2 * summary["rows"]["train"] / summary["training_seconds"]
     assert summary["samples_per_second"] == pytest.approx(rate, rel=0.01)
     assert summary["compile_seconds"] >= 0  # another test may have compiled it
@@ -1334,7 +1335,8 @@ def test_check_without_a_second_order_keeps_the_first(homework, capsys):
     assert re.search(r"second order: .*while_loop", " ".join(out.splitlines()))
 
 
-def test_control_c_ends_a_check(elsewhere, capsys, sigint):
+def test_control_c_ends_a_check(elsewhere, capsys, sigint, monkeypatch):
+    monkeypatch.setattr(interrupts, "_GRACE", 1e6)
     code = "import signal\ndef f(x):\n    signal.raise_signal(signal.SIGINT)\nf_args = 1.0\n"
     (elsewhere / "endless.py").write_text(code)
     assert run("check", "endless.py:f") == 130

@@ -36,7 +36,8 @@ class Evaluate:
         str | None,
         arg(
             metavar="COLUMN",
-            help="the target: a CSV's column by name or position, or the name of an .npz array",
+            help="the target: a CSV's column by name or position, several with commas between, or "
+            "the name of an .npz array",
             help_behavior_hint="(default: the one that the run learnt)",
         ),
     ] = None

@@ -101,6 +101,7 @@ class Summary:
                 "epochs": len(outcome.history.training_loss),
                 "kept_epoch": outcome.kept_epoch,
                 "ended": outcome.ended or None,
+                "seconds": round(outcome.compile_seconds + outcome.seconds, 4),
                 "compile_seconds": round(outcome.compile_seconds, 4),
                 "training_seconds": round(outcome.seconds, 4),
                 "samples_per_second": round(outcome.samples_per_second(len(plan.to_fit.x)), 1),
