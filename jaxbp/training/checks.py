@@ -219,6 +219,8 @@ def _check_target(model: MLP, target: Any, name: str) -> None:
 def _as_numbers(name: str, values: Any) -> Any:
     if values is None and name.endswith("weight"):
         return None
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name}: some values are masked, expected an array without a mask")
     array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
         raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
