@@ -25,6 +25,7 @@ from jaxbp.data.preparation import Preparation
 from jaxbp.mlp import predict
 from jaxbp.model import MLP, Layer, Params
 from jaxbp.reprs import short
+from jaxbp.trees import check_bools
 
 _FORMAT = "jaxbp network 1"
 _OWN = "(your own)"
@@ -65,6 +66,7 @@ def save(
     Raises ValueError where params do not fit the model, FileNotFoundError for a missing folder, and
     FileExistsError rather than replace a file.
     """
+    check_bools(overwrite=overwrite)
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: already exists (overwrite=True replaces it)")

@@ -17,7 +17,7 @@ from jax import Array
 from jaxbp.gradient import Batch, example_shares, per_example_pass
 from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Layer, Params, Residual, Residuals, units_of, with_penalty
-from jaxbp.products import affine, sum_of_outer_products
+from jaxbp.products import affine, mesh_of, product, sum_of_outer_products, whole
 from jaxbp.trees import check_like, wide_enough
 
 
@@ -39,13 +39,14 @@ def hessian_vector_product(model: MLP, params: Params, batch: Batch, vector: Par
     """
     check_like("vector", vector, params)
     logits, residuals = forward(model, params, batch.x)
-    r_logits, r_residuals = r_forward(model, params, residuals, vector)
 
     def error_at(logits: Array) -> Array:
         loss, error = model.head.loss(logits, batch.target)
         return example_shares(batch, loss)[..., None] * error
 
-    error, r_error = jax.jvp(error_at, (logits,), (r_logits,))
+    with mesh_of(params, batch, vector):
+        r_logits, r_residuals = r_forward(model, params, residuals, vector)
+        error, r_error = jax.jvp(error_at, (logits,), (r_logits,))
     deltas, r_deltas = r_backward(params, vector, residuals, r_residuals, error, r_error)
     first, *rest = with_penalty(model, vector, gradients(residuals, r_deltas))
     through_inputs = gradients(r_residuals[1:], deltas[1:])  # the first layer's are given
@@ -65,9 +66,11 @@ def gauss_newton_vector_product(model: MLP, params: Params, batch: Batch, vector
     """
     check_like("vector", vector, params)
     logits, residuals = forward(model, params, batch.x)
-    tangent, _ = r_forward(model, params, residuals, vector)
     loss, _ = model.head.loss(logits, batch.target)
-    curved = example_shares(batch, loss)[..., None] * _loss_curvature(model, logits, batch, tangent)
+    with mesh_of(params, batch, vector):
+        tangent, _ = r_forward(model, params, residuals, vector)
+        share = example_shares(batch, loss)
+        curved = share[..., None] * _loss_curvature(model, logits, batch, tangent)
     return with_penalty(model, vector, gradients(residuals, backward(params, residuals, curved)))
 
 
@@ -114,7 +117,7 @@ def r_forward(
         z = residual.input
         a, r_a = affine(layer, z), affine(v, z)
         if r_residuals:  # below the first layer there is nothing to pass on
-            r_a = r_a + r_z @ layer.weight.T
+            r_a = r_a + product(r_z, layer.weight.T, r_a)
         _, (_, r_slope) = jax.jvp(unit, (a,), (r_a,))
         r_residuals.append(Residual(input=r_z, slope=r_slope))
         r_z = residual.slope * r_a
@@ -140,8 +143,9 @@ def r_backward(
     for layer, v, residual, r_residual in reversed(list(layers)):
         deltas.append(error * residual.slope)
         r_deltas.append(r_error * residual.slope + error * r_residual.slope)
-        error = deltas[-1] @ layer.weight
-        r_error = r_deltas[-1] @ layer.weight + deltas[-1] @ v.weight
+        through_layer = product(r_deltas[-1], layer.weight, error)
+        r_error = through_layer + product(deltas[-1], v.weight, error)
+        error = product(deltas[-1], layer.weight, error)
     return tuple(reversed(deltas)), tuple(reversed(r_deltas))
 
 
@@ -156,6 +160,7 @@ def _loss_curvature(model: MLP, logits: Array, batch: Batch, tangent: Array) -> 
 
 def _with_one(outer: Array, mean: Array, total: Array) -> Array:
     """The mean of z̄z̄ᵀ from those of zzᵀ and z, for z̄ = (z, 1): no row is copied to append a 1."""
+    outer, mean = whole(outer), whole(mean)
     return jnp.block([[outer, mean[:, None]], [mean[None, :], total[None, None]]])
 
 

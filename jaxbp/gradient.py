@@ -16,7 +16,9 @@ from jax import Array
 
 from jaxbp.mlp import backward, forward, gradients
 from jaxbp.model import MLP, Deltas, Params, Residuals, Rows, penalty, with_penalty
+from jaxbp.products import mesh_of, product
 from jaxbp.reprs import short
+from jaxbp.targets import numbers
 
 
 class Batch(NamedTuple):
@@ -62,12 +64,13 @@ def per_example_pass(model: MLP, params: Params, batch: Batch) -> tuple[Array, R
 
 def autodiff(model: MLP, params: Params, batch: Batch) -> tuple[Array, Params]:
     """E and ∇E by ``jax.value_and_grad`` of ``objective``."""
-    return jax.value_and_grad(objective, argnums=1)(model, params, batch)
+    with mesh_of(params, batch):
+        return jax.value_and_grad(objective, argnums=1)(model, params, batch)
 
 
 def input_gradient(params: Params, deltas: Deltas) -> Array:
     """∂L/∂x = W⁽¹⁾ᵀ δ⁽¹⁾, (B, D): the recursion taken one layer further, where h' is 1."""
-    return deltas[0] @ params[0].weight
+    return product(deltas[0], params[0].weight, deltas[0])
 
 
 def example_shares(batch: Batch, loss: Array) -> Array:
@@ -83,7 +86,7 @@ def example_shares(batch: Batch, loss: Array) -> Array:
         raise ValueError(f"x: got shape {jnp.shape(batch.x)}, expected at least one example")
     if batch.weight is None:
         return jnp.full_like(loss, 1 / loss.size)
-    weight = jnp.asarray(batch.weight, loss.dtype)
+    weight = numbers("weight", batch.weight).astype(loss.dtype)
     if weight.shape != loss.shape:
         raise ValueError(f"weight: got shape {weight.shape}, expected {loss.shape}, one an example")
     total = jnp.sum(weight)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, nn
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.activations import (
     Activation,
@@ -61,14 +61,25 @@ def init(
     et al. (1998), section 4.6.
     """
     check_key(key)
+    return draw(model.sizes, schemes_of(model, scheme), dtype, key, bias)
+
+
+def schemes_of(model: MLP, scheme: str | None = None) -> tuple[str, ...]:
+    """The scheme of each layer: the one given, or that of its activation."""
     if scheme not in {None, *SCHEMES}:
         raise ValueError(f"scheme: got {scheme!r}, expected one of {', '.join(SCHEMES)}, or None")
-    layers, units = [], units_of(model)
-    keys = jax.random.split(key, len(units))
-    for unit, layer_key, (i, o) in zip(units, keys, pairwise(model.sizes), strict=True):
-        initializer = SCHEMES[scheme or _scheme_of(unit)]
-        layers.append(Layer(initializer(layer_key, (o, i), dtype), bias=jnp.full(o, bias, dtype)))
-    return tuple(layers)
+    return tuple(scheme or _scheme_of(unit) for unit in units_of(model))
+
+
+def draw(
+    sizes: tuple[int, ...], schemes: tuple[str, ...], dtype: DTypeLike, key: Array, bias: ArrayLike
+) -> Params:
+    """Draw the layers of these sizes, each by its scheme, as ``init`` does."""
+    keys = jax.random.split(key, len(schemes))
+    return tuple(
+        Layer(SCHEMES[scheme](layer_key, (o, i), dtype), jnp.full(o, bias, dtype))
+        for scheme, layer_key, (i, o) in zip(schemes, keys, pairwise(sizes), strict=True)
+    )
 
 
 def check_key(key: Any) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from jaxbp.activations import Activation, identity
 from jaxbp.heads import Head
 from jaxbp.reprs import short
+from jaxbp.targets import numbers
 
 
 class MLP(NamedTuple):
@@ -95,14 +96,14 @@ def checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
     """x as an array.
 
     Raises ValueError where x or params do not fit the sizes of the model, TypeError where params
-    are no layers.
+    are no layers and where x is no numbers.
     """
     check_layers(params)
     expected = [((o, i), (o,)) for i, o in pairwise(model.sizes)]
     shapes = [(jnp.shape(layer.weight), jnp.shape(layer.bias)) for layer in params]
     if shapes != expected:
         raise ValueError(f"params: got weights and biases {shapes}, expected {expected}")
-    z = jnp.asarray(x)
+    z = numbers("x", x)
     if z.shape[-1:] != model.sizes[:1]:
         raise ValueError(f"x: got shape {z.shape}, expected (..., {model.sizes[0]})")
     return z

@@ -32,7 +32,8 @@ from jaxbp.model import (
     penalty,
     with_penalty,
 )
-from jaxbp.trees import wide_enough
+from jaxbp.products import product
+from jaxbp.trees import check_bools, wide_enough
 
 Reduction = Literal["mean", "sum"]
 MaxNorm = float | Sequence[float] | Array  # of the whole gradient, or of every layer's
@@ -63,6 +64,7 @@ def per_example_norms(model: MLP, params: Params, batch: Batch, per_layer: bool 
     >>> per_example_norms(model, params, batch).tolist()
     [3.0, 5.0]
     """
+    check_bools(per_layer=per_layer)
     _, residuals, deltas = _pass(model, params, batch)
     squares = _squared_norms(residuals, deltas)
     if penalised(model):
@@ -99,6 +101,7 @@ def clipped_gradient(
     ValueError where max_norm is not positive, or has neither one entry nor one a layer, and for the
     mean of an empty batch.
     """
+    check_bools(per_layer=per_layer)
     _check_reduction(reduction)
     loss, residuals, deltas = _pass(model, params, batch)
     squares = _squared_norms(residuals, deltas)
@@ -147,6 +150,7 @@ def noisy_clipped_gradient(
     minibatches are drawn: ``fit`` shuffles.
     Raises ValueError as ``clipped_gradient`` does, and for a negative noise_multiplier.
     """
+    check_bools(per_layer=per_layer)
     if not _known(noise_multiplier, 0) >= 0:
         raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
     value, grads = clipped_gradient(model, params, batch, max_norm, per_layer, reduction=reduction)
@@ -255,16 +259,16 @@ def gradient_noise_scale(
         return NoiseScale(simple, None, signal, noise)
     if probes < 1:
         raise ValueError(f"probes: got {probes}, expected at least 1")
-    product = partial(hessian_vector_product, model, params, batch)
+    times_hessian = partial(hessian_vector_product, model, params, batch)
 
     def probe(probe_key: Array) -> Array:
         signs = jnp.sqrt(share) * jax.random.rademacher(probe_key, share.shape, share.dtype)
         factors = signs - share * jnp.sum(signs)  # so that every gₙ is taken less their mean
         along = weighted_gradients(factors, residuals, deltas)
-        return _dot(along, product(along))
+        return _dot(along, times_hessian(along))
 
     trace = correction * jnp.mean(jax.lax.map(probe, jax.random.split(key, probes)))
-    slope = _dot(grads, product(grads)) - trace * jnp.sum(share**2)  # unbiased, as signal is
+    slope = _dot(grads, times_hessian(grads)) - trace * jnp.sum(share**2)  # unbiased, as signal is
     return NoiseScale(simple, _ratio_or_inf(trace, slope), signal, noise)
 
 
@@ -305,7 +309,7 @@ def _squared_norms(residuals: Residuals, deltas: Deltas) -> Array:
 def _squares_of_penalty(l2: float, params: Params, residuals: Residuals, deltas: Deltas) -> Array:
     """2 l2 ⟨δₙ zₙᵀ, W⟩ + l2² ‖W‖² of every layer, (B, L): what l2·W adds to a squared norm."""
     added = [
-        2 * l2 * jnp.sum(delta * (residual.input @ layer.weight.T), axis=-1)
+        2 * l2 * jnp.sum(delta * product(residual.input, layer.weight.T, delta), axis=-1)
         + l2**2 * jnp.sum(layer.weight**2)
         for layer, residual, delta in zip(params, residuals, deltas, strict=True)
     ]
@@ -318,7 +322,7 @@ def _ratio_or_inf(a: Array, b: Array) -> Array:
 
 
 def _dot(a: Params, b: Params) -> Array:
-    products = jax.tree.map(jnp.vdot, a, b)
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), a, b)
     return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 

@@ -22,7 +22,7 @@ precision make an error of about 1 % in the gradient.  After Micikevicius et al.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, wraps
+from functools import lru_cache, wraps
 from operator import attrgetter
 from typing import Any
 
@@ -83,7 +83,7 @@ def mixed_precision(gradient: Gradient, compute_dtype: DTypeLike = jnp.bfloat16)
     return _in_dtype(gradient, dtype)
 
 
-@cache  # the same gradient gives the same function, so jit does not compile a model twice
+@lru_cache(maxsize=64)  # the same gradient gives the same function, and jit compiles a model once
 def _in_dtype(gradient: Gradient, dtype: Any) -> Gradient:
     @wraps(gradient)  # so that it is seen to take a key, where the gradient does
     def rounded(

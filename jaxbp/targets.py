@@ -1,11 +1,39 @@
-"""Targets: how a head reads them, and smoothed labels."""
+"""Targets: how a head reads them, as numbers and as labels, and smoothed labels."""
 
 from contextlib import suppress
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+
+from jaxbp.reprs import short
+
+
+def numbers(name: str, given: Any) -> Array:
+    """An argument as an array.
+
+    Raises TypeError for what are no real numbers, and ValueError for integers that JAX would wrap.
+    """
+    try:
+        array = jnp.asarray(given)
+    except OverflowError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: got {short(given)}, expected an array of real numbers") from error
+    dtype = getattr(given, "dtype", array.dtype)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (bool, jnp.integer, jnp.floating)):
+        raise TypeError(f"{name}: got {dtype}, expected real numbers")
+    if array.size and array.dtype.kind in "iu" and dtype.itemsize > array.dtype.itemsize:
+        held = jnp.iinfo(array.dtype)  # type: ignore[no-untyped-call]
+        for value in map(int, (given.min(), given.max())):
+            if not held.min <= value <= held.max:
+                raise ValueError(
+                    f"{name}: got {value}, out of the range of {array.dtype}, which JAX makes of "
+                    f"{dtype} without jax_enable_x64"
+                )
+    return array
 
 
 def values(logits: Array, target: ArrayLike) -> Array:
@@ -13,7 +41,7 @@ def values(logits: Array, target: ArrayLike) -> Array:
 
     Raises ValueError for another shape, as (B,) would broadcast against (B, 1).
     """
-    y = jnp.asarray(target)
+    y = numbers("target", target)
     if y.shape != logits.shape:
         hint = ", such as target[:, None]" if (*y.shape, 1) == logits.shape else ""
         raise ValueError(f"target: got shape {y.shape}, expected {logits.shape}, the logits'{hint}")
@@ -25,7 +53,7 @@ def label_rows(logits: Array, target: ArrayLike) -> Array:
 
     Raises ValueError for another shape, TypeError for classes that are no integers.
     """
-    y, (*rows, count) = jnp.asarray(target), logits.shape
+    y, (*rows, count) = numbers("target", target), logits.shape
     if y.shape == logits.shape:
         return y.astype(logits.dtype)
     if y.shape != tuple(rows):
@@ -56,7 +84,7 @@ def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = No
     """
     if not 0 <= amount <= 1:
         raise ValueError(f"amount: got {amount}, expected a share of the label in [0, 1]")
-    y = jnp.asarray(target)
+    y = numbers("target", target)
     expected = "labels from 0 to 1; classes need num_classes"
     if num_classes is not None:
         expected = f"classes 0 to {num_classes - 1}, or labels from 0 to 1"

@@ -1,4 +1,4 @@
-"""Trees: their leaves by name, the arguments that argnums means, and jaxprs within jaxprs."""
+"""Trees: their leaves by name, arguments that are checked or found, and jaxprs within jaxprs."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Literal
 
 
 def named_leaves(tree: Any, root: str = "", none: bool = False) -> dict[str, Any]:
@@ -21,6 +22,23 @@ def check_like(name: str, tree: Any, params: Any) -> None:
     got, expected = (jax.tree.map(jnp.shape, each) for each in (tree, params))
     if got != expected:
         raise ValueError(f"{name}: got {got}, expected the shapes of params, {expected}")
+
+
+def check_bools(**given: Any) -> None:
+    """Raise TypeError for an argument that is neither True nor False, such as "no", which is true.
+
+    >>> check_bools(check="no")
+    Traceback (most recent call last):
+    TypeError: check: got 'no', expected True or False
+    """
+    for name, value in given.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}: got {value!r}, expected True or False")
+
+
+def shaped(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array's shape and dtype, in its place."""
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def wide_enough(rows: jax.Array) -> jax.typing.DTypeLike:
@@ -79,3 +97,37 @@ def _jaxprs_among(values: Iterable[Any]) -> Iterator[Any]:
 def opened(jaxpr: Any) -> Any:
     """A jaxpr without its constants, whether it was closed or open."""
     return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+#: primitives of which a jaxpr is all there is, where nothing is differentiated any more
+CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
+COPIES = {"copy", "copy_p"}
+
+
+def evaluated(
+    jaxpr: Any,
+    constants: Iterable[Any],
+    arguments: Iterable[Any],
+    literal: Callable[[Any, Any], Any] = lambda operand, equation: operand.val,
+) -> list[Any]:
+    """The results of a jaxpr, with its calls inlined and its copies left out.
+
+    constants, arguments: arrays, maybe under trace.
+    literal: the value of a literal operand of an equation; of a result the equation is None.
+    """
+    inner = opened(jaxpr)
+    values = dict(zip((*inner.constvars, *inner.invars), (*constants, *arguments), strict=True))
+
+    def value(operand: Any, equation: Any = None) -> Any:
+        return literal(operand, equation) if isinstance(operand, Literal) else values[operand]
+
+    for equation in inner.eqns:
+        results = [value(operand, equation) for operand in equation.invars]
+        if equation.primitive.name in CALLS:
+            called = next(subjaxprs(equation))
+            results = evaluated(called, getattr(called, "consts", ()), results, literal)
+        elif equation.primitive.name not in COPIES:
+            results = equation.primitive.bind(*results, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+        values.update(zip(equation.outvars, results, strict=True))
+    return list(map(value, inner.outvars))

@@ -38,7 +38,9 @@ def distance(sharded, alone):
 
 params, batch = arguments
 sharded = values.lower(put(params), put(batch, "rows")).compile()
-found, alone = sharded(put(params), put(batch, "rows")), values(params, batch)
+given = put(params), put(batch, "rows")
+found, alone = sharded(*given), values(params, batch)
+outside_jit = CONTRACTIONS["Hessian"](model, *given)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     trained, _ = jaxbp.fit(
@@ -67,7 +69,10 @@ print(
     json.dumps(
         {
             "distance": {name: distance(found[name], alone[name]) for name in found}
-            | {"fit": distance(trained, descended)},
+            | {
+                "fit": distance(trained, descended),
+                "Hessian outside jit": distance(outside_jit, alone["Hessian"]),
+            },
             "moves rows": "all-gather" in sharded.as_text(),
             "warnings": [str(warning.message) for warning in (*caught, *caught_by_many)],
             "stays": checked_batch(model, params, elsewhere, "batch").x.devices()

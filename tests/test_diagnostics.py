@@ -288,7 +288,7 @@ def test_health_costs_one_compilation_and_no_epoch_of_its_own():
             check=False,
         )
         runs.append(len(calls))
-    assert runs == [1, 2]  # traced once for the scan, and once for the last step apart
+    assert runs == [2, 4]  # for the scan, and for the last step apart; each to be known again, too
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The docstrings: each is a sentence of its own, and says what every argument is."""
+"""The public functions: what their docstrings say, and what every one of them refuses."""
 
 import ast
 import inspect
@@ -26,6 +26,9 @@ FACES = [
 ]
 
 
+OTHERS = ("jaxbp.checking", "jaxbp.graph")  # which do not ask yet
+
+
 def exported():
     """Every function that a user may call, by its name."""
     for face in FACES:
@@ -42,6 +45,17 @@ def test_more_than_four_parameters_are_listed(name, function):
         lists = re.findall(r"^ *((?:\w+, )*\w+): ", function.__doc__, re.MULTILINE)
         listed = {each for names in lists for each in names.split(", ")}
         assert set(parameters) <= listed, (name, set(parameters) - listed)
+
+
+def test_a_truth_value_is_true_or_false():
+    """Any text would be true, "no" as well."""
+    for name, function in exported():
+        parameters = inspect.signature(function).parameters.values()
+        needed = {each.name: None for each in parameters if each.default is each.empty}
+        for each in parameters:
+            if each.annotation in (bool, bool | None) and not name.startswith(OTHERS):
+                with pytest.raises(TypeError, match=f"^{each.name}: got 'no', expected True or F"):
+                    function(**needed | {each.name: "no"})
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

@@ -121,6 +121,27 @@ def test_a_class_that_is_none_makes_the_loss_nan(dtype, x64):
     assert np.isnan(error).any(axis=1).tolist() == [False, True, True]
 
 
+def test_what_are_no_numbers_is_named():
+    """And integers that JAX would hold in 32 bits, where 2³² + 1 is 1."""
+    model = jaxbp.MLP((2, 2), (), heads.softmax_cross_entropy)
+    params = (jaxbp.Layer(np.zeros((2, 2), "f4"), np.zeros(2, "f4")),)
+    logits = np.zeros((2, 2), "f4")
+    for wrong, error, message in [
+        ("abc", TypeError, "got 'abc', expected an array of real numbers"),
+        (None, TypeError, "got None, expected an array of real numbers"),
+        ([[1, 2], [3]], TypeError, r"got \[\[1, 2\], \[3\]\], expected an array of real numbers"),
+        (np.array([["a", "b"]]), TypeError, r"got <U1\[1,2\], expected an array of real numbers"),
+        (np.array([1j, 2]), TypeError, "got complex128, expected real numbers"),
+        (np.array([0, 2**32 + 1]), ValueError, "got 4294967297, out of the range of int32, which"),
+        ([0, 2**32 + 1], ValueError, "Python int"),
+    ]:
+        with pytest.raises(error, match=f"^x: {message}"):
+            jaxbp.predict(model, params, wrong)
+        for loss in (heads.cross_entropy, heads.squared_error):
+            with pytest.raises(error, match=f"^target: {message}"):
+                loss(logits, wrong)
+
+
 def test_a_masked_output_leaves_the_loss_finite_and_right(x64):
     """Its logit is -∞ and its label 0; the other outputs have the loss they have without it."""
     logits, target = np.array([[1.0, 2.0, -np.inf]]), np.array([[1.0, 0.0, 0.0]])

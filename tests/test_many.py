@@ -255,10 +255,17 @@ def test_control_c_keeps_what_there_is():
         if epoch.number == 2:
             raise KeyboardInterrupt
 
+    def write():
+        raise OSError("disk full")
+
     with pytest.raises(jaxbp.TrainingInterrupt, match="in epoch 3; ") as error:
         fit_many(validation=table(7, 1), on_epoch=[interrupt])
     assert jaxbp.compare(error.value.params, seen[1].params).ulps == 0
     assert error.value.history.training_loss.shape == error.value.history.metric.shape == (3, 2)
+    with pytest.raises(OSError, match="disk full") as error:
+        fit_many(validation=table(7, 1), on_epoch=[lambda epoch: write()])
+    assert error.value.epoch == 2
+    assert jaxbp.compare(error.value.params, seen[0].params).ulps == 0
 
 
 @pytest.mark.parametrize(
@@ -287,6 +294,19 @@ def test_what_does_not_fit_is_named(wrong, error, message):
 
 
 def test_keys_are_one_a_network():
+    """And where two networks are one, it is said, before they train."""
+    one = three_keys()[:1]
+    for wrong in ([one[0], one[0]], "ab", None):
+        with pytest.raises(TypeError, match=r"(?s)keys: got .*, expected \(N,\) of them"):
+            fit_many(keys=wrong)
+    twice = one[np.zeros(2, int)]
+    with (
+        pytest.warns(UserWarning, match="keys: 1 of 2 networks differ"),
+        pytest.raises(ValueError, match="epochs: got 0"),
+    ):
+        fit_many(keys=twice, learning_rate=0.1, epochs=0)
+    with pytest.raises(ValueError, match="epochs: got 0"):  # without a warning
+        fit_many(keys=twice, learning_rate=[0.1, 0.2], epochs=0)
     with pytest.raises(TypeError, match=r"(?s)keys: got .*, expected \(N,\) of them"):
         fit_many(keys=jax.random.key(0))
     with pytest.raises(ValueError, match="keys: got none, expected one a network"):

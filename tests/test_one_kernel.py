@@ -16,7 +16,7 @@ from benchmarks.one_kernel import lowered
 from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, heads
 from jaxbp.training import kernel_choice
-from jaxbp.training.epoch import Program, run_epoch
+from jaxbp.training.epoch import Program, one_epoch
 from jaxbp.training.one_kernel import OneKernel, is_faster, warps_for
 from jaxbp.training.padding import ignores_padding, padded_loss, rational_gelu
 
@@ -34,6 +34,9 @@ OPTIMIZERS = {
         made, lambda rate: optax.sgd(optax.warmup_cosine_decay_schedule(0, rate, 2, 9)), 0.1
     ),
 }
+
+
+run_epoch = jax.jit(one_epoch, static_argnums=0)
 
 
 def both(model, optimizer, batch, batch_size, epochs=2):
@@ -100,7 +103,7 @@ def test_it_does_with_every_activation_head_and_optimizer(head, optimizer):
                 precision="highest",
                 kernel=kernel,
             )
-            results.append(run_epoch.__wrapped__(program, params, state, batch, order, None))
+            results.append(one_epoch(program, params, state, batch, order, None))
         return results
 
     model = jaxbp.MLP((5, 9, 3), activations.tanh, HEADS[head])
@@ -337,7 +340,8 @@ def test_one_kernel_that_is_demanded_and_cannot_be_says_why(options, reason):
 
 def test_a_loss_of_ones_own_is_not_padded():
     def loss(logits, target):
-        return heads.cross_entropy(logits, target)
+        each, error = heads.cross_entropy(logits, target)
+        return 2 * each, 2 * error
 
     model = MODEL._replace(head=MODEL.head._replace(loss=loss))
     batch = random_batch(model, 10, 0, integer=True, dtype=np.float32)
@@ -403,7 +407,10 @@ class Compiler:
 
 def choose(program, error=None, kernel="auto"):
     arguments = (jnp.ones((2, 3), jnp.float32),)
-    return kernel_choice.with_kernel(kernel, program, Compiler(error), arguments).kernel
+    optimizer, compiler = program.optimizer, Compiler(error)
+    return kernel_choice.with_kernel(
+        kernel, program, optimizer, lambda _: compiler, arguments
+    ).kernel
 
 
 def wide(*sizes, batch_size=32, optimizer=optax.sgd, **options):

@@ -16,7 +16,7 @@ from combinations import CONTRACTIONS, HEADS, network
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import jaxbp
-from benchmarks.problems import random_batch
+from benchmarks.problems import random_batch, random_params
 from jaxbp import activations
 from jaxbp.training.checks import checked_batch
 
@@ -24,9 +24,9 @@ of_all = pytest.mark.parametrize("name", CONTRACTIONS)
 MESH = AbstractMesh((4,), ("rows",), axis_types=(AxisType.Explicit,))  # as jax.make_mesh has them
 
 
-def sharded(tree, *axes):
+def sharded(tree, *axes, mesh=MESH):
     """The shapes of a tree, its leaves' axes sharded over the mesh."""
-    sharding = NamedSharding(MESH, PartitionSpec(*axes))
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
@@ -37,9 +37,33 @@ def test_sharded_rows_are_taken(name):
     result = jax.eval_shape(
         partial(CONTRACTIONS[name], model), sharded(params), sharded(batch, "rows")
     )
+    if name == "health":
+        spread = partial(jaxbp.diagnostics.distributions, model)
+        jax.eval_shape(spread, sharded(params), sharded(batch, "rows"))
     if name not in {"per example", "norms"}:
         shardings = [leaf.sharding for leaf in jax.tree.leaves(result)]
         assert all(each is None or each.is_fully_replicated for each in shardings)
+
+
+def test_sharded_units_are_taken():
+    """Of every other layer the outputs are sharded, of the next one the inputs; where the rows are
+    whole, of every layer the outputs."""
+    model = network()[0]._replace(sizes=(6, 8, 4))
+    mesh = AbstractMesh((2, 2), ("rows", "units"), axis_types=(AxisType.Explicit,) * 2)
+    first, second = random_params(model, 0, np.float32)
+    put = partial(sharded, mesh=mesh)
+    layer = jaxbp.Layer(put(first.weight, "units"), put(first.bias, "units"))
+    batch = random_batch(model, 8, 1, integer=True, dtype=np.float32)
+    for above, rows in [
+        (jaxbp.Layer(put(second.weight, None, "units"), put(second.bias)), put(batch, "rows")),
+        (jaxbp.Layer(put(second.weight, "units"), put(second.bias, "units")), put(batch)),
+    ]:
+        for name in ("Hessian", "Kronecker factors", "noise scale"):
+            jax.eval_shape(partial(CONTRACTIONS[name], model), (layer, above), rows)
+        _, grads = jax.eval_shape(partial(jaxbp.backprop, model), (layer, above), rows)
+        _, by_jax = jax.eval_shape(partial(jaxbp.autodiff, model), (layer, above), rows)
+        of_both = zip(*map(jax.tree.leaves, (grads, by_jax)), strict=True)
+        assert all(one.sharding.spec == other.sharding.spec for one, other in of_both)
 
 
 def test_sums_of_sharded_rows_are_those_of_all_rows(python, monkeypatch):

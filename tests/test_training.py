@@ -20,6 +20,7 @@ from jaxbp.training.device import memory_shortage_named, wait_for
 from jaxbp.training.epoch import epoch_key, times_mean_weight
 
 slow = pytest.mark.slow
+KEY = jax.random.key(0)
 MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error)
 
 
@@ -31,8 +32,7 @@ def table(rows=10, seed=0):
 
 
 def fit(model=MODEL, batch=None, **options):
-    key = jax.random.key(0)
-    defaults = {"optimizer": sgd(1e-3), "epochs": 2, "batch_size": 4, "key": key}
+    defaults = {"optimizer": sgd(1e-3), "epochs": 2, "batch_size": 4, "key": KEY}
     return jaxbp.fit(model, table() if batch is None else batch, **defaults | options)
 
 
@@ -122,7 +122,7 @@ def test_nothing_recompiles_after_the_first_epoch():
     try:
         fit(
             epochs=5,
-            optimizer=optax.adam(1e-3),  # a new one, for which nothing has been compiled before
+            optimizer=optax.chain(optax.adam(1e-3), optax.scale(0.5)),  # not compiled before
             validation=table(6, seed=1),
             on_epoch=lambda epoch: at_epoch.append(len(compilations)),
         )
@@ -133,8 +133,10 @@ def test_nothing_recompiles_after_the_first_epoch():
 
 
 def test_each_gradient_is_traced_once_a_program():
-    traced = chex.assert_max_traces(jaxbp.backprop, n=2)  # full minibatches and the ragged one
-    fit(gradient=traced, epochs=4, check=False)
+    """To be known again and to be compiled: for full minibatches and the ragged one."""
+    traced = chex.assert_max_traces(jaxbp.backprop, n=4)
+    for _ in range(2):
+        fit(gradient=traced, epochs=4, check=False)
 
 
 def test_backprop_and_autodiff_train_alike():
@@ -183,8 +185,9 @@ def test_on_epoch_may_be_a_list_and_stops_on_true_alone():
     assert told == [1, 1, 2, 2]
     assert len(history.training_loss) == 2
     for returned in (0.5, 1, {"loss": 0.5}, np.ones(1, bool), "yes"):
-        with pytest.raises(TypeError, match=r"on_epoch: .* returned .*, expected True to end the"):
+        with pytest.raises(TypeError, match=r"on_epoch: .* returned .*, expected True to end") as e:
             fit(epochs=9, on_epoch=[first, lambda epoch: returned])  # noqa: B023
+        assert e.value.history.training_loss == history.training_loss[:1]
     told.clear()
     for wrong in (1, [first, None]):
         with pytest.raises(
@@ -211,6 +214,32 @@ def test_control_c_keeps_what_there_is():
     assert jaxbp.compare(error.value.params, told[1].params).relative_error == 0
     expected = [epoch.training_loss for epoch in told]
     np.testing.assert_array_equal(error.value.history.training_loss, expected)
+
+
+def test_a_callbacks_exception_keeps_what_there_is():
+    """It stays what it is; one that carries something of that name keeps its own."""
+    told = []
+
+    def fail(epoch):
+        told.append(epoch)
+        if epoch.number == 2:
+            raise error
+
+    for error in (OSError("disk full"), SystemExit(3)):
+        told.clear()
+        with pytest.raises(type(error)) as caught:
+            fit(epochs=9, on_epoch=fail)
+        assert caught.value is error
+        assert error.epoch == 3
+        assert jaxbp.compare(error.params, told[1].params).relative_error == 0
+        losses = [epoch.training_loss for epoch in told]
+        np.testing.assert_array_equal(error.history.training_loss, losses)
+        assert "in epoch 3; the exception's params" in error.__notes__[0]
+    error = ValueError("mine")
+    error.params, told[:] = "mine", []
+    with pytest.raises(ValueError, match="mine"):
+        fit(epochs=9, on_epoch=fail)
+    assert vars(error).keys() == {"params"}
 
 
 def test_control_c_is_heard_while_the_device_computes(sigint, monkeypatch):
@@ -270,7 +299,8 @@ def test_no_key_is_drawn_from_twice():
         return jaxbp.backprop(model, params, batch)
 
     key = jax.random.key(0)
-    fit(gradient=noisy, epochs=3, key=key)
+    with jax.transfer_guard("disallow"):  # nor is a number moved that is not asked for
+        fit(gradient=noisy, epochs=3, key=key)
     jax.effects_barrier()
     assert len(set(seen)) == 9
     layers = jax.random.split(key, 10)
@@ -478,6 +508,10 @@ def test_example_weights():
     assert np.isfinite(history.training_loss).all()
 
 
+#: of one output, whose predictions and targets are (B,)
+ONE_OUTPUT = jaxbp.Head(lambda a: a[:, 0], lambda a, y: ((a[:, 0] - y) ** 2, 2 * (a - y[:, None])))
+
+
 @pytest.mark.parametrize(
     ("head", "target", "prediction", "expected"),
     [
@@ -488,6 +522,7 @@ def test_example_weights():
         (heads.linear_squared_error, [[2.0], [2]], [[2.0], [2]], 1),
         (heads.linear_squared_error, [[2.0], [2]], [[2.0], [3]], 0),
         (heads.linear_squared_error, [[0.1]] * 11, [[0.0]] * 11, 0),
+        (ONE_OUTPUT, [1.0, 2, 3], [[1.0], [2], [4]], 1 - 1 / 2),
     ],
 )
 def test_the_metric_is_what_the_head_calls_for(head, target, prediction, expected):
@@ -525,6 +560,11 @@ def test_a_metric_of_another_shape_is_refused(head, message):
     params = (jaxbp.Layer(jnp.ones((1, 2)), jnp.ones(1)),)
     with pytest.raises(ValueError, match=rf"head: it {message} .*\(3, 1\) targets"):
         jaxbp.evaluate(model, params, batch)
+    with pytest.raises(ValueError, match=f"head: it {message}"):  # before training
+        fit(model, batch, validation=batch, on_epoch=pytest.fail)
+    of_numpy = model._replace(head=head._replace(predict=np.asarray))
+    with pytest.raises(TypeError, match="head: its predict or decide asks for the numbers of"):
+        jaxbp.evaluate(of_numpy, params, batch)
     summed = model._replace(head=head._replace(loss=lambda a, y: (jnp.sum(a), a)))
     with pytest.raises(ValueError, match=r"loss: got shape \(\), expected \(3,\), one an example"):
         jaxbp.backprop(summed, params, batch)
@@ -827,6 +867,18 @@ WRONG = [
         r"activation: h of <lambda>: got float32 of shape \(10,\)",
     ),
     (
+        {"model": unit(lambda a: (np.tanh(a), 1 - np.tanh(a) ** 2))},
+        "activation: <lambda> asks for the numbers of an array, as NumPy, .* of jax.numpy alone",
+    ),
+    (
+        {"model": head(lambda a, y: (squares(a, y), 2 * (a - y) if a[0, 0] > 0 else 0))},
+        "head: its loss asks for the numbers of an array, as NumPy, float.. and if do",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: (float(loss), grads))},
+        "gradient: gradient asks for the numbers of an array",
+    ),
+    (
         {"gradient": changed(lambda loss, grads: (loss, jax.tree.map(jnp.sum, grads)))},
         r"gradient: grads\[0\].weight: got float32 of shape \(\), expected .* shape \(8, 3\)",
     ),
@@ -840,7 +892,7 @@ WRONG = [
     ),
     (
         {"gradient": changed(lambda loss, grads: grads)},
-        r"gradient: got a tuple of 2, expected \(loss, grads\)",
+        r"gradient: got grads alone, expected \(loss, grads\)",
     ),
     (
         {"gradient": changed(lambda loss, grads: loss)},
@@ -849,6 +901,10 @@ WRONG = [
     (
         {"gradient": changed(lambda loss, grads: (loss, jax.tree.map(lambda g: 1.01 * g, grads)))},
         r"gradient: gradient is not the derivative .* error of 1.0e-02 .*gradcheck tells .*; che",
+    ),
+    (
+        {"gradient": changed(lambda loss, grads: (4 * loss, grads))},  # a sum over the rows
+        "gradient: the loss of gradient is not the objective .*, the mean .* of 3.0e.00 by .*; che",
     ),
 ]
 
@@ -861,19 +917,20 @@ def test_a_piece_that_is_not_what_it_claims_to_be(options, message):
 
 def test_pieces_are_checked_for_many_networks_too():
     many = {"keys": jax.random.split(jax.random.key(0), 2), "learning_rate": 0.1}
-    options, message = WRONG[-1]
+    options, message = WRONG[-2]
     with pytest.raises(ValueError, match=message):
         jaxbp.fit_many(MODEL, table(), epochs=1, batch_size=4, **many, **options)
 
 
 def test_a_wrong_piece_trains_if_it_must():
-    options, _ = WRONG[-1]
+    options, _ = WRONG[-2]
     fit(**options, epochs=1, check=False)
 
 
 def check(model=MODEL, gradient=jaxbp.backprop, key=None):
     params, batch = jax.tree.map(lambda array: jnp.asarray(array, float), (PARAMS, table()))
-    pieces.check_pieces(model, params, batch, 4, gradient, key)
+    with jax.transfer_guard("disallow"):
+        pieces.check_pieces(model, params, batch, 4, gradient, key)
 
 
 def test_right_pieces_of_ones_own_pass(x64):
@@ -894,7 +951,7 @@ def test_right_pieces_of_ones_own_pass(x64):
 
 def test_pieces_of_the_package_are_not_compared(monkeypatch):
     """So nothing is compiled for them; nor is a gradient that differs at every draw."""
-    monkeypatch.setattr(pieces, "_error_of", None)
+    monkeypatch.setattr(pieces, "_compare", None)
     units = [*activations.BY_NAME.values(), partial(activations.leaky_relu, alpha=0.1)]
     for one in units:
         check(unit(one))
@@ -915,7 +972,7 @@ def test_pieces_of_the_package_are_not_compared(monkeypatch):
         return jaxbp.backprop(*given)[1]
 
     check(gradient=drawn, key=key)
-    with pytest.raises(TypeError, match=r"gradient: got a tuple of 2, expected \(loss, grads\)"):
+    with pytest.raises(TypeError, match=r"gradient: got grads alone, expected \(loss, grads\)"):
         check(gradient=grads_alone, key=key)
 
 

@@ -26,7 +26,7 @@ from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
 from jaxbp.targets import smooth_labels
 from jaxbp.training.device import memory_shortage_named, wait_for
-from jaxbp.training.epoch import jitted_init, shapes_of
+from jaxbp.training.epoch import initial_params, shapes_of
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
 from jaxbp.training.metrics import metric_name
 
@@ -203,8 +203,8 @@ def initial(plan: Plan) -> Params:
     options = plan.options
     scheme = None if options.scheme == "auto" else options.scheme
     key = jax.random.key(options.seed)
-    with memory_shortage_named(shapes_of(key, plan.model, np.float32)):
-        params: Params = jitted_init(key, plan.model, scheme=scheme, bias=options.bias)
+    with memory_shortage_named(shapes_of(plan.model, np.float32)):
+        params = initial_params(key, plan.model, scheme=scheme, bias=options.bias)
         wait_for(params)
     return params
 

@@ -32,6 +32,7 @@ from jaxbp.data.split import split_rows
 from jaxbp.gradient import Batch
 from jaxbp.reprs import short
 from jaxbp.text import fields, html
+from jaxbp.trees import check_bools
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,12 @@ def load(
     >>> data.train.x.shape, data.preparation.labels
     ((97, 4), ('setosa', 'versicolor', 'virginica'))
     """
+    check_bools(
+        standardize=standardize,
+        standardize_target=standardize_target,
+        stratify=stratify,
+        header=False if header is None else header,
+    )
     if not 0 <= seed < 2**32:
         raise DataError(f"seed: got {seed}, expected 0 to 2³² - 1")
     if not (validation > 0 and test > 0 and validation + test < 1):

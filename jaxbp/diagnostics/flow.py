@@ -16,6 +16,7 @@ from jaxbp.gradient import Batch, per_example_pass
 from jaxbp.heads import softmax_cross_entropy
 from jaxbp.initialisation import init
 from jaxbp.model import MLP, Params
+from jaxbp.products import whole
 
 QUANTILES = (5, 25, 50, 75, 95)  # per cent
 
@@ -30,11 +31,12 @@ class Distributions(NamedTuple):
 def distributions(model: MLP, params: Params, batch: Batch) -> Distributions:
     """Quantiles of outputs h and errors |δ| in every layer, at 5, 25, 50, 75 and 95 %."""
     _, residuals, deltas = per_example_pass(model, params, batch)
+    outputs = map(whole, outputs_of(params, residuals))
     levels = jnp.array(QUANTILES) / 100
     with jax.debug_nans(False):  # a NaN stands for what is left out
-        nonzero = [jnp.where(delta == 0, jnp.nan, jnp.abs(delta)) for delta in deltas]
+        nonzero = [jnp.where(delta == 0, jnp.nan, jnp.abs(delta)) for delta in map(whole, deltas)]
         return Distributions(
-            output=jnp.stack([jnp.quantile(h, levels) for h in outputs_of(params, residuals)]),
+            output=jnp.stack([jnp.quantile(h, levels) for h in outputs]),
             delta=jnp.stack([jnp.nanquantile(size, levels) for size in nonzero]),
         )
 

@@ -13,6 +13,7 @@ from jaxbp.diagnostics.health import Health, jitted_health
 from jaxbp.gradient import Batch, example_shares, per_example_pass
 from jaxbp.model import MLP, Params, units_of
 from jaxbp.text import Table, align, html, number, plain
+from jaxbp.trees import check_bools
 
 LayerVerdict = Literal["healthy", "vanishing", "exploding", "dead", "saturated", "not finite"]
 
@@ -163,6 +164,7 @@ def judge(
 
     Raises ValueError for a health with fields of another shape.
     """
+    check_bools(unfelt=unfelt)
     layers = len(model.sizes) - 1
     if np.shape(health.delta) != (layers,):
         raise ValueError(

@@ -16,20 +16,22 @@ from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
-from jaxbp.initialisation import check_key
 from jaxbp.model import MLP, Params, check_layers, units_of
 from jaxbp.precision import matmul_precision
+from jaxbp.reprs import short
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
-from jaxbp.training.epoch import state_shapes
 from jaxbp.training.kernel_choice import KERNELS
 from jaxbp.training.pieces import held_to_shapes
+from jaxbp.training.same_program import compiled_for_each
 
 _LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
 
 
-@partial(jax.jit, static_argnums=0)  # traced once for its shapes, never run
 def _objective(model: MLP, params: Params, batch: Batch) -> Array:
     return objective(held_to_shapes(model), params, batch)
+
+
+_traced_objective = compiled_for_each(_objective)  # for its shapes; it is never run
 
 
 def check_concrete(**given: Any) -> None:
@@ -48,7 +50,6 @@ def check_arguments(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int | None,
-    key: Array,
     precision: str | None,
     kernel: str,
 ) -> None:
@@ -58,7 +59,6 @@ def check_arguments(
     optimizer: of optax.
     epochs: a positive int.
     batch_size: a positive int, or None.
-    key: one ``jax.random.key(seed)``.
     precision: a name that JAX has for it, or None.
     kernel: a name of ``kernel_choice.KERNELS``.
     """
@@ -73,7 +73,6 @@ def check_arguments(
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
         )
-    check_key(key)
     matmul_precision(precision)  # raises, where there is none of that name
     if kernel not in KERNELS:
         raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(KERNELS)}")
@@ -92,7 +91,7 @@ def check_full_batch(
     """
     if batch_size is None:
         return
-    state = state_shapes(optimizer, params)
+    state = jax.eval_shape(optimizer.init, params)
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, FULL_BATCH_STATES))
     if any(isinstance(part, FULL_BATCH_STATES) for part in parts):
         raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
@@ -165,7 +164,7 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     if host.x.ndim != 2 or not host.x.size:
         raise ValueError(f"{prefix}x: got shape {host.x.shape}, expected at least one row, (B, D)")
     try:
-        _objective.eval_shape(model, params, host)  # type: ignore[no-untyped-call]
+        _traced_objective(model).eval_shape(params, host)
     except (TypeError, ValueError) as error:
         if not prefix or type(error) not in {TypeError, ValueError}:  # JAX's own, of user's code
             raise
@@ -186,7 +185,7 @@ def _on_device(given: Any, checked: Any) -> Any:
     """The checked values; what is on a device already does not leave it."""
     if isinstance(given, jax.Array) and checked is not None:
         return given.astype(checked.dtype)
-    return None if checked is None else jnp.asarray(checked)
+    return None if checked is None else jax.device_put(checked)
 
 
 def _check_target(model: MLP, target: Any, name: str) -> None:
@@ -221,7 +220,11 @@ def _as_numbers(name: str, values: Any) -> Any:
         return None
     if np.ma.is_masked(values):
         raise ValueError(f"{name}: some values are masked, expected an array without a mask")
-    array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
+    try:
+        array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
+    except (TypeError, ValueError) as error:
+        expected = "expected an array of real numbers"
+        raise TypeError(f"{name}: got {short(values)}, {expected}") from error
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
         raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
     return array

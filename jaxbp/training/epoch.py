@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -20,32 +20,63 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.diagnostics.health import Health, layer_health, sample
 from jaxbp.gradient import Batch, Gradient, backprop
-from jaxbp.initialisation import init
-from jaxbp.model import MLP, Params, penalty, with_penalty
+from jaxbp.initialisation import draw, schemes_of
+from jaxbp.model import MLP, Layer, Params, penalty, with_penalty
 from jaxbp.precision import matmul_precision
+from jaxbp.training.constants import Constants, Optimizer, with_l2, with_those_taken
+from jaxbp.training.same_program import compiled_for_each
+from jaxbp.trees import shaped
 
 Carry = tuple[Params, optax.OptState]
 
 _OBSERVED = 256  # rows that the health of the layers is measured on: a small part of most epochs
 
-jitted_init = jax.jit(init, static_argnames=("model", "scheme", "dtype"))  # one program, not dozens
+
+def initial_params(
+    key: Array,
+    model: MLP,
+    *,
+    scheme: str | None = None,
+    bias: float = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> Params:
+    """``init`` as one program, compiled for sizes and schemes alone."""
+    program = _drawn((model.sizes, schemes_of(model, scheme), jnp.dtype(dtype)))
+    with jax.transfer_guard("allow"):  # of a number
+        drawn: Params = program(key, bias)
+    return drawn
 
 
-def shapes_of(key: Array, model: MLP, dtype: DTypeLike) -> Any:
+def _draw(of: Any, key: Array, bias: ArrayLike) -> Params:
+    sizes, schemes, dtype = of
+    return draw(sizes, schemes, dtype, key, bias)
+
+
+_drawn = compiled_for_each(_draw, runs_once=True)
+
+
+def shapes_of(model: MLP, dtype: DTypeLike) -> Params:
     """The shapes of the parameters that ``init`` draws."""
-    return jitted_init.eval_shape(key, model, dtype=dtype)  # type: ignore[no-untyped-call]
+    return tuple(
+        Layer(shaped((o, i), dtype), shaped((o,), dtype)) for i, o in pairwise(model.sizes)
+    )
 
 
 class Program(NamedTuple):
-    """All that an epoch is compiled for: hashable, a static argument under ``jit``."""
+    """All that an epoch is compiled for: hashable."""
 
     model: MLP
-    optimizer: Any  # optax's; for ``fit_many`` a function that makes it of a learning rate
+    optimizer: Any  # optax's, or an ``Optimizer`` that makes it of ``Constants``
     gradient: Gradient
     batch_size: int | None  # None: all rows in one step
     diagnostics: bool = False  # whether the epoch ends with the health of every layer
     precision: str | None = None  # of products, by JAX's name; None: the caller's
     kernel: Any = None  # a OneKernel takes the minibatches; None: a compiled scan does
+
+    def given(self, constants: Constants) -> "Program":
+        """The program with these numbers, which may be under trace."""
+        model, optimizer = with_l2(self.model, constants.l2), self.optimizer(constants)
+        return self._replace(model=model, optimizer=optimizer)
 
 
 def one_epoch(
@@ -108,7 +139,13 @@ def one_epoch(
     return params, state, jnp.where(jnp.all(finite), loss, jnp.nan), health
 
 
-run_epoch = jax.jit(one_epoch, static_argnums=0, donate_argnames="state")
+def epoch_of(program: Program, params: Params, *others: Any) -> Any:
+    """``one_epoch`` of a program without its constants, which are the last of the others."""
+    *arguments, constants = others
+    return one_epoch(program.given(constants), params, *arguments)
+
+
+run_epoch = compiled_for_each(epoch_of, donate_argnums=1)
 
 
 def make_step(
@@ -122,7 +159,7 @@ def make_step(
     the gradient as ``grad_fn``, for ``optax.contrib.sam``, and ``model`` and ``batch``, for methods
     that ask the backward pass for more.
     """
-    update = _with_extra_arguments(optimizer)
+    update = with_those_taken(optimizer)
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
         params, state = carry
@@ -142,20 +179,6 @@ def make_step(
         return (optax.apply_updates(params, updates), state), loss
 
     return step
-
-
-def _with_extra_arguments(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """The optimiser's update, given the keywords that it takes: ``optax.contrib.sam`` takes one."""
-    update: Callable[..., Any] = optax.with_extra_args_support(optimizer).update
-    parameters = inspect.signature(update).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return update
-    taken = {parameter.name for parameter in parameters}
-
-    def with_those_taken(*arguments: Any, **extra: Any) -> Any:
-        return update(*arguments, **{name: extra[name] for name in taken & extra.keys()})
-
-    return with_those_taken
 
 
 def orders_of(key: Array, rows: int) -> Iterator[Array]:
@@ -196,7 +219,8 @@ def epoch_key(key: Array, epoch: ArrayLike) -> Array:
     ``fold_in(key, n)``), and the initial weights are drawn from them; so the epochs' are folds of
     its last one, which no network has the layers to reach.
     """
-    return jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
+    with jax.transfer_guard("allow"):  # of two numbers
+        return jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -217,15 +241,12 @@ def mapped(key: Array) -> Callable[[Callable[[Array], Any], Array], Any]:
     return jax.lax.map
 
 
-@partial(jax.jit, static_argnums=0)
-def initial_state(optimizer: optax.GradientTransformation, params: Params) -> optax.OptState:
+def state_of(optimizer: Optimizer, params: Params, constants: Constants) -> optax.OptState:
     """The optimiser's state; it shares no buffer with params or itself, as it will be donated."""
-    return jax.tree.map(jnp.copy, optimizer.init(params))
+    return jax.tree.map(jnp.copy, optimizer(constants).init(params))
 
 
-def state_shapes(optimizer: optax.GradientTransformation, params: Params) -> Any:
-    """The shapes of the optimiser's state; params may be shapes too."""
-    return initial_state.eval_shape(optimizer, params)  # type: ignore[no-untyped-call]
+initial_state = compiled_for_each(state_of, runs_once=True)
 
 
 @dataclass(frozen=True)

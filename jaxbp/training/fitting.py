@@ -1,11 +1,14 @@
 """Training of one network: ``fit``, and the record that it leaves."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -13,6 +16,7 @@ from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, backprop
+from jaxbp.initialisation import check_key
 from jaxbp.model import MLP, Params, check_layers
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
@@ -25,21 +29,30 @@ from jaxbp.training.checks import (
     dtype_of,
     on_one_device,
 )
+from jaxbp.training.constants import Constants, Given, with_l2, without_l2, without_numbers
 from jaxbp.training.device import PATIENCE, memory_shortage_named, wait_for
 from jaxbp.training.epoch import (
     Program,
     epoch_key,
+    epoch_of,
+    initial_params,
     initial_state,
     is_random,
-    jitted_init,
     orders_of,
     run_epoch,
     shapes_of,
-    state_shapes,
 )
 from jaxbp.training.kernel_choice import with_kernel
-from jaxbp.training.metrics import Evaluation, compiled_evaluation
-from jaxbp.training.pieces import check_pieces
+from jaxbp.training.metrics import (
+    Evaluation,
+    check_metric,
+    compiled_evaluation,
+    compiled_objective,
+    evaluation_of,
+)
+from jaxbp.training.pieces import are_the_packages, check_pieces
+from jaxbp.training.same_program import first_program
+from jaxbp.trees import check_bools, shaped
 
 
 class History(NamedTuple):
@@ -162,7 +175,8 @@ def fit(
     Raises ValueError or TypeError for arguments that do not fit, targets that the head cannot mean
     among them, and MemoryError for a network that is too large, all before any training; and two
     exceptions that carry parameters and history: NonFiniteLossError when training diverges, and
-    TrainingInterrupt, a KeyboardInterrupt, for Ctrl-C.
+    TrainingInterrupt, a KeyboardInterrupt, for Ctrl-C.  Any other exception after the first epoch,
+    such as a callback's own, is given the same attributes, epoch, params and history.
 
     >>> import jax.numpy as jnp
     >>> from jaxbp import activations, heads
@@ -173,8 +187,10 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
+    check_bools(diagnostics=diagnostics, check=check)
     check_concrete(key=key, params=params, batch=batch, validation=validation)
-    check_arguments(model, optimizer, epochs, batch_size, key, precision, kernel)
+    check_key(key)
+    check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
     batch, params, validation = on_one_device(
         {"batch": batch, "params": params, "validation": validation}
     )
@@ -182,24 +198,68 @@ def fit(
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     if params is None:
         dtype = dtype_of(batch)
-        with memory_shortage_named(shapes_of(key, model, dtype)):
-            params = jitted_init(key, model, dtype=dtype)
+        with memory_shortage_named(shapes_of(model, dtype)):
+            params = initial_params(key, model, dtype=dtype)
             wait_for(params)
     check_layers(params)
     params = tuple(params)
     check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
     batch_size = batch_size and min(batch_size, len(batch.x))
+    bare, l2 = without_l2(model, params)
+    made, numbers = without_numbers(Given(optimizer), params)
+    program = Program(bare, made, mixed, batch_size, diagnostics, precision)
+    constants = jax.device_put(Constants(l2, None, numbers))
+    program = _first_alike(program, constants, params, batch, validation, random=random)
+    model = program.model._replace(l2=model.l2)
+    if validation is not None:
+        check_metric(model, params, validation, precision)
     if check:
-        check_pieces(model, params, batch, batch_size, gradient, key if random else None)
-    program = Program(model, optimizer, mixed, batch_size, diagnostics, precision)
+        check_pieces(model, params, batch, batch_size, program.gradient, key if random else None)
     return _trained(
-        program, params, batch, validation, epochs, key, kernel, callbacks, random=random
+        program,
+        optimizer,
+        constants,
+        params,
+        batch,
+        validation,
+        epochs,
+        key,
+        kernel,
+        callbacks,
+        random=random,
     )
+
+
+def _first_alike(
+    program: Program,
+    constants: Constants,
+    params: Params,
+    batch: Batch,
+    validation: Batch | None,
+    *,
+    random: bool,
+) -> Program:
+    """The first program that does the same with arrays of these shapes."""
+    if are_the_packages(program.model, program.gradient) and program.optimizer.lifted:
+        return program  # it is made of the same objects at every call
+    order = None if program.batch_size is None else shaped((len(batch.x),), jnp.int32)
+    key = jax.eval_shape(partial(jax.random.key, 0)) if random else None
+    state = jax.eval_shape(program.optimizer(constants).init, params)
+    calls: list[Any] = [(epoch_of, (params, state, batch, order, key, constants))]
+    if validation is not None:
+        calls.append((_evaluation_after, (constants.l2, params, validation)))
+    return first_program(program, *calls)
+
+
+def _evaluation_after(program: Program, *arguments: Any) -> Any:
+    return evaluation_of((program.model, program.precision), *arguments)
 
 
 def _trained(
     program: Program,
+    optimizer: optax.GradientTransformation,
+    constants: Constants,
     params: Params,
     batch: Batch,
     validation: Batch | None,
@@ -213,13 +273,15 @@ def _trained(
     """Train for some epochs, by arguments of ``fit`` that are checked already.
 
     program: without a kernel; kernel says which to take.
+    optimizer: optax's.
+    constants: the numbers of model and optimiser.
     params: to start from.
     batch, validation: on the device.
     epochs, key, kernel: as for ``fit``.
     callbacks: those of on_epoch.
     random: whether the gradient is given a key.
     """
-    model, optimizer, precision = program.model, program.optimizer, program.precision
+    model, precision = with_l2(program.model, constants.l2), program.precision
     orders = repeat(None) if program.batch_size is None else orders_of(key, len(batch.x))
     record: list[Epoch] = []
     before, seconds = params, float("inf")  # of the last epoch: what it started from, and took
@@ -228,40 +290,70 @@ def _trained(
         layers = len(params) if program.diagnostics else None
         return history_of(record, validated=validation is not None, layers=layers)
 
-    try:
-        with memory_shortage_named(params, state_shapes(optimizer, params)):
-            state = initial_state(optimizer, params)
-            wait_for(state)
-            order = next(orders)
-            program = with_kernel(kernel, program, run_epoch, (params, state, batch, order, None))
-            for number in range(1, epochs + 1):
-                started = time.perf_counter()
-                step_key = epoch_key(key, number) if random else None
-                trained, state, loss, health = run_epoch(
-                    program, params, state, batch, order, step_key
-                )
-                if number < epochs:
-                    order = next(orders)  # while the device is at work
-                if seconds > PATIENCE:
-                    wait_for(loss)
-                if not np.isfinite(loss):
-                    if record and not _is_finite(record[-1], model, params, batch, precision):
-                        params = before
-                        record.pop()
-                    raise NonFiniteLossError(len(record) + 1, params, history())
-                evaluation = None
-                if validation is not None:
-                    evaluation = compiled_evaluation(model, trained, validation, precision)
-                epoch = Epoch(
-                    number, trained, float(loss), evaluation, jax.tree.map(np.asarray, health)
-                )
-                record.append(epoch._replace(params=()))  # parameters are the caller's to keep
-                before, params, seconds = params, trained, time.perf_counter() - started
-                if ask_to_end(callbacks, epoch):
-                    break
-    except KeyboardInterrupt:
-        raise TrainingInterrupt(len(record) + 1, params, history()) from None
+    state_shapes = jax.eval_shape(optimizer.init, params)
+    with (
+        carrying(lambda: (len(record) + 1, params, history())),
+        memory_shortage_named(params, state_shapes),
+    ):
+        state = initial_state(program.optimizer)(params, constants)
+        wait_for(state)
+        order = next(orders)
+        program = with_kernel(
+            kernel,
+            program,
+            optimizer,
+            run_epoch,
+            (params, state, batch, order, None, constants),
+        )
+        for number in range(1, epochs + 1):
+            started = time.perf_counter()
+            step_key = epoch_key(key, number) if random else None
+            trained, state, loss, health = run_epoch(program)(
+                params, state, batch, order, step_key, constants
+            )
+            if number < epochs:
+                order = next(orders)  # while the device is at work
+            if seconds > PATIENCE:
+                wait_for(loss)
+            if not np.isfinite(loss):
+                if record and not _is_finite(record[-1], model, params, batch, precision):
+                    params = before
+                    record.pop()
+                raise NonFiniteLossError(len(record) + 1, params, history())
+            evaluation = None
+            if validation is not None:
+                evaluation = compiled_evaluation(model, trained, validation, precision)
+            epoch = Epoch(
+                number, trained, float(loss), evaluation, jax.tree.map(np.asarray, health)
+            )
+            record.append(epoch._replace(params=()))  # parameters are the caller's to keep
+            before, params, seconds = params, trained, time.perf_counter() - started
+            if ask_to_end(callbacks, epoch):
+                break
     return params, history()
+
+
+@contextmanager
+def carrying(so_far: Callable[[], tuple[int, Params, History]]) -> Iterator[None]:
+    """Give what ends the training early what there is: epoch, params and history.
+
+    Ctrl-C becomes a ``TrainingInterrupt``.  After the first epoch any other exception, such as a
+    callback's, is given the three as attributes, unless it has one of that name.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise TrainingInterrupt(*so_far()) from None
+    except (Exception, SystemExit) as error:
+        epoch, params, history = so_far()
+        given = {"epoch": epoch, "params": params, "history": history}
+        if epoch > 1 and not any(hasattr(error, name) for name in given):
+            vars(error).update(given)
+            error.add_note(
+                f"It ended the training in epoch {epoch}; the exception's params and history are "
+                f"those after epoch {epoch - 1}"
+            )
+        raise
 
 
 def callbacks_of(on_epoch: OnEpoch) -> tuple[Callable[[Epoch], Any], ...]:
@@ -299,9 +391,7 @@ def _is_finite(
 ) -> bool:
     """Whether an epoch ended with finite losses, in training and in validation."""
     validated = last.validation is None or np.isfinite(last.validation.loss)
-    return bool(
-        validated and np.isfinite(compiled_evaluation(model, params, batch, precision).loss)
-    )
+    return bool(validated and np.isfinite(compiled_objective(model, params, batch, precision)))
 
 
 def history_of(

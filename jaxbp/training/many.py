@@ -8,6 +8,7 @@ except when they are tiny; an accelerator takes them together (``jax.vmap``), as
 """
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from jax.sharding import SingleDeviceSharding
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
-from jaxbp.initialisation import init
+from jaxbp.initialisation import draw, schemes_of
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
@@ -37,34 +38,34 @@ from jaxbp.training.checks import (
     dtype_of,
     on_one_device,
 )
+from jaxbp.training.constants import Constants, MakeOptimizer, Optimizer, without_numbers
 from jaxbp.training.device import memory_shortage_named, wait_for
 from jaxbp.training.epoch import (
     Program,
     drawn_rows,
     draws_on_device,
     epoch_key,
+    initial_params,
     is_random,
-    jitted_init,
     mapped,
     one_epoch,
     shapes_of,
     shuffled_rows,
-    state_shapes,
 )
 from jaxbp.training.fitting import (
     Epoch,
     History,
     OnEpoch,
-    TrainingInterrupt,
     ask_to_end,
     callbacks_of,
+    carrying,
     history_of,
 )
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, loss_and_metric
-from jaxbp.training.pieces import check_pieces
-
-MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # of a learning rate
+from jaxbp.training.pieces import are_the_packages, check_pieces
+from jaxbp.training.same_program import compiled_for_each, first_program
+from jaxbp.trees import check_bools, shaped
 
 
 class Best(NamedTuple):
@@ -120,6 +121,7 @@ def fit_many(
         networks, each field (N,).  If one returns True, training ends there.
     check: as for ``fit``.
 
+    A UserWarning says so where two networks have equal keys and settings, and so are one.
     Raises ValueError, TypeError and MemoryError as ``fit`` does, before any training, and
     TrainingInterrupt for Ctrl-C; on an accelerator, where up to 64 epochs are one program, its
     parameters may be up to 64 epochs later than its history.
@@ -135,73 +137,130 @@ def fit_many(
     >>> best_of(params, history).n
     1
     """
+    check_bools(check=check)
     check_concrete(keys=keys, batch=batch, validation=validation)
     batch, validation = on_one_device({"batch": batch, "validation": validation})
     callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
     rates = _one_each("learning_rate", learning_rate, count)
-    penalties = None if l2 is None else _one_each("l2", l2, count)
+    penalties = _one_each("l2", model.l2 if l2 is None else l2, count)
+    _warn_of_equals(keys, rates, penalties)
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     first = optimizer(rates[0])
-    check_arguments(model, first, epochs, batch_size, keys[0], precision, kernel)
+    check_arguments(model, first, epochs, batch_size, precision, kernel)
     random, dtype = is_random(gradient), dtype_of(batch)
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
-    shapes = shapes_of(keys[0], model, dtype)
+    shapes = shapes_of(model, dtype)
     check_full_batch(first, shapes, batch_size)
     batch, validation = checked_data(model, shapes, batch, validation)
-    rows = len(batch.x)
-    batch_size = batch_size and min(batch_size, rows)
+    batch_size = batch_size and min(batch_size, len(batch.x))
+    seeds = np.asarray(jax.random.key_data(keys))  # on the host, which deals without a program
+    penalised = l2 is not None or model.l2 != 0
+    each = seeds, rates.astype(dtype), penalties.astype(dtype) if penalised else None
+    made, numbers = without_numbers(optimizer, shapes, rated=True)
+    program = Program(model._replace(l2=0.0), made, mixed, batch_size, precision=precision)
+    start = _Start(
+        sizes=model.sizes,
+        schemes=schemes_of(model),
+        dtype=jnp.dtype(dtype),
+        optimizer=made,
+        key=jax.random.key_impl(keys),
+        keeps_keys=random or draws_on_device(),
+    )
+    work = _Work(
+        start, _Dealt(count, _workers()[:count]), each, jax.device_put(numbers), batch, validation
+    )
+    program = _first_alike(program, work)
     if check:
-        params = partial(jitted_init, keys[0], model, dtype=dtype)
-        check_pieces(model, params, batch, batch_size, gradient, keys[0] if random else None)
-    program = Program(model, optimizer, mixed, batch_size, precision=precision)
-    rates, penalties = jax.tree.map(lambda each: each.astype(dtype), (rates, penalties))
-    dealt = _Dealt(count, _workers()[:count])
-    block = _BLOCK if on_epoch is None else 1
+        params = partial(initial_params, keys[0], model, dtype=dtype)
+        own = program.model._replace(l2=model.l2), params, batch, batch_size, program.gradient
+        check_pieces(*own, keys[0] if random else None)
+    with memory_shortage_named(shapes, jax.eval_shape(first.init, shapes)):
+        return _trained(program, first, work, epochs, kernel, callbacks)
+
+
+class _Work(NamedTuple):
+    """All that is to be trained, dealt to no device yet."""
+
+    start: "_Start"
+    dealt: "_Dealt"
+    each: Any  # seeds, learning rates and l2, (N, ...), by the host
+    numbers: Any  # of the optimiser, which all networks share
+    batch: Batch
+    validation: Batch | None
+
+
+def _first_alike(program: Program, work: _Work) -> Program:
+    """The first program that does the same with arrays of these shapes."""
+    if are_the_packages(program.model, program.gradient) and program.optimizer.lifted:
+        return program  # it is made of the same objects at every call
+    one_group = work.dealt.deal(work.each)[0]
+    networks = jax.eval_shape(partial(_started, work.start), *one_group, work.numbers)
+    order = None
+    if program.batch_size is not None and not draws_on_device():
+        order = shaped((len(networks.finite), len(work.batch.x)), jnp.int32)
+    given = networks, work.numbers, work.batch, work.validation, order, np.int32(1)
+    return first_program(program, (_one_epoch_each, given))
+
+
+def _trained(
+    program: Program,
+    optimizer: optax.GradientTransformation,
+    work: _Work,
+    epochs: int,
+    kernel: str,
+    callbacks: tuple[Callable[[Epoch], Any], ...],
+) -> tuple[Params, History]:
+    """Train for some epochs, by arguments of ``fit_many`` that are checked already.
+
+    program: without a kernel; kernel says which to take.
+    optimizer: optax's, of the first learning rate.
+    work: networks and data.
+    epochs, kernel: as for ``fit``.
+    callbacks: those of on_epoch.
+    """
+    _, dealt, each, numbers, batch, validation = work
     record: list[Epoch] = []
-    groups: list[_Group] = []
 
     def history() -> History:
         validated = validation is not None
-        return history_of(record, networks=(count,), validated=validated, layers=None)
+        return history_of(record, networks=(dealt.total,), validated=validated, layers=None)
 
-    with memory_shortage_named(shapes, state_shapes(first, shapes)):
-        networks = [
-            _started(model, optimizer, dtype, *group, keeps_keys=random or draws_on_device())
-            for group in dealt.deal((keys, rates, penalties))
-        ]
-        groups = [
-            _Group(*jax.device_put((group, batch, validation), SingleDeviceSharding(device)))
-            for group, device in zip(networks, dealt.devices, strict=True)
-        ]
-        wait_for(groups)
-        program = with_kernel(
-            kernel,
-            program,
-            _block_of_epochs,
-            (*groups[0], np.int32(1), np.int32(1)),
-            networks=len(networks[0].finite),
-            block=block,
-        )
-        if draws_on_device():
-            all_epochs = _epochs_on_accelerator(program, groups, epochs, block)
-        else:
-            seeds = np.asarray(jax.random.key_data(keys)).tolist()
-            orders = None if batch_size is None else partial(_orders, dealt, seeds, rows)
-            all_epochs = _epochs_on_host(program, groups, orders, epochs)
-        try:
-            for groups, outcomes in all_epochs:
-                loss, validated = dealt.gather(outcomes)
-                record.append(
-                    Epoch(len(record) + 1, (), loss, validated and Evaluation(*validated))
-                )
-                if callbacks and ask_to_end(
-                    callbacks, record[-1]._replace(params=_params(dealt, groups))
-                ):
-                    break
-        except KeyboardInterrupt:
-            on_host = dealt.gather([group.networks.params for group in groups])
-            raise TrainingInterrupt(len(record) + 1, on_host, history()) from None  # cores are busy
+    def so_far() -> tuple[int, Params, History]:  # on the host: after Ctrl-C the cores are busy
+        params = dealt.gather([group.networks.params for group in groups])
+        return len(record) + 1, params, history()
+
+    started = [_networks(work.start)(*own, numbers) for own in dealt.deal(each)]
+    groups = [
+        _Group(*jax.device_put((own, numbers, batch, validation), SingleDeviceSharding(device)))
+        for own, device in zip(started, dealt.devices, strict=True)
+    ]
+    wait_for(groups)
+    block = 1 if callbacks else _BLOCK
+    program = with_kernel(
+        kernel,
+        program,
+        optimizer,
+        _block_of_epochs,
+        (*groups[0], np.int32(1), np.int32(1)),
+        networks=len(started[0].finite),
+        block=block,
+    )
+    if draws_on_device():
+        all_epochs = _epochs_on_accelerator(program, groups, epochs, block)
+    else:
+        orders = None
+        if program.batch_size is not None:
+            orders = partial(_orders, dealt, each[0].tolist(), len(batch.x))
+        all_epochs = _epochs_on_host(program, groups, orders, epochs)
+    with carrying(so_far):
+        for groups, outcomes in all_epochs:
+            loss, validated = dealt.gather(outcomes)
+            record.append(Epoch(len(record) + 1, (), loss, validated and Evaluation(*validated)))
+            if callbacks and ask_to_end(
+                callbacks, record[-1]._replace(params=_params(dealt, groups))
+            ):
+                break
     return _params(dealt, groups), history()
 
 
@@ -238,7 +297,7 @@ class _Networks(NamedTuple):
     state: optax.OptState
     finite: Array  # (n,) until now
     learning_rate: Array
-    l2: Array | None  # None: the model's
+    l2: Array | None  # None: 0 for all
     key: Array | None  # None: nothing is drawn from it
 
 
@@ -246,6 +305,7 @@ class _Group(NamedTuple):
     """The work of one device, or one core."""
 
     networks: _Networks
+    numbers: Any  # of the optimiser, which all networks share
     batch: Batch
     validation: Batch | None
 
@@ -279,22 +339,31 @@ def _params(dealt: _Dealt, groups: list[_Group]) -> Params:
     return params
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="keeps_keys")
+class _Start(NamedTuple):
+    """All that the program is compiled for that draws the initial parameters."""
+
+    sizes: tuple[int, ...]
+    schemes: tuple[str, ...]  # of each layer
+    dtype: Any
+    optimizer: Optimizer
+    key: Any  # the kind of keys
+    keeps_keys: bool
+
+
 def _started(
-    model: MLP,
-    optimizer: MakeOptimizer,
-    dtype: DTypeLike,
-    keys: Array,
-    rates: Array,
-    penalties: Array | None,
-    *,
-    keeps_keys: bool,
+    start: _Start, seeds: Array, rates: Array, penalties: Array | None, numbers: Any
 ) -> _Networks:
     """Networks with initial parameters, and with the initial states of their optimisers."""
-    params = mapped(keys)(lambda key: init(key, model, dtype=dtype), keys)
-    state = jax.vmap(lambda params, rate: optimizer(rate).init(params))(params, rates)
+    keys = jax.random.wrap_key_data(seeds, impl=start.key)
+    params = mapped(keys)(lambda key: draw(start.sizes, start.schemes, start.dtype, key, 0.0), keys)
+    state = jax.vmap(
+        lambda params, rate: start.optimizer(Constants(None, rate, numbers)).init(params)
+    )(params, rates)
     finite = jnp.ones(rates.shape, bool)
-    return _Networks(params, state, finite, rates, penalties, keys if keeps_keys else None)
+    return _Networks(params, state, finite, rates, penalties, keys if start.keeps_keys else None)
+
+
+_networks = compiled_for_each(_started, runs_once=True)
 
 
 def _orders(dealt: _Dealt, seeds: list[list[int]], rows: int, number: int) -> list[np.ndarray]:
@@ -321,16 +390,12 @@ def _epochs_on_host(
 
     orders = orders_in(1)
     compiled = [
-        _one_epoch_each.lower(
-            program, group.networks, group.batch, group.validation, order, np.int32(1)
-        ).compile()
+        _compiled_epoch(program).lower(*group, order, np.int32(1)).compile()
         for group, order in zip(groups, orders, strict=True)
     ]
 
     def run(each: Any, group: _Group, order: np.ndarray | None, number: int) -> tuple[_Group, Any]:
-        networks, record = each(
-            group.networks, group.batch, group.validation, order, np.int32(number)
-        )
+        networks, record = each(*group, order, np.int32(number))
         return group._replace(networks=networks), jax.device_get(record)  # waits
 
     pool = ThreadPoolExecutor(len(groups))
@@ -369,7 +434,7 @@ def _epochs_on_accelerator(
     for first in range(1, epochs + 1, block):
         count = min(block, epochs + 1 - first)
         results = [
-            _block_of_epochs(program, *group, np.int32(first), np.int32(count), block=block)
+            _block_of_epochs(program)(*group, np.int32(first), np.int32(count), block=block)
             for group in groups
         ]
         groups = [
@@ -382,10 +447,10 @@ def _epochs_on_accelerator(
     yield from finished()
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="block")
-def _block_of_epochs(
+def _epochs(
     program: Program,
     networks: _Networks,
+    numbers: Any,
     batch: Batch,
     validation: Batch | None,
     first: Array,
@@ -395,7 +460,7 @@ def _block_of_epochs(
 ) -> tuple[_Networks, Any]:
     """Count epochs of every network, at most a block -> the networks, and records (block, n)."""
     one_epoch_each = partial(_one_epoch_each, program)
-    given = networks, batch, validation, None, first
+    given = networks, numbers, batch, validation, None, first
     empty = jax.tree.map(
         lambda of: jnp.zeros((block, *of.shape), of.dtype),
         jax.eval_shape(one_epoch_each, *given)[1],
@@ -403,17 +468,20 @@ def _block_of_epochs(
 
     def epoch(place: Array, held: tuple[_Networks, Any]) -> tuple[_Networks, Any]:
         networks, records = held
-        networks, record = one_epoch_each(networks, batch, validation, None, first + place)
+        networks, record = one_epoch_each(networks, numbers, batch, validation, None, first + place)
         return networks, jax.tree.map(lambda all, one: all.at[place].set(one), records, record)
 
     trained: tuple[_Networks, Any] = jax.lax.fori_loop(0, count, epoch, (networks, empty))
     return trained
 
 
-@partial(jax.jit, static_argnums=0)
+_block_of_epochs = compiled_for_each(_epochs, static_argnames="block")
+
+
 def _one_epoch_each(
     program: Program,
     networks: _Networks,
+    numbers: Any,
     batch: Batch,
     validation: Batch | None,
     order: Array | None,
@@ -422,10 +490,7 @@ def _one_epoch_each(
     """An epoch of every network -> the networks, and their training loss, loss and metric."""
 
     def train(network: _Networks, order: Array | None) -> tuple[_Networks, Any]:
-        model = program.model
-        if network.l2 is not None:
-            model = model._replace(l2=network.l2)  # type: ignore[arg-type]
-        one = program._replace(model=model, optimizer=program.optimizer(network.learning_rate))
+        one = program.given(Constants(network.l2, network.learning_rate, numbers))
         key = None
         if network.key is not None and is_random(program.gradient):
             key = epoch_key(network.key, number)
@@ -435,7 +500,7 @@ def _one_epoch_each(
         params, state = jax.tree.map(partial(jnp.where, finite), tuple(after), before)
         validated = None
         if validation is not None:
-            validated = loss_and_metric(model, params, validation, program.precision)
+            validated = loss_and_metric(one.model, params, validation, program.precision)
         record = jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), (loss, validated))
         return network._replace(params=params, state=state, finite=finite), record
 
@@ -447,6 +512,9 @@ def _one_epoch_each(
         return jax.vmap(train)(networks, order)
     after: tuple[_Networks, Any] = jax.lax.map(lambda each: train(*each), (networks, order))
     return after
+
+
+_compiled_epoch = compiled_for_each(_one_epoch_each)
 
 
 def _together(program: Program, batch: Batch) -> bool:
@@ -472,13 +540,27 @@ def _workers() -> list[jax.Device]:
 
 
 def _checked_count(keys: Array) -> int:
-    if not jnp.issubdtype(jnp.result_type(keys), jax.dtypes.prng_key) or keys.ndim != 1:
+    dtype = getattr(keys, "dtype", int)
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         raise TypeError(
             f"keys: got {keys!r}, expected (N,) of them, as jax.random.split(key, N) gives"
         )
     if not len(keys):
         raise ValueError("keys: got none, expected one a network")
     return len(keys)
+
+
+def _warn_of_equals(keys: Array, *settings: np.ndarray | None) -> None:
+    """Warn where two networks have one key and the same settings, and so will be equal."""
+    given = [each for each in settings if each is not None]
+    columns = np.column_stack([np.asarray(jax.random.key_data(keys)), *given])
+    different = len(np.unique(columns, axis=0))
+    if different < len(keys):
+        warnings.warn(
+            f"keys: {different} of {len(keys)} networks differ; jax.random.split(key, N) gives N "
+            "keys that do",
+            stacklevel=3,
+        )
 
 
 def _one_each(name: str, values: ArrayLike, count: int) -> np.ndarray:

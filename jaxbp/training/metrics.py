@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -14,6 +13,9 @@ from jaxbp.mlp import forward
 from jaxbp.model import MLP, Params
 from jaxbp.precision import matmul_precision
 from jaxbp.training.checks import checked_batch
+from jaxbp.training.constants import with_l2, without_l2
+from jaxbp.training.pieces import traced
+from jaxbp.training.same_program import compiled_for_each
 
 
 class Evaluation(NamedTuple):
@@ -35,6 +37,7 @@ def evaluate(
     where the batch does not fit the model.
     """
     batch = checked_batch(model, params, batch, "batch")
+    check_metric(model, params, batch, precision)
     return compiled_evaluation(model, params, batch, precision)
 
 
@@ -58,15 +61,51 @@ def loss_and_metric(
     return value, metric
 
 
-_compiled = jax.jit(loss_and_metric, static_argnums=(0, 3))
+def evaluation_of(
+    of: tuple[MLP, str | None], l2: Array | None, params: Params, batch: Batch
+) -> tuple[Array, Array]:
+    """``loss_and_metric`` of a model, its l2 apart, at a precision."""
+    model, precision = of
+    return loss_and_metric(with_l2(model, l2), params, batch, precision)
+
+
+_compiled = compiled_for_each(evaluation_of)
+
+
+def check_metric(model: MLP, params: Params, batch: Batch, precision: str | None) -> None:
+    """Raise TypeError or ValueError where the head's predict or decide do not give a metric.
+
+    The arguments are those of ``compiled_evaluation``, which is traced and not run.
+    """
+    with traced("head: its predict or decide"):
+        model, l2 = without_l2(model, params)
+        _compiled((model, precision)).eval_shape(l2, params, batch)
 
 
 def compiled_evaluation(
     model: MLP, params: Params, batch: Batch, precision: str | None
 ) -> Evaluation:
     """``evaluate`` on a batch that is checked already, and on the device."""
-    loss, metric = _compiled(model, params, batch, precision)
+    model, l2 = without_l2(model, params)
+    loss, metric = _compiled((model, precision))(l2, params, batch)
     return Evaluation(loss=float(loss), metric=float(metric))
+
+
+def _objective_of(
+    of: tuple[MLP, str | None], l2: Array | None, params: Params, batch: Batch
+) -> Array:
+    model, precision = of
+    with matmul_precision(precision):
+        return objective(with_l2(model, l2), params, batch)
+
+
+_compiled_objective = compiled_for_each(_objective_of)
+
+
+def compiled_objective(model: MLP, params: Params, batch: Batch, precision: str | None) -> float:
+    """The loss of ``compiled_evaluation`` alone, for a head whose metric is asked for nowhere."""
+    model, l2 = without_l2(model, params)
+    return float(_compiled_objective((model, precision))(l2, params, batch))
 
 
 def _accuracy(
@@ -90,7 +129,7 @@ def _r2(prediction: Array, target: Array, share: Array) -> Array:
             f"head: it predicts an array of shape {prediction.shape}, for {target.shape} targets; "
             "a head for classes needs a function decide"
         )
-    share = share[:, None]
+    share = jnp.expand_dims(share, range(1, target.ndim))  # beside (B, K), or (B,)
     varies = jnp.any((share > 0) & (target != target[jnp.argmax(share)]), axis=0)
     mean = jnp.sum(share * target, axis=0)
     total = jnp.sum(share * (target - mean) ** 2, axis=0)

@@ -13,7 +13,6 @@ does without it, and then XLA trains every network.
 """
 
 import math
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,14 +21,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas
 from jax.experimental.pallas import triton
-from jax.extend.core import Literal
 
 from jaxbp.gradient import Batch, backprop
 from jaxbp.precision import matmul_precision
 from jaxbp.training.epoch import Carry, Program, make_step, times_mean_weight
 from jaxbp.training.padding import (
-    CALLS,
-    COPIES,
     carry_shapes,
     grown,
     ignores_padding,
@@ -38,10 +34,9 @@ from jaxbp.training.padding import (
     padded_program,
     padded_rows,
     power_of_two,
-    shaped,
     without_padding,
 )
-from jaxbp.trees import opened, subjaxprs
+from jaxbp.trees import evaluated, shaped
 
 
 class OneKernel(NamedTuple):
@@ -76,7 +71,7 @@ class OneKernel(NamedTuple):
                 def minibatch_step(number: Array, held: list[Array]) -> list[Array]:
                     *leaves, total = held
                     examples = _examples(data, orders[part][number, :], count)
-                    *leaves, loss = _evaluated(
+                    *leaves, loss = evaluated(
                         steps[part], fixed, [*leaves, *jax.tree.leaves(examples)]
                     )
                     return [*leaves, total + count * loss]
@@ -131,26 +126,6 @@ def _traced_step(program: Program, carry: Any, exact: Carry, data: Batch, count:
 
     with matmul_precision(program.precision):
         return jax.make_jaxpr(padded_step)(carry, examples)
-
-
-def _evaluated(jaxpr: Any, constants: Iterable[Any], arguments: list[Any]) -> list[Any]:
-    """The results of a jaxpr, with its calls inlined and its copies left out."""
-    inner = opened(jaxpr)
-    values = dict(zip((*inner.constvars, *inner.invars), (*constants, *arguments), strict=True))
-
-    def value(operand: Any) -> Any:
-        return operand.val if isinstance(operand, Literal) else values[operand]
-
-    for equation in inner.eqns:
-        results = list(map(value, equation.invars))
-        if equation.primitive.name in CALLS:
-            called = next(subjaxprs(equation))
-            results = _evaluated(called, getattr(called, "consts", ()), results)
-        elif equation.primitive.name not in COPIES:
-            results = equation.primitive.bind(*results, **equation.params)
-            results = results if equation.primitive.multiple_results else [results]
-        values.update(zip(equation.outvars, results, strict=True))
-    return list(map(value, inner.outvars))
 
 
 # Whether it can be, and is faster

@@ -18,7 +18,6 @@ the network and its minibatches changes nothing:
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -30,9 +29,9 @@ from jax.extend.core import Literal
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
 from jaxbp.gradient import Batch
-from jaxbp.model import Layer, units_of
-from jaxbp.training.epoch import Program, make_step
-from jaxbp.trees import opened, subjaxprs
+from jaxbp.model import units_of
+from jaxbp.training.epoch import Program, make_step, shapes_of
+from jaxbp.trees import CALLS, COPIES, opened, shaped, subjaxprs
 
 _NONE = -1e30  # a logit whose share is 0; finite, because 0 times it must be 0
 
@@ -94,15 +93,8 @@ def padded_rows(rows: Array) -> Array:
 
 def carry_shapes(program: Program, dtype: Any) -> Any:
     """The shapes of parameters and optimiser state."""
-    params: Any = tuple(
-        Layer(shaped((o, i), dtype), shaped((o,), dtype)) for i, o in pairwise(program.model.sizes)
-    )
+    params = shapes_of(program.model, dtype)
     return params, jax.eval_shape(program.optimizer.init, params)
-
-
-def shaped(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array's shape and dtype, in its place."""
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def power_of_two(size: int) -> int:
@@ -200,9 +192,6 @@ def _same_constants(exact: Any, wide: Any) -> bool:
 ALIKE, UNKNOWN = "one number everywhere", "unknown"  # besides the numbers that are known
 _Entry = float | str  # of an array's padding
 
-#: primitives of which a jaxpr is all there is
-CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
-COPIES = {"copy", "copy_p"}  # of no use in a kernel, and without a lowering
 _OF_ZERO_ZERO = {  # f(0) = 0
     *("abs", "cbrt", "expm1", "log1p", "neg", "reduce_precision", "sign", "sin", "sqrt", "square"),
     *("stop_gradient", "tanh", *COPIES),

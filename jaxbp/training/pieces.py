@@ -5,13 +5,14 @@ compared once, and of no piece of the package, which its tests prove:
 
     activation   c h'(a) with the vector-Jacobian product of h along c, (B, O)
     head         cₙ δₙ with that of the losses along c, (B,)
-    gradient     ∇E with ``autodiff`` on the first minibatch
+    gradient     ∇E with ``autodiff`` and E with ``objective``, on the first minibatch
 
 a, c and the logits are drawn at random, so that no kink is met and an entry or a row that depends
 on another one shows.  A relative error of √ε is rounding: 3e-4 in float32, 1.5e-8 in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,8 @@ from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
 from jaxbp.trees import named_leaves
 
+Pairs = tuple[tuple[Any, Any], ...]  # of trees: what a piece claims, and what is right
+
 _UNITS = {*activations.BY_NAME.values()}
 _LOSSES = {head.loss for head in heads.BY_NAME.values()}
 _GRADIENTS = {backprop, autodiff, clipped_gradient, noisy_clipped_gradient}
@@ -40,6 +43,13 @@ def held_to_shapes(model: MLP) -> MLP:
     units = tuple(partial(_checked_unit, unit) for unit in units_of(model)[:-1])
     head = model.head._replace(loss=partial(_checked_loss, model.head.loss))
     return model._replace(activation=units, head=head)
+
+
+def are_the_packages(model: MLP, gradient: Gradient) -> bool:
+    """Whether head, activations and gradient are those of the package, which are the same objects
+    at every call."""
+    units = set(units_of(model))
+    return units <= _UNITS and model.head.loss in _LOSSES and gradient in _GRADIENTS
 
 
 def check_pieces(
@@ -68,61 +78,72 @@ def check_pieces(
     own_loss, own_gradient = _innermost(model.head.loss) not in _LOSSES, gradient not in _GRADIENTS
     if not (units or own_loss or own_gradient):
         return
-    batch = jax.tree.map(lambda array: array[:batch_size], batch)
+    batch = jax.tree.map(lambda array: jax.lax.slice_in_dim(array, 0, batch_size), batch)
     tolerance = float(jnp.finfo(batch.x.dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
     rng, rows = np.random.default_rng(0), len(batch.x)
 
-    def draw(*shape: int) -> np.ndarray:
-        values: np.ndarray = np.asarray(rng.normal(size=shape))
-        return values.astype(batch.x.dtype)
+    def draw(*shape: int) -> Array:
+        values = np.asarray(rng.normal(size=shape)).astype(batch.x.dtype)
+        drawn: Array = jax.device_put(values)
+        return drawn
 
     for unit, width in units.items():
-        error = _error_of(_activation_pair, unit, draw(8, width), draw(8, width))
-        _raise_above(
-            tolerance,
-            error,
-            f"activation: the slope of {short(unit)} is",
-            "of h, entry by entry",
-        )
+        claim = f"activation: the slope of {short(unit)} is not the derivative of h, entry by entry"
+        drawn = draw(8, width), draw(8, width)
+        _compare(tolerance, {claim: "jax.grad"}, _activation_pairs, unit, *drawn)
     if own_loss:
-        logits, weights = draw(rows, model.sizes[-1]), draw(rows)
-        error = _error_of(_head_pair, model.head.loss, logits, weights, batch.target)
-        _raise_above(
-            tolerance, error, "head: the error of its loss is", "of the losses, row by row"
-        )
+        claim = "head: the error of its loss is not the derivative of the losses, row by row"
+        drawn = draw(rows, model.sizes[-1]), draw(rows)
+        given = model.head.loss, *drawn, batch.target
+        _compare(tolerance, {claim: "jax.grad"}, _head_pairs, *given)
     if not own_gradient:
         return
     params = params() if callable(params) else params
-    given = {} if key is None else {"key": key}
+    drawn_with = {} if key is None else {"key": key}
     check_gradient = partial(_checked_gradient, gradient, model)
-    jax.eval_shape(check_gradient, params, batch, **given)
-    if key is None:
-        with jax.default_matmul_precision("highest"):
-            error = _error_of(_gradient_pair, (model, gradient), params, batch)
-        _raise_above(
-            tolerance,
-            error,
-            f"gradient: {short(gradient)} is",
-            "of the objective on the first minibatch",
-            " (jaxbp.gradcheck tells more)",
-        )
+    jax.eval_shape(check_gradient, params, batch, **drawn_with)
+    if key is not None:
+        return
+    objective = "the objective on the first minibatch"
+    claims = {
+        f"gradient: {short(gradient)} is not the derivative of {objective}": "jax.grad "
+        "(jaxbp.gradcheck tells more)",
+        f"gradient: the loss of {short(gradient)} is not {objective}, the mean of the losses and "
+        "½·l2·Σ‖W‖²": "jaxbp.objective",
+    }
+    with jax.default_matmul_precision("highest"):
+        _compare(tolerance, claims, _gradient_pairs, (model, gradient), params, batch)
 
 
-def _raise_above(tolerance: float, error: float, what: str, of: str, more: str = "") -> None:
-    if not error <= tolerance:
-        raise ValueError(
-            f"{what} not the derivative {of}: a relative error of {error:.1e} by jax.grad, where "
-            f"rounding makes at most {tolerance:.0e}{more}; {_AS_IT_IS}"
-        )
+def _compare(
+    tolerance: float,
+    claims: dict[str, str],
+    pairs: Callable[..., Pairs],
+    static: Any,
+    *given: Any,
+) -> None:
+    """Raise ValueError where what a piece claims is not what JAX computes.
 
+    tolerance: the relative error that rounding makes at most.
+    claims: what is wrong with each pair, and by what it was found.
+    pairs: of trees, what is claimed and what is right, of the static and the given arguments.
 
-def _error_of(pair: Callable[..., tuple[Any, Any]], static: Any, *given: Any) -> float:
-    """The relative error of what a piece claims, where what JAX computes is finite; 0 where JAX
-    cannot differentiate."""
+    Nothing is compared where JAX cannot differentiate, nor an entry that it finds infinite.
+    """
     try:
-        claimed, expected = pair(static, *given)
+        compared = pairs(static, *given)
     except (NotImplementedError, TypeError, ValueError):
-        return 0.0
+        return
+    for (wrong, by), pair in zip(claims.items(), compared, strict=True):
+        error = _relative_error(*pair)
+        if not error <= tolerance:
+            raise ValueError(
+                f"{wrong}: a relative error of {error:.1e} by {by}, where rounding makes at most "
+                f"{tolerance:.0e}; {_AS_IT_IS}"
+            )
+
+
+def _relative_error(claimed: Any, expected: Any) -> float:
     wide = [
         np.concatenate([np.ravel(leaf).astype(float) for leaf in jax.tree.leaves(tree)])
         for tree in (claimed, expected)
@@ -133,23 +154,24 @@ def _error_of(pair: Callable[..., tuple[Any, Any]], static: Any, *given: Any) ->
 
 
 @partial(jax.jit, static_argnums=0)
-def _activation_pair(unit: Activation, a: Array, along: Array) -> tuple[Array, Array]:
+def _activation_pairs(unit: Activation, a: Array, along: Array) -> Pairs:
     _, pull = jax.vjp(lambda a: unit(a)[0], a)
-    return along * unit(a)[1], pull(along)[0]
+    return ((along * unit(a)[1], pull(along)[0]),)
 
 
 @partial(jax.jit, static_argnums=0)
-def _head_pair(loss: Any, logits: Array, along: Array, target: Array) -> tuple[Array, Array]:
+def _head_pairs(loss: Any, logits: Array, along: Array, target: Array) -> Pairs:
     _, pull = jax.vjp(lambda logits: loss(logits, target)[0], logits)
-    return along[:, None] * loss(logits, target)[1], pull(along)[0]
+    return ((along[:, None] * loss(logits, target)[1], pull(along)[0]),)
 
 
 @partial(jax.jit, static_argnums=0)
-def _gradient_pair(
-    pieces: tuple[MLP, Gradient], params: Params, batch: Batch
-) -> tuple[Params, Params]:
+def _gradient_pairs(pieces: tuple[MLP, Gradient], params: Params, batch: Batch) -> Pairs:
     model, gradient = pieces
-    return gradient(model, params, batch)[1], autodiff(model, params, batch)[1]
+    (value, grads), (objective, right) = (
+        each(model, params, batch) for each in (gradient, autodiff)
+    )
+    return (grads, right), (value, objective)
 
 
 def _innermost(piece: Any) -> Any:
@@ -167,8 +189,22 @@ def _innermost(piece: Any) -> Any:
 # Shapes and dtypes
 
 
+@contextmanager
+def traced(what: str) -> Iterator[None]:
+    """Raise TypeError, naming the piece, where it asks for numbers that are not there yet."""
+    try:
+        yield
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise TypeError(
+            f"{what} asks for the numbers of an array, as NumPy, float() and if do, but it is "
+            "compiled before there are any; expected functions of jax.numpy alone, such as "
+            "jnp.tanh and jnp.where"
+        ) from error
+
+
 def _checked_unit(unit: Activation, a: Array) -> tuple[Array, Array]:
-    pair = unit(a)
+    with traced(f"activation: {short(unit)}"):
+        pair = unit(a)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(
             f"activation: {short(unit)} gives no (h, slope); jaxbp.with_slope makes one"
@@ -179,7 +215,8 @@ def _checked_unit(unit: Activation, a: Array) -> tuple[Array, Array]:
 
 
 def _checked_loss(loss: Any, logits: Array, target: Array) -> tuple[Array, Array]:
-    pair = loss(logits, target)
+    with traced("head: its loss"):
+        pair = loss(logits, target)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(
             f"head: its loss gives {_kind(pair)}, expected (loss, error); jaxbp.with_error makes a "
@@ -193,9 +230,12 @@ def _checked_loss(loss: Any, logits: Array, target: Array) -> tuple[Array, Array
 def _checked_gradient(
     gradient: Gradient, model: MLP, params: Params, batch: Batch, **key: Array
 ) -> tuple[Array, Params]:
-    pair: Any = gradient(model, params, batch, **key)
-    if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair[0], tuple):
-        raise TypeError(f"gradient: got {_kind(pair)}, expected (loss, grads)")
+    with traced(f"gradient: {short(gradient)}"):
+        pair: Any = gradient(model, params, batch, **key)
+    alone = str(jax.tree.structure(pair)) == str(jax.tree.structure(params))
+    if alone or not isinstance(pair, tuple) or len(pair) != 2:
+        got = "grads alone" if alone else _kind(pair)
+        raise TypeError(f"gradient: got {got}, expected (loss, grads)")
     loss, grads = pair
     if not isinstance(loss, Array | np.ndarray | np.generic | float | int):
         raise TypeError(f"gradient: got a loss that is {_kind(loss)}, expected a number")

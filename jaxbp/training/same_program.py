@@ -1,0 +1,177 @@
+"""Programs that are compiled once, although their pieces are written anew at every call.
+
+``jax.jit`` knows a function by its identity, so a piece that is written inline, as a lambda or by a
+function that makes one, would be compiled at every call.  Here two are one where they trace to one
+program: the same operations on the same operands, in the same order.  What cannot be traced, or
+calls back to Python, is known by its identity.
+
+The last 64 pieces are kept, and what was compiled for them; older ones are released.
+"""
+
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
+from hashlib import sha256
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.extend.core import Literal
+
+from jaxbp.trees import opened, shaped, subjaxprs
+
+KEPT = 64  # pieces, and programs compiled for them
+
+Piece = TypeVar("Piece")
+
+
+def first_alike(piece: Piece, *programs: Hashable) -> Piece:
+    """The first piece that came with these programs, as values; this one, where none did.
+
+    What JAX makes of a program depends on its settings, so they count as well.
+    """
+    found: Piece = _first(_Known((*programs, settings()), piece))
+    return found
+
+
+def settings() -> tuple[Any, ...]:
+    """The settings of JAX that a traced program may depend on."""
+    return tuple(getattr(jax.config, name) for name in _SETTINGS)
+
+
+_SETTINGS = (
+    *("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion"),
+    *("jax_numpy_rank_promotion", "jax_default_prng_impl", "jax_threefry_partitionable"),
+)
+
+
+class _Known:
+    """A piece that is compared by its programs."""
+
+    def __init__(self, programs: Hashable, piece: Any) -> None:
+        self.programs, self.piece = programs, piece
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and self.programs == other.programs
+
+    def __hash__(self) -> int:
+        return hash(self.programs)
+
+
+@lru_cache(maxsize=KEPT)
+def _first(known: _Known) -> Any:
+    return known.piece
+
+
+def first_program(program: Piece, *calls: tuple[Callable[..., Any], tuple[Any, ...]]) -> Piece:
+    """The first program that did the same in these calls; this one, where none did.
+
+    calls: functions of (program, *arguments), each with the arguments, arrays or shapes.
+
+    A program that cannot be traced is itself.
+    """
+    shapes = []
+    for function, arguments in calls:
+        leaves, tree = jax.tree.flatten(arguments)
+        shapes.append((function, tuple(shaped(leaf.shape, leaf.dtype) for leaf in leaves), tree))
+    found: Piece = _first_program(program, tuple(shapes), settings())
+    return found
+
+
+@lru_cache(maxsize=KEPT)
+def _first_program(program: Any, calls: Any, settings: Any) -> Any:
+    traced = []
+    try:
+        for function, leaves, tree in calls:
+            trace = jax.make_jaxpr(partial(function, program), return_shape=True)
+            jaxpr, result = trace(*tree.unflatten(leaves))
+            traced.append((as_value(jaxpr), jax.tree.structure(result)))
+    except Exception:  # of the user's pieces, which are about to be checked
+        return program
+    return first_alike(program, *traced)
+
+
+def compiled_for_each(
+    function: Callable[..., Any], *, runs_once: bool = False, **options: Any
+) -> Callable[[Any], Any]:
+    """``jax.jit`` of function for each first argument apart, as ``compiled(first)(*others)``.
+
+    Unlike by ``static_argnums`` a program is released when it is not among the last ones.  One that
+    runs once is compiled on a CPU without LLVM's optimisations, which would take longer than it.
+    """
+
+    @lru_cache(maxsize=KEPT)
+    def compiled(first: Any) -> Any:
+        quick = {"xla_backend_optimization_level": "0"}
+        chosen = quick if runs_once and jax.default_backend() == "cpu" else None
+        return jax.jit(partial(function, first), compiler_options=chosen, **options)
+
+    return compiled
+
+
+def as_value(tree: Any) -> Hashable:
+    """What can be compared of a program and of what is in it, arrays and jaxprs among them.
+
+    A jaxpr is its operations, each with its operands by their numbers; a function with a derivative
+    rule of its own is what it computes, as a program that is run is not differentiated any more.
+    What cannot be compared is equal to itself alone.
+    """
+    if hasattr(tree, "eqns"):
+        return _operations(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree), tuple(map(as_value, tree))
+    if isinstance(tree, dict):
+        return tuple((key, as_value(item)) for key, item in tree.items())
+    if isinstance(tree, np.ndarray | jax.Array):
+        array = np.asarray(tree)
+        return array.dtype, array.shape, sha256(array.tobytes()).digest()
+    try:
+        hash(tree)
+    except TypeError:
+        return _Itself(tree)
+    return tree  # type: ignore[no-any-return]
+
+
+class _Itself(NamedTuple):
+    """Something that is compared by identity."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _operations(jaxpr: Any) -> Hashable:
+    inner = opened(jaxpr)
+    place: dict[Any, int] = {}
+
+    def operand(variable: Any) -> Hashable:
+        if isinstance(variable, Literal):
+            return variable.aval, as_value(np.asarray(variable.val))
+        return place.setdefault(variable, len(place)), variable.aval
+
+    def operands(variables: Any) -> Hashable:
+        return tuple(map(operand, variables))
+
+    return (
+        operands((*inner.constvars, *inner.invars)),
+        tuple(
+            (
+                equation.primitive,
+                operands(equation.invars),
+                _settings(equation),
+                operands(equation.outvars),
+            )
+            for equation in inner.eqns
+        ),
+        operands(inner.outvars),
+        as_value(tuple(getattr(jaxpr, "consts", ()))),
+    )
+
+
+def _settings(equation: Any) -> Hashable:
+    if equation.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
+        return as_value(tuple(subjaxprs(equation)))
+    return as_value(equation.params)
