@@ -584,14 +584,18 @@ def test_predictions_are_utf_8_whatever_the_terminal(encoding, elsewhere, monkey
 
 
 def test_a_file_that_could_not_be_written_is_not_left_behind(elsewhere):
-    with pytest.raises(UnicodeEncodeError), files.written(elsewhere / "new" / "out.csv") as file:
-        file.write("before\ud800")
+    with pytest.raises(TypeError), files.written(elsewhere / "new" / "out.csv") as file:
+        file.writelines(["before", None])
     assert not list((elsewhere / "new").iterdir())
     with files.written(elsewhere / "new" / "out.csv") as file:
         file.write("one\n")
     with pytest.raises(FileExistsError), files.written(elsewhere / "new" / "out.csv"):
         pytest.fail("was opened")
     assert (elsewhere / "new" / "out.csv").read_text() == "one\n"
+    name = os.fsdecode(b"caf\xe9.csv")  # on a disk that was written by another system
+    with files.written(elsewhere / "summary.json") as file:
+        file.write(json.dumps({"data": name}, ensure_ascii=False))
+    assert json.loads((elsewhere / "summary.json").read_text(encoding="utf-8")) == {"data": name}
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that even root cannot fill")

@@ -85,9 +85,12 @@ def _check_can_write(option: str, path: Path) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[str]]:
-    """Open a new text file, in UTF-8, in a folder that is made; after an error it is not left."""
+    """Open a new text file, in UTF-8, in a folder that is made; after an error it is not left.
+
+    What UTF-8 cannot write, as the name of a file may hold it, is escaped as in JSON.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("x", newline="", encoding="utf-8")
+    file = path.open("x", newline="", encoding="utf-8", errors="backslashreplace")
     try:
         with file:
             yield file

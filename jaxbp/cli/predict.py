@@ -59,7 +59,7 @@ def run(options: Predict, console: Console) -> int:
     rows = read_features(options.data, preparation.features)
     header, table = tabulate(trained, rows)
     smoothing = record_of(options.run).get("label_smoothing")
-    if smoothing:
+    if isinstance(smoothing, int | float) and smoothing:
         console.print(
             f"probabilities are those of labels smoothed by {smoothing:g}, and so drawn towards "
             "each other: train with --label-smoothing 0 for the classes' own",

@@ -135,9 +135,9 @@ def _r2(prediction: Array, target: Array, share: Array) -> Array:
             "a head for classes needs a function decide"
         )
     share = jnp.expand_dims(share, range(1, target.ndim))  # beside (B, K), or (B,)
-    varies = jnp.any((share > 0) & (target != target[jnp.argmax(share)]), axis=0)
-    mean = jnp.sum(share * target, axis=0)
+    varies = jnp.any((share > 0) & (target != target[None, jnp.argmax(share)]), axis=0)
+    mean = jnp.sum(share * target, axis=0, keepdims=True)
     total = jnp.sum(share * (target - mean) ** 2, axis=0)
     unexplained = jnp.sum(share * (target - prediction) ** 2, axis=0)
     explained = 1 - unexplained / jnp.where(varies, total, 1)
-    return jnp.mean(jnp.where(varies, explained, unexplained == 0))
+    return jnp.mean(jnp.where(varies, explained, (unexplained == 0).astype(explained.dtype)))
