@@ -985,3 +985,19 @@ def test_training_is_not_to_be_traced():
     key = jax.random.key(0)
     with pytest.raises(TypeError, match="batch: got an array under trace"):
         jax.jit(lambda batch: fit(batch=batch, key=key)[0])(table())
+
+
+@pytest.mark.parametrize("rate", [0.1, 3e3])
+def test_epochs_in_one_call_are_those_that_are_watched_one_by_one(rate):
+    """Also where training diverges within a call."""
+    found = []
+    for asked in (None, lambda epoch: None):
+        try:
+            params, history = fit(
+                epochs=9, optimizer=optax.sgd(rate), diagnostics=True, on_epoch=asked
+            )
+        except jaxbp.NonFiniteLossError as error:
+            params, history = error.params, error.history
+        found.append((params, history))
+    assert (len(found[0][1].training_loss) < 9) == (rate > 1)
+    jax.tree.map(np.testing.assert_array_equal, *found)

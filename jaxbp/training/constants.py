@@ -190,8 +190,9 @@ def _literals(jaxpr: Any) -> Iterator[np.ndarray]:
 def _is_number(operand: Any, equation: Any) -> bool:
     if not isinstance(operand, Literal) or np.shape(operand.val):
         return False
-    exponent = equation is not None and equation.primitive.name == "pow"
-    return not exponent and jnp.issubdtype(jnp.result_type(operand.val), jnp.floating)
+    if equation is not None and equation.primitive.name == "pow" and operand is equation.invars[1]:
+        return False
+    return jnp.issubdtype(jnp.result_type(operand.val), jnp.floating)
 
 
 def with_those_taken(optimizer: optax.GradientTransformation) -> Callable[..., Any]:

@@ -5,10 +5,10 @@ full batch (``batch_size=None``) and online learning (``batch_size=1``) are the 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -139,13 +139,75 @@ def one_epoch(
     return params, state, jnp.where(jnp.all(finite), loss, jnp.nan), health
 
 
-def epoch_of(program: Program, params: Params, *others: Any) -> Any:
-    """``one_epoch`` of a program without its constants, which are the last of the others."""
-    *arguments, constants = others
-    return one_epoch(program.given(constants), params, *arguments)
+def epochs_of(
+    program: Program,
+    params: Params,
+    state: optax.OptState,
+    before: Params,
+    batch: Batch,
+    orders: Array | None,
+    first: Array,
+    count: Array,
+    key: Array | None,
+    constants: Constants,
+    *,
+    block: int,
+) -> tuple[Params, optax.OptState, Params, Array, Health | None]:
+    """Take some epochs, at most a block -> (params, state, before, mean losses, healths).
+
+    program: without its constants.
+    params, state: what the first of these epochs starts from.
+    before: what the last epoch started from, if there was one.
+    batch: all N rows, on the device.
+    orders: (block, N) of the epochs; None for full batches.
+    first: number of the first of these epochs, from 1.
+    count: how many they are.
+    key: of the training, for a random gradient; else None.
+    constants: of the program.
+    block: how many they are at most.
+
+    Losses and healths have the epochs in front, (block, ...).  After a loss that is not finite the
+    parameters, the state and before stay those of the last epoch that was.
+    """
+    given, (dtype, *_) = program.given(constants), [leaf.dtype for leaf in jax.tree.leaves(params)]
+    health = Health(*[jnp.zeros((block, len(params)), dtype)] * len(Health._fields))
+    empty = jnp.zeros(block, dtype), health if program.diagnostics else None
+
+    def epoch(place: Array, held: Any) -> Any:
+        params, state, before, finite = held
+        order = None if orders is None else orders[place]
+        of_epoch = None if key is None else epoch_key(key, first + place)
+        *after, loss, health = one_epoch(given, params, state, batch, order, of_epoch)
+        finite &= jnp.isfinite(loss)
+        kept = jax.tree.map(partial(jnp.where, finite), (*after, params), (params, state, before))
+        return (*kept, finite), (loss, health)
+
+    held = params, state, before, jnp.array(True)
+    (params, state, before, _), (losses, healths) = repeated(epoch, held, empty, count)
+    return params, state, before, losses, healths
 
 
-run_epoch = compiled_for_each(epoch_of, donate_argnums=1)
+def repeated(
+    epoch: Callable[[Array, Any], tuple[Any, Any]], held: Any, empty: Any, count: Array
+) -> tuple[Any, Any]:
+    """Do an epoch count times -> what is held at the end, and the records of all.
+
+    epoch: (place, held) -> (held, record), place from 0.
+    held: at the start.
+    empty: as many records as there may be at most, of zeros.
+    count: not known when it is compiled.
+    """
+
+    def step(place: Array, both: tuple[Any, Any]) -> tuple[Any, Any]:
+        held, records = both
+        held, record = epoch(place, held)
+        return held, jax.tree.map(lambda all, one: all.at[place].set(one), records, record)
+
+    ended: tuple[Any, Any] = jax.lax.fori_loop(0, count, step, (held, empty))
+    return ended
+
+
+run_epochs = compiled_for_each(epochs_of, donate_argnums=1, static_argnames="block")
 
 
 def make_step(
@@ -181,19 +243,21 @@ def make_step(
     return step
 
 
-def orders_of(key: Array, rows: int) -> Iterator[Array]:
-    """The orders (rows,) of the epochs 1, 2, ..., on the device, without an end.
+def orders_of(key: Array, rows: int, first: int, count: int, block: int) -> Array:
+    """The orders (block, rows) of the epochs first, first + 1, ..., of which count matter.
 
     On a CPU they are drawn by the host, because ``jax.random``'s permutation costs as much as many
-    steps there.  An accelerator draws a block of them at once.
+    steps there.
     """
-    if not draws_on_device():
-        seed = np.asarray(jax.random.key_data(key)).tolist()
-        for number in count(1):
-            yield jax.device_put(shuffled_rows(seed, number, rows))
-    block = max(1, min(32, 2**22 // rows))  # 16 MiB, or one order
-    for first in count(1, block):
-        yield from _drawn_block(key, first, rows, block)
+    if draws_on_device():
+        drawn: Array = _drawn_block(key, jax.device_put(np.int32(first)), rows, block)
+        return drawn
+    seed = np.asarray(jax.random.key_data(key)).tolist()
+    orders = np.zeros((block, rows), np.int32)
+    for place in range(count):
+        orders[place] = shuffled_rows(seed, first + place, rows)
+    on_device: Array = jax.device_put(orders)
+    return on_device
 
 
 def draws_on_device() -> bool:
@@ -224,8 +288,8 @@ def epoch_key(key: Array, epoch: ArrayLike) -> Array:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _drawn_block(key: Array, first: ArrayLike, rows: int, block: int) -> Array:
-    numbers = jnp.asarray(first) + jnp.arange(block)
+def _drawn_block(key: Array, first: Array, rows: int, block: int) -> Array:
+    numbers = first + jnp.arange(block)
     orders: Array = mapped(key)(lambda number: drawn_rows(key, number, rows), numbers)
     return orders
 

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -33,13 +35,12 @@ from jaxbp.training.constants import Constants, Given, with_l2, without_l2, with
 from jaxbp.training.device import PATIENCE, memory_shortage_named, wait_for
 from jaxbp.training.epoch import (
     Program,
-    epoch_key,
-    epoch_of,
+    epochs_of,
     initial_params,
     initial_state,
     is_random,
     orders_of,
-    run_epoch,
+    run_epochs,
     shapes_of,
 )
 from jaxbp.training.kernel_choice import with_kernel
@@ -244,13 +245,18 @@ def _first_alike(
     """The first program that does the same with arrays of these shapes."""
     if are_the_packages(program.model, program.gradient) and program.optimizer.lifted:
         return program  # it is made of the same objects at every call
-    order = None if program.batch_size is None else shaped((len(batch.x),), jnp.int32)
+    order = None if program.batch_size is None else shaped((1, len(batch.x)), jnp.int32)
     key = jax.eval_shape(partial(jax.random.key, 0)) if random else None
     state = jax.eval_shape(program.optimizer(constants).init, params)
-    calls: list[Any] = [(epoch_of, (params, state, batch, order, key, constants))]
+    given = params, state, params, batch, order, np.int32(1), np.int32(1), key, constants
+    calls: list[Any] = [(_one_of_them, given)]
     if validation is not None:
         calls.append((_evaluation_after, (constants.l2, params, validation)))
     return first_program(program, *calls)
+
+
+def _one_of_them(*arguments: Any) -> Any:
+    return epochs_of(*arguments, block=1)
 
 
 def _evaluation_after(program: Program, *arguments: Any) -> Any:
@@ -283,55 +289,121 @@ def _trained(
     random: whether the gradient is given a key.
     """
     model, precision = with_l2(program.model, constants.l2), program.precision
-    orders = repeat(None) if program.batch_size is None else orders_of(key, len(batch.x))
+    one_by_one = bool(callbacks) or validation is not None
     record: list[Epoch] = []
-    before, seconds = params, float("inf")  # of the last epoch: what it started from, and took
 
     def history() -> History:
         layers = len(params) if program.diagnostics else None
         return history_of(record, validated=validation is not None, layers=layers)
 
-    state_shapes = jax.eval_shape(optimizer.init, params)
     with (
         carrying(lambda: (len(record) + 1, params, history())),
-        memory_shortage_named(params, state_shapes),
+        memory_shortage_named(params, jax.eval_shape(optimizer.init, params)),
     ):
         state = initial_state(program.optimizer)(params, constants)
         wait_for(state)
-        order = next(orders)
-        program = with_kernel(
-            kernel,
-            program,
-            optimizer,
-            run_epoch,
-            (params, state, batch, order, None, constants),
+        blocks = _Blocks(
+            batch=batch,
+            key=key,
+            random=random,
+            constants=constants,
+            epochs=epochs,
+            at_most=1 if one_by_one else _most_epochs(len(batch.x)),
+            kernel=kernel,
+            optimizer=optimizer,
         )
-        for number in range(1, epochs + 1):
-            started = time.perf_counter()
-            step_key = epoch_key(key, number) if random else None
-            trained, state, loss, health = run_epoch(program)(
-                params, state, batch, order, step_key, constants
-            )
-            if number < epochs:
-                order = next(orders)  # while the device is at work
-            if seconds > PATIENCE:
-                wait_for(loss)
-            if not np.isfinite(loss):
+        for ended in blocks.run(program, params, state):
+            before, healths = ended.before, ended.healths
+            if ended.losses.size:
+                params = ended.params
+            evaluation = None
+            if validation is not None and ended.losses.size:
+                evaluation = compiled_evaluation(model, params, validation, precision)
+            for place, loss in enumerate(ended.losses):
+                health = jax.tree.map(itemgetter(place), healths)
+                record.append(Epoch(len(record) + 1, (), float(loss), evaluation, health))
+            if ended.broke:
                 if record and not _is_finite(record[-1], model, params, batch, precision):
                     params = before
                     record.pop()
                 raise NonFiniteLossError(len(record) + 1, params, history())
-            evaluation = None
-            if validation is not None:
-                evaluation = compiled_evaluation(model, trained, validation, precision)
-            epoch = Epoch(
-                number, trained, float(loss), evaluation, jax.tree.map(np.asarray, health)
-            )
-            record.append(epoch._replace(params=()))  # parameters are the caller's to keep
-            before, params, seconds = params, trained, time.perf_counter() - started
-            if ask_to_end(callbacks, epoch):
+            if ask_to_end(callbacks, record[-1]._replace(params=params)):
                 break
     return params, history()
+
+
+class _Ended(NamedTuple):
+    """Some epochs that have ended, up to the first whose loss is not finite."""
+
+    params: Params  # after the last of them
+    before: Params  # what that one started from
+    losses: np.ndarray  # (epochs,) finite
+    healths: Health | None  # each field (epochs or more, L)
+    broke: bool  # whether the next one did
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Epochs, several in one call of a program where nobody asks after each.
+
+    So a small network need not wait for the host after every epoch.  A call takes no longer than
+    Ctrl-C may go unheard, by the time that the last one took.
+    """
+
+    batch: Batch
+    key: Array
+    random: bool
+    constants: Constants
+    epochs: int
+    at_most: int  # in one call
+    kernel: str
+    optimizer: optax.GradientTransformation
+
+    def run(self, program: Program, params: Params, state: optax.OptState) -> Iterator[_Ended]:
+        """Train -> after each call what has ended; none follows one that broke."""
+        first, before, block = 1, params, self.at_most
+        seconds = _guess(program, len(self.batch.x))
+        count = self._count(first, seconds)
+        orders = self._orders(program, first, count)
+        while count:
+            numbers = jax.device_put((np.int32(first), np.int32(count)))
+            key = self.key if self.random else None
+            given = (params, state, before, self.batch, orders, *numbers, key, self.constants)
+            if first == 1:
+                choice = self.kernel, program, self.optimizer, run_epochs, given
+                program = with_kernel(*choice, block=block)
+            started = time.perf_counter()
+            params, state, before, *records = run_epochs(program)(*given, block=block)
+            upcoming = self._count(first + count, seconds)
+            orders = self._orders(program, first + count, upcoming)  # while the device is at work
+            if first == 1 or seconds * count > PATIENCE:
+                wait_for(records[0])
+            losses, healths = jax.tree.map(np.asarray, records)
+            seconds = (time.perf_counter() - started) / count
+            finite = np.isfinite(losses[:count])
+            good = count if finite.all() else int(finite.argmin())
+            yield _Ended(params, before, losses[:good], healths, good < count)
+            first, count = first + count, upcoming
+
+    def _count(self, first: int, seconds: float) -> int:
+        """How many epochs to take from the first on, if one takes so many seconds."""
+        return max(0, min(self.at_most, self.epochs + 1 - first, 1 + int(PATIENCE / seconds)))
+
+    def _orders(self, program: Program, first: int, count: int) -> Array | None:
+        if program.batch_size is None or not count:
+            return None
+        return orders_of(self.key, len(self.batch.x), first, count, self.at_most)
+
+
+def _most_epochs(rows: int) -> int:
+    """How many epochs one call may take: their orders take up to 16 MiB."""
+    return max(1, min(32, 2**22 // rows))
+
+
+def _guess(program: Program, rows: int) -> float:
+    """Seconds of an epoch, before one was measured: its products, as a slow core makes them."""
+    weights = sum(i * o for i, o in pairwise(program.model.sizes))
+    return 6 * rows * weights / 1e10
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import optax
 
 from jaxbp.precision import default_precision
 from jaxbp.training.epoch import Program
-from jaxbp.training.same_program import KEPT, settings
+from jaxbp.training.same_program import KEPT, settings, shapes_in
 
 #: what ``fit`` may be told
 KERNELS = ("auto", "xla", "fused", "interpret")
@@ -45,12 +45,12 @@ def with_kernel(
         return program
     precision = program.precision or default_precision()
     plain = program._replace(optimizer=optimizer)
-    shapes, tree = jax.tree.flatten(jax.tree.map(_shape, arguments))
+    shapes, tree = shapes_in(arguments)
     dtype = shapes[0].dtype
     fused, reason = _possible(kernel, plain, dtype, networks or 1, device, precision)
     if reason is None:
         chosen = program._replace(kernel=fused)
-        given = tuple(shapes), tree, tuple(options.items())
+        given = shapes, tree, tuple(options.items())
         reason = _failure(chosen, settings(), epoch, *given)
     if reason is None:
         return chosen
@@ -111,12 +111,6 @@ def _failure(
     except Exception as error:  # of Pallas, Triton or XLA: no lowering, or no room on the chip
         return f"it does not compile: {error}"
     return None
-
-
-def _shape(leaf: Any) -> Any:
-    """An argument without its numbers; one that is bound to a device stays so."""
-    sharding = leaf.sharding if getattr(leaf, "committed", False) else None
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
 
 
 def _device(arguments: Any) -> jax.Device:

@@ -49,6 +49,7 @@ from jaxbp.training.epoch import (
     is_random,
     mapped,
     one_epoch,
+    repeated,
     shapes_of,
     shuffled_rows,
 )
@@ -64,7 +65,7 @@ from jaxbp.training.fitting import (
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, loss_and_metric
 from jaxbp.training.pieces import are_the_packages, check_pieces
-from jaxbp.training.same_program import compiled_for_each, first_program
+from jaxbp.training.same_program import compiled_ahead, compiled_for_each, first_program
 from jaxbp.trees import check_bools, shaped
 
 
@@ -389,7 +390,7 @@ def _epochs_on_host(
 
     orders = orders_in(1)
     compiled = [
-        _compiled_epoch(program).lower(*group, order, np.int32(1)).compile()
+        compiled_ahead(_compiled_epoch(program), *group, order, np.int32(1))
         for group, order in zip(groups, orders, strict=True)
     ]
 
@@ -458,20 +459,12 @@ def _epochs(
     block: int,
 ) -> tuple[_Networks, Any]:
     """Count epochs of every network, at most a block -> the networks, and records (block, n)."""
-    one_epoch_each = partial(_one_epoch_each, program)
-    given = networks, numbers, batch, validation, None, first
-    empty = jax.tree.map(
-        lambda of: jnp.zeros((block, *of.shape), of.dtype),
-        jax.eval_shape(one_epoch_each, *given)[1],
-    )
+    each = jnp.zeros((block, *networks.finite.shape), jax.tree.leaves(networks.params)[0].dtype)
 
-    def epoch(place: Array, held: tuple[_Networks, Any]) -> tuple[_Networks, Any]:
-        networks, records = held
-        networks, record = one_epoch_each(networks, numbers, batch, validation, None, first + place)
-        return networks, jax.tree.map(lambda all, one: all.at[place].set(one), records, record)
+    def epoch(place: Array, networks: _Networks) -> tuple[_Networks, Any]:
+        return _one_epoch_each(program, networks, numbers, batch, validation, None, first + place)
 
-    trained: tuple[_Networks, Any] = jax.lax.fori_loop(0, count, epoch, (networks, empty))
-    return trained
+    return repeated(epoch, networks, (each, None if validation is None else (each, each)), count)
 
 
 _block_of_epochs = compiled_for_each(_epochs, static_argnames="block")

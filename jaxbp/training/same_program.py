@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxbp.trees import opened, shaped, subjaxprs
+from jaxbp.trees import opened, subjaxprs
 
 KEPT = 64  # pieces, and programs compiled for them
 
@@ -69,11 +69,8 @@ def first_program(program: Piece, *calls: tuple[Callable[..., Any], tuple[Any, .
 
     A program that cannot be traced, or compared, is itself.
     """
-    shapes = []
-    for function, arguments in calls:
-        leaves, tree = jax.tree.flatten(arguments)
-        shapes.append((function, tuple(shaped(leaf.shape, leaf.dtype) for leaf in leaves), tree))
-    found: Piece = _first_program(program, tuple(shapes), settings())
+    given = tuple((function, *shapes_in(arguments)) for function, arguments in calls)
+    found: Piece = _first_program(program, given, settings())
     return found
 
 
@@ -106,6 +103,29 @@ def compiled_for_each(
         return jax.jit(partial(function, first), compiler_options=chosen, **options)
 
     return compiled
+
+
+def compiled_ahead(jitted: Any, *arguments: Any) -> Any:
+    """The executable of a jitted function for arguments like these, to be called by any thread."""
+    return _compiled_ahead(jitted, *shapes_in(arguments), settings())
+
+
+@lru_cache(maxsize=KEPT)
+def _compiled_ahead(jitted: Any, shapes: tuple[Any, ...], tree: Any, settings: Any) -> Any:
+    return jitted.lower(*tree.unflatten(shapes)).compile()
+
+
+def shapes_in(tree: Any) -> tuple[tuple[Any, ...], Any]:
+    """The shapes and dtypes of a tree's arrays, and how it is built; one that is bound to a device
+    stays so.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+
+    def shape(leaf: Any) -> Any:
+        sharding = leaf.sharding if getattr(leaf, "committed", False) else None
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+
+    return tuple(map(shape, leaves)), structure
 
 
 def as_value(tree: Any) -> Hashable:
