@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import optax
@@ -67,7 +68,12 @@ else:
     ScheduleName = literal_type_from_choices(list(SCHEDULES))
     GradientName = literal_type_from_choices(list(GRADIENTS))
 
-# Options whose default is another in each command
+# Options of several commands, some with another default in each
+
+TrainedRun = Annotated[
+    tyro.conf.Positional[Path],
+    arg(metavar="RUN", help="a run folder of jaxbp train, or a model.safetensors"),
+]
 
 Hidden = Annotated[
     tuple[int, ...],

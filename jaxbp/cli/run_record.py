@@ -1,4 +1,4 @@
-"""The record of a run: what it came to, measured, printed, and written to the run folder."""
+"""The record of a run: what it came to, measured, printed, and written to a folder; read again."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ import rich.table
 from rich.console import Console
 
 import jaxbp
-from jaxbp.checkpoint import Checkpoint, save
+from jaxbp.checkpoint import Checkpoint, CheckpointError, load, save
 from jaxbp.cli.files import written
 from jaxbp.cli.options import Design
 from jaxbp.cli.pictures import learning_curve
@@ -222,3 +222,30 @@ def facts_table(summary: Summary) -> rich.table.Table:
     for fact in facts:
         table.add_row(*fact)
     return table
+
+
+# Read again, by jaxbp predict and jaxbp evaluate
+
+
+def _model_file(run: Path) -> Path:
+    return run / "model.safetensors" if run.is_dir() else run
+
+
+def trained_network(run: Path) -> Checkpoint:
+    """Load the network of a run folder, or of a model.safetensors.  Raises CheckpointError."""
+    path = _model_file(run)
+    trained = load(path)
+    if trained.preparation is None:
+        raise CheckpointError(
+            f"{path}: saved without a preparation, so raw rows mean nothing to it"
+        )
+    return trained
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """The summary.json beside a network, or nothing where there is none."""
+    try:
+        record = json.loads(_model_file(run).with_name("summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
