@@ -489,6 +489,8 @@ def test_regression_predicts_in_the_targets_units(elsewhere):
             ["wine", "--label-smoothing", 1],
             "--label-smoothing: got 1.0, expected at least 0, and below 1",
         ),
+        (["diabetes", "--label-smoothing", 0.1], "--label-smoothing is for classes, and the targ"),
+        (["wine", "--header", "no"], "--header is for a .csv, and not for wine"),
         (["wine", "--batch-size", 0], "--batch-size: got 0, expected at least 1, or full"),
         (["wine", "--hidden", 0], "--hidden: got 0, expected sizes ≥ 1"),
         (["wine", "--activation", "tanh", "elu", "relu"], "--activation: got 3, expected one, or"),
@@ -640,8 +642,6 @@ def test_a_title_has_no_boxes_and_no_formulas(elsewhere):
     history = jaxbp.History(np.ones(2), np.ones(2), np.ones(2))
     title = r"数据/$\no formula$.csv"
     pictures.learning_curve("curve.png", history, metric="accuracy", title=title)
-    report = jaxbp.gradcheck(lambda p: p[title] ** 2, {title: 3.0}, grads={title: 6.0})
-    pictures.step_curves("steps.png", report)
 
 
 def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsys, monkeypatch):

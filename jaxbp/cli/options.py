@@ -231,6 +231,8 @@ class Design:
 
 def check_design(options: Design) -> None:
     """Raise UsageError for a value out of range, or for two that exclude each other."""
+    if options.header != "auto" and not options.data.lower().endswith(".csv"):
+        raise UsageError(f"--header is for a .csv, and not for {options.data}")
     at_least = {"epochs": 1, "l2": 0, "patience": 0, "seed": 0}
     for name, least in at_least.items():
         value = getattr(options, name)

@@ -91,7 +91,7 @@ class Summary:
                 "schedule": options.schedule,
                 "batch_size": plan.batch_size,
                 "l2": options.l2,
-                "label_smoothing": plan.label_smoothing,
+                "label_smoothing": options.label_smoothing,
                 "seed": options.seed,
                 "patience": plan.patience,
                 "gradient": options.gradient,
@@ -186,7 +186,8 @@ def facts_table(summary: Summary) -> rich.table.Table:
     task = f"{len(labels)} {'labels' if several else 'classes'}" if labels else "regression"
     header = {None: "", True: " below a header", False: " without a header"}[decisions.header]
     split = "" if labels is None or stratified else ", not stratified"
-    smoothed = f", labels smoothed by {plan.label_smoothing:g}" if plan.label_smoothing else ""
+    amount = options.label_smoothing
+    smoothed = f", labels smoothed by {amount:g}" if amount else ""
     mixed = "" if options.compute_dtype == "float32" else f", in {options.compute_dtype}"
     epochs = len(outcome.history.training_loss)
     target = [
