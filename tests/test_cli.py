@@ -637,10 +637,13 @@ def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
     assert len(list(folder.iterdir())) == 4
 
 
-def test_a_title_has_no_boxes_and_no_formulas(elsewhere):
-    assert pictures._drawable("数据/a b é∂.csv: 4-8") == "??/a b é∂.csv: 4-8"
+def test_a_title_has_no_boxes_and_no_formulas(elsewhere, monkeypatch):
+    monkeypatch.setattr(pictures, "_fonts", lambda: ("DejaVu Sans",))
+    assert pictures._drawable("数据/a b é∂ᴕ.csv: 4-8") == "??/a b é∂?.csv: 4-8"
+    monkeypatch.setattr(pictures, "_fonts", lambda: ("DejaVu Sans", "DejaVu Serif"))
+    assert pictures._drawable("数据/a b é∂ᴕ.csv: 4-8") == "??/a b é∂ᴕ.csv: 4-8"
     history = jaxbp.History(np.ones(2), np.ones(2), np.ones(2))
-    title = r"数据/$\no formula$.csv"
+    title = r"数据/ᴕ$\no formula$.csv"
     pictures.learning_curve("curve.png", history, metric="accuracy", title=title)
 
 
