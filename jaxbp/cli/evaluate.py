@@ -9,7 +9,8 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from jaxbp.cli.predict import TrainedRun, record_of, trained_network
+from jaxbp.cli.options import TrainedRun
+from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import baselines, score
 from jaxbp.data.loading import load_for

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import optax
@@ -67,7 +68,12 @@ else:
     ScheduleName = literal_type_from_choices(list(SCHEDULES))
     GradientName = literal_type_from_choices(list(GRADIENTS))
 
-# Options whose default is another in each command
+# Options of several commands, some with another default in each
+
+TrainedRun = Annotated[
+    tyro.conf.Positional[Path],
+    arg(metavar="RUN", help="a run folder of jaxbp train, or a model.safetensors"),
+]
 
 Hidden = Annotated[
     tuple[int, ...],
@@ -225,6 +231,8 @@ class Design:
 
 def check_design(options: Design) -> None:
     """Raise UsageError for a value out of range, or for two that exclude each other."""
+    if options.header != "auto" and not options.data.lower().endswith(".csv"):
+        raise UsageError(f"--header is for a .csv, and not for {options.data}")
     at_least = {"epochs": 1, "l2": 0, "patience": 0, "seed": 0}
     for name, least in at_least.items():
         value = getattr(options, name)

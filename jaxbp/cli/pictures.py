@@ -1,6 +1,7 @@
 """Pictures, by matplotlib and without a display."""
 
 from collections.abc import Sized
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def learning_curve(
     training_metric: (epochs,) the metric on training rows; none unless given.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
-    figure.suptitle(_drawable(title), fontsize=11)
+    figure.suptitle(_drawable(title), family=_fonts(), fontsize=11)
     losses, metrics = figure.subplots(1, 2)
     _curve(losses, history.training_loss, "training", _TRAINING)
     _curve(losses, history.validation_loss, "validation", _VALIDATION)
@@ -102,7 +103,8 @@ def _step_curve(axes: Axes, leaf: LeafReport) -> None:
         label="measured slope, error bar",
     )
     axes.set(xlabel="step, relative to the leaf's size", ylabel="error of the slope")
-    axes.set_title(_drawable(f"{leaf.path}: {leaf.verdict}"), fontsize=9)
+    title = _drawable(f"{leaf.path}: {leaf.verdict}")
+    axes.set_title(title, family=_fonts(), fontsize=9)
     _grid_without_frame(axes)
 
 
@@ -136,7 +138,7 @@ def health_by_epoch(
     layers = len(start.layers)
     shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_SHOWN)).round().astype(int))
     figure = Figure(figsize=(max(8.0, 1.9 * len(shown)), 8.2), layout="constrained")
-    figure.suptitle(_drawable(title), fontsize=12)
+    figure.suptitle(_drawable(title), family=_fonts(), fontsize=12)
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=[1.5, 1]))
     grid = above.subplots(2, len(shown), sharex=True, squeeze=False)
     for row, last in ((0, -1), (1, None)):  # the logits are of another size than hidden outputs
@@ -249,10 +251,25 @@ def _whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
+#: what has the characters that matplotlib's own font lacks, on Linux, Windows and macOS
+_WIDER = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS", "Hiragino Sans"),
+)
+
+
+@cache
+def _fonts() -> tuple[str, ...]:
+    """matplotlib's own font, and those of ``_WIDER`` that are installed."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ("DejaVu Sans", *(name for name in _WIDER if name in installed))
+
+
 def _drawable(text: str) -> str:
-    """The text with a question mark for each character that matplotlib's own font lacks, and with
-    dollar signs that do not begin a formula."""
-    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    """The text with a question mark for each character that no font has, and with dollar signs
+    that do not begin a formula."""
+    paths = map(font_manager.findfont, _fonts())
+    known = set().union(*(font_manager.get_font(path).get_charmap() for path in paths))
     drawn = "".join(character if ord(character) in known else "?" for character in text)
     return drawn.replace("$", r"\$")
 

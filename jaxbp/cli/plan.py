@@ -19,6 +19,7 @@ from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
 from jaxbp.cli.scores import with_outputs
 from jaxbp.data.loading import Dataset, Decisions, load
+from jaxbp.data.preparation import Preparation
 from jaxbp.data.sources import DataWarning, Task
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
@@ -44,7 +45,6 @@ class Plan:
     model: MLP
     parameters: int  # how many weights and biases it has
     parts: dict[str, Batch]  # train, validation and test, with targets as the head takes them
-    label_smoothing: float  # 0 for regression
     to_fit: Batch  # the training part, its labels smoothed
     learning_rate: float | None  # at the start; None: the optimiser finds its own
     optimizer: optax.GradientTransformation
@@ -105,21 +105,10 @@ def decide(options: Design) -> Plan:
             counts=counts,
         )
     labels = dataset.preparation.labels
-
-    if options.head != "auto":
-        name = options.head
-    elif labels is None:
-        name = "linear_squared_error"
-    elif len(labels) == 2 or dataset.preparation.several_labels:
-        name = "sigmoid_logistic"
-    else:
-        name = "softmax_cross_entropy"
+    if labels is None and options.label_smoothing > 0:
+        raise UsageError("--label-smoothing is for classes, and the target is quantities")
+    name = _head_name(options.head, dataset.preparation)
     head = heads.BY_NAME[name]
-    if head.target == "classes" and dataset.preparation.several_labels:
-        raise UsageError(
-            f"--head {name} is for one class a row, and the target has {len(labels or ())} columns "
-            "that are 0 or 1 on their own; sigmoid_logistic is for these"
-        )
     parts = {
         part: with_outputs(head, labels, getattr(dataset, part))
         for part in ("train", "validation", "test")
@@ -128,11 +117,10 @@ def decide(options: Design) -> Plan:
         outputs = len(labels)
     else:
         outputs = parts["train"].target.shape[-1]
-    label_smoothing = 0.0 if labels is None else options.label_smoothing
     to_fit = parts["train"]
-    if label_smoothing > 0:
+    if options.label_smoothing > 0:
         classes = outputs if head.target == "classes" else None
-        smoothed = smooth_labels(to_fit.target, label_smoothing, classes)
+        smoothed = smooth_labels(to_fit.target, options.label_smoothing, classes)
         to_fit = to_fit._replace(target=smoothed)
 
     rows, columns = to_fit.x.shape
@@ -161,7 +149,6 @@ def decide(options: Design) -> Plan:
         model=model,
         parameters=parameters,
         parts=parts,
-        label_smoothing=label_smoothing,
         to_fit=to_fit,
         learning_rate=rate,
         optimizer=optimizer,
@@ -179,6 +166,25 @@ def _task(options: Design) -> Task | None:
     if options.task not in {"auto", task}:
         raise UsageError(f"--head {options.head} is not for {options.task}")
     return task
+
+
+def _head_name(asked: str, preparation: Preparation) -> str:
+    """The name of the head that is asked for or, by "auto", that suits the target.
+
+    Raises UsageError where it cannot mean the target.
+    """
+    labels = preparation.labels
+    if asked == "auto":
+        if labels is None:
+            return "linear_squared_error"
+        independent = len(labels) == 2 or preparation.several_labels
+        return "sigmoid_logistic" if independent else "softmax_cross_entropy"
+    if heads.BY_NAME[asked].target == "classes" and preparation.several_labels:
+        raise UsageError(
+            f"--head {asked} is for one class a row, and the target has {len(labels or ())} "
+            "columns that are 0 or 1 on their own; sigmoid_logistic is for these"
+        )
+    return asked
 
 
 def _optimizer(

@@ -1,7 +1,6 @@
 """``jaxbp predict``: the predictions of a run folder's network for new rows, as CSV."""
 
 import csv
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,13 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from jaxbp.checkpoint import Checkpoint, CheckpointError, load
+from jaxbp.checkpoint import Checkpoint
 from jaxbp.cli.files import new_file, written
+from jaxbp.cli.options import TrainedRun
+from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.scores import names_of_outputs, outputs
 from jaxbp.data.preparation import transform
 from jaxbp.data.sources import read_features
-
-TrainedRun = Annotated[
-    tyro.conf.Positional[Path],
-    arg(metavar="RUN", help="a run folder of jaxbp train, or a model.safetensors"),
-]
 
 
 @dataclass(frozen=True)
@@ -79,30 +75,6 @@ def write_csv(file: IO[str], header: list[str], table: list[list[str]]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(table)
-
-
-def _model_file(run: Path) -> Path:
-    return run / "model.safetensors" if run.is_dir() else run
-
-
-def trained_network(run: Path) -> Checkpoint:
-    """Load the network of a run folder, or of a model.safetensors.  Raises CheckpointError."""
-    path = _model_file(run)
-    trained = load(path)
-    if trained.preparation is None:
-        raise CheckpointError(
-            f"{path}: saved without a preparation, so raw rows mean nothing to it"
-        )
-    return trained
-
-
-def record_of(run: Path) -> dict[str, Any]:
-    """The summary.json beside a network, or nothing where there is none."""
-    try:
-        record = json.loads(_model_file(run).with_name("summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def tabulate(trained: Checkpoint, rows: np.ndarray) -> tuple[list[str], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""The record of a run: what it came to, measured, printed, and written to the run folder."""
+"""The record of a run: what it came to, measured, printed, and written to a folder; read again."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ import rich.table
 from rich.console import Console
 
 import jaxbp
-from jaxbp.checkpoint import Checkpoint, save
+from jaxbp.checkpoint import Checkpoint, CheckpointError, load, save
 from jaxbp.cli.files import written
 from jaxbp.cli.options import Design
 from jaxbp.cli.pictures import learning_curve
@@ -91,7 +91,7 @@ class Summary:
                 "schedule": options.schedule,
                 "batch_size": plan.batch_size,
                 "l2": options.l2,
-                "label_smoothing": plan.label_smoothing,
+                "label_smoothing": options.label_smoothing,
                 "seed": options.seed,
                 "patience": plan.patience,
                 "gradient": options.gradient,
@@ -186,7 +186,8 @@ def facts_table(summary: Summary) -> rich.table.Table:
     task = f"{len(labels)} {'labels' if several else 'classes'}" if labels else "regression"
     header = {None: "", True: " below a header", False: " without a header"}[decisions.header]
     split = "" if labels is None or stratified else ", not stratified"
-    smoothed = f", labels smoothed by {plan.label_smoothing:g}" if plan.label_smoothing else ""
+    amount = options.label_smoothing
+    smoothed = f", labels smoothed by {amount:g}" if amount else ""
     mixed = "" if options.compute_dtype == "float32" else f", in {options.compute_dtype}"
     epochs = len(outcome.history.training_loss)
     target = [
@@ -222,3 +223,30 @@ def facts_table(summary: Summary) -> rich.table.Table:
     for fact in facts:
         table.add_row(*fact)
     return table
+
+
+# Read again, by jaxbp predict and jaxbp evaluate
+
+
+def _model_file(run: Path) -> Path:
+    return run / "model.safetensors" if run.is_dir() else run
+
+
+def trained_network(run: Path) -> Checkpoint:
+    """Load the network of a run folder, or of a model.safetensors.  Raises CheckpointError."""
+    path = _model_file(run)
+    trained = load(path)
+    if trained.preparation is None:
+        raise CheckpointError(
+            f"{path}: saved without a preparation, so raw rows mean nothing to it"
+        )
+    return trained
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """The summary.json beside a network, or nothing where there is none."""
+    try:
+        record = json.loads(_model_file(run).with_name("summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

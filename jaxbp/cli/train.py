@@ -71,9 +71,9 @@ def run(options: Train, console: Console) -> int:
             console.print(f"reading {options.data}", soft_wrap=True)
         plan = decide(options)
         interrupts.check()
+        params = initial(plan)
         if plan.parameters > _LONG["parameters"]:
             console.print(f"checking the gradient by {plan.parameters:,} parameters")
-        params = initial(plan)
         errors = checked_gradient(plan, params, console)
         if not max(errors.values(), default=0) < TRUSTED:
             console.print("the hand-written gradient is not the gradient: nothing trained")
