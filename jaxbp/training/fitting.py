@@ -15,8 +15,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
-from jaxbp.gradient import Batch, Gradient, backprop
+from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.initialisation import check_key
+from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
@@ -30,7 +31,7 @@ from jaxbp.training.checks import (
     on_one_device,
 )
 from jaxbp.training.constants import Constants, Given, with_l2, without_l2, without_numbers
-from jaxbp.training.device import PATIENCE, memory_shortage_named, wait_for
+from jaxbp.training.device import PATIENCE, wait_for
 from jaxbp.training.epoch import (
     Program,
     epoch_key,
@@ -291,9 +292,12 @@ def _trained(
         return history_of(record, validated=validation is not None, layers=layers)
 
     state_shapes = jax.eval_shape(optimizer.init, params)
+    kept = ()
+    if program.gradient in {backprop, autodiff}:  # another one may keep less
+        kept = outputs_kept(model, program.batch_size or len(batch.x), batch.x.dtype)
     with (
         carrying(lambda: (len(record) + 1, params, history())),
-        memory_shortage_named(params, state_shapes),
+        memory_shortage_named(params, state_shapes, kept),
     ):
         state = initial_state(program.optimizer)(params, constants)
         wait_for(state)

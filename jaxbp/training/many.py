@@ -27,6 +27,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import draw, schemes_of
+from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
@@ -39,7 +40,7 @@ from jaxbp.training.checks import (
     on_one_device,
 )
 from jaxbp.training.constants import Constants, MakeOptimizer, Optimizer, without_numbers
-from jaxbp.training.device import memory_shortage_named, wait_for
+from jaxbp.training.device import wait_for
 from jaxbp.training.epoch import (
     Program,
     drawn_rows,
@@ -175,7 +176,10 @@ def fit_many(
         params = partial(initial_params, keys[0], model, dtype=dtype)
         own = program.model._replace(l2=model.l2), params, batch, batch_size, program.gradient
         check_pieces(*own, keys[0] if random else None)
-    with memory_shortage_named(shapes, jax.eval_shape(first.init, shapes)):
+    state, at_once = jax.eval_shape(first.init, shapes), count
+    if jax.default_backend() != "cpu":  # devices with a memory of their own
+        at_once = -(-count // len(work.dealt.devices))
+    with memory_shortage_named(shapes, state, networks=at_once):
         return _trained(program, first, work, epochs, kernel, callbacks)
 
 
