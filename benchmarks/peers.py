@@ -1,20 +1,23 @@
 """The peers: how each library trains one network, by plain SGD on minibatches.
 
-    python -m benchmarks.peers NAME CASE
+    python -m benchmarks.peers NAME CASE [calls]
 
-trains the case of a file by one peer, alone, and prints its peak memory as JSON.
-``benchmarks.training`` compares them.  Each is written as its own documentation has it and, where
+trains the case of a file by one peer, alone, and prints its peak memory as JSON; with "calls" it
+trains once and again, and the seconds of each are printed as well.  ``benchmarks.training`` and
+``benchmarks.latency`` compare them.  Each is written as its own documentation has it and, where
 that offers a choice, the fastest way.  A library is imported where it is first used, so that a
 process holds no other in its memory.
 """
 # ruff: noqa: PLC0415
 
+import importlib
 import importlib.util
 import json
 import os
 import shutil
 import sys
 import sysconfig
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -51,6 +54,18 @@ def minibatches(case, seed):
         order = rng.permutation(len(case.x)).astype(np.int32)
         for start in range(0, len(order), case.batch_size):
             yield order[start : start + case.batch_size]
+
+
+def mean_loss(weights, x, target):
+    """Cross-entropy over all rows in float64, by NumPy alone and by no contender."""
+    *hidden, output = [(weight.astype(float), bias.astype(float)) for weight, bias in weights]
+    z = x.astype(float)
+    for weight, bias in hidden:
+        z = np.maximum(z @ weight.T + bias, 0)
+    logits = z @ output[0].T + output[1]
+    logits -= logits.max(axis=1, keepdims=True)
+    of_target = logits[np.arange(len(target)), target]
+    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - of_target))
 
 
 # Each by_... returns run(seed), which trains from the initial weights, shuffling by the seed, and
@@ -467,10 +482,38 @@ def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def calls_of(name, case):
+    """Train again and again, as users do -> by what is new, the seconds that it took, and the loss.
+
+    The first one comes after the import of the library, and the others differ from it in one thing
+    each.  For all but "again" and "seed" everything is written anew, the optimiser included.
+    """
+    found = {}
+
+    def train(what, case, run=None, *seed):
+        start = time.perf_counter()
+        weights = (run or peer.build(case))(*seed)
+        seconds = time.perf_counter() - start
+        found[what] = {"seconds": seconds, "loss": mean_loss(weights, case.x, case.target)}
+
+    peer, rows = PEERS[name], len(case.x) * 4 // 5
+    importlib.import_module(peer.module)
+    train("first", case)
+    train("inline", case)
+    run = peer.build(case)
+    run()
+    train("again", case, run)
+    train("seed", case, run, 1)
+    train("rate", case._replace(learning_rate=0.5 * case.learning_rate))
+    train("fold", case._replace(x=case.x[:rows], target=case.target[:rows]))
+    return found
+
+
 def main():
-    name, path = sys.argv[1:]
-    PEERS[name].build(kept(path))()
-    print(json.dumps({"peak_mib": peak_mib()}))
+    name, path, *calls = sys.argv[1:]
+    case = kept(path)
+    found = calls_of(name, case) if calls else PEERS[name].build(case)()
+    print(json.dumps({"peak_mib": peak_mib(), "calls": found if calls else None}))
 
 
 if __name__ == "__main__":

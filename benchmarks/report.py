@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 MODULES = (
     "manual_vs_auto",
     "training",
+    "latency",
     "one_kernel",
     "limit",
     "scaling",

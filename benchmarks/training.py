@@ -146,18 +146,6 @@ def case_of(network):
     )
 
 
-def mean_loss(weights, x, target):
-    """Cross-entropy over all rows in float64, by NumPy alone and by no contender."""
-    *hidden, output = [(weight.astype(float), bias.astype(float)) for weight, bias in weights]
-    z = x.astype(float)
-    for weight, bias in hidden:
-        z = np.maximum(z @ weight.T + bias, 0)
-    logits = z @ output[0].T + output[1]
-    logits -= logits.max(axis=1, keepdims=True)
-    of_target = logits[np.arange(len(target)), target]
-    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - of_target))
-
-
 # Comparing
 
 
@@ -181,7 +169,7 @@ def trained(name, case, ours):
     Raises AssertionError for a loss that is not much below the initial one, or not ours.
     """
     run = peers.PEERS[name].build(case)
-    loss, initial = (mean_loss(each, case.x, case.target) for each in (run(), case.weights))
+    loss, initial = (peers.mean_loss(each, case.x, case.target) for each in (run(), case.weights))
     assert loss < LEARNED * initial, f"{name}: loss {loss}, initially {initial}"
     assert ours is None or abs(loss / ours - 1) < TOLERANCE, f"{name}: loss {loss}, not {ours}"
     return run, loss
@@ -224,7 +212,7 @@ def compare(network, names, plan, run):
         "batch_size": network.batch_size,
         "epochs": network.epochs,
         "learning_rate": network.learning_rate,
-        "initial_loss": mean_loss(case.weights, case.x, case.target),
+        "initial_loss": peers.mean_loss(case.weights, case.x, case.target),
         "contenders": timed,
     }
 

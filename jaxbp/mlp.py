@@ -9,6 +9,7 @@ Rumelhart, Hinton and Williams (1986) and Bishop (2006), section 5.3.  forward b
 parameters over the batch axes, so the gradients sum over them.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
@@ -58,9 +59,33 @@ def gradients(residuals: Residuals, deltas: Deltas, dtype: DTypeLike | None = No
 
 
 def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
-    """ŷ, the head's output unit on the logits: values, probabilities or rates; (B, D) -> (B, K)."""
-    logits, _ = forward(model, params, x)
-    return model.head.predict(logits)
+    """ŷ, the head's output unit on the logits: values, probabilities or rates; (B, D) -> (B, K).
+
+    Many rows on one device go through the network in parts, of which the activations take up to 64
+    MiB a layer; under trace, as in ``jax.jit``, they go at once.
+    """
+    if is_on_one_device(x):
+        return model.head.predict(logits_in_parts(model, params, x))
+    return model.head.predict(forward(model, params, x)[0])
+
+
+def logits_in_parts(model: MLP, params: Params, x: ArrayLike) -> Array:
+    """The logits (B, K) of rows (B, D), as by ``forward``, so many at once as memory is bounded."""
+    rows, shape = max(1, _AT_ONCE // max(model.sizes)), jnp.shape(x)
+    if len(shape) != 2 or shape[0] <= rows or shape[1] != model.sizes[0]:
+        return forward(model, params, x)[0]
+    logits: Array = jax.lax.map(lambda row: forward(model, params, row)[0], x, batch_size=rows)
+    return logits
+
+
+def is_on_one_device(x: ArrayLike) -> bool:
+    """Whether an array is not under trace, and is on one device, or NumPy's."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return not isinstance(x, Array) or len(x.devices()) == 1
+
+
+_AT_ONCE = 2**24  # numbers of a layer
 
 
 def _value_and_slope(unit: Activation, a: Array) -> tuple[Array, Array]:

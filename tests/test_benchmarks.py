@@ -41,6 +41,7 @@ from jaxbp import activations
 
 SLOW = [
     "manual_vs_auto",
+    "latency",
     "limit",
     "scaling",
     "checkers",

@@ -13,6 +13,8 @@ from combinations import initial, sgd
 import jaxbp
 from benchmarks.problems import random_batch, random_params
 from jaxbp import MLP, activations, heads
+from jaxbp.mlp import logits_in_parts
+from jaxbp.trees import opened, subjaxprs
 
 predict = jax.jit(jaxbp.predict, static_argnums=0)
 WIDE = (300, 500, 400, 10)
@@ -224,3 +226,21 @@ def test_an_unknown_scheme_is_answered_with_the_known_ones():
     model = MLP((2, 1), activations.tanh, heads.linear_squared_error)
     with pytest.raises(ValueError, match="scheme: got 'xavier', expected one of he, glorot, lecun"):
         jaxbp.init(jax.random.key(0), model, scheme="xavier")
+
+
+def test_many_rows_are_predicted_in_parts(monkeypatch):
+    model = jaxbp.MLP((2, 3, 1), activations.tanh, heads.sigmoid_logistic)
+    params, x = jaxbp.init(jax.random.key(0), model), np.linspace(-1, 1, 14).reshape(7, 2)
+    whole = jaxbp.predict(model, params, x)
+    monkeypatch.setattr("jaxbp.mlp._AT_ONCE", 9)  # of 3 rows
+    np.testing.assert_allclose(jaxbp.predict(model, params, x), whole, rtol=1e-6)
+    in_parts = jax.make_jaxpr(lambda x: logits_in_parts(model, params, x))(x)
+    activation_sizes = [
+        variable.aval.shape
+        for equation in in_parts.eqns
+        for inner in subjaxprs(equation)
+        for each in opened(inner).eqns
+        for variable in each.outvars
+    ]
+    assert activation_sizes
+    assert max(shape[0] for shape in activation_sizes if shape) <= 3

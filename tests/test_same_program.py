@@ -159,14 +159,14 @@ OTHERS = {  # pairs that are not one, though they look alike
     "operands": (lambda x: x - 2 * x, lambda x: 2 * x - x),
     "an array": (lambda x: x * np.arange(3.0), lambda x: x * np.array([0.0, 1, 3])),
     "an array within": (
-        lambda x: jax.jit(lambda y: y + np.arange(3.0))(x),
-        lambda x: jax.jit(lambda y: y + np.array([0.0, 1, 3]))(x),
+        jax.jit(lambda x: x + np.arange(3.0)),
+        jax.jit(lambda x: x + np.array([0.0, 1, 3])),
     ),
     "a branch": (
         lambda x: jax.lax.cond(x[0] > 0, lambda: x, lambda: x * 2.0),
         lambda x: jax.lax.cond(x[0] > 0, lambda: x, lambda: x * 3.0),
     ),
-    "an axis": (lambda x: jnp.cumsum(x), lambda x: jnp.cumsum(x[::-1])),
+    "an operation": (jnp.cumsum, lambda x: jnp.cumsum(x[::-1])),
     "the result's tree": (lambda x: (x, x), lambda x: [x, x]),
     "a call to Python": (
         lambda x: jax.pure_callback(lambda y: y, x, x),
@@ -202,7 +202,7 @@ OPTIMIZERS = {
     **{name: getattr(optax, name) for name in ("adam", "sgd", "adamw", "rmsprop")},
     "momentum": partial(optax.sgd, momentum=0.9, nesterov=True),
     "decay": lambda rate: optax.sgd(optax.exponential_decay(rate, 2, 0.5)),
-    "injected": lambda rate: optax.inject_hyperparams(optax.adam)(rate),
+    "injected": optax.inject_hyperparams(optax.adam),
     "masked": lambda rate: optax.masked(optax.adam(rate), (True, False)),
     "array": lambda rate: optax.sgd(jnp.float32(rate)),
     "powers": lambda rate: optax.stateless(

@@ -4,7 +4,8 @@ Read ``epoch``, a whole epoch as one compiled program; ``fitting``, which trains
 ``many``, which trains N of them.  ``checks`` says what may be trained on what, ``pieces`` compares
 a user's own heads, activations and gradients with ``jax.grad``, ``device`` is about its memory and
 the wait for it, ``metrics`` says how well a network does, and ``batch_methods`` has the lectures'
-optimisers for full batches.  On a GPU ``kernel_choice`` decides whether ``one_kernel`` takes the
+optimisers for full batches.  ``same_program`` and ``constants`` see to it that nothing is compiled
+twice.  On a GPU ``kernel_choice`` decides whether ``one_kernel`` takes the
 minibatches in the scan's place.
 """
 

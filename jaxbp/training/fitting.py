@@ -147,7 +147,8 @@ def fit(
     model: the network's description.
     batch: the N rows to train on; example weights count relative to their mean.  Arrays of JAX's
         stay on their device; from several devices they are brought to one, with a UserWarning.
-    optimizer: optax's, such as ``optax.sgd(0.1)``.
+    optimizer: optax's, such as ``optax.sgd(0.1)``.  It may be written inline: another one that does
+        the same, or has other numbers, is no reason to compile (see ``jaxbp.training.constants``).
     epochs: passes over the rows, at least 1.  Each visits every row once, in an order that depends
         on key and the number of the epoch alone; an accelerator draws another one than a CPU.
     batch_size: rows a step; the last step of an epoch takes the rows that are left.  None: all.

@@ -110,9 +110,8 @@ def fit_many(
         the rows from them than a CPU, as for ``fit``.
     learning_rate: one number for all networks, or (N,).
     l2: one number for all, or (N,); the model's unless given.
-    optimizer: makes an optax optimiser of a learning rate, ``optax.sgd`` unless given.  For one
-        with other settings pass a function that is made once, such as
-        ``momentum = partial(optax.sgd, momentum=0.9)``.
+    optimizer: makes an optax optimiser of a learning rate, ``optax.sgd`` unless given, such as
+        ``lambda rate: optax.sgd(rate, momentum=0.9)``.
     epochs: passes over the rows, at least 1.
     batch_size: rows a step; None: all.
     validation: rows to evaluate after each epoch; none unless given.

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbp.gradient import Batch, example_shares, objective
+from jaxbp.gradient import Batch, example_shares
 from jaxbp.heads import Head
-from jaxbp.mlp import forward
-from jaxbp.model import MLP, Params
+from jaxbp.mlp import logits_in_parts
+from jaxbp.model import MLP, Params, penalty
 from jaxbp.precision import matmul_precision
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.constants import with_l2, without_l2
@@ -51,13 +51,12 @@ def loss_and_metric(
 ) -> tuple[Array, Array]:
     """The two numbers of an ``Evaluation``, to be compiled."""
     with matmul_precision(precision):
-        logits, _ = forward(model, params, batch.x)
-        value = objective(model, params, batch)
+        logits = logits_in_parts(model, params, batch.x)
     loss, _ = model.head.loss(logits, batch.target)
+    share = example_shares(batch, loss)
+    value = jnp.sum(share * loss) + penalty(model, params)
     score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
-    metric = score(
-        model.head.predict(logits), jnp.asarray(batch.target), example_shares(batch, loss)
-    )
+    metric = score(model.head.predict(logits), jnp.asarray(batch.target), share)
     return value, metric
 
 

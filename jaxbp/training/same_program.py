@@ -11,7 +11,7 @@ The last 64 pieces are kept, and what was compiled for them; older ones are rele
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -67,7 +67,7 @@ def first_program(program: Piece, *calls: tuple[Callable[..., Any], tuple[Any, .
 
     calls: functions of (program, *arguments), each with the arguments, arrays or shapes.
 
-    A program that cannot be traced is itself.
+    A program that cannot be traced, or compared, is itself.
     """
     shapes = []
     for function, arguments in calls:
@@ -113,7 +113,7 @@ def as_value(tree: Any) -> Hashable:
 
     A jaxpr is its operations, each with its operands by their numbers; a function with a derivative
     rule of its own is what it computes, as a program that is run is not differentiated any more.
-    What cannot be compared is equal to itself alone.
+    Raises TypeError for what cannot be compared.
     """
     if hasattr(tree, "eqns"):
         return _operations(tree)
@@ -124,23 +124,8 @@ def as_value(tree: Any) -> Hashable:
     if isinstance(tree, np.ndarray | jax.Array):
         array = np.asarray(tree)
         return array.dtype, array.shape, sha256(array.tobytes()).digest()
-    try:
-        hash(tree)
-    except TypeError:
-        return _Itself(tree)
+    hash(tree)  # raises for what cannot be compared
     return tree  # type: ignore[no-any-return]
-
-
-class _Itself(NamedTuple):
-    """Something that is compared by identity."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def _operations(jaxpr: Any) -> Hashable:
