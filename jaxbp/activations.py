@@ -48,7 +48,7 @@ def leaky_relu(a: Array, *, alpha: float = 0.01) -> tuple[Array, Array]:
 
     h'(0) = α, as in the lectures; ``jax.nn`` has 1.  Raises ValueError for a negative α.
     """
-    if alpha < 0:
+    if not alpha >= 0:
         raise ValueError(f"alpha: got {alpha}, expected at least 0")
     h = jnp.where(a > 0, a, alpha * a)
     return h, jnp.where(h > 0, 1, alpha).astype(h.dtype)
@@ -59,7 +59,7 @@ def elu(a: Array, *, k: float = 1.0) -> tuple[Array, Array]:
 
     Raises ValueError for a negative k.
     """
-    if k < 0:
+    if not k >= 0:
         raise ValueError(f"k: got {k}, expected at least 0")
     h = jnp.where(a > 0, a, k * jnp.expm1(jnp.where(a > 0, 0, a)))  # inner select: no overflow
     return h, jnp.where(h > 0, 1, h + k)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import queue
 import re
 import shlex
 import signal
@@ -27,16 +28,21 @@ import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import activations, cli, diagnostics, heads
 from jaxbp.cli import (
+    app,
     check,
     compilation_cache,
     diagnose,
     files,
+    gradient_check,
     interrupts,
     options,
     pictures,
     plan,
+    run_record,
     train,
 )
+from jaxbp.cli.compile_time import CompileTime
+from jaxbp.training import device
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 slow = pytest.mark.slow
@@ -108,7 +114,9 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     assert [line["epoch"] for line in lines] == [1, 2]
     assert summary["validation_loss"] == pytest.approx(lines[-1]["validation_loss"])
     assert summary["seconds"] > 0
-    assert summary["samples_per_second"] > 0
+    rate = 2 * summary["rows"]["train"] / summary["training_seconds"]
+    assert summary["samples_per_second"] == pytest.approx(rate, rel=0.01)
+    assert summary["compile_seconds"] >= 0  # another test may have compiled it
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "gradient check: relative error" in out
@@ -287,7 +295,7 @@ def test_a_wrong_gradient_is_not_trained_with(elsewhere, capsys, monkeypatch):
         loss, (first, *rest) = jaxbp.backprop(model, params, batch)
         return loss, (first._replace(weight=first.weight * 1.01), *rest)
 
-    monkeypatch.setattr(train, "backprop", planted)
+    monkeypatch.setattr(gradient_check, "backprop", planted)
     assert run("train", "wine", "--hidden") == 1  # no other run has, or will have, its programs
     assert "the hand-written gradient is not the gradient" in capsys.readouterr().out
     assert not (elsewhere / "runs").exists()
@@ -309,17 +317,18 @@ def test_control_c_ends_the_epoch_and_saves(elsewhere, python, sigint):
 
 @pytest.fixture
 def press_before(monkeypatch):
-    """Press Ctrl-C each time that ``jaxbp train`` comes to one of its functions."""
+    """Press Ctrl-C each time that ``jaxbp train`` comes to one of a module's functions."""
     monkeypatch.setattr(interrupts.os, "_exit", lambda status: pytest.fail("ended at once"))
+    monkeypatch.setattr(interrupts, "_GRACE", 1e6)
 
-    def press(name, number=signal.SIGINT):
-        function = getattr(train, name)
+    def press(name, number=signal.SIGINT, module=train):
+        function = getattr(module, name)
 
         def interrupted(*arguments, **options):
             signal.raise_signal(number)
             return function(*arguments, **options)
 
-        monkeypatch.setattr(train, name, interrupted)
+        monkeypatch.setattr(module, name, interrupted)
 
     return press
 
@@ -327,7 +336,7 @@ def press_before(monkeypatch):
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
 def test_control_c_before_training_leaves_nothing(number, elsewhere, press_before, capsys, sigint):
     usual = signal.getsignal(number)
-    press_before("cross_check", number)
+    press_before("checked_gradient", number)
     assert run("train", "iris", *QUICK) == 130
     assert "interrupted; nothing was saved" in capsys.readouterr().err
     assert not list(elsewhere.iterdir())
@@ -346,17 +355,44 @@ def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, cap
 
 
 def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_before, sigint):
-    for name in ("write_run", "save", "learning_curve"):
-        press_before(name)
+    press_before("write_run")
+    for name in ("save", "learning_curve"):
+        press_before(name, module=run_record)
     assert run("train", "iris", *QUICK) == 0
     assert len(list((elsewhere / "runs" / "iris-1").iterdir())) == 4
     assert signal.getsignal(sigint) is not signal.SIG_IGN
 
 
+def test_control_c_is_heard_while_the_main_thread_compiles(monkeypatch, capsys, sigint):
+    """And so does not come to its check, nor to the end of the epoch."""
+    ended = queue.Queue()
+    monkeypatch.setattr(interrupts.os, "_exit", ended.put)
+    monkeypatch.setattr(interrupts, "_GRACE", 0.0)
+    console = rich.console.Console()
+    with interrupts.Interrupts(console):
+        signal.raise_signal(sigint)
+        assert ended.get(timeout=600) == interrupts.INTERRUPTED
+    with interrupts.Interrupts(console) as asked:
+        asked.begin()
+        signal.raise_signal(sigint)
+    assert ended.empty()
+    assert asked.asked
+    with interrupts.Interrupts(console) as asked:
+        asked.begin()
+        signal.raise_signal(sigint)
+        signal.raise_signal(sigint)
+    assert ended.get_nowait() == interrupts.INTERRUPTED
+    with pytest.raises(KeyboardInterrupt), interrupts.ending_in_time(console):
+        signal.raise_signal(sigint)
+    out, err = capsys.readouterr()
+    assert "ending after this epoch (Ctrl-C again: at once, without saving)" in out
+    assert "jaxbp: interrupted; nothing was saved" in err
+
+
 def test_where_control_c_is_ignored_training_goes_on(elsewhere, press_before, capsys, sigint):
     """Who starts a command under nohup or in a script's background means it to be left alone."""
     signal.signal(sigint, signal.SIG_IGN)
-    for name in ("cross_check", "train", "write_run"):
+    for name in ("checked_gradient", "train", "write_run"):
         press_before(name)
     assert run("train", "iris", *QUICK) == 0
     assert summary_of(elsewhere / "runs" / "iris-1")["epochs"] == 2
@@ -370,10 +406,26 @@ def test_names_are_not_taken_for_markup(elsewhere, capsys):
 
 
 def test_small_relu_networks_on_two_classes():
-    """All ReLUs of a row are dead at first, its logit is 0, and jax.grad must be right there."""
-    decided = planned("breast_cancer", *PLAIN, "--hidden", 2)
-    errors = train.cross_check(decided.model, plan.initial(decided), decided.to_fit)
+    """All ReLUs are dead at first, each logit is 0, and jax.grad must be right there; a difference
+    would see half the slope of the second layer's, which stand on their kink."""
+    decided = planned("breast_cancer", *PLAIN, "--hidden", 2, 2)
+    first, *others = plan.initial(decided)
+    params = (first._replace(bias=first.bias - 30), *others)
+    errors = gradient_check.cross_check(decided.model, params, decided.to_fit)
     assert max(errors.values()) < 1e-5
+
+
+def test_what_does_not_fit_into_memory_is_told_before_the_work(elsewhere, capsys, monkeypatch):
+    """The optimiser's state counts; a gradient too large to be checked is trained with."""
+    decided = planned("iris", "--hidden", 8)
+    monkeypatch.setattr(device, "_memory", lambda: 12.0 * decided.parameters)
+    for command in ("train", "diagnose"):
+        few = ["iris", "--hidden", 8, "--optimizer", "adam"]
+        assert run(command, *few) == 1
+        assert "jaxbp: out of memory: the weights alone need" in capsys.readouterr().err
+    params = random_params(decided.model, 0, np.float32)
+    assert gradient_check.checked_gradient(decided, params, rich.console.Console()) == {}
+    assert "gradient check: left out, as its copies in float64" in capsys.readouterr().out
 
 
 def test_version(capsys):
@@ -482,13 +534,14 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     assert (elsewhere / "new" / "folder" / "out.csv").read_text().count("\n") == 151
 
 
-def network(labels, weight, *, mean=0.0, scale=1.0, path="model.safetensors"):
+def network(labels, weight, *, mean=0.0, scale=1.0, path="model.safetensors", head=None, outputs=1):
     """Save a network of one input without hidden layers, and without training."""
-    head = heads.linear_squared_error if labels is None else heads.sigmoid_logistic
-    model = jaxbp.MLP((1, 1), activations.identity, head)
-    params = (jaxbp.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32)),)
+    head = head or (heads.linear_squared_error if labels is None else heads.sigmoid_logistic)
+    model = jaxbp.MLP((1, outputs), activations.identity, head)
+    bias = np.zeros(outputs, np.float32)
+    params = (jaxbp.Layer(np.full((outputs, 1), weight, np.float32), bias),)
     preparation = jaxbp.data.Preparation(
-        ("x",), np.zeros(1), np.ones(1), labels, np.array([mean]), np.array([scale])
+        ("x",), np.zeros(1), np.ones(1), labels, np.full(outputs, mean), np.full(outputs, scale)
     )
     jaxbp.save(path, model, params, preparation)
 
@@ -531,35 +584,43 @@ def test_predictions_are_utf_8_whatever_the_terminal(encoding, elsewhere, monkey
 
 
 def test_a_file_that_could_not_be_written_is_not_left_behind(elsewhere):
-    with pytest.raises(UnicodeEncodeError), files.written(elsewhere / "new" / "out.csv") as file:
-        file.write("before\ud800")
+    with pytest.raises(TypeError), files.written(elsewhere / "new" / "out.csv") as file:
+        file.writelines(["before", None])
     assert not list((elsewhere / "new").iterdir())
     with files.written(elsewhere / "new" / "out.csv") as file:
         file.write("one\n")
     with pytest.raises(FileExistsError), files.written(elsewhere / "new" / "out.csv"):
         pytest.fail("was opened")
     assert (elsewhere / "new" / "out.csv").read_text() == "one\n"
+    name = os.fsdecode(b"caf\xe9.csv")  # on a disk that was written by another system
+    with files.written(elsewhere / "summary.json") as file:
+        file.write(json.dumps({"data": name}, ensure_ascii=False))
+    assert json.loads((elsewhere / "summary.json").read_text(encoding="utf-8")) == {"data": name}
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that even root cannot fill")
 def test_what_cannot_be_written_is_refused_before_the_work(elsewhere, capsys, monkeypatch):
     (elsewhere / "file").write_text("mine")
-    (elsewhere / "locked").mkdir()
-    usual = os.access
-    locked = elsewhere / "locked"
-    monkeypatch.setattr(
-        files.os, "access", lambda path, mode: Path(path).resolve() != locked and usual(path, mode)
-    )
-    for command, output, message in [
-        (["train", "gone.csv"], "file", "file exists, and nothing is overwritten"),
-        (["train", "gone.csv"], "file/run", "file is not a directory"),
-        (["train", "gone.csv"], "locked/run", "locked cannot be written to"),
-        (["predict", "gone", "gone.csv"], "locked/a/b.csv", "locked cannot be written to"),
-        (["diagnose", "gone.csv"], "locked/a.png", "locked cannot be written to"),
-        (["check", "gone.py:f"], "locked/a.json", "locked cannot be written to"),
+    long = 300 * "a"
+    for command, option, output, named in [
+        (["train", "gone.csv"], "--output", "file", "file exists, and nothing is overwritten"),
+        (["train", "gone.csv"], "--output", "file/run", "file is not a directory"),
+        (["train", "gone.csv"], "--output", "/proc/new/run", "/proc/new cannot be written ("),
+        (["train", "gone.csv"], "--output", f"new/{long}", f"{long} cannot be written (File na"),
+        (["predict", "gone", "gone.csv"], "--output", "/proc/a/b.csv", "/proc/a cannot be writ"),
+        (["predict", "gone", "gone.csv"], "--output", "/proc/b.csv", "/proc/b.csv cannot be writ"),
+        (["diagnose", "gone.csv"], "--output", "/proc/a.png", "/proc/a.png cannot be written ("),
+        (["check", "gone.py:f"], "--output", "/proc/a.json", "/proc/a.json cannot be written ("),
+        (["check", "gone.py:f"], "--plot", "/proc/a.png", "/proc/a.png cannot be written ("),
+        (["explain", "x"], "--html", "/proc/a.html", "/proc/a.html cannot be written ("),
     ]:
-        assert f"--output: {message}" in refused(capsys, *command, "--output", output)
-    monkeypatch.chdir(locked)
-    assert "--output: . cannot be written to" in refused(capsys, "train", "gone.csv")
+        message = refused(capsys, *command, option, output)
+        assert message.startswith(f"jaxbp: {option}: ")
+        assert named in message
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]  # what was tried is removed
+    monkeypatch.chdir("/proc")
+    assert "--output: runs cannot be written (" in refused(capsys, "train", "gone.csv")
+    assert "--output: diagnosis-1.png cannot be wr" in refused(capsys, "diagnose", "gone.csv")
 
 
 def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
@@ -578,8 +639,13 @@ def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
     assert len(list(folder.iterdir())) == 4
 
 
-def test_a_title_has_no_boxes():
+def test_a_title_has_no_boxes_and_no_formulas(elsewhere):
     assert pictures._drawable("数据/a b é∂.csv: 4-8") == "??/a b é∂.csv: 4-8"
+    history = jaxbp.History(np.ones(2), np.ones(2), np.ones(2))
+    title = r"数据/$\no formula$.csv"
+    pictures.learning_curve("curve.png", history, metric="accuracy", title=title)
+    report = jaxbp.gradcheck(lambda p: p[title] ** 2, {title: 3.0}, grads={title: 6.0})
+    pictures.step_curves("steps.png", report)
 
 
 def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsys, monkeypatch):
@@ -643,6 +709,14 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
     assert record["balanced_accuracy"] == pytest.approx((2 / 4 + 1 / 2) / 2)
     assert record["macro_f1"] == pytest.approx((2 * 2 / (2 * 2 + 1 + 2) + 2 / (2 + 2 + 1)) / 2)
     assert record["log_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-6)
+    pairs = [
+        a > b
+        for a, yes in zip(x, target, strict=True)
+        for b, no in zip(x, target, strict=True)
+        if (yes, no) == ("yes", "no")
+    ]
+    assert record["auc"] == pytest.approx(np.mean(pairs))
+    assert (record["classes"], record["confusion"]) == (["no", "yes"], [[2, 2], [1, 1]])
     os.remove("model.safetensors")
     network(None, 1.0, mean=10.0, scale=2.0)
     (elsewhere / "some.csv").write_text("x,y\n0,10\n1,12\n2,20\n")
@@ -653,6 +727,15 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
     assert record["r2"] == pytest.approx(1 - 36 / 56)
     assert run("evaluate", ".", "some.csv") == 0
     assert "3 rows, always the mean" in capsys.readouterr().out
+    os.remove("model.safetensors")
+    network(None, 1.0, mean=10.0, scale=2.0, outputs=2)
+    np.savez("two.npz", x=[[0.0], [1], [2]], y=[[10, 10], [12, 9], [20, 14]])
+    assert run("evaluate", ".", "two.npz", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["outputs"]
+    assert [each["mae"] for each in found.values()] == pytest.approx([2, 1])
+    assert [each["rmse"] for each in found.values()] == pytest.approx([np.sqrt(12), np.sqrt(3)])
+    assert run("evaluate", ".", "two.npz") == 0
+    assert "prediction_1" in capsys.readouterr().out
     for labels, text in ((None, "x,y\n0,10\n1,12\n"), (("no", "yes"), "x,y\n0,no\n1,yes\n")):
         os.remove("model.safetensors")
         network(labels, np.nan, mean=10.0)  # diverged
@@ -660,6 +743,32 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
         assert run("evaluate", ".", "some.csv", "--json") == 0
         record = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
         assert record["rmse" if labels is None else "log_loss"] is None
+
+
+def test_several_labels_of_a_row_from_the_plan_to_the_scores(elsewhere, capsys):
+    rows = [(-3, 0, 0), (-1, 0, 1), (1, 1, 0), (2, 1, 1), (3, 0, 1)]
+    text = "x,a,b\n" + "".join(f"{x},{a},{b}\n" for x, a, b in rows * 8)
+    (elsewhere / "labels.csv").write_text(text)
+    decided = planned("labels.csv", "--target", "a,b", "--label-smoothing", 0.2)
+    assert (decided.head, decided.model.sizes[-1]) == ("sigmoid_logistic", 2)
+    assert not decided.stratified
+    assert sorted({*decided.to_fit.target.ravel().tolist()}) == pytest.approx([0.1, 0.9])
+    message = refused(
+        capsys, "train", "labels.csv", "--target", "a,b", "--head", "softmax_cross_entropy"
+    )
+    assert "the target has 2 columns that are 0 or 1 on their own" in message
+    network(("a", "b"), 1.0, outputs=2)
+    assert run("evaluate", ".", "labels.csv", "--target", "a,b", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["classes"] == ["a", "b"]
+    assert record["accuracy"] == pytest.approx((4 / 5 + 3 / 5) / 2)
+    f1 = record["outputs"]["a"]["f1"], record["outputs"]["b"]["f1"]
+    assert f1 == pytest.approx((2 * 2 / (2 * 2 + 1), 2 * 2 / (2 * 2 + 2)))
+    assert record["macro_f1"] == pytest.approx(np.mean(f1))
+    assert record["outputs"]["a"]["auc"] == pytest.approx(4 / 6)
+    assert run("evaluate", ".", "labels.csv", "--target", "a,b") == 0
+    assert "40 rows, always the commonest" in capsys.readouterr().out
+    assert [line[0] for line in predicted(capsys, [-1, 1])] == ["", "a;b"]
 
 
 def test_a_regression_stands_beside_the_mean_and_a_linear_model(elsewhere, capsys):
@@ -685,6 +794,29 @@ def test_without_a_terminal_there_are_lines(elsewhere, capsys, monkeypatch):
     assert len(lines) == 2
 
 
+def test_compiling_is_timed_apart_and_told_of_while_it_goes_on():
+    told = []
+    with CompileTime(told.append) as compiling:
+        for event in ("jaxpr_trace_duration", "backend_compile_duration"):
+            jax.monitoring.record_event_duration_secs(f"/jax/core/compile/{event}", 0.5)
+        jax.monitoring.record_event_duration_secs("/jax/checkpoint/write", 0.5)
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 0.5)
+    assert (compiling.seconds, told) == (1.0, [True, False])
+
+
+def test_scores_and_progress_are_readable_in_few_columns(elsewhere, capsys, monkeypatch):
+    network(("no", "yes"), 1.0)
+    (elsewhere / "some.csv").write_text("x,y\n-1,no\n1,no\n2,no\n3,yes\n")
+    for width in (40, 60, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert run("evaluate", ".", "some.csv") == 0
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= width
+        assert all(shown in out for shown in ("balanced accuracy", "log loss", "always 'no'"))
+        assert len(re.findall(r"\d\.\d{4}", out)) == 11
+        assert "…" not in out
+
+
 def test_the_training_loss_is_measured_as_the_validation_loss_is(elsewhere):
     assert run("train", "iris", *QUICK, "--label-smoothing", 0.2) == 0
     folder = elsewhere / "runs" / "iris-1"
@@ -696,12 +828,19 @@ def test_the_training_loss_is_measured_as_the_validation_loss_is(elsewhere):
     assert record["training_accuracy"] == pytest.approx(accuracy)
 
 
-def test_counts_are_not_negative_in_any_part(elsewhere, capsys):
-    for seed in (0, 7):  # the negative one is in another part
-        body = "".join(f"{i},{i % 5 if i != 30 else -1}\n" for i in range(60))
-        (elsewhere / "counts.csv").write_text("x,n\n" + body)
-        said = refused(capsys, "train", "counts.csv", "--head", "exp_poisson", "--seed", seed)
-        assert "exp_poisson is for counts, and the target is -1 in a row" in said
+def test_a_target_that_is_no_count_is_named_with_its_row_in_the_file(elsewhere, capsys):
+    body = "".join(f"{i},{i % 5 if i != 30 else -1}\n" for i in range(60))
+    (elsewhere / "counts.csv").write_text("x,n\n" + body)
+    expected = "counts.csv, row 32: the target is -1, expected a count of at least 0"
+    for seed in (0, 7):  # it is in another part of the split
+        arguments = ["train", "counts.csv", "--head", "exp_poisson", "--seed", seed]
+        assert expected in refused(capsys, *arguments)
+    network(None, 1.0, head=heads.exp_poisson)
+    assert expected in refused(capsys, "evaluate", ".", "counts.csv")
+    network(None, 1.0, scale=1e-3, path="narrow.safetensors")
+    (elsewhere / "counts.csv").write_text("x,n\n1,0\n\n2,1e37\n")
+    said = refused(capsys, "evaluate", "narrow.safetensors", "counts.csv")
+    assert "counts.csv, row 4: the target is 1e+37, expected a number near those train" in said
 
 
 CACHE_SETTINGS = {
@@ -854,12 +993,16 @@ def test_control_c_while_jax_is_imported(python, tmp_path, sigint):
     assert err == "jaxbp: interrupted; nothing was saved\n"
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["evaluate"]])
-def test_help(command, capsys):
-    with pytest.raises(SystemExit) as exit:
-        run(*command, "--help")
-    assert exit.value.code == 0
-    assert "usage: jaxbp" in capsys.readouterr().out
+@pytest.mark.parametrize("command", [[], *([each.__name__.lower()] for each in app.COMMANDS)])
+def test_help_fits_the_terminal(command, capsys, monkeypatch):
+    for width in (40, 60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        with pytest.raises(SystemExit) as exit:
+            run(*command, "--help")
+        assert exit.value.code == 0
+        out = capsys.readouterr().out
+        assert "usage: jaxbp" in out
+        assert max(map(len, out.splitlines())) <= width
 
 
 def test_whoever_reads_the_output_may_leave(monkeypatch):
@@ -1196,7 +1339,8 @@ def test_check_without_a_second_order_keeps_the_first(homework, capsys):
     assert re.search(r"second order: .*while_loop", " ".join(out.splitlines()))
 
 
-def test_control_c_ends_a_check(elsewhere, capsys, sigint):
+def test_control_c_ends_a_check(elsewhere, capsys, sigint, monkeypatch):
+    monkeypatch.setattr(interrupts, "_GRACE", 1e6)
     code = "import signal\ndef f(x):\n    signal.raise_signal(signal.SIGINT)\nf_args = 1.0\n"
     (elsewhere / "endless.py").write_text(code)
     assert run("check", "endless.py:f") == 130

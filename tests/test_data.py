@@ -1,6 +1,7 @@
 """Reading, splitting and standardising; and every way a file can be wrong, in one line."""
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -177,6 +178,11 @@ def test_the_delimiter_is_the_one_that_cuts_all_rows_alike(write, text):
     np.testing.assert_array_equal(cells.text, [["1", "2", "a"]])
 
 
+def told_of_classes_alike(alike=True):
+    message = r"the classes '.*' and '.*' differ by their text alone"
+    return pytest.warns(DataWarning, match=message) if alike else nullcontext()
+
+
 @pytest.mark.parametrize(
     ("cells", "labels"),
     [
@@ -194,7 +200,8 @@ def test_the_delimiter_is_the_one_that_cuts_all_rows_alike(write, text):
 )
 def test_a_class_is_called_by_its_cells_text(write, cells, labels):
     text = "a,b,y\n" + "".join(f"{i},{i % 7},{cells[i % 3]}\n" for i in range(60))
-    dataset = data.load(write(text), task="classification")
+    with told_of_classes_alike(len({*map(float, cells)}) < 3):
+        dataset = data.load(write(text), task="classification")
     assert dataset.preparation.labels == labels
     assert np.bincount(np.concatenate([part.target for part in batches(dataset)])).tolist() == (
         [20] * 3
@@ -227,7 +234,8 @@ def test_a_target_that_is_no_name_and_no_position(write, target):
         (np.arange(30) % 2 == 0, "classification", "^$"),
         (np.arange(30) / 7, "regression", "^$"),
         (np.eye(10)[np.arange(30) % 10], "classification", "10 columns, one of them 1 in each row"),
-        (np.arange(90).reshape(30, 3) % 2, "regression", "3 columns of numbers"),
+        (np.arange(90).reshape(30, 3) % 2, "classification", "3 columns, each 0 or 1: .* several"),
+        (np.arange(90).reshape(30, 3) % 4, "regression", "3 columns of numbers"),
     ],
 )
 def test_why_it_is_this_task(tmp_path, target, task, reason):
@@ -241,7 +249,9 @@ def test_why_it_is_this_task(tmp_path, target, task, reason):
 
 def test_classes_are_counted_by_their_text(write):
     text = "a,y\n" + "".join(f"{i},{('1', '1.0', '2')[i % 3]}\n" for i in range(60))
-    dataset = data.load(write(text))
+    with told_of_classes_alike():
+        dataset = data.load(write(text))
+    assert dataset.decisions.notes == ("the classes '1' and '1.0' differ by their text alone",)
     assert dataset.preparation.labels == ("1", "1.0", "2")
     assert dataset.decisions.reason.startswith("3 different integers: taken for classes")
 
@@ -262,6 +272,42 @@ def test_one_hot_rows_are_classes(tmp_path):
     quantities = data.load(tmp_path / "hot.npz", task="regression")
     assert quantities.preparation.labels is None
     assert data.load_for(quantities.preparation, tmp_path / "hot.npz").target.shape == (30, 3)
+
+
+def test_columns_of_0_and_1_are_labels_of_which_a_row_may_have_several(write, tmp_path):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (40, 2))
+    lines = [f"{a:.3f},{p},{q}" for a, (p, q) in zip(rng.normal(size=40), target, strict=True)]
+    path = write("x,hot,wet\n" + "\n".join(lines) + "\n")
+    for chosen in ("hot,wet", "1, 2", "-2,-1"):
+        dataset = data.load(path, target=chosen)
+        assert dataset.preparation.several_labels
+        assert dataset.preparation.labels == ("hot", "wet")
+        assert dataset.preparation.features == ("x",)
+    assert dataset.decisions.target == "hot,wet"
+    assert dataset.decisions.task == "classification"
+    np.testing.assert_array_equal(
+        data.load_for(dataset.preparation, path, target="hot,wet").target, target
+    )
+    quantities = data.load(path, target="hot,wet", task="regression").preparation
+    assert quantities.labels is None
+    assert quantities.target_scale.shape == (2,)
+    np.savez(tmp_path / "y.npz", x=rng.normal(size=(40, 3)), y=target)
+    assert data.load(tmp_path / "y.npz").preparation.labels == ("0", "1")
+    one_hot = write("x,hot,cold\n" + "".join(f"{i},{i % 2},{1 - i % 2}\n" for i in range(40)))
+    found = data.load(one_hot, target="hot,cold").preparation
+    assert (found.labels, found.several_labels) == (("hot", "cold"), False)
+    assert data.load_for(found, one_hot, target="hot,cold").target[:3].tolist() == [1, 0, 1]
+    for text, chosen, message in [
+        ("x,hot,wet\n1,0,1\n2,0,3\n", "hot,wet", "row 3: the target is 3, expected 0 or 1"),
+        ("x,hot,wet\n1,0,1\n", "wet", "expected 2 target columns of 0 and 1, one for each label"),
+        ("x,hot,wet\n1,0,1\n", "hot,wt", "no column 'wt'; did you mean 'wet'"),
+        ("x,hot,wet\n1,0,1\n", "hot,1", "target: got 'hot,1', expected each column once"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            data.load_for(dataset.preparation, write(text), target=chosen)
+    with pytest.raises(DataError, match="every column is a target"):
+        data.load(path, target="x,hot,wet")
 
 
 def test_rows_to_evaluate_on(write, tmp_path):

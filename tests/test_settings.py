@@ -19,6 +19,7 @@ import jaxbp
 from benchmarks.problems import random_batch, random_params
 from jaxbp import activations
 from jaxbp.training.checks import checked_batch
+from jaxbp.training.metrics import loss_and_metric
 
 of_all = pytest.mark.parametrize("name", CONTRACTIONS)
 MESH = AbstractMesh((4,), ("rows",), axis_types=(AxisType.Explicit,))  # as jax.make_mesh has them
@@ -110,6 +111,7 @@ def test_every_head_and_activation_by_strict_settings(name):
         of_unit = model._replace(head=HEADS[name], activation=unit)
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
             jax.eval_shape(partial(jaxbp.backprop, of_unit), params, batch)
+            jax.eval_shape(partial(loss_and_metric, of_unit, precision=None), params, batch)
 
 
 def test_arrays_on_the_device_stay_there():

@@ -14,7 +14,7 @@ from benchmarks.problems import random_batch, random_params
 from jaxbp import activations, gradcheck, heads
 from jaxbp.checking.rounded_products import digits_multiplied, with_rounded_products
 from jaxbp.cli import check
-from jaxbp.cli.train import _TRUSTED, cross_check
+from jaxbp.cli.gradient_check import TRUSTED, cross_check
 
 pytestmark = pytest.mark.usefixtures("tf32_products")
 SMALL = (6, 5, 5, 3)
@@ -167,7 +167,7 @@ def test_the_check_before_training_holds():
     for activation, head in ONE_OF_EACH:
         model = jaxbp.MLP((6, 8, 8, 3), ACTIVATIONS[activation], HEADS[head])
         params, batch, _ = case(model.sizes, activation, head, 1)
-        assert max(cross_check(model, params, batch).values()) < _TRUSTED / 100
+        assert max(cross_check(model, params, batch).values()) < TRUSTED / 100
 
 
 @pytest.mark.slow

@@ -714,6 +714,11 @@ CLASSES = MODEL._replace(head=heads.softmax_cross_entropy)
         ),
         ({"validation": (1, 2)}, TypeError, r"validation: got tuple, expected jaxbp.Batch"),
         ({"batch": Batch([["a"]], [[1.0]])}, TypeError, "x: got <U1, expected real numbers"),
+        (
+            {"batch": Batch(np.ma.masked_equal([[1.0]], 1), [[1.0]])},
+            ValueError,
+            "x: some .* masked",
+        ),
         ({"batch": Batch(np.ones((0, 3)), np.ones((0, 2)))}, ValueError, r"x: got shape \(0, 3\)"),
         (
             {"batch": Batch(np.full((2, 3), 1e39), np.ones((2, 2))), "params": PARAMS},

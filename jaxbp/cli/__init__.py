@@ -2,9 +2,10 @@
 
 Every heavy import and every screen lives in this folder; the library knows nothing of it.  Read
 ``app``, which picks the command; ``options``, what the user is asked; ``plan``, what is decided
-from it; ``train``, the main command; then, as needed, the other commands (``diagnose``,
-``predict``, ``evaluate``, ``check`` with its ``users_function``, ``explain`` with its
-``expressions``) and what they use: ``scores``, ``files``, ``interrupts``, ``pictures`` and
+from it; ``train``, the main command, with its ``gradient_check`` and ``run_record``; then, as
+needed, the other commands (``diagnose``, ``predict``, ``evaluate``, ``check`` with its
+``users_function``, ``explain`` with its ``expressions``) and what they use: ``scores`` and
+``score_tables``, ``files``, ``interrupts``, ``pictures``, ``compile_time`` and
 ``compilation_cache``.
 """
 

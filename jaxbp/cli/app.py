@@ -1,9 +1,11 @@
 """The command ``jaxbp``: its table of commands, and how it ends when something is wrong."""
 
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import jax
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
@@ -20,7 +23,7 @@ from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_progr
 from jaxbp.cli.diagnose import Diagnose
 from jaxbp.cli.evaluate import Evaluate
 from jaxbp.cli.explain import Explain
-from jaxbp.cli.interrupts import INTERRUPTED
+from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
 from jaxbp.cli.train import Train
@@ -84,7 +87,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     keep_compiled_programs()
     console = _Console(stderr=data_alone, markup=False, emoji=False, highlight=False)
     try:
-        return COMMANDS[type(command)](command, console)
+        with ending_in_time(console):
+            return COMMANDS[type(command)](command, console)
     except BrokenPipeError:
         raise
     except (*_REQUEST_ERRORS, *_RUN_ERRORS, KeyboardInterrupt) as error:
@@ -95,6 +99,20 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _parsed(arguments: list[str]) -> Any:
     """The command's options.  It ends with SystemExit for --help, and where they make no sense."""
+    if not {"-h", "--help"} & {*arguments}:
+        return _parse(arguments)
+    help_ = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "replace")
+    help_.isatty = sys.stdout.isatty  # type: ignore[method-assign]
+    try:
+        with redirect_stdout(help_):
+            return _parse(arguments)
+    finally:  # tyro folds the options, but neither the usage nor the description
+        help_.seek(0)
+        _Console().print(Text.from_ansi(help_.read().rstrip()))
+
+
+def _parse(arguments: list[str]) -> Any:
+    """``_parsed``, whose help may have lines wider than the terminal."""
     commands: dict[str, Callable[..., Any]] = {
         options.__name__.lower(): options for options in COMMANDS
     }
@@ -167,7 +185,7 @@ def _description() -> str:
 def _explain(error: BaseException) -> tuple[int, str]:
     """The exit status and the one line of an error that is not a bug."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; nothing was saved"
+        return INTERRUPTED, NOTHING_SAVED
     if isinstance(error, MemoryError) and str(error).startswith("out of memory"):
         return 1, str(error)
     if isinstance(error, _RUN_ERRORS):

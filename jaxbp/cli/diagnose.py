@@ -61,10 +61,9 @@ class Diagnose(Design):
 
 def run(options: Diagnose, console: Console) -> int:
     """Carry out the command; the exit status."""
-    new_file("--output", options.output, PICTURES)
-    path = options.output
-    if path is None:
-        path = next_free("gradient_flow" if options.lecture else "diagnosis", ".png")
+    stem = "gradient_flow" if options.lecture else "diagnosis"
+    path = options.output or next_free(stem, ".png")
+    new_file("--output", path, PICTURES)
     if options.lecture:
         flows = gradient_flow(key=jax.random.key(options.seed))
         console.print(align(flow_table(flows), console.width), soft_wrap=True)
@@ -89,6 +88,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
             seen.append(jitted_distributions(plan.model, epoch.params, rows))
             return interrupts.asked
 
+        interrupts.begin()
         trained = fit_plan(plan, params, watch)
         interrupts.ignore()
         for note in plan.decisions.notes:

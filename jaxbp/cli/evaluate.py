@@ -3,16 +3,17 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from tyro.conf import arg
 
 from jaxbp.cli.predict import TrainedRun, record_of, trained_network
-from jaxbp.cli.scores import baselines, score, scores_table
+from jaxbp.cli.score_tables import further_tables, scores_table
+from jaxbp.cli.scores import baselines, score
 from jaxbp.data.loading import load_for
-from jaxbp.text import plain
+from jaxbp.text import align
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Evaluate:
         str | None,
         arg(
             metavar="COLUMN",
-            help="the target: a CSV's column by name or position, or the name of an .npz array",
+            help="the target: a CSV's column by name or position, several with commas between, or "
+            "the name of an .npz array",
             help_behavior_hint="(default: the one that the run learnt)",
         ),
     ] = None
@@ -50,13 +52,17 @@ def run(options: Evaluate, console: Console) -> int:
     target = options.target
     if target is None and Path(options.data).suffix.lower() in {".csv", ".npz"}:
         target = record_of(options.run).get("target") or None
-    batch = load_for(preparation, options.data, target=target)
+    counts = trained.model.head.target == "counts"
+    batch = load_for(preparation, options.data, target=target, counts=counts)
     rows = f"{len(batch.x)} rows"
     found = score(rows, trained, batch)
     if options.json:
-        record: dict[str, Any] = {"rows": len(batch.x), **found.metrics}
-        print(json.dumps(plain(record), indent=2))
+        classes = {} if preparation.labels is None else {"classes": preparation.labels}
+        print(json.dumps({"rows": len(batch.x), **classes, **found.to_dict()}, indent=2))
         return 0
     simplest = baselines(preparation, batch, rows, batch)[:1]  # what DATA teach is no contender
-    console.print(scores_table([found], simplest, preparation, batch))
+    table = scores_table([found], simplest, preparation, batch)
+    tables = (table, *further_tables(found, preparation))
+    text = "\n\n".join(align(each, console.width) for each in tables)
+    console.print(text, soft_wrap=True)
     return 0

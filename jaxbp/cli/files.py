@@ -34,7 +34,7 @@ def new_file(
         raise UsageError(f"{option}: {path} exists, and nothing is overwritten")
     if not make_folder and not path.parent.is_dir():
         raise UsageError(f"{option}: {path.parent} is not a directory")
-    _check_can_write(option, path.parent)
+    _check_can_write(option, path)
 
 
 def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> None:
@@ -45,9 +45,8 @@ def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> No
     overwrite: whether the folder may hold a run; else it has to be new or empty.
     """
     if path is None:
-        _check_can_write(option, Path("runs"))
-        return
-    if path.is_dir():
+        path = Path("runs")
+    elif path.is_dir():
         others = sorted({file.name for file in path.iterdir()} - {*(RUN if overwrite else ())})
         if others and overwrite:
             raise UsageError(
@@ -58,24 +57,40 @@ def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> No
             raise UsageError(f"{option}: {path} exists, and nothing is overwritten{of_a_run}")
     elif os.path.lexists(path):
         raise UsageError(f"{option}: {path} exists, and nothing is overwritten")
-    _check_can_write(option, path)
+    _check_can_write(option, path / f"{RUN[0]}.new")
 
 
-def _check_can_write(option: str, folder: Path) -> None:
-    """Raise UsageError where nothing can be written to a folder, or the folder not be made."""
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    if not folder.is_dir():
-        raise UsageError(f"{option}: {folder} is not a directory")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{option}: {folder} cannot be written to")
+def _check_can_write(option: str, path: Path) -> None:
+    """Raise UsageError unless a new file, and the folders that it is to be in, can be made: they
+    are, and are removed again."""
+    missing = list(itertools.takewhile(lambda folder: not os.path.lexists(folder), path.parents))
+    existing = path.parents[len(missing)]
+    if not existing.is_dir():
+        raise UsageError(f"{option}: {existing} is not a directory")
+    made = []
+    try:
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        path.open("x").close()
+        path.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"{option}: {error.filename} cannot be written ({error.strerror})"
+        ) from None
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[str]]:
-    """Open a new text file, in UTF-8, in a folder that is made; after an error it is not left."""
+    """Open a new text file, in UTF-8, in a folder that is made; after an error it is not left.
+
+    What UTF-8 cannot write, as the name of a file may hold it, is escaped as in JSON.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("x", newline="", encoding="utf-8")
+    file = path.open("x", newline="", encoding="utf-8", errors="backslashreplace")
     try:
         with file:
             yield file

@@ -1,57 +1,97 @@
-"""Interrupts: Ctrl-C, SIGTERM and SIGHUP as requests that a run heeds where nothing is lost."""
+"""Interrupts: Ctrl-C, SIGTERM and SIGHUP as requests that a run heeds where nothing is lost.
+
+Python calls a signal's handler between two steps of its main thread, and so not while XLA compiles
+there, which may take minutes.  A thread of its own hears of the signal at once.
+"""
 
 import os
 import signal
+import socket
 import stat
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 
 INTERRUPTED = 130  # the exit status that shells give an end by Ctrl-C
-
+NOTHING_SAVED = "interrupted; nothing was saved"
 
 #: what ends a run: Ctrl-C; ``kill``, Slurm, Docker and Kubernetes; a terminal that is closed
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+_GRACE = 1.0  # seconds that the main thread has to end by itself
+
+
+@contextmanager
+def ending_in_time(console: Console) -> Iterator[None]:
+    """End the process after Ctrl-C where the block does not end, as while XLA compiles."""
+    over = threading.Event()
+
+    def hear(number: int) -> None:
+        if number == signal.SIGINT and not over.wait(_GRACE):
+            _end_now(console)
+
+    with _heard_at_once(hear):
+        try:
+            yield
+        finally:
+            over.set()
 
 
 class Interrupts:
     """Ctrl-C as a request: the first ends the run after the epoch, a second one at once.
 
-    SIGTERM and SIGHUP are requests too, however often they come.  An exception in the midst of a
-    compilation could bring down the interpreter, or be lost.  A signal that is ignored from the
-    start, as SIGHUP is under nohup and SIGINT in the background of a script, stays ignored: whoever
-    started the command there did not want it to be reached.
+    Before training ``begins`` there is nothing to lose, and the first ends the run as soon as the
+    main thread comes to a ``check``, or a second later.  SIGTERM and SIGHUP are requests too,
+    however often they come.  An exception in the midst of a compilation could bring down the
+    interpreter, or be lost.  A signal that is ignored from the start, as SIGHUP is under nohup and
+    SIGINT in the background of a script, stays ignored: whoever started the command there did not
+    want it to be reached.
     """
 
     def __init__(self, console: Console) -> None:
         self.console, self.asked = console, False
+        self.trains, self.heard = False, False
+        self.over = threading.Event()
         self.usual: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupts":
-        if threading.current_thread() is threading.main_thread():
+        self.hearing = _heard_at_once(self._hear)
+        self.hearing.__enter__()
+        if _is_main_thread():
             for each in SIGNALS:
                 if signal.getsignal(each) is not signal.SIG_IGN:
                     self.usual[each] = signal.signal(each, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self.over.set()
         for each, usual in self.usual.items():
             signal.signal(each, usual)
+        self.hearing.__exit__(*error)
 
     def _ask(self, number: int, _: object) -> None:
-        if self.asked and number == signal.SIGINT:
-            with suppress(OSError):
-                sys.stdout.flush()
-            os._exit(INTERRUPTED)
+        """Ask the main thread to end, between two of its steps."""
         if number == getattr(signal, "SIGHUP", None):
             _leave_the_terminal()
-        if not self.asked:
-            self.asked = True
+        self.asked = True
+
+    def _hear(self, number: int) -> None:
+        """Tell what becomes of a signal, or end the process, while the main thread may compile."""
+        first, self.heard = not self.heard, True
+        if not first:
+            if number == signal.SIGINT:
+                _end_now(self.console)
+            return
+        if not self.trains and self.over.wait(_GRACE):
+            return
+        if not self.trains:
+            _end_now(self.console)
+        with suppress(OSError):  # of a terminal that is gone
             self.console.print("ending after this epoch (Ctrl-C again: at once, without saving)")
 
     def check(self) -> None:
@@ -59,10 +99,56 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
 
+    def begin(self) -> None:
+        """Say that training begins: from now on there is something to save."""
+        self.check()
+        self.trains = True
+
     def ignore(self) -> None:
         """Let nothing come between the results and the disk."""
         for each in self.usual:
             signal.signal(each, signal.SIG_IGN)
+
+
+@contextmanager
+def _heard_at_once(hear: Callable[[int], None]) -> Iterator[None]:
+    """Call a function with the number of each signal, in a thread, before the signal's handler.
+
+    It is for the main thread alone; the block of another hears nothing.
+    """
+    if not _is_main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while number := reader.recv(1):
+            hear(number[0])
+
+    thread = threading.Thread(target=listen, daemon=True)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()
+
+
+def _end_now(console: Console) -> None:
+    """End the process, whatever its main thread does."""
+    with suppress(OSError):
+        console.show_cursor()  # which a progress bar hides
+        sys.stdout.flush()
+        print(f"jaxbp: {NOTHING_SAVED}", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _leave_the_terminal() -> None:

@@ -111,7 +111,8 @@ class Design:
         str | None,
         arg(
             metavar="COLUMN",
-            help="what to learn: a CSV's column by name or position, or the name of an .npz array",
+            help="what to learn: a CSV's column by name or position, several with commas between, "
+            "or the name of an .npz array",
             help_behavior_hint="(default: the last column, or y)",
         ),
     ] = None
@@ -120,7 +121,7 @@ class Design:
         arg(
             help="what kind of target it is",
             help_behavior_hint="(default: auto, the head's; else classification for text and for "
-            "at most 20 different integers)",
+            "at most 20 different integers, and for several columns of 0 and 1)",
         ),
     ] = "auto"
     header: Annotated[
@@ -147,7 +148,7 @@ class Design:
         arg(
             help="output unit and loss",
             help_behavior_hint="(default: auto, which is softmax_cross_entropy; sigmoid_logistic "
-            "for two classes; linear_squared_error for regression)",
+            "for two classes and for several labels; linear_squared_error for regression)",
         ),
     ] = "auto"
     scheme: Annotated[

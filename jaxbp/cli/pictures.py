@@ -102,7 +102,7 @@ def _step_curve(axes: Axes, leaf: LeafReport) -> None:
         label="measured slope, error bar",
     )
     axes.set(xlabel="step, relative to the leaf's size", ylabel="error of the slope")
-    axes.set_title(f"{leaf.path}: {leaf.verdict}", fontsize=9)
+    axes.set_title(_drawable(f"{leaf.path}: {leaf.verdict}"), fontsize=9)
     _grid_without_frame(axes)
 
 
@@ -250,9 +250,11 @@ def _whole_numbers(axes: Axes) -> None:
 
 
 def _drawable(text: str) -> str:
-    """The text with a question mark for each character that matplotlib's own font lacks."""
+    """The text with a question mark for each character that matplotlib's own font lacks, and with
+    dollar signs that do not begin a formula."""
     known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    return "".join(character if ord(character) in known else "?" for character in text)
+    drawn = "".join(character if ord(character) in known else "?" for character in text)
+    return drawn.replace("$", r"\$")
 
 
 def _marker(values: Sized) -> str:

@@ -19,7 +19,7 @@ from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
 from jaxbp.cli.scores import with_outputs
 from jaxbp.data.loading import Dataset, Decisions, load
-from jaxbp.data.sources import DataError, DataWarning, Task
+from jaxbp.data.sources import DataWarning, Task
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
 from jaxbp.gradient import Batch
@@ -60,6 +60,13 @@ class Plan:
         return decisions
 
     @property
+    def stratified(self) -> bool:
+        """Whether every class keeps its proportion in the three parts."""
+        preparation = self.dataset.preparation
+        is_of_classes = preparation.labels is not None and not preparation.several_labels
+        return self.options.stratify and is_of_classes
+
+    @property
     def network(self) -> str:
         """Sizes and activations, as in "64-128-10 relu"."""
         units = self.options.activation if self.options.hidden else ["linear"]
@@ -85,6 +92,7 @@ def decide(options: Design) -> Plan:
     """Load the data, and fit network and optimiser to them.  Raises UsageError and DataError."""
     check_design(options)
     task = _task(options)
+    counts = options.head != "auto" and heads.BY_NAME[options.head].target == "counts"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the facts tell
         dataset = load(
@@ -92,9 +100,10 @@ def decide(options: Design) -> Plan:
             target=options.target,
             task=task,
             seed=options.seed,
-            standardize_target=options.head != "exp_poisson",
+            standardize_target=not counts,
             stratify=options.stratify,
             header={"auto": None, "yes": True, "no": False}[options.header],
+            counts=counts,
         )
     labels = dataset.preparation.labels
 
@@ -102,18 +111,20 @@ def decide(options: Design) -> Plan:
         name = options.head
     elif labels is None:
         name = "linear_squared_error"
+    elif len(labels) == 2 or dataset.preparation.several_labels:
+        name = "sigmoid_logistic"
     else:
-        name = "sigmoid_logistic" if len(labels) == 2 else "softmax_cross_entropy"
+        name = "softmax_cross_entropy"
     head = heads.BY_NAME[name]
+    if head.target == "classes" and dataset.preparation.several_labels:
+        raise UsageError(
+            f"--head {name} is for one class a row, and the target has {len(labels or ())} columns "
+            "that are 0 or 1 on their own; sigmoid_logistic is for these"
+        )
     parts = {
         part: with_outputs(head, labels, getattr(dataset, part))
         for part in ("train", "validation", "test")
     }
-    lowest = min(batch.target.min() for batch in parts.values())
-    if head.target == "counts" and lowest < 0:
-        raise DataError(
-            f"{dataset.name}: {name} is for counts, and the target is {lowest:g} in a row"
-        )
     if labels is not None and head.target == "classes":
         outputs = len(labels)
     else:
@@ -200,11 +211,12 @@ class Trained:
 
 
 def initial(plan: Plan) -> Params:
-    """Draw the weights and biases to start from."""
+    """Draw the weights and biases to start from.  Raises MemoryError where training has no room."""
     options = plan.options
     scheme = None if options.scheme == "auto" else options.scheme
     key = jax.random.key(options.seed)
-    with memory_shortage_named(shapes_of(plan.model, np.float32)):
+    shapes = shapes_of(plan.model, np.float32)
+    with memory_shortage_named(shapes, jax.eval_shape(plan.optimizer.init, shapes)):
         params = initial_params(key, plan.model, scheme=scheme, bias=options.bias)
         wait_for(params)
     return params

@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load
 from jaxbp.cli.files import new_file, written
-from jaxbp.cli.scores import outputs
+from jaxbp.cli.scores import names_of_outputs, outputs
 from jaxbp.data.preparation import transform
 from jaxbp.data.sources import read_features
 
@@ -59,7 +59,7 @@ def run(options: Predict, console: Console) -> int:
     rows = read_features(options.data, preparation.features)
     header, table = tabulate(trained, rows)
     smoothing = record_of(options.run).get("label_smoothing")
-    if smoothing:
+    if isinstance(smoothing, int | float) and smoothing:
         console.print(
             f"probabilities are those of labels smoothed by {smoothing:g}, and so drawn towards "
             "each other: train with --label-smoothing 0 for the classes' own",
@@ -106,7 +106,8 @@ def record_of(run: Path) -> dict[str, Any]:
 
 
 def tabulate(trained: Checkpoint, rows: np.ndarray) -> tuple[list[str], list[list[str]]]:
-    """Column names and cells: each row's label and every label's probability, or its quantities.
+    """Column names and cells: each row's label, or several with semicolons between, and every
+    label's probability; or its quantities.
 
     A number is the shortest text that reads back as the same float32.
     """
@@ -115,14 +116,16 @@ def tabulate(trained: Checkpoint, rows: np.ndarray) -> tuple[list[str], list[lis
     found = outputs(trained, transform(preparation, rows))
     labels = preparation.labels
     if labels is None:
-        names = [f"prediction_{i}" for i in range(found.shape[1])]
         columns = zip(found.T, preparation.target_mean, preparation.target_scale, strict=True)
         texts = [list(map(_text, _as_exact_as_needed(*column))) for column in columns]
-        return names if len(names) > 1 else ["prediction"], list(
-            map(list, zip(*texts, strict=True))
-        )
-    header = ["label", *(f"probability_{label}" for label in labels)]
-    return header, [[labels[row.argmax()], *map(_text, row)] for row in found]
+        return names_of_outputs(preparation), list(map(list, zip(*texts, strict=True)))
+    probabilities = [f"probability_{label}" for label in labels]
+    if preparation.several_labels:
+        chosen = [";".join(np.array(labels)[row > 0.5].tolist()) for row in found]
+        return ["labels", *probabilities], [
+            [these, *map(_text, row)] for these, row in zip(chosen, found, strict=True)
+        ]
+    return ["label", *probabilities], [[labels[row.argmax()], *map(_text, row)] for row in found]
 
 
 def _text(value: np.floating[Any]) -> str:

@@ -9,46 +9,45 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.table
-from rich import box
 
 from jaxbp.checkpoint import Checkpoint
+from jaxbp.data.cells import quoted
 from jaxbp.data.preparation import Preparation
-from jaxbp.data.sources import quoted, scikit_learn
+from jaxbp.data.sources import scikit_learn
 from jaxbp.gradient import Batch
 from jaxbp.heads import Head
 from jaxbp.mlp import forward
-from jaxbp.text import significant
-from jaxbp.training.metrics import evaluate
+from jaxbp.text import plain
+from jaxbp.training.metrics import evaluate, metric_name
 
-SHOWN = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "log_loss": "log loss",
-    "r2": "R²",
-    "mae": "mean absolute error",
-    "rmse": "root mean square error",
-}
-_UNEQUAL = 1.5  # the commonest class's rows over the rarest's, from which accuracy alone misleads
+MOST_CLASSES = 10  # that a confusion matrix has
 _LARGEST_LEAST_SQUARES = 1e10  # rows × columns², about two seconds of one core
 
 
 class Score(NamedTuple):
-    """The metrics of predictions on some rows, by the names of ``SHOWN``."""
+    """The metrics of predictions on some rows, by the names of ``score_tables.SHOWN``."""
 
     name: str  # of the rows, and of who predicts
     metrics: Mapping[str, float]
+    outputs: Mapping[str, Mapping[str, float]] = {}  # those of each output, where there are several
+    confusion: list[list[int]] | None = None  # (K, K) by class and decision, where they are few
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        further = {"outputs": self.outputs, "confusion": self.confusion}
+        record: dict[str, Any] = plain(
+            {**self.metrics, **{name: each for name, each in further.items() if each}}
+        )
+        return record
 
 
 def with_outputs(head: Head, labels: tuple[str, ...] | None, batch: Batch) -> Batch:
-    """Give a batch its targets as the head takes them.
+    """Give a batch its targets as the head takes them: values, and several labels, as they are.
 
     Integer classes become 0 or 1 for each of a head's independent outputs; of two classes there is
     one output, which is 1 for the second.
     """
-    if labels is None or head.target == "classes":
+    if labels is None or head.target == "classes" or batch.target.ndim == 2:
         return batch
     ones = np.ones(1) if len(labels) == 2 else np.arange(len(labels))
     target: Any = batch.target[:, None] == ones
@@ -83,12 +82,15 @@ def score(name: str, trained: Checkpoint, batch: Batch, *, precision: str | None
     assert preparation is not None
     targets = with_outputs(model.head, preparation.labels, batch)
     loss, metric = evaluate(model, params, targets, precision=precision)
-    found = outputs(trained, np.asarray(batch.x))
-    if preparation.labels is None:
-        measured = _of_quantities(_quantities(preparation, batch), found)
-        return Score(name, {"loss": loss, **measured, "r2": metric})
-    measured = _of_classes(np.asarray(batch.target), found, found.argmax(1))
-    return Score(name, {"loss": loss, **measured, "accuracy": metric})
+    measured = measure(name, preparation, batch, outputs(trained, np.asarray(batch.x)))
+    own = {"loss": loss, metric_name(model.head): metric}
+    return measured._replace(metrics={**measured.metrics, **own})
+
+
+def names_of_outputs(preparation: Preparation) -> list[str]:
+    """Name the quantities that a network predicts, as ``jaxbp predict`` heads their columns."""
+    count = len(preparation.target_mean)
+    return [f"prediction_{i}" for i in range(count)] if count > 1 else ["prediction"]
 
 
 def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) -> list[Score]:
@@ -100,63 +102,57 @@ def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) 
     batch: those rows.
     """
     labels = preparation.labels
+
+    def always(prediction: np.ndarray, what: str) -> Score:
+        rows = np.tile(prediction, (len(batch.x), 1))
+        return measure(f"{name}, always {what}", preparation, batch, rows)
+
+    if preparation.several_labels:
+        return [always(np.mean(fitted.target, axis=0), "the commonest")]
     if labels is not None:
         shares = np.bincount(np.asarray(fitted.target), minlength=len(labels)) / len(fitted.x)
-        rows = len(batch.x)
-        common = int(shares.argmax())
-        measured = _of_classes(
-            np.asarray(batch.target), np.tile(shares, (rows, 1)), np.full(rows, common)
-        )
-        return [Score(f"{name}, always {quoted(labels[common])}", measured)]
-    train, truth = _quantities(preparation, fitted), _quantities(preparation, batch)
-    mean = np.tile(train.mean(0), (len(truth), 1))
-    found = [Score(f"{name}, always the mean", _of_quantities(truth, mean))]
+        return [always(shares, quoted(labels[int(shares.argmax())]))]
+    train = _quantities(preparation, fitted)
+    found = [always(train.mean(0), "the mean")]
     x = np.asarray(fitted.x, np.float64)
     if x.shape[0] * x.shape[1] ** 2 <= _LARGEST_LEAST_SQUARES:
         linear = scikit_learn("linear_model").LinearRegression().fit(x, train)
-        predicted = linear.predict(np.asarray(batch.x, np.float64))
-        found.append(Score(f"{name}, linear regression", _of_quantities(truth, predicted)))
+        predicted = linear.predict(np.asarray(batch.x, np.float64)).reshape(len(batch.x), -1)
+        found.append(measure(f"{name}, linear regression", preparation, batch, predicted))
     return found
 
 
-def _unequal(labels: tuple[str, ...], batch: Batch) -> bool:
-    """Whether a batch's classes differ so much in size that its accuracy alone would mislead."""
-    counts = np.bincount(np.asarray(batch.target), minlength=len(labels))
-    return bool(counts.max() > _UNEQUAL * counts.min())
+def measure(name: str, preparation: Preparation, batch: Batch, found: np.ndarray) -> Score:
+    """Measure predictions by every metric of their task.
 
-
-def scores_table(
-    scores: list[Score], others: list[Score], preparation: Preparation, batch: Batch
-) -> rich.table.Table:
-    """Tabulate scores, a line each: where a batch's classes are equal, loss and accuracy alone.
-
-    scores: of the network.
-    others: without a network; not shown where classes are equal.
+    name: of the rows, and of who predicts.
     preparation: of the data.
-    batch: whose classes are counted.
+    batch: the rows, as for ``score``.
+    found: the predictions (N, K), as ``outputs`` gives them.
     """
     labels = preparation.labels
-    if labels is None:  # the errors of several quantities have no common unit
-        shown = ["loss", "r2", *(["mae", "rmse"] if len(preparation.target_mean) == 1 else [])]
-    elif _unequal(labels, batch):
-        shown = ["loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
-    else:
-        shown, others = ["loss", "accuracy"], []
-    table = rich.table.Table("", *(SHOWN[name] for name in shown), box=box.SIMPLE_HEAD)
-    for name, metrics in [*scores, *others]:
-        table.add_row(name, *(_shown(metric, metrics.get(metric)) for metric in shown))
-    return table
+    if labels is None:
+        truth = _quantities(preparation, batch)
+        if truth.shape[1] == 1:
+            return Score(name, _of_quantities(truth, found))
+        columns = zip(names_of_outputs(preparation), truth.T, found.T, strict=True)
+        each = {output: _of_quantities(t[:, None], y[:, None]) for output, t, y in columns}
+        return Score(name, _of_quantities(truth, found), each)
+    target = np.asarray(batch.target)
+    if preparation.several_labels:
+        of_labels = zip(labels, target.astype(int).T, found.T, strict=True)
+        each = {label: _of_label(truth, shares) for label, truth, shares in of_labels}
 
+        def mean(metric: str) -> float:
+            return float(np.mean([metrics[metric] for metrics in each.values()]))
 
-def decimals(value: float) -> str:
-    """A loss or a metric with four decimals, or by its order of magnitude where it is large."""
-    return f"{value:.4f}" if not abs(value) >= 1e4 else f"{value:.3e}"
-
-
-def _shown(metric: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return significant(value, 5) if metric in {"mae", "rmse"} else decimals(value)
+        means = {"accuracy": mean("accuracy"), "macro_f1": mean("f1"), "log_loss": mean("log_loss")}
+        return Score(name, means, each)
+    confusion = None
+    if len(labels) <= MOST_CLASSES:
+        matrix = scikit_learn("metrics").confusion_matrix
+        confusion = matrix(target, found.argmax(1), labels=np.arange(len(labels))).tolist()
+    return Score(name, _of_classes(target, found), confusion=confusion)
 
 
 def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
@@ -165,35 +161,46 @@ def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
     return np.asarray(target * preparation.target_scale + preparation.target_mean)
 
 
-def _of_classes(target: np.ndarray, shares: np.ndarray, decided: np.ndarray) -> dict[str, float]:
-    """Metrics of decisions (N,) and of probabilities (N, K), each row scaled to a sum of 1.
+def _of_classes(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+    """Metrics of probabilities (N, K), each row scaled to a sum of 1, of the most probable classes.
 
-    The log loss of probabilities that are not finite is NaN.
+    The log loss of probabilities that are not finite is NaN.  Of two classes the AUC, the area
+    under the ROC curve, is that of the second; both have to be there.
     """
     metrics = scikit_learn("metrics")
-    present = np.unique(target)
+    present, decided = np.unique(target), shares.argmax(1)
     total = shares.sum(axis=1, keepdims=True, dtype=np.float64)
     shares = np.where(total == 0, 1 / shares.shape[1], shares / np.where(total == 0, 1, total))
-    return {
-        "accuracy": float(metrics.accuracy_score(target, decided)),
-        "balanced_accuracy": float(
-            metrics.recall_score(target, decided, labels=present, average="macro")
-        ),
-        "macro_f1": float(
-            metrics.f1_score(target, decided, labels=present, average="macro", zero_division=0)
-        ),
-        "log_loss": float(metrics.log_loss(target, shares, labels=np.arange(shares.shape[1])))
-        if np.isfinite(shares).all()
-        else np.nan,
+    averaged = {"labels": present, "average": "macro"}
+    measured = {
+        "accuracy": metrics.accuracy_score(target, decided),
+        "balanced_accuracy": metrics.recall_score(target, decided, **averaged),
+        "macro_f1": metrics.f1_score(target, decided, **averaged, zero_division=0),
+        "log_loss": np.nan,
     }
+    of_two = shares.shape[1] == len(present) == 2
+    if of_two:
+        measured["auc"] = np.nan
+    if np.isfinite(shares).all():
+        measured["log_loss"] = metrics.log_loss(target, shares, labels=np.arange(shares.shape[1]))
+        if of_two:
+            measured["auc"] = metrics.roc_auc_score(target, shares[:, 1])
+    return {name: float(value) for name, value in measured.items()}
+
+
+def _of_label(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+    """Metrics of the probabilities (N,) of a label; one that all rows have, or none, has no AUC."""
+    measured = _of_classes(target, np.stack([1 - shares, shares], axis=1))
+    f1 = scikit_learn("metrics").f1_score(target, shares > 0.5, zero_division=0)
+    kept = ("accuracy", "log_loss", "auc")
+    return {"f1": float(f1), **{name: measured[name] for name in kept if name in measured}}
 
 
 def _of_quantities(target: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """R², and errors in the target's units, averaged over outputs; NaN where one is not finite."""
-    metrics = scikit_learn("metrics")
-    found = found.reshape(target.shape)
     if not np.isfinite(found).all():
         return dict.fromkeys(("mae", "rmse", "r2"), np.nan)
+    metrics = scikit_learn("metrics")
     measured = {
         "mae": float(metrics.mean_absolute_error(target, found)),
         "rmse": float(metrics.root_mean_squared_error(target, found)),

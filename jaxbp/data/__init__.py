@@ -1,7 +1,8 @@
 """Data: a table or images from a file, as standardised batches to train, validate and test on.
 
-Read ``loading`` first: its ``load`` is the whole way, and calls the other three in this order:
-``sources`` reads a file, ``split`` deals out its rows, ``preparation`` encodes and scales them.
+Read ``loading`` first: its ``load`` is the whole way, and calls the others in this order:
+``sources`` reads a file, by the ``layout`` that is guessed where it is not told and by what its
+``cells`` are; ``split`` deals out its rows, ``preparation`` encodes and scales them.
 """
 
 from jaxbp.data.loading import Dataset, Decisions, load, load_for

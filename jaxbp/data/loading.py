@@ -13,10 +13,13 @@ import numpy as np
 
 from jaxbp.data.preparation import (
     Preparation,
+    alike,
+    check_counts,
     encode_for,
     encode_target,
     guess_task,
     moments,
+    scaled_target,
     transform,
 )
 from jaxbp.data.sources import (
@@ -50,7 +53,8 @@ class Decisions:
 class Dataset(NamedTuple):
     """Three batches, ready for ``fit``, and how they were prepared.
 
-    A target is integer classes (B,) in classification, and values (B, K) in regression.
+    A target is integer classes (B,) in classification, and values (B, K) in regression; 0 or 1
+    (B, K) where each of several columns is a label of its own.
     """
 
     name: str
@@ -79,15 +83,17 @@ def load(
     standardize_target: bool = True,
     stratify: bool = True,
     header: bool | None = None,
+    counts: bool = False,
 ) -> Dataset:
     """Read, split and standardise a data set.
 
     source: a name in ``BUNDLED``; a ``.csv`` with commas, semicolons or tabs; or an ``.npz`` with
         arrays x (N, ...) and y (N,) or (N, K).
-    target: the CSV's target column by name or position, the last one unless given; or the name of
-        the ``.npz``'s target array, y unless given.
+    target: the CSV's target column by name or position, several with commas between, the last one
+        unless given; or the name of the ``.npz``'s target array, y unless given.
     task: "classification" or "regression".  Unless given, a target of text, of booleans, of at
-        most 20 different integers or of one-hot rows is classification, anything else regression.
+        most 20 different integers or of several columns of 0 and 1 is classification, anything
+        else regression.
     validation: share of the rows to validate on; 0.15 unless given.
     test: share of the rows to test on; 0.2 unless given.
     seed: fixes which rows go where, 0 to 2³² - 1; 0 unless given.
@@ -97,6 +103,7 @@ def load(
     stratify: whether every class keeps its proportion in each of the three batches.
     header: whether a CSV's first row names the columns.  Unless given, it does if none of its
         cells is a number, or if they are unlike the cells below.
+    counts: whether a regression's target is counts, of which none is negative; False unless given.
 
     A class is called by its cell's text, so that 01 and 1 are two.  A first column without a name
     that counts the rows, as pandas writes it, is left out.  ``decisions`` tells what was decided.
@@ -131,17 +138,23 @@ def load(
     guess = [f"the target has {reason}"] if reason else []
     with noting([*raw.notes, *guess]):
         labels, values = encode_target(raw, task)
+        if counts:
+            check_counts(raw)
+        classes = labels if stratify and values.ndim == 1 else None
         train_rows, validation_rows, test_rows = split_rows(
-            raw.name, values, labels if stratify else None, validation, test, seed
+            raw.name, values, classes, validation, test, seed
         )
-    for note in raw.notes:
+    notes = (*raw.notes, *alike(labels or ()))
+    for note in notes:
         warnings.warn(f"{raw.name}: {note}", DataWarning, stacklevel=2)
     mean, scale = moments(raw.x[train_rows], standardize)
-    target_mean, target_scale = np.zeros(1), np.ones(1)
+    count = 1 if values.ndim == 1 else values.shape[1]
+    target_mean, target_scale = np.zeros(count), np.ones(count)
     if labels is None:
         target_mean, target_scale = moments(values[train_rows], standardize_target)
-        values = ((values - target_mean) / target_scale).astype(np.float32)
     preparation = Preparation(raw.features, mean, scale, labels, target_mean, target_scale)
+    if labels is None:
+        values = scaled_target(preparation, raw, values)
     x = transform(preparation, raw.x)
     return Dataset(
         name=Path(raw.name).stem,
@@ -149,24 +162,31 @@ def load(
         validation=Batch(x[validation_rows], values[validation_rows]),
         test=Batch(x[test_rows], values[test_rows]),
         preparation=preparation,
-        decisions=Decisions(raw.target_name, task, reason, raw.header, raw.dropped, raw.notes),
+        decisions=Decisions(raw.target_name, task, reason, raw.header, raw.dropped, notes),
     )
 
 
 def load_for(
-    preparation: Preparation, source: str | Path, *, target: str | int | None = None
+    preparation: Preparation,
+    source: str | Path,
+    *,
+    target: str | int | None = None,
+    counts: bool = False,
 ) -> Batch:
     """Read all rows of a source, prepared as a network's training rows were -> a batch.
 
-    A CSV with a header is read by name.  target is its column by name or position, the last one
-    unless given; or the name of the ``.npz``'s array, y unless given.  Raises DataError.
+    A CSV with a header is read by name.  target is as ``load`` takes it.  counts says whether it is
+    counts, of which none is negative.  Raises DataError.
 
     >>> iris = load("iris")
     >>> load_for(iris.preparation, "iris").x.shape
     (150, 4)
     """
     check_target(target)
-    raw = read_labelled(source, preparation.features, target, preparation.labels is not None)
+    is_text = preparation.labels is not None and not preparation.several_labels
+    raw = read_labelled(source, preparation.features, target, is_text)
+    if counts:
+        check_counts(raw)
     x: Any = transform(preparation, raw.x)
     values: Any = encode_for(preparation, raw)
     return Batch(x, values)

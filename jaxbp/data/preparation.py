@@ -1,10 +1,13 @@
 """Preparation: raw columns become a network's input, and a target becomes classes or values."""
 
+from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.sources import LARGEST_FLOAT32, DataError, RawData, Task, quoted, scikit_learn
+from jaxbp.data.cells import is_number, quoted
+from jaxbp.data.sources import LARGEST_FLOAT32, DataError, RawData, Task, scikit_learn
 
 
 class Preparation(NamedTuple):
@@ -13,9 +16,14 @@ class Preparation(NamedTuple):
     features: tuple[str, ...]  # the D input columns, in order
     mean: np.ndarray  # (D,) of the training rows
     scale: np.ndarray  # (D,) their standard deviation; 1 for a constant column
-    labels: tuple[str, ...] | None  # the classes' names; None for regression
+    labels: tuple[str, ...] | None  # names of the classes or of several labels; None for regression
     target_mean: np.ndarray  # (K,) of a regression's target; 0 and 1 where it is left as it is
     target_scale: np.ndarray  # (K,)
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether a row may have any of the labels, none or all, rather than be of one class."""
+        return self.labels is not None and len(self.target_mean) == len(self.labels)
 
 
 def transform(preparation: Preparation, x: Any) -> np.ndarray:
@@ -63,35 +71,51 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
     target = raw.target
     if raw.labels is not None or target.dtype.kind not in "iuf":
         return "classification", ""
-    as_classes = "taken for quantities; task='classification' (--task classification) for classes"
-    as_quantities = "taken for classes; task='regression' (--task regression) for quantities"
+    if target.ndim > 1:
+        return _guess_of_columns(target)
     found = np.unique(target)
     count = len(found if raw.cells is None else set(raw.cells))  # 1 and 1.0 are two classes
     integers = f"{count} different integers"
-    if target.ndim > 1:
-        columns = f"{target.shape[1]} columns"
-        if is_one_hot(target):
-            return "classification", f"{columns}, one of them 1 in each row: {as_quantities}"
-        return "regression", f"{columns} of numbers"
     if not raw.target_name or not (found == found.round()).all():  # bundled, or no integers
         return "regression", ""
     if count > _MOST_CLASSES:
-        return "regression", f"{integers}: {as_classes}"
-    return "classification", integers if count == 2 else f"{integers}: {as_quantities}"
+        as_classes = "task='classification' (--task classification) for classes"
+        return "regression", f"{integers}: taken for quantities; {as_classes}"
+    if count == 2:
+        return "classification", integers
+    return "classification", f"{integers}: taken for classes; {_AS_QUANTITIES}"
+
+
+_AS_QUANTITIES = "task='regression' (--task regression) for quantities"
+
+
+def _guess_of_columns(target: np.ndarray) -> tuple[Task, str]:
+    """``guess_task`` for a target (N, K)."""
+    columns = f"{target.shape[1]} columns"
+    if is_one_hot(target):
+        what = "one of them 1 in each row: taken for classes"
+    elif _is_0_or_1(target):
+        what = "each 0 or 1: taken for labels, of which a row may have several"
+    else:
+        return "regression", f"{columns} of numbers"
+    return "classification", f"{columns}, {what}; {_AS_QUANTITIES}"
 
 
 def is_one_hot(target: np.ndarray) -> bool:
     """Whether each row (K,) of a target (N, K) is the number 1 in one place and 0 elsewhere."""
-    if target.dtype.kind not in "biuf":
-        return False
-    return bool(((target == 0) | (target == 1)).all() and (target.sum(1) == 1).all())
+    return _is_0_or_1(target) and bool((target.sum(1) == 1).all())
+
+
+def _is_0_or_1(target: np.ndarray) -> bool:
+    return target.dtype.kind in "biuf" and bool(((target == 0) | (target == 1)).all())
 
 
 def encode_target(raw: RawData, task: Task) -> tuple[tuple[str, ...] | None, np.ndarray]:
     """Encode the target: (class names, integer classes (N,)), or (None, values (N, K)).
 
-    One-hot rows are the classes 0 to K - 1.  Raises DataError for a target that does not suit the
-    task.
+    One-hot rows are classes, called as the target's columns.  Other columns of 0 and 1 are labels
+    of their own: (their names, values (N, K)).  Raises DataError for a target that does not suit
+    the task.
     """
     target = raw.target
     if task == "regression":
@@ -100,13 +124,17 @@ def encode_target(raw: RawData, task: Task) -> tuple[tuple[str, ...] | None, np.
             raise DataError(f"{raw.name}: the target {first} is text; regression needs numbers")
         return None, target.reshape(len(target), -1).astype(np.float64)
     if target.ndim > 1:
-        if not is_one_hot(target):
+        if not _is_0_or_1(target):
             raise DataError(
-                f"{raw.name}: classification needs one target column, or one-hot rows, got "
+                f"{raw.name}: classification needs one target column, or several of 0 and 1, got "
                 f"{target.shape}"
             )
+        if not is_one_hot(target):
+            return raw.outputs, target.astype(np.float32)
         target = target.argmax(1)
-    text = np.array(_text_of(raw.cells if raw.cells is not None else target))
+        text = np.array(raw.outputs)[target]
+    else:
+        text = np.array(_text_of(raw.cells if raw.cells is not None else target))
     _, first_rows = np.unique(text, return_index=True)
     names = tuple(text[np.array(sorted(first_rows, key=lambda row: (target[row], text[row])))])
     if len(names) < 2:
@@ -115,6 +143,16 @@ def encode_target(raw: RawData, task: Task) -> tuple[tuple[str, ...] | None, np.
     position = {name: index for index, name in enumerate(names)}
     classes = np.array([position[name] for name in text])
     return labels, classes.astype(np.int32)
+
+
+def alike(labels: Sequence[str]) -> list[str]:
+    """Tell of the first two names of classes that are one number, or one but for capitals."""
+    first: dict[str | Decimal, str] = {}
+    for label in labels:
+        other = first.setdefault(Decimal(label) if is_number(label) else label.casefold(), label)
+        if other != label:
+            return [f"the classes {quoted(other)} and {quoted(label)} differ by their text alone"]
+    return []
 
 
 def _text_of(target: Any) -> list[str]:
@@ -139,22 +177,58 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
                 f"{raw.name}: {values.shape[1]} target columns, expected "
                 f"{len(preparation.target_mean)}"
             )
-        scaled: np.ndarray = (values - preparation.target_mean) / preparation.target_scale
-        return scaled.astype(np.float32)
+        return scaled_target(preparation, raw, values)
+    if preparation.several_labels:
+        values = target.reshape(len(target), -1)
+        if values.shape[1] != len(labels) or values.dtype.kind not in "biuf":
+            raise DataError(
+                f"{raw.name}: expected {len(labels)} target columns of 0 and 1, one for each label "
+                f"({', '.join(map(quoted, labels[:10]))}{', ...' if len(labels) > 10 else ''})"
+            )
+        _check_each(raw, values, (values == 0) | (values == 1), "0 or 1")
+        return values.astype(np.float32)
     if target.ndim > 1 and is_one_hot(target):
-        target = target.argmax(1)
+        target = np.array(raw.outputs)[target.argmax(1)]
     if raw.labels is not None:
         target = np.array(raw.labels)[target]
     position = {name: index for index, name in enumerate(labels)}
     classes = [position.get(name, -1) for name in _text_of(target)]
     if -1 in classes:
         row = classes.index(-1)
-        place = f"row {row}" if raw.lines is None else f"row {raw.lines[row]}"
         raise DataError(
-            f"{raw.name}, {place}: the target {quoted(target[row])} is none of the network's "
+            f"{_place(raw, row)}: the target {quoted(target[row])} is none of the network's "
             f"classes ({', '.join(map(quoted, labels[:10]))}{', ...' if len(labels) > 10 else ''})"
         )
     return np.array(classes, np.int32)
+
+
+def scaled_target(preparation: Preparation, raw: RawData, values: np.ndarray) -> np.ndarray:
+    """Scale a regression's values (N, K), in float32: (values - target_mean) / target_scale.
+
+    Raises DataError for the first row with one that is then out of float32's range.
+    """
+    scaled: np.ndarray = (values - preparation.target_mean) / preparation.target_scale
+    _check_each(raw, values, np.abs(scaled) <= LARGEST_FLOAT32, "a number near those trained on")
+    return scaled.astype(np.float32)
+
+
+def check_counts(raw: RawData) -> None:
+    """Raise DataError for the first row whose target, of numbers, is negative."""
+    target = raw.target.reshape(len(raw.target), -1)
+    _check_each(raw, target, target >= 0, "a count of at least 0")
+
+
+def _check_each(raw: RawData, values: np.ndarray, right: np.ndarray, expected: str) -> None:
+    """Raise DataError for the first of a target's values (N, K) that is not right."""
+    if not right.all():
+        row, column = np.argwhere(~right)[0]
+        value = values[row, column]
+        raise DataError(f"{_place(raw, row)}: the target is {value:g}, expected {expected}")
+
+
+def _place(raw: RawData, row: int) -> str:
+    """Name a row as its file counts: a CSV's by its line, the header's being 1 as a rule."""
+    return f"{raw.name}, row {row if raw.lines is None else raw.lines[row]}"
 
 
 def moments(values: np.ndarray, standardize: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -9,15 +9,16 @@ import importlib
 import operator
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+
+from jaxbp.data.cells import INTEGER, MISSING, is_number, quoted
+from jaxbp.data.layout import LOOKED_AT, counts_rows, guess_delimiter, guess_header
 
 Task = Literal["classification", "regression"]
 
@@ -39,6 +40,7 @@ class RawData(NamedTuple):
     features: tuple[str, ...]  # names of the D columns of x
     x: np.ndarray  # (N, D)
     target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
+    outputs: tuple[str, ...] = ()  # names of the K columns of a target (N, K)
     labels: tuple[str, ...] | None = None  # of classes 0, 1, ... where the source names them
     cells: tuple[str, ...] | None = None  # (N,) the target's text where it was read as decimals
     target_name: str = ""  # of the column or array; a bundled set has one without a name
@@ -103,28 +105,31 @@ def read_labelled(
         _check_width(source, raw.x.shape[1], features)
         return raw
     cells = _read_cells(source, expected=features)
-    chosen = _position(cells, -1 if target is None else target)
+    chosen = _target_positions(cells, target)
     if cells.has_header:
         others = _positions(cells, features)
     else:
-        others = [position for position in range(len(cells.names)) if position != chosen]
+        others = [position for position in range(len(cells.names)) if position not in chosen]
         _check_width(source, len(others), features)
-    if chosen in others:
-        raise DataError(
-            f"{source}: column {quoted(cells.names[chosen])} is one of the inputs; name the target"
-        )
-    if is_text:
-        _check_no_target_is_missing(cells, chosen)
-        values = cells.text[:, chosen].astype(str)
+    for position in chosen:
+        if position in others:
+            name = quoted(cells.names[position])
+            raise DataError(f"{source}: column {name} is one of the inputs; name the target")
+    if len(chosen) > 1:
+        values = _numeric_columns(cells, chosen)
+    elif is_text:
+        _check_no_target_is_missing(cells, chosen[0])
+        values = cells.text[:, chosen[0]].astype(str)
     else:
-        values = _numeric_columns(cells, [chosen])[:, 0]
-    x = _numeric_columns(cells, others)
+        values = _numeric_columns(cells, chosen)[:, 0]
+    names = tuple(cells.names[position] for position in chosen)
     return RawData(
         str(source),
         tuple(features),
-        x,
+        _numeric_columns(cells, others),
         values,
-        target_name=cells.names[chosen],
+        names if len(chosen) > 1 else (),
+        target_name=",".join(names),
         lines=cells.lines,
     )
 
@@ -149,7 +154,7 @@ def _read_bundled(name: str) -> RawData:
     bunch = getattr(scikit_learn("datasets"), f"load_{name}")()
     features = tuple(map(str, bunch.feature_names))
     labels = None if name == "diabetes" else tuple(map(str, bunch.target_names))
-    return RawData(name, features, bunch.data, bunch.target, labels)
+    return RawData(name, features, bunch.data, bunch.target, labels=labels)
 
 
 def scikit_learn(module: str) -> Any:
@@ -177,7 +182,8 @@ def _read_npz(source: str | Path, target: str) -> RawData:
     if y.shape[1:] == (1,):
         y = y[:, 0]
     features = tuple(f"x{i}" for i in range(x.shape[1]))
-    return RawData(str(source), features, x, y, target_name=target)
+    outputs = tuple(map(str, range(y.shape[1]))) if y.ndim > 1 else ()
+    return RawData(str(source), features, x, y, outputs, target_name=target)
 
 
 def _npz_arrays(source: str | Path) -> dict[str, np.ndarray]:
@@ -252,12 +258,14 @@ def _read_csv(
             f"{source}: one column, expected features and a target with a comma, semicolon or tab "
             "between"
         )
-    chosen = _position(cells, -1 if target is None else target)
-    others = [position for position in range(len(cells.names)) if position != chosen]
+    chosen = _target_positions(cells, target)
+    others = [position for position in range(len(cells.names)) if position not in chosen]
+    if not others:
+        raise DataError(f"{source}: every column is a target, expected an input at least")
     notes = [cells.note] if cells.note else []
     dropped: tuple[str, ...] = ()
     if cells.has_header and 0 in others and cells.names[0] in {"", "Unnamed: 0"}:
-        if _counts(cells.text[:, 0]) and len(others) > 1:
+        if counts_rows(cells.text[:, 0]) and len(others) > 1:
             others.remove(0)
             dropped = (cells.names[0],)
             notes.append("the first column has no name and counts the rows: it is left out")
@@ -265,20 +273,25 @@ def _read_csv(
             notes.append("the first column has no name, and is an input like the others")
     text = None
     with noting(notes):
-        if task == "regression":
-            values = _numeric_columns(cells, [chosen])[:, 0]
+        if len(chosen) > 1:
+            values = _numeric_columns(cells, chosen)
+        elif task == "regression":
+            values = _numeric_columns(cells, chosen)[:, 0]
         else:
-            values = _target_column(cells, chosen)
-            text = tuple(cells.text[:, chosen]) if values.dtype.kind == "f" else None
+            values = _target_column(cells, chosen[0])
+            text = tuple(cells.text[:, chosen[0]]) if values.dtype.kind == "f" else None
+        names = tuple(cells.names[position] for position in chosen)
         return RawData(
             name=str(source),
             features=tuple(cells.names[position] for position in others),
             x=_numeric_columns(cells, others),
             target=values,
+            outputs=names if len(chosen) > 1 else (),
             cells=text,
-            target_name=cells.names[chosen],
+            target_name=",".join(names),
             header=cells.has_header,
             dropped=dropped,
+            lines=cells.lines,
             notes=tuple(notes),
         )
 
@@ -294,16 +307,6 @@ def noting(notes: Sequence[str]) -> Iterator[None]:
         raise DataError("; ".join([str(error), *notes])) from None
 
 
-def _counts(column: np.ndarray) -> bool:
-    """Whether a column counts its rows, from 0 or from 1."""
-    return any(
-        all(cell == str(number) for number, cell in enumerate(column, start)) for start in (0, 1)
-    )
-
-
-_LOOKED_AT = 1000  # rows, to guess the delimiter and the header by
-
-
 def _read_cells(
     source: str | Path, *, header: bool | None = None, expected: Sequence[str] = ()
 ) -> _Cells:
@@ -316,7 +319,7 @@ def _read_cells(
     rows: list[tuple[int, list[str]]] = []
     try:
         with Path(source).open(encoding="utf-8-sig", newline="") as file:
-            delimiter = _delimiter(file)
+            delimiter = guess_delimiter(file)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             line = 1
@@ -332,8 +335,8 @@ def _read_cells(
     _, first = rows[0]
     note = ""
     if header is None:
-        below = [row for _, row in rows[1 : _LOOKED_AT + 1] if len(row) == len(first)]
-        header, note = _guess_header(first, below, expected)
+        below = [row for _, row in rows[1 : LOOKED_AT + 1] if len(row) == len(first)]
+        header, note = guess_header(first, below, expected)
     names = tuple(first) if header else tuple(f"column {i}" for i in range(len(first)))
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
@@ -348,105 +351,29 @@ def _read_cells(
     return _Cells(source, names, header, note, lines, np.array(text, object))
 
 
-def _delimiter(file: IO[str]) -> str:
-    """Guess the delimiter: the one that cuts the most rows into equally many cells, at least two.
-
-    (``csv.Sniffer`` also guesses how cells are quoted, and takes letters for delimiters.)
-    """
-
-    def agreement(delimiter: str) -> tuple[int, int]:
-        """The rows that agree, and the number of their cells."""
-        file.seek(0)
-        try:
-            rows = list(islice(csv.reader(file, delimiter=delimiter), _LOOKED_AT))
-        except csv.Error:
-            return 0, 0
-        widths = Counter(len(row) for row in rows if len(row) > 1)
-        return max(((count, width) for width, count in widths.items()), default=(0, 0))
-
-    return max("\t;,", key=agreement)  # of equals the first: a comma may be a decimal one
-
-
-_INTEGER = re.compile(r"-?\d{1,19}")
-
-
-def _guess_header(
-    first: Sequence[str], below: Sequence[Sequence[str]], expected: Sequence[str]
-) -> tuple[bool, str]:
-    """Guess whether the first row names the columns; and say so in a sentence if it is in doubt.
-
-    It does if it holds all expected names or no number at all.  Else it is compared with the rows
-    below: names are text above numbers, integers above decimals, or integers that count up like
-    pandas' (0, 1, 2, ...), and neither they nor any text beside them occur again in their column.
-    """
-    numbers = [cell for cell in first if _is_number(cell)]
-    if not numbers or (len(expected) > 0 and set(expected) <= set(first)):
-        return True, ""
-    columns = list(zip(first, zip(*below, strict=True), strict=False))
-    named = any(
-        not _is_number(cell)
-        and cell.lower() not in _MISSING
-        and all(_is_number(other) or other.lower() in _MISSING for other in column)
-        for cell, column in columns
-    )
-    like_data = any(
-        cell in column if not _is_number(cell) else not _INTEGER.fullmatch(cell)
-        for cell, column in columns
-    )
-    yes = (
-        f"row 1 ({', '.join(map(quoted, first[:4]))}{', ...' if len(first) > 4 else ''}) was read "
-        "as the names of the columns; header=False (--header no) if it is data"
-    )
-    no = "row 1 was read as data; header=True (--header yes) if it names the columns"
-    if named:
-        return (False, no) if like_data else (True, yes)
-    if like_data or expected or not below or len(set(numbers)) < len(numbers):
-        return False, ""
-    above = [(int(cell), column) for cell, column in columns if _is_number(cell)]
-    counting = len(above) > 1 and all(b - a == 1 for (a, _), (b, _) in pairwise(above))
-    other_kind = [
-        not any(map(_is_number, column)) or 2 * sum(map(_has_fraction, column)) > len(column)
-        for _, column in above
-    ]
-    far_off = [_is_far_off(value, column) for value, column in above]
-    recur = [str(value) in column for value, column in above]
-    above_classes = any(  # text that occurs once, above text that does again and again
-        not _is_number(cell)
-        and cell.lower() not in _MISSING
-        and 2 * len(set(column)) <= len(column)
-        for cell, column in columns
-    )
-    unlike = any(other_kind) and not any(recur) and all(map(operator.or_, other_kind, far_off))
-    like_pandas = len(above) > 2 and above[0][0] == 0 and not all(recur)
-    if unlike or (counting and (any(other_kind) or above_classes or like_pandas)):
-        return True, yes
-    return False, no if counting or all(far_off) else ""
-
-
-def _has_fraction(cell: str) -> bool:
-    return _is_number(cell) and not _INTEGER.fullmatch(cell)
-
-
-def _is_far_off(value: int, column: Sequence[str]) -> bool:
-    """Whether a value is further from a column's numbers than they are from each other."""
-    numbers = [float(cell) for cell in column if _is_number(cell)]
-    if not numbers:
-        return True
-    low, high = min(numbers), max(numbers)
-    return max(low - value, value - high) > max(high - low, 1)
-
-
 def _position(cells: _Cells, target: str | int) -> int:
     """Find a column given by name or by position; a negative position counts from the end."""
     if isinstance(target, str):
         if target in cells.names:
             return cells.names.index(target)
-        if not _INTEGER.fullmatch(target):
+        if not INTEGER.fullmatch(target):
             raise _no_such_column(cells, target)
     try:
         return range(len(cells.names))[int(target)]
     except IndexError:
         raise _no_such_column(cells, target) from None
+
+
+def _target_positions(cells: _Cells, target: str | int | None) -> list[int]:
+    """Find the target's column, the last one unless given, or several with commas between."""
+    if target is None:
+        return [len(cells.names) - 1]
+    if not isinstance(target, str) or target in cells.names or "," not in target:
+        return [_position(cells, target)]
+    found = [_position(cells, name.strip()) for name in target.split(",")]
+    if len(set(found)) < len(found):
+        raise DataError(f"target: got {target!r}, expected each column once")
+    return found
 
 
 def _positions(cells: _Cells, names: Sequence[str]) -> list[int]:
@@ -480,9 +407,6 @@ def _no_such_column(cells: _Cells, wanted: str | int) -> DataError:
     )
 
 
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
-
-
 def _numeric_columns(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
     """Read columns as float64.  Raises DataError that names the first cell float32 cannot hold."""
     text = cells.text[:, list(columns)]
@@ -496,9 +420,9 @@ def _numeric_columns(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
     for line, row in zip(cells.lines, text, strict=True):
         for column, cell in zip(columns, row, strict=True):
             place = _place(cells, line, column)
-            if cell.lower() in _MISSING:
+            if cell.lower() in MISSING:
                 raise DataError(f"{place}: missing value")
-            if not _is_number(cell):
+            if not is_number(cell):
                 raise DataError(f"{place}: {quoted(cell)} where a number belongs")
             if not abs(float(cell)) <= LARGEST_FLOAT32:
                 raise DataError(f"{place}: {cell} is not finite in float32")
@@ -522,10 +446,10 @@ def _target_column(cells: _Cells, column: int) -> np.ndarray:
     """
     _check_no_target_is_missing(cells, column)
     text = cells.text[:, column]
-    if all(_INTEGER.fullmatch(cell) and str(int(cell)) == cell for cell in text):
+    if all(INTEGER.fullmatch(cell) and str(int(cell)) == cell for cell in text):
         with suppress(OverflowError):
             return text.astype(np.int64)
-    if all(_is_number(cell) and not _CODE.fullmatch(cell) for cell in text):
+    if all(is_number(cell) and not _CODE.fullmatch(cell) for cell in text):
         return _numeric_columns(cells, [column])[:, 0]
     return text.astype(str)
 
@@ -535,17 +459,3 @@ _CODE = re.compile(r"[-+]?0\d+")  # an integer with leading zeros
 
 def _place(cells: _Cells, line: int, column: int) -> str:
     return f"{cells.source}, row {line}, column {quoted(cells.names[column])}"
-
-
-def quoted(value: object) -> str:
-    """Quote a name or a cell for a message, cut to 40 characters of one line."""
-    text = str(value)
-    return repr(text if len(text) <= 40 else f"{text[:37]}...")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxbp.data.sources import DataError, quoted, scikit_learn
+from jaxbp.data.cells import quoted
+from jaxbp.data.sources import DataError, scikit_learn
 
 
 def split_rows(

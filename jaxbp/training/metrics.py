@@ -50,14 +50,21 @@ def loss_and_metric(
     model: MLP, params: Params, batch: Batch, precision: str | None
 ) -> tuple[Array, Array]:
     """The two numbers of an ``Evaluation``, to be compiled."""
+    value, logits, share = _objective(model, params, batch, precision)
+    score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
+    metric = score(model.head.predict(logits), jnp.asarray(batch.target), share)
+    return value, metric
+
+
+def _objective(
+    model: MLP, params: Params, batch: Batch, precision: str | None
+) -> tuple[Array, Array, Array]:
+    """E(W), as ``jaxbp.objective`` has it, the logits (B, K), and the examples' shares (B,)."""
     with matmul_precision(precision):
         logits = logits_in_parts(model, params, batch.x)
     loss, _ = model.head.loss(logits, batch.target)
     share = example_shares(batch, loss)
-    value = jnp.sum(share * loss) + penalty(model, params)
-    score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
-    metric = score(model.head.predict(logits), jnp.asarray(batch.target), share)
-    return value, metric
+    return jnp.sum(share * loss) + penalty(model, params), logits, share
 
 
 def evaluation_of(
@@ -94,8 +101,7 @@ def _objective_of(
     of: tuple[MLP, str | None], l2: Array | None, params: Params, batch: Batch
 ) -> Array:
     model, precision = of
-    with matmul_precision(precision):
-        return objective(with_l2(model, l2), params, batch)
+    return _objective(with_l2(model, l2), params, batch, precision)[0]
 
 
 _compiled_objective = compiled_for_each(_objective_of)
@@ -129,9 +135,9 @@ def _r2(prediction: Array, target: Array, share: Array) -> Array:
             "a head for classes needs a function decide"
         )
     share = jnp.expand_dims(share, range(1, target.ndim))  # beside (B, K), or (B,)
-    varies = jnp.any((share > 0) & (target != target[jnp.argmax(share)]), axis=0)
-    mean = jnp.sum(share * target, axis=0)
+    varies = jnp.any((share > 0) & (target != target[None, jnp.argmax(share)]), axis=0)
+    mean = jnp.sum(share * target, axis=0, keepdims=True)
     total = jnp.sum(share * (target - mean) ** 2, axis=0)
     unexplained = jnp.sum(share * (target - prediction) ** 2, axis=0)
     explained = 1 - unexplained / jnp.where(varies, total, 1)
-    return jnp.mean(jnp.where(varies, explained, unexplained == 0))
+    return jnp.mean(jnp.where(varies, explained, (unexplained == 0).astype(explained.dtype)))
