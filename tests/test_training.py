@@ -15,8 +15,8 @@ from combinations import HEADS, adam, initial, sgd
 import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import Batch, activations, heads, memory
-from jaxbp.training import fitting, pieces
 from jaxbp.memory import memory_shortage_named
+from jaxbp.training import fitting, pieces
 from jaxbp.training.device import wait_for
 from jaxbp.training.epoch import epoch_key, times_mean_weight
 
@@ -284,7 +284,7 @@ def test_a_network_that_does_not_fit_ends_in_one_line():
     wide = jaxbp.MLP((1, 100, 1), activations.tanh, heads.linear_half_squared_error)
     kept = memory.outputs_kept(wide, 10**11, np.float32)
     with (
-        pytest.raises(MemoryError, match="need 1.2e-06 GB, with what is kept .* 4e.04 GB, and th"),
+        pytest.raises(MemoryError, match=r"need 1.2e-06 GB, with what is kept .* 4e.04 GB, and th"),
         memory_shortage_named(initial(KEY, wide), kept=kept),
     ):
         pass
