@@ -16,7 +16,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.activations import Activation
 from jaxbp.model import MLP, Deltas, Layer, Params, Residual, Residuals, checked_input, units_of
-from jaxbp.products import affine, product, sum_of_outer_products, times_slope
+from jaxbp.products import affine, is_on_one_device, product, sum_of_outer_products, times_slope
+
+_AT_ONCE = 2**24  # numbers of a layer, in a part of many rows
 
 
 def forward(model: MLP, params: Params, x: ArrayLike) -> tuple[Array, Residuals]:
@@ -71,21 +73,11 @@ def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
 
 def logits_in_parts(model: MLP, params: Params, x: ArrayLike) -> Array:
     """The logits (B, K) of rows (B, D), as by ``forward``, so many at once as memory is bounded."""
-    rows, shape = max(1, _AT_ONCE // max(model.sizes)), jnp.shape(x)
-    if len(shape) != 2 or shape[0] <= rows or shape[1] != model.sizes[0]:
-        return forward(model, params, x)[0]
-    logits: Array = jax.lax.map(lambda row: forward(model, params, row)[0], x, batch_size=rows)
+    z, rows = checked_input(model, params, x), max(1, _AT_ONCE // max(model.sizes))
+    if z.ndim != 2 or len(z) <= rows:
+        return forward(model, params, z)[0]
+    logits: Array = jax.lax.map(lambda row: forward(model, params, row)[0], z, batch_size=rows)
     return logits
-
-
-def is_on_one_device(x: ArrayLike) -> bool:
-    """Whether an array is not under trace, and is on one device, or NumPy's."""
-    if isinstance(x, jax.core.Tracer):
-        return False
-    return not isinstance(x, Array) or len(x.devices()) == 1
-
-
-_AT_ONCE = 2**24  # numbers of a layer
 
 
 def _value_and_slope(unit: Activation, a: Array) -> tuple[Array, Array]:

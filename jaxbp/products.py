@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.model import Layer
 
@@ -49,6 +49,13 @@ def sum_of_outer_products(delta: Array, z: Array, dtype: DTypeLike | None = None
         preferred_element_type=dtype,
         out_sharding=_sharding(delta, (_axes(delta)[-1], _axes(z)[-1])),
     )
+
+
+def is_on_one_device(x: ArrayLike) -> bool:
+    """Whether an array is not under trace, and is on one device, or NumPy's."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return not isinstance(x, Array) or len(x.devices()) == 1
 
 
 # Arrays that are sharded over a mesh with Explicit axes, as ``jax.make_mesh`` makes it

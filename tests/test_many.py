@@ -208,8 +208,41 @@ def test_a_network_that_diverges_leaves_the_others_alone():
     assert jaxbp.compare(first, initial(three_keys()[1], MODEL)).ulps == 0
     assert jaxbp.compare(first, start).relative_error > 0
     assert jaxbp.best_of(params, history).n in {0, 2}
+    late, record = fit_many(learning_rate=[RATES[0], 10.0, RATES[2]], epochs=12)
+    lasted = np.isfinite(record.training_loss).sum(axis=1)
+    assert lasted[1] not in {0, 12}
+    assert lasted[[0, 2]].tolist() == [12, 12]
+    last = jax.tree.map(itemgetter(1), late)
+    assert np.isfinite(jax.jit(jaxbp.objective, static_argnums=0)(MODEL, last, table(10)))
     with pytest.raises(ValueError, match="history: each of the 3 networks diverged"):
         jaxbp.best_of(*fit_many(learning_rate=1e30))
+
+
+@slow
+def test_a_network_that_diverges_goes_back_as_in_fit():
+    """Where its last updates led to a loss that is not finite, though those before them were."""
+    rates, epochs, back = [30.0, 100.0, 1e3], 12, 0
+    params, history = fit_many(learning_rate=rates, epochs=epochs, validation=table(7, 1))
+    for n, (key, rate) in enumerate(zip(three_keys(), rates, strict=True)):
+        told = []
+        with pytest.raises(jaxbp.NonFiniteLossError) as error:
+            jaxbp.fit(
+                MODEL,
+                table(10),
+                key=key,
+                optimizer=optax.sgd(rate),
+                epochs=epochs,
+                batch_size=4,
+                validation=table(7, 1),
+                on_epoch=told.append,
+            )
+        own = jax.tree.map(itemgetter(n), params)
+        assert jaxbp.compare(own, error.value.params).relative_error < 1e-3
+        lasted = error.value.epoch - 1
+        back += len(told) - lasted
+        for curve in history[:3]:
+            assert np.isfinite(curve[n]).tolist() == [True] * lasted + [False] * (epochs - lasted)
+    assert back
 
 
 def test_the_best_is_picked_by_what_is_asked_for():

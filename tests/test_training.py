@@ -14,9 +14,10 @@ from combinations import HEADS, adam, initial, sgd
 
 import jaxbp
 from benchmarks.problems import random_params
-from jaxbp import Batch, activations, heads
+from jaxbp import Batch, activations, heads, memory
+from jaxbp.memory import memory_shortage_named
 from jaxbp.training import fitting, pieces
-from jaxbp.training.device import memory_shortage_named, wait_for
+from jaxbp.training.device import wait_for
 from jaxbp.training.epoch import epoch_key, times_mean_weight
 
 slow = pytest.mark.slow
@@ -280,14 +281,39 @@ def test_a_network_that_does_not_fit_ends_in_one_line():
         MemoryError, match=r"^out of memory: the weights alone need 4e\+05 GB, and t"
     ):
         fit(huge)
+    wide = jaxbp.MLP((1, 100, 1), activations.tanh, heads.linear_half_squared_error)
+    kept = memory.outputs_kept(wide, 10**11, np.float32)
+    with (
+        pytest.raises(MemoryError, match=r"need 1.2e-06 GB, with what is kept .* 4e.04 GB, and th"),
+        memory_shortage_named(initial(KEY, wide), kept=kept),
+    ):
+        pass
+    with pytest.raises(MemoryError, match=r"^out of memory: the weights alone need 5.88e"):
+        jaxbp.gradient_flow((3,), width=7 * 10**6)
     keys = jax.random.split(jax.random.key(0), 2)
-    with pytest.raises(MemoryError, match=r"^out of memory: the weights alone need"):
+    with pytest.raises(MemoryError, match=r"^out of memory: the weights alone need 8e\+05 GB"):
         jaxbp.fit_many(huge, table(), keys=keys, learning_rate=0.1, epochs=1, batch_size=4)
     with (
         pytest.raises(MemoryError, match=r"alone need 2e-07 GB, and the whole did not fit$"),
         memory_shortage_named(start()),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_is_that_of_the_group_of_processes(version, tmp_path):
+    """The least of its own limit and those above it; "max" is none."""
+    line, top, name = {
+        1: ("4:memory:/a/b", "sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        2: ("0::/a/b", "sys/fs/cgroup", "memory.max"),
+    }[version]
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"3:cpuset:/c\n{line}\n")
+    (tmp_path / top / "a/b").mkdir(parents=True)
+    for folder, limit in (("a/b", "max"), ("a", "5000"), ("", "7000")):
+        (tmp_path / top / folder / name).write_text(f"{limit}\n")
+    assert min(memory.limits_of_groups(tmp_path)) == 5000
+    assert min(memory.limits_of_groups(tmp_path / "none")) == np.inf
 
 
 def test_no_key_is_drawn_from_twice():

@@ -11,8 +11,8 @@ from rich.console import Console
 from jaxbp.checking import central_difference, compare
 from jaxbp.cli.plan import Plan
 from jaxbp.gradient import Batch, autodiff, backprop, objective
+from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
-from jaxbp.training.device import memory_shortage_named
 
 TRUSTED = 1e-3  # float32 rounding stays far below, a wrong formula far above
 _COPIES = 9  # of the parameters in float64: what checking a large network's gradient takes

@@ -24,9 +24,10 @@ from jaxbp.data.sources import DataWarning, Task
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
 from jaxbp.gradient import Batch
+from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.targets import smooth_labels
-from jaxbp.training.device import memory_shortage_named, wait_for
+from jaxbp.training.device import wait_for
 from jaxbp.training.epoch import initial_params, shapes_of
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
 from jaxbp.training.metrics import metric_name

@@ -119,6 +119,7 @@ def load(
         standardize=standardize,
         standardize_target=standardize_target,
         stratify=stratify,
+        counts=counts,
         header=False if header is None else header,
     )
     if not 0 <= seed < 2**32:
@@ -182,6 +183,7 @@ def load_for(
     >>> load_for(iris.preparation, "iris").x.shape
     (150, 4)
     """
+    check_bools(counts=counts)
     check_target(target)
     is_text = preparation.labels is not None and not preparation.several_labels
     raw = read_labelled(source, preparation.features, target, is_text)

@@ -15,6 +15,7 @@ from jaxbp.diagnostics.health import outputs_of
 from jaxbp.gradient import Batch, per_example_pass
 from jaxbp.heads import softmax_cross_entropy
 from jaxbp.initialisation import init
+from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params
 from jaxbp.products import whole
 
@@ -87,6 +88,8 @@ def gradient_flow(
     rows: examples in the batch; 128 unless given.
     key: draws the batch and the weights; ``jax.random.key(0)`` unless given.
 
+    Raises MemoryError for networks that are too large.
+
     >>> from jaxbp.activations import relu, sigmoid
     >>> flows = gradient_flow((8,), {"sigmoid": sigmoid, "relu": relu}, ("he",))
     >>> bool(flows[0].relative[0] < 1e-3 < 0.1 < flows[1].relative[0])
@@ -95,22 +98,23 @@ def gradient_flow(
     activations = LECTURE_ACTIVATIONS if activations is None else activations
     key = jax.random.key(0) if key is None else key
     x_key, class_key, params_key = jax.random.split(key, 3)
-    batch = Batch(
-        x=jax.random.normal(x_key, (rows, width)),
-        target=jax.random.randint(class_key, (rows,), 0, 10),
-    )
 
     def network(depth: int, unit: Activation) -> MLP:
         return MLP((width, *[width] * depth, 10), unit, softmax_cross_entropy)
 
-    flows = []
-    for scheme in schemes:
-        deepest = network(max(depths), units.identity)
-        params = init(params_key, deepest, scheme=scheme)  # shallower ones take its first layers
-        for (name, unit), depth in product(activations.items(), depths):
-            model = network(depth, unit)
-            _, _, deltas = per_example_pass(model, (*params[:depth], params[-1]), batch)
-            examples = [np.linalg.norm(np.asarray(delta, float), axis=-1) for delta in deltas]
-            norms = [np.sqrt(np.mean(norm**2)) for norm in examples]
-            flows.append(Flow(name, scheme, depth, np.array(norms)))
+    flows, deepest = [], network(max(depths), units.identity)
+    shapes = jax.eval_shape(lambda key: init(key, deepest), params_key)
+    with memory_shortage_named(shapes, kept=outputs_kept(deepest, rows, jnp.float32), copies=1):
+        batch = Batch(
+            x=jax.random.normal(x_key, (rows, width)),
+            target=jax.random.randint(class_key, (rows,), 0, 10),
+        )
+        for scheme in schemes:
+            params = init(params_key, deepest, scheme=scheme)  # of all: shallower ones take some
+            for (name, unit), depth in product(activations.items(), depths):
+                model = network(depth, unit)
+                _, _, deltas = per_example_pass(model, (*params[:depth], params[-1]), batch)
+                examples = [np.linalg.norm(np.asarray(delta, float), axis=-1) for delta in deltas]
+                norms = [np.sqrt(np.mean(norm**2)) for norm in examples]
+                flows.append(Flow(name, scheme, depth, np.array(norms)))
     return tuple(flows)

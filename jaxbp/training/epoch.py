@@ -167,24 +167,31 @@ def epochs_of(
     block: how many they are at most.
 
     Losses and healths have the epochs in front, (block, ...).  After a loss that is not finite the
-    parameters, the state and before stay those of the last epoch that was.
+    parameters, the state and before stay those of the last epoch that was; but a block of one gives
+    what its epoch does, and holds no further copy of the parameters.
     """
-    given, (dtype, *_) = program.given(constants), [leaf.dtype for leaf in jax.tree.leaves(params)]
-    health = Health(*[jnp.zeros((block, len(params)), dtype)] * len(Health._fields))
-    empty = jnp.zeros(block, dtype), health if program.diagnostics else None
+    given, dtype = program.given(constants), params[0].weight.dtype
 
-    def epoch(place: Array, held: Any) -> Any:
-        params, state, before, finite = held
+    def epoch(place: Array | int, params: Params, state: optax.OptState) -> Any:
         order = None if orders is None else orders[place]
         of_epoch = None if key is None else epoch_key(key, first + place)
-        *after, loss, health = one_epoch(given, params, state, batch, order, of_epoch)
+        return one_epoch(given, params, state, batch, order, of_epoch)
+
+    def held_epoch(place: Array, held: Any) -> Any:
+        params, state, before, finite = held
+        *after, loss, health = epoch(place, params, state)
         finite &= jnp.isfinite(loss)
         kept = jax.tree.map(partial(jnp.where, finite), (*after, params), (params, state, before))
         return (*kept, finite), (loss, health)
 
+    if block == 1:
+        *after, loss, health = epoch(0, params, state)
+        return (*after, params, *jax.tree.map(lambda each: each[None], (loss, health)))
+    health = Health(*[jnp.zeros((block, len(params)), dtype)] * len(Health._fields))
+    empty = jnp.zeros(block, dtype), health if program.diagnostics else None
     held = params, state, before, jnp.array(True)
-    (params, state, before, _), (losses, healths) = repeated(epoch, held, empty, count)
-    return params, state, before, losses, healths
+    (*kept, _), records = repeated(held_epoch, held, empty, count)
+    return (*kept, *records)
 
 
 def repeated(

@@ -17,8 +17,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
-from jaxbp.gradient import Batch, Gradient, backprop
+from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.initialisation import check_key
+from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
@@ -32,7 +33,7 @@ from jaxbp.training.checks import (
     on_one_device,
 )
 from jaxbp.training.constants import Constants, Given, with_l2, without_l2, without_numbers
-from jaxbp.training.device import PATIENCE, memory_shortage_named, wait_for
+from jaxbp.training.device import PATIENCE, wait_for
 from jaxbp.training.epoch import (
     Program,
     epochs_of,
@@ -291,14 +292,19 @@ def _trained(
     model, precision = with_l2(program.model, constants.l2), program.precision
     one_by_one = bool(callbacks) or validation is not None
     record: list[Epoch] = []
+    before = params  # what the last epoch started from
 
     def history() -> History:
         layers = len(params) if program.diagnostics else None
         return history_of(record, validated=validation is not None, layers=layers)
 
+    kept = ()
+    if program.gradient in {backprop, autodiff}:  # another one may keep less
+        rows = program.batch_size or len(batch.x)
+        kept = outputs_kept(model, rows, jnp.result_type(params[0].weight))
     with (
         carrying(lambda: (len(record) + 1, params, history())),
-        memory_shortage_named(params, jax.eval_shape(optimizer.init, params)),
+        memory_shortage_named(params, jax.eval_shape(optimizer.init, params), kept),
     ):
         state = initial_state(program.optimizer)(params, constants)
         wait_for(state)
@@ -308,19 +314,18 @@ def _trained(
             random=random,
             constants=constants,
             epochs=epochs,
-            at_most=1 if one_by_one else _most_epochs(len(batch.x)),
+            at_most=1 if one_by_one else _most_epochs(len(batch.x), params),
             kernel=kernel,
             optimizer=optimizer,
         )
         for ended in blocks.run(program, params, state):
-            before, healths = ended.before, ended.healths
             if ended.losses.size:
-                params = ended.params
+                params, before = ended.params, ended.before
             evaluation = None
             if validation is not None and ended.losses.size:
                 evaluation = compiled_evaluation(model, params, validation, precision)
             for place, loss in enumerate(ended.losses):
-                health = jax.tree.map(itemgetter(place), healths)
+                health = jax.tree.map(itemgetter(place), ended.healths)
                 record.append(Epoch(len(record) + 1, (), float(loss), evaluation, health))
             if ended.broke:
                 if record and not _is_finite(record[-1], model, params, batch, precision):
@@ -395,9 +400,11 @@ class _Blocks:
         return orders_of(self.key, len(self.batch.x), first, count, self.at_most)
 
 
-def _most_epochs(rows: int) -> int:
-    """How many epochs one call may take: their orders take up to 16 MiB."""
-    return max(1, min(32, 2**22 // rows))
+def _most_epochs(rows: int, params: Params) -> int:
+    """How many epochs one call may take: their orders take up to 16 MiB; and one of a network that
+    is so large that a call's further copies of its parameters would matter."""
+    small = sum(leaf.size for leaf in jax.tree.leaves(params)) <= 2**22
+    return max(1, min(32, 2**22 // rows)) if small else 1
 
 
 def _guess(program: Program, rows: int) -> float:

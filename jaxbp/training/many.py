@@ -27,6 +27,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import draw, schemes_of
+from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
@@ -39,7 +40,7 @@ from jaxbp.training.checks import (
     on_one_device,
 )
 from jaxbp.training.constants import Constants, MakeOptimizer, Optimizer, without_numbers
-from jaxbp.training.device import memory_shortage_named, wait_for
+from jaxbp.training.device import wait_for
 from jaxbp.training.epoch import (
     Program,
     drawn_rows,
@@ -63,7 +64,7 @@ from jaxbp.training.fitting import (
     history_of,
 )
 from jaxbp.training.kernel_choice import with_kernel
-from jaxbp.training.metrics import Evaluation, loss_and_metric
+from jaxbp.training.metrics import Evaluation, compiled_objective, loss_and_metric
 from jaxbp.training.pieces import are_the_packages, check_pieces
 from jaxbp.training.same_program import compiled_ahead, compiled_for_each, first_program
 from jaxbp.trees import check_bools, shaped
@@ -101,8 +102,8 @@ def fit_many(
     """Train N networks in one call -> (params, History), with N in front of every shape.
 
     Network n is the one that ``fit`` trains with ``keys[n]``, ``optimizer(learning_rate[n])`` and
-    ``model._replace(l2=l2[n])``, up to rounding.  A network that diverges keeps the parameters of
-    its last finite epoch; from there on its record is NaN.
+    ``model._replace(l2=l2[n])``, up to rounding.  A network that diverges keeps the parameters
+    before the epoch that broke, whose loss is finite; from there on its record is NaN.
 
     model: the description that all networks share.
     batch: the rows to train on; example weights count relative to their mean.
@@ -175,7 +176,10 @@ def fit_many(
         params = partial(initial_params, keys[0], model, dtype=dtype)
         own = program.model._replace(l2=model.l2), params, batch, batch_size, program.gradient
         check_pieces(*own, keys[0] if random else None)
-    with memory_shortage_named(shapes, jax.eval_shape(first.init, shapes)):
+    state, at_once = jax.eval_shape(first.init, shapes), count
+    if jax.default_backend() != "cpu":  # devices with a memory of their own
+        at_once = -(-count // len(work.dealt.devices))
+    with memory_shortage_named(shapes, state, networks=at_once):
         return _trained(program, first, work, epochs, kernel, callbacks)
 
 
@@ -261,7 +265,42 @@ def _trained(
                 callbacks, record[-1]._replace(params=_params(dealt, groups))
             ):
                 break
-    return _params(dealt, groups), history()
+    before = dealt.gather([group.networks.before for group in groups])
+    model = program.model._replace(l2=0.0)
+    return _stepped_back(model, work, before, _params(dealt, groups), history(), program.precision)
+
+
+def _stepped_back(
+    model: MLP,
+    work: _Work,
+    before: Params,
+    params: Params,
+    history: History,
+    precision: str | None,
+) -> tuple[Params, History]:
+    """Take back the last epoch of a network that diverged, if it led to a loss that is not finite.
+
+    model: without l2.
+    work: the data, and the networks' l2.
+    before, params: before and after the last epoch of each network in which every loss was finite.
+    history: of all networks.
+    precision: of products.
+
+    The losses of an epoch are those before each update: that the last one led astray shows in the
+    next epoch.
+    """
+    *_, penalties = work.each
+    for n in np.flatnonzero(np.isnan(history.training_loss[:, -1])):
+        of_one = model if penalties is None else model._replace(l2=float(penalties[n]))
+        own = jax.tree.map(itemgetter(n), params)
+        if np.isfinite(compiled_objective(of_one, own, work.batch, precision)):
+            continue
+        params = jax.tree.map(lambda after, first: after.at[n].set(first[n]), params, before)  # noqa: B023
+        last = np.flatnonzero(np.isfinite(history.training_loss[n]))[-1:]
+        for curve in (history.training_loss, history.validation_loss, history.metric):
+            if curve is not None:
+                curve[n, last] = np.nan
+    return params, history
 
 
 def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
@@ -294,6 +333,7 @@ class _Networks(NamedTuple):
     """Networks in training, n in front of every shape."""
 
     params: Params
+    before: Params  # what the last finite epoch started from
     state: optax.OptState
     finite: Array  # (n,) until now
     learning_rate: Array
@@ -360,7 +400,8 @@ def _started(
         lambda params, rate: start.optimizer(Constants(None, rate, numbers)).init(params)
     )(params, rates)
     finite = jnp.ones(rates.shape, bool)
-    return _Networks(params, state, finite, rates, penalties, keys if start.keeps_keys else None)
+    kept = keys if start.keeps_keys else None
+    return _Networks(params, params, state, finite, rates, penalties, kept)
 
 
 _networks = compiled_for_each(_started, runs_once=True)
@@ -488,13 +529,15 @@ def _one_epoch_each(
             key = epoch_key(network.key, number)
         *after, loss, _ = one_epoch(one, network.params, network.state, batch, order, key)
         finite = network.finite & jnp.isfinite(loss)
-        before = (network.params, network.state)
-        params, state = jax.tree.map(partial(jnp.where, finite), tuple(after), before)
+        held = (network.params, network.state, network.before)
+        after_it = (*after, network.params)
+        params, state, before = jax.tree.map(partial(jnp.where, finite), after_it, held)
         validated = None
         if validation is not None:
             validated = loss_and_metric(one.model, params, validation, program.precision)
         record = jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), (loss, validated))
-        return network._replace(params=params, state=state, finite=finite), record
+        network = network._replace(params=params, before=before, state=state, finite=finite)
+        return network, record
 
     if order is None and program.batch_size is not None and networks.key is not None:
         order = mapped(networks.key)(  # on the device
