@@ -1,6 +1,7 @@
 """The command, as a user types it."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -385,6 +387,19 @@ def test_control_c_is_heard_while_the_main_thread_compiles(monkeypatch, capsys, 
     assert ended.get_nowait() == interrupts.INTERRUPTED
     with pytest.raises(KeyboardInterrupt), interrupts.ending_in_time(console):
         signal.raise_signal(sigint)
+
+    def interrupted_collection(*_):
+        gc.callbacks.remove(interrupted_collection)
+        signal.raise_signal(sigint)  # whose exception is lost in a callback, as in JAX's
+
+    def collect():
+        gc.callbacks.append(interrupted_collection)
+        gc.collect()
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt), interrupts.ending_in_time(console):
+        collect()
     out, err = capsys.readouterr()
     assert "ending after this epoch (Ctrl-C again: at once, without saving)" in out
     assert "jaxbp: interrupted; nothing was saved" in err
