@@ -1,6 +1,7 @@
 """The command, as a user types it."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -185,6 +187,7 @@ def test_independent_sigmoids_for_several_classes():
     decided, history = fitted(
         "wine", *PLAIN, "--head", "sigmoid_logistic", "--hidden", 16, *smoothed
     )
+    assert decided.shown_metric == "accuracy of outputs"
     assert decided.parts["test"].target.sum(axis=1).tolist() == [1] * len(decided.parts["test"].x)
     np.testing.assert_allclose(sorted(set(decided.to_fit.target.ravel().tolist())), [0.05, 0.95])
     assert history.metric[-1] > 0.7
@@ -384,6 +387,19 @@ def test_control_c_is_heard_while_the_main_thread_compiles(monkeypatch, capsys, 
     assert ended.get_nowait() == interrupts.INTERRUPTED
     with pytest.raises(KeyboardInterrupt), interrupts.ending_in_time(console):
         signal.raise_signal(sigint)
+
+    def interrupted_collection(*_):
+        gc.callbacks.remove(interrupted_collection)
+        signal.raise_signal(sigint)  # whose exception is lost in a callback, as in JAX's
+
+    def collect():
+        gc.callbacks.append(interrupted_collection)
+        gc.collect()
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt), interrupts.ending_in_time(console):
+        collect()
     out, err = capsys.readouterr()
     assert "ending after this epoch (Ctrl-C again: at once, without saving)" in out
     assert "jaxbp: interrupted; nothing was saved" in err
@@ -720,6 +736,15 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
     ]
     assert record["auc"] == pytest.approx(np.mean(pairs))
     assert (record["classes"], record["confusion"]) == (["no", "yes"], [[2, 2], [1, 1]])
+    model, (layer,), preparation = jaxbp.load("model.safetensors")
+    layer = jaxbp.Layer(np.tile(layer.weight, (3, 1)), np.tile(layer.bias, 3))
+    preparation = preparation._replace(labels=("a", "b", "c"))
+    model = model._replace(sizes=(1, 3))
+    jaxbp.save("model.safetensors", model, (layer,), preparation, overwrite=True)
+    (elsewhere / "some.csv").write_text("x,y\n-1,a\n-1,b\n-1,c\n")
+    assert run("evaluate", ".", "some.csv", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == pytest.approx(1 / 3)  # of rows; of outputs it is 2 / 3
     os.remove("model.safetensors")
     network(None, 1.0, mean=10.0, scale=2.0)
     (elsewhere / "some.csv").write_text("x,y\n0,10\n1,12\n2,20\n")

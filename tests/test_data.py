@@ -463,6 +463,8 @@ def test_a_class_of_one_row_needs_a_split_without_stratifying(write):
         (BODY + "1,1e308,a\n", "table.csv, row 32, column 'width': 1e308 is not finite in float32"),
         (BODY + '"1\n",x,a\n', "table.csv, row 32, column 'width': 'x' where a number"),
         (BODY + '"1,2,a\n', "not a readable CSV"),
+        (BODY + "1,2,a\0\n", r"not a readable CSV \(row 32 holds a NUL"),
+        ("x,y\n" + "1,2.5\n" * 9, "table.csv: every row has the same target, expected two values"),
         (BODY + "1," + "x" * 99 + ",a\n", "'x{37}...' where a number belongs"),
     ],
 )
@@ -560,6 +562,8 @@ def test_rows_beyond_float32_are_refused():
         DataError, match=r"x, row 1, column 'sepal width \(cm\)': 1e\+300 is out of"
     ):
         data.transform(preparation, np.array([[1.0] * 4, [1, 1e300, 1, 1]]))
+    with pytest.raises(DataError, match="x: some values are masked"):
+        data.transform(preparation, np.ma.masked_equal([[1.0, 2, 3, 4]], 3))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short"])
@@ -568,13 +572,16 @@ def test_a_file_that_is_no_npz(write, content):
         data.load(write(content, "table.npz"))
 
 
-def test_names_that_are_nothing():
+def test_names_that_are_nothing(tmp_path):
     with pytest.raises(DataError, match=re.escape("digit: no such data; did you mean digits?")):
         data.load("digit")
     with pytest.raises(DataError, match=r"gone\.csv: no such file"):
         data.load("gone.csv")
     with pytest.raises(DataError, match=r"gone\.npz: no such file"):
         data.load("gone.npz")
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(DataError, match=r"a\.csv: a folder, expected a file"):
+        data.load(tmp_path / "a.csv")
 
 
 def test_features_are_found_by_name(write):

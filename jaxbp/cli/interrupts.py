@@ -28,17 +28,29 @@ _GRACE = 1.0  # seconds that the main thread has to end by itself
 
 @contextmanager
 def ending_in_time(console: Console) -> Iterator[None]:
-    """End the process after Ctrl-C where the block does not end, as while XLA compiles."""
-    over = threading.Event()
+    """End the process after Ctrl-C where the block does not end, as while XLA compiles.
+
+    A KeyboardInterrupt in a callback of the garbage collector, as JAX has one, would be lost, with
+    a traceback: it is raised again.
+    """
+    over, usual = threading.Event(), sys.unraisablehook
 
     def hear(number: int) -> None:
         if number == signal.SIGINT and not over.wait(_GRACE):
             _end_now(console)
 
+    def again(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+        else:
+            usual(lost)
+
     with _heard_at_once(hear):
+        sys.unraisablehook = again
         try:
             yield
         finally:
+            sys.unraisablehook = usual
             over.set()
 
 

@@ -17,6 +17,7 @@ import optax
 
 from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
+from jaxbp.cli.score_tables import SHOWN
 from jaxbp.cli.scores import with_outputs
 from jaxbp.data.loading import Dataset, Decisions, load
 from jaxbp.data.preparation import Preparation
@@ -81,6 +82,12 @@ class Plan:
     def metric(self) -> str:
         """The metric's name: "accuracy" or "r2"."""
         return metric_name(self.model.head)
+
+    @property
+    def shown_metric(self) -> str:
+        """The metric as an epoch shows it: of several independent outputs each one counts."""
+        independent = self.model.head.target == "labels" and self.model.sizes[-1] > 1
+        return f"{SHOWN[self.metric]} of outputs" if independent else SHOWN[self.metric]
 
     @property
     def title(self) -> str:

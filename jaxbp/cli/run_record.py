@@ -20,7 +20,7 @@ from jaxbp.cli.files import written
 from jaxbp.cli.options import Design
 from jaxbp.cli.pictures import learning_curve
 from jaxbp.cli.plan import Plan, health_after
-from jaxbp.cli.score_tables import SHOWN, further_tables, scores_table
+from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import Score, baselines, score
 from jaxbp.model import Params
 from jaxbp.text import align, plain, significant
@@ -153,7 +153,7 @@ def write_run(folder: Path, summary: Summary) -> None:
         learning_curve(
             folder / "learning_curve.png",
             outcome.history,
-            metric=SHOWN[plan.metric],
+            metric=plan.shown_metric,
             title=plan.title,
             training_metric=outcome.training_metric,
         )

@@ -83,7 +83,9 @@ def score(name: str, trained: Checkpoint, batch: Batch, *, precision: str | None
     targets = with_outputs(model.head, preparation.labels, batch)
     loss, metric = evaluate(model, params, targets, precision=precision)
     measured = measure(name, preparation, batch, outputs(trained, np.asarray(batch.x)))
-    own = {"loss": loss, metric_name(model.head): metric}
+    own = {"loss": loss}
+    if preparation.labels is None or preparation.several_labels:
+        own[metric_name(model.head)] = metric  # else of rows, and not of independent outputs
     return measured._replace(metrics={**measured.metrics, **own})
 
 

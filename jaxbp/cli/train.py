@@ -26,7 +26,7 @@ from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
 from jaxbp.cli.plan import Plan, decide, fit_plan, initial
 from jaxbp.cli.run_record import Outcome, print_run, summarised, write_run
-from jaxbp.cli.score_tables import SHOWN, decimals
+from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params
 from jaxbp.text import plain
@@ -146,7 +146,8 @@ class _Watch:
         self, plan: Plan, params: Params, bar: Progress, metrics: IO[str], interrupts: Interrupts
     ) -> None:
         self.bar, self.metrics, self.interrupts = bar, metrics, interrupts
-        self.patience, self.metric = plan.patience, plan.metric
+        self.patience = plan.patience
+        self.metric, self.shown_metric = plan.metric, plan.shown_metric
         self.model, self.precision, self.epochs = plan.model, plan.precision, plan.options.epochs
         rows = sample(plan.parts["train"], len(plan.parts["validation"].x))
         self.rows = checked_batch(plan.model, params, rows, "batch")
@@ -185,7 +186,7 @@ class _Watch:
             record["layers"] = epoch.health._asdict()
         self.metrics.write(json.dumps(plain(record)) + "\n")
         self.metrics.flush()
-        metric = f"{SHOWN[self.metric]} {decimals(validation.metric)}"
+        metric = f"{self.shown_metric} {decimals(validation.metric)}"
         live = f"loss {decimals(training.loss)}"
         if self.bar.disable or self.bar.console.width >= _COLUMNS["metric"]:
             live += f", validation {metric}"

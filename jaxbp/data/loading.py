@@ -139,6 +139,8 @@ def load(
     guess = [f"the target has {reason}"] if reason else []
     with noting([*raw.notes, *guess]):
         labels, values = encode_target(raw, task)
+        if labels is None and (values == values[0]).all():
+            raise DataError(f"{raw.name}: every row has the same target, expected two values")
         if counts:
             check_counts(raw)
         classes = labels if stratify and values.ndim == 1 else None

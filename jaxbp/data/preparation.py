@@ -43,6 +43,8 @@ def transform(preparation: Preparation, x: Any) -> np.ndarray:
                 f"are {', '.join(map(quoted, by_name))}; an array of them is taken in order)"
             )
         x = x[[by_name[name] for name in features]]
+    if np.ma.is_masked(x):
+        raise DataError("x: some values are masked, expected an array without a mask")
     try:
         rows = np.asarray(x, np.float64)
     except (TypeError, ValueError) as error:

@@ -232,7 +232,8 @@ def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
 
 def _check_is_file(source: str | Path) -> None:
     if not Path(source).is_file():
-        raise DataError(f"{source}: no such file")
+        exists = Path(source).exists()
+        raise DataError(f"{source}: {'a folder, expected a file' if exists else 'no such file'}")
 
 
 # CSV
@@ -325,6 +326,8 @@ def _read_cells(
             line = 1
             for cells in reader:
                 row = [cell.strip() for cell in cells]
+                if any("\0" in cell for cell in row):  # which NumPy cuts off at a text's end
+                    raise csv.Error(f"row {line} holds a NUL, as UTF-16 does")
                 if any(row):
                     rows.append((line, row))
                 line = reader.line_num + 1  # a quoted cell may go over several lines
