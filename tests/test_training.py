@@ -16,7 +16,7 @@ import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import Batch, activations, heads, memory
 from jaxbp.memory import memory_shortage_named
-from jaxbp.training import fitting, pieces
+from jaxbp.training import checks, fitting, pieces
 from jaxbp.training.device import wait_for
 from jaxbp.training.epoch import epoch_key, times_mean_weight
 
@@ -956,7 +956,7 @@ def test_a_wrong_piece_trains_if_it_must():
 def check(model=MODEL, gradient=jaxbp.backprop, key=None):
     params, batch = jax.tree.map(lambda array: jnp.asarray(array, float), (PARAMS, table()))
     with jax.transfer_guard("disallow"):
-        pieces.check_pieces(model, params, batch, 4, gradient, key)
+        pieces.check_pieces(model, params, batch, 4, gradient, key, batch.x.dtype)
 
 
 def test_right_pieces_of_ones_own_pass(x64):
@@ -1027,3 +1027,22 @@ def test_epochs_in_one_call_are_those_that_are_watched_one_by_one(rate):
         found.append((params, history))
     assert (len(found[0][1].training_loss) < 9) == (rate > 1)
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_short_whole_numbers_stay_as_they_are_on_the_device():
+    """Images of uint8 are a quarter of the memory; a gradient is given them in params' dtype."""
+    images = np.random.default_rng(0).integers(0, 256, (10, 3), np.uint8)
+    target, seen = np.eye(2)[np.arange(10) % 2], []
+
+    def gradient(model, params, batch):
+        seen.append(batch.x.dtype)
+        return jaxbp.backprop(model, params, batch)
+
+    held = checks.checked_batch(MODEL, jaxbp.init(KEY, MODEL), Batch(images, target), "batch")
+    assert (held.x.dtype, held.target.dtype) == (np.uint8, np.float32)
+    options = {"epochs": 2, "batch_size": 4, "validation": Batch(images, target)}
+    options |= {"optimizer": optax.sgd(1e-5), "diagnostics": True, "gradient": gradient}
+    short = fit(batch=Batch(images, target), **options)
+    assert set(seen) == {np.dtype("float32")}
+    wide = fit(batch=Batch(images.astype(np.float32), target), **options)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), short, wide)

@@ -147,7 +147,8 @@ def checked_data(
 
 
 def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
-    """The batch on the device, in the dtype of params.
+    """The batch on the device, in the dtype of params; x of up to 16 bits a number, such as an
+    image's, as it is, because a network converts what it is given.
 
     params may be shapes.  Raises ValueError or TypeError, naming what of the batch does not fit
     the model, before anything is put there.
@@ -173,12 +174,17 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     classes = host.target.ndim < host.x.ndim and host.target.dtype.kind in "iu"
     with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below
         host = Batch(
-            x=host.x.astype(dtype),
+            x=host.x if _is_short(host.x) else host.x.astype(dtype),
             target=host.target if classes else host.target.astype(dtype),
             weight=None if host.weight is None else host.weight.astype(dtype),
         )
     _check_values(model, host, prefix)
     return Batch(*map(_on_device, batch, host))
+
+
+def _is_short(x: Any) -> bool:
+    """Whether x is whole numbers that are smaller on the device, and as exact, as they are."""
+    return x.dtype.kind in "biu" and x.dtype.itemsize <= 2
 
 
 def _on_device(given: Any, checked: Any) -> Any:
@@ -232,7 +238,7 @@ def _as_numbers(name: str, values: Any) -> Any:
 
 def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
     for field, array in batch._asdict().items():
-        if array is not None and not np.isfinite(array).all():
+        if array is not None and array.dtype.kind not in "biu" and not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0].tolist()
             value, dtype = array[tuple(where)], array.dtype
             raise ValueError(

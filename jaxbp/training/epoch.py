@@ -104,6 +104,7 @@ def one_epoch(
     def minibatch_step(carry: Carry, minibatch: Any) -> tuple[Carry, Array]:
         rows, number = minibatch
         examples = batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
+        examples = in_dtype_of(params, examples)
         gradient = program.gradient
         if key is not None:
             gradient = partial(gradient, key=jax.random.fold_in(key, number))
@@ -134,9 +135,15 @@ def one_epoch(
     if program.diagnostics:
         updates = jax.tree.map(jnp.subtract, params, before)
         with matmul_precision(program.precision):
-            health = layer_health(model, params, sample(batch, _OBSERVED), updates)
+            rows = in_dtype_of(params, sample(batch, _OBSERVED))
+            health = layer_health(model, params, rows, updates)
     finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
     return params, state, jnp.where(jnp.all(finite), loss, jnp.nan), health
+
+
+def in_dtype_of(params: Params, batch: Batch) -> Batch:
+    """A minibatch for a gradient, whose x is held in another dtype where that is smaller."""
+    return batch._replace(x=batch.x.astype(params[0].weight.dtype))
 
 
 def epochs_of(

@@ -218,7 +218,9 @@ def fit(
     if validation is not None:
         check_metric(model, params, validation, precision)
     if check:
-        check_pieces(model, params, batch, batch_size, program.gradient, key if random else None)
+        drawn_with, dtype = key if random else None, params[0].weight.dtype
+        own = model, params, batch, batch_size, program.gradient
+        check_pieces(*own, drawn_with, dtype)
     return _trained(
         program,
         optimizer,

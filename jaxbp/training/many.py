@@ -175,7 +175,7 @@ def fit_many(
     if check:
         params = partial(initial_params, keys[0], model, dtype=dtype)
         own = program.model._replace(l2=model.l2), params, batch, batch_size, program.gradient
-        check_pieces(*own, keys[0] if random else None)
+        check_pieces(*own, keys[0] if random else None, dtype)
     state, at_once = jax.eval_shape(first.init, shapes), count
     if jax.default_backend() != "cpu":  # devices with a memory of their own
         at_once = -(-count // len(work.dealt.devices))

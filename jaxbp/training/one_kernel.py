@@ -50,7 +50,8 @@ class OneKernel(NamedTuple):
     ) -> tuple[Carry, Array]:
         """Take the rows of batch in this order -> (carry, mean loss of the steps)."""
         wide = padded_program(program)
-        shapes, data = carry_shapes(wide, batch.x.dtype), padded_data(wide, batch)
+        dtype = carry[0][0].weight.dtype
+        shapes, data = carry_shapes(wide, dtype), padded_data(wide, batch, dtype)
         start = jax.tree.map(lambda leaf, of: grown(leaf, *of.shape), carry, shapes)
         size = program.batch_size
         assert size is not None  # a full batch has no order
@@ -87,7 +88,7 @@ class OneKernel(NamedTuple):
 
         end, mean = pallas.pallas_call(
             kernel,
-            out_shape=(shapes, shaped((), batch.x.dtype)),
+            out_shape=(shapes, shaped((), dtype)),
             compiler_params=triton.CompilerParams(num_warps=self.warps, num_stages=1),
             interpret=self.interpret,
         )([step.consts for step in steps], orders, data, start)

@@ -78,10 +78,10 @@ def neutral_logit(loss: Any) -> float | None:
     return _NEUTRAL_LOGIT.get(loss.func if isinstance(loss, partial) else loss)
 
 
-def padded_data(program: Program, batch: Batch) -> Batch:
-    """All rows, with zeros for the inputs and targets that were added."""
+def padded_data(program: Program, batch: Batch, dtype: Any) -> Batch:
+    """All rows in a dtype, with zeros for the inputs and targets that were added."""
     (rows, _), (inputs, *_, outputs) = batch.x.shape, program.model.sizes
-    x, target = grown(jnp.asarray(batch.x), rows, inputs), jnp.asarray(batch.target)
+    x, target = grown(jnp.asarray(batch.x, dtype), rows, inputs), jnp.asarray(batch.target)
     return Batch(x, grown(target, rows, outputs) if target.ndim == 2 else target, batch.weight)
 
 

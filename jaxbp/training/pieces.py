@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
@@ -59,6 +60,7 @@ def check_pieces(
     batch_size: int | None,
     gradient: Gradient,
     key: Array | None,
+    dtype: DTypeLike,
 ) -> None:
     """Raise TypeError or ValueError for a piece that is not what it claims to be.
 
@@ -69,6 +71,7 @@ def check_pieces(
     gradient: of the user's signature, before it is mixed with another dtype.
     key: for a gradient that draws at random, of which the values are not compared, as they differ
         at every draw; None for one that does not.
+    dtype: of params.
 
     Nor are the values of a piece compared that JAX cannot differentiate in reverse.
     """
@@ -79,11 +82,12 @@ def check_pieces(
     if not (units or own_loss or own_gradient):
         return
     batch = jax.tree.map(lambda array: jax.lax.slice_in_dim(array, 0, batch_size), batch)
-    tolerance = float(jnp.finfo(batch.x.dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
+    batch = batch._replace(x=batch.x.astype(dtype))
+    tolerance = float(jnp.finfo(dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
     rng, rows = np.random.default_rng(0), len(batch.x)
 
     def draw(*shape: int) -> Array:
-        values = np.asarray(rng.normal(size=shape)).astype(batch.x.dtype)
+        values = np.asarray(rng.normal(size=shape)).astype(dtype)
         drawn: Array = jax.device_put(values)
         return drawn
 
