@@ -28,7 +28,7 @@ import tyro
 
 import jaxbp
 from benchmarks.problems import random_params
-from jaxbp import activations, cli, diagnostics, heads
+from jaxbp import activations, cli, diagnostics, heads, memory
 from jaxbp.cli import (
     app,
     check,
@@ -44,7 +44,6 @@ from jaxbp.cli import (
     train,
 )
 from jaxbp.cli.compile_time import CompileTime
-from jaxbp.training import device
 
 QUICK = ["--epochs", "2", "--hidden", "8"]
 slow = pytest.mark.slow
@@ -434,7 +433,7 @@ def test_small_relu_networks_on_two_classes():
 def test_what_does_not_fit_into_memory_is_told_before_the_work(elsewhere, capsys, monkeypatch):
     """The optimiser's state counts; a gradient too large to be checked is trained with."""
     decided = planned("iris", "--hidden", 8)
-    monkeypatch.setattr(device, "_memory", lambda: 12.0 * decided.parameters)
+    monkeypatch.setattr(memory, "_memory", lambda: 12.0 * decided.parameters)
     for command in ("train", "diagnose"):
         few = ["iris", "--hidden", 8, "--optimizer", "adam"]
         assert run(command, *few) == 1

@@ -201,7 +201,8 @@ def fit(
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     if params is None:
         dtype = dtype_of(batch)
-        with memory_shortage_named(shapes_of(model, dtype)):
+        shapes = shapes_of(model, dtype)
+        with memory_shortage_named(shapes, jax.eval_shape(optimizer.init, shapes)):
             params = initial_params(key, model, dtype=dtype)
             wait_for(params)
     check_layers(params)
