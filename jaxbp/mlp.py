@@ -66,9 +66,9 @@ def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
     Many rows on one device go through the network in parts, of which the activations take up to 64
     MiB a layer; under trace, as in ``jax.jit``, they go at once.
     """
-    if is_on_one_device(x):
-        return model.head.predict(logits_in_parts(model, params, x))
-    return model.head.predict(forward(model, params, x)[0])
+    at_once = not is_on_one_device(x)
+    logits = forward(model, params, x)[0] if at_once else logits_in_parts(model, params, x)
+    return model.head.predict(logits)
 
 
 def logits_in_parts(model: MLP, params: Params, x: ArrayLike) -> Array:

@@ -1046,3 +1046,10 @@ def test_short_whole_numbers_stay_as_they_are_on_the_device():
     assert set(seen) == {np.dtype("float32")}
     wide = fit(batch=Batch(images.astype(np.float32), target), **options)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), short, wide)
+
+
+def test_parameters_that_are_not_finite_are_named():
+    weight = PARAMS[1].weight.at[1, 2].set(jnp.nan)
+    params = (PARAMS[0], PARAMS[1]._replace(weight=weight))
+    with pytest.raises(ValueError, match=r"params: got nan in params\[1\].weight, expected finite"):
+        fit(params=params, epochs=1)

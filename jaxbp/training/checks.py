@@ -23,6 +23,7 @@ from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.kernel_choice import KERNELS
 from jaxbp.training.pieces import held_to_shapes
 from jaxbp.training.same_program import compiled_for_each
+from jaxbp.trees import named_leaves
 
 _LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
 
@@ -107,6 +108,15 @@ def dtype_of(batch: Batch) -> DTypeLike:
     dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
     wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 2
     return dtype if wide else jnp.float32
+
+
+def check_finite(params: Params) -> None:
+    """Raise ValueError for parameters that are not finite, with which no training can begin."""
+    for name, leaf in named_leaves(params, "params").items():
+        values = np.asarray(leaf)
+        if not np.isfinite(values).all():
+            value = values[~np.isfinite(values)][0]
+            raise ValueError(f"params: got {value} in {name}, expected finite numbers")
 
 
 def on_one_device(given: dict[str, Any]) -> tuple[Any, ...]:

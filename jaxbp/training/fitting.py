@@ -27,6 +27,7 @@ from jaxbp.text import Table, fields, html, significant
 from jaxbp.training.checks import (
     check_arguments,
     check_concrete,
+    check_finite,
     check_full_batch,
     checked_data,
     dtype_of,
@@ -334,6 +335,8 @@ def _trained(
                 if record and not _is_finite(record[-1], model, params, batch, precision):
                     params = before
                     record.pop()
+                if not record:
+                    check_finite(params)
                 raise NonFiniteLossError(len(record) + 1, params, history())
             if ask_to_end(callbacks, record[-1]._replace(params=params)):
                 break
