@@ -66,8 +66,8 @@ def predict(model: MLP, params: Params, x: ArrayLike) -> Array:
     Many rows on one device go through the network in parts, of which the activations take up to 64
     MiB a layer; under trace, as in ``jax.jit``, they go at once.
     """
-    at_once = not is_on_one_device(x)
-    logits = forward(model, params, x)[0] if at_once else logits_in_parts(model, params, x)
+    in_parts = is_on_one_device(x)
+    logits = logits_in_parts(model, params, x) if in_parts else forward(model, params, x)[0]
     return model.head.predict(logits)
 
 

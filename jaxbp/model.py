@@ -98,6 +98,7 @@ def checked_input(model: MLP, params: Params, x: ArrayLike) -> Array:
     Raises ValueError where x or params do not fit the sizes of the model, TypeError where params
     are no layers and where x is no numbers.
     """
+    units_of(model)
     check_layers(params)
     expected = [((o, i), (o,)) for i, o in pairwise(model.sizes)]
     shapes = [(jnp.shape(layer.weight), jnp.shape(layer.bias)) for layer in params]

@@ -169,7 +169,7 @@ class _Lifted:
         return self._tree.unflatten(results)
 
     def program(self, *arguments: Any) -> Hashable:
-        """What the function does with these arguments, whatever its numbers."""
+        """The operations of the function on these arguments, whatever its numbers."""
         return as_value(jax.make_jaxpr(self)(self.numbers, *arguments)), self._tree
 
 

@@ -8,7 +8,8 @@ compared once, and of no piece of the package, which its tests prove:
     gradient     ∇E with ``autodiff`` and E with ``objective``, on the first minibatch
 
 a, c and the logits are drawn at random, near 0 and farther out, so that no kink is met and an entry
-or a row that depends on another one shows.  A relative error of √ε is rounding: 3e-4 in float32, 1.5e-8 in float64.
+or a row that depends on another one shows.  A relative error of √ε is rounding: 3e-4 in float32,
+1.5e-8 in float64.
 """
 
 from collections.abc import Callable, Iterator

@@ -129,9 +129,9 @@ def shapes_in(tree: Any) -> tuple[tuple[Any, ...], Any]:
 
 
 def as_value(tree: Any) -> Hashable:
-    """What can be compared of a program and of what is in it, arrays and jaxprs among them.
+    """A tree with jaxprs and arrays in it as a value that can be compared.
 
-    A jaxpr is its operations, each with its operands by their numbers; a function with a derivative
+    A jaxpr is its operations, each with its operands by their places; a function with a derivative
     rule of its own is what it computes, as a program that is run is not differentiated any more.
     Raises TypeError for what cannot be compared.
     """
