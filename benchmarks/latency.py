@@ -10,6 +10,7 @@ has a search by ``fit_many``, beside scikit-learn's ``MLPClassifier`` on all cor
 counts, as a user waits for it.
 """
 
+import gc
 import importlib.util
 import json
 import os
@@ -30,6 +31,7 @@ import jaxbp
 from benchmarks import peers, protocol, training
 from benchmarks.problems import name_of
 from jaxbp import activations, heads
+from jaxbp.training.same_program import KEPT
 
 CALLS = {  # columns of the first table, and what each has that is new
     "first": "first",
@@ -59,6 +61,7 @@ class Plan(NamedTuple):
     names: tuple[str, ...]  # of contenders
     processes: int  # of each contender
     searches: tuple[Search, ...]
+    calls: int = 1000  # of one process, in which memory is watched
 
 
 NAMES = (peers.OURS, peers.LOOP, "Flax", "Equinox", peers.EAGER, peers.SKLEARN)
@@ -75,6 +78,7 @@ QUICK = Plan(
     (peers.OURS,),
     1,
     (Search("iris", hidden=4, batch_size=64, epochs=3, networks=2, folds=2),),
+    calls=4,
 )
 
 
@@ -240,6 +244,51 @@ def search_of(search):
     }
 
 
+# Again and again
+
+
+def held_mib():
+    """The memory that this process holds; None where /proc does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def growth(calls):
+    """Train so often, all written inline with another rate at each call -> MiB held, now and then.
+
+    Before it is looked at, there have been as many calls as programs are kept.
+    """
+    rng = np.random.default_rng(0)
+    x, target = rng.normal(size=(64, 8)).astype(np.float32), rng.integers(3, size=64)
+
+    def train(number):
+        def activation(a):
+            h = np.float32(1.5) * jax.numpy.tanh(a)
+            return h, np.float32(1.5) * (1 - (h / np.float32(1.5)) ** 2)
+
+        jaxbp.fit(
+            jaxbp.MLP((8, 16, 3), activation, heads.softmax_cross_entropy),
+            jaxbp.Batch(x, target),
+            optimizer=optax.adam(1e-3 * (1 + number)),
+            epochs=1,
+            batch_size=16,
+            key=jax.random.key(number),
+        )
+
+    for number in range(2 * KEPT):
+        train(number)
+    held = [held_mib()]
+    for _ in range(4):
+        for number in range(calls // 4):
+            train(number)
+        gc.collect()
+        held.append(held_mib())
+    return {"calls": calls, "mib": held}
+
+
 # Reading the result
 
 
@@ -302,12 +351,20 @@ scikit-learn's `MLPClassifier`, the same networks on all cores by joblib, with i
 before (one fold measured, times 5). Their accuracies are found to agree."""
 
 
+GROWTH = """\
+A process that calls `fit` {calls} times, with an activation and an optimiser written inline and
+another rate at each call, holds {held} MiB: before, and after every quarter of them."""
+
+
 def markdown(result):
     """Both tables, each with its text."""
     versions = ", ".join(f"{name} {version}" for name, version in result["others"].items())
     tables = [table_of_one(cell).replace("{versions}", versions) for cell in result["one"]]
     if result["many"]:
         tables.append(protocol.table(MANY_COLUMNS, map(row_of_many, result["many"]), MANY))
+    if result["growth"] and result["growth"]["mib"][0]:
+        held = ", ".join(f"{each:.0f}" for each in result["growth"]["mib"])
+        tables.append(GROWTH.format(calls=result["growth"]["calls"], held=held).replace("\n", " "))
     return "\n\n".join(tables)
 
 
@@ -315,7 +372,7 @@ def measure(run):
     """Every call of every contender, then the searches."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as for benchmarks.training
     plan = protocol.extent(run, FULL, SHORT, QUICK)
-    result = {"others": protocol.versions(*training.OTHERS), "one": [], "many": []}
+    result = {"others": protocol.versions(*training.OTHERS), "one": [], "many": [], "growth": None}
     for cell in run.cells([plan], one_training, lambda _: "single trainings"):
         result["one"].append(cell)
         run.keep(result)
@@ -326,6 +383,9 @@ def measure(run):
         result["many"].append(cell)
         print(row_of_many(cell), flush=True)
         run.keep(result)
+    for found in run.cells([plan.calls], growth, lambda _: "memory over many calls"):
+        result["growth"] = found
+        print(f"\n{found}", flush=True)
     return result
 
 
