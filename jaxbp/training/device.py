@@ -1,4 +1,4 @@
-"""The device: a wait for it that Ctrl-C can end."""
+"""The device: a wait for it that Ctrl-C can end, and how much to start at once."""
 
 import time
 from typing import Any
@@ -6,6 +6,12 @@ from typing import Any
 import jax
 
 PATIENCE = 0.2  # seconds that Ctrl-C may go unheard
+
+
+def epochs_at_once(at_most: int, left: int, seconds: float) -> int:
+    """How many epochs to start in one call, if one takes so many seconds: no longer than Ctrl-C may
+    go unheard."""
+    return max(0, min(at_most, left, 1 + int(PATIENCE / seconds)))
 
 
 def wait_for(tree: Any) -> None:

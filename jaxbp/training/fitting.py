@@ -34,7 +34,7 @@ from jaxbp.training.checks import (
     on_one_device,
 )
 from jaxbp.training.constants import Constants, Given, with_l2, without_l2, without_numbers
-from jaxbp.training.device import PATIENCE, wait_for
+from jaxbp.training.device import PATIENCE, epochs_at_once, wait_for
 from jaxbp.training.epoch import (
     Program,
     epochs_of,
@@ -374,7 +374,7 @@ class _Blocks:
         """Train -> after each call what has ended; none follows one that broke."""
         first, before, block = 1, params, self.at_most
         seconds = _guess(program, len(self.batch.x))
-        count = self._count(first, seconds)
+        count = epochs_at_once(block, self.epochs, seconds)
         orders = self._orders(program, first, count)
         while count:
             numbers = jax.device_put((np.int32(first), np.int32(count)))
@@ -385,7 +385,7 @@ class _Blocks:
                 program = with_kernel(*choice, block=block)
             started = time.perf_counter()
             params, state, before, *records = run_epochs(program)(*given, block=block)
-            upcoming = self._count(first + count, seconds)
+            upcoming = epochs_at_once(block, self.epochs + 1 - first - count, seconds)
             orders = self._orders(program, first + count, upcoming)  # while the device is at work
             if first == 1 or seconds * count > PATIENCE:
                 wait_for(records[0])
@@ -395,10 +395,6 @@ class _Blocks:
             good = count if finite.all() else int(finite.argmin())
             yield _Ended(params, before, losses[:good], healths, good < count)
             first, count = first + count, upcoming
-
-    def _count(self, first: int, seconds: float) -> int:
-        """How many epochs to take from the first on, if one takes so many seconds."""
-        return max(0, min(self.at_most, self.epochs + 1 - first, 1 + int(PATIENCE / seconds)))
 
     def _orders(self, program: Program, first: int, count: int) -> Array | None:
         if program.batch_size is None or not count:

@@ -8,6 +8,7 @@ except when they are tiny; an accelerator takes them together (``jax.vmap``), as
 """
 
 import os
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ from jaxbp.training.checks import (
     on_one_device,
 )
 from jaxbp.training.constants import Constants, MakeOptimizer, Optimizer, without_numbers
-from jaxbp.training.device import wait_for
+from jaxbp.training.device import epochs_at_once, wait_for
 from jaxbp.training.epoch import (
     Program,
     drawn_rows,
@@ -246,7 +247,7 @@ def _trained(
         program,
         optimizer,
         _block_of_epochs,
-        (*groups[0], np.int32(1), np.int32(1)),
+        (*groups[0], None, np.int32(1), np.int32(1)),
         networks=len(started[0].finite),
         block=block,
     )
@@ -255,8 +256,9 @@ def _trained(
     else:
         orders = None
         if program.batch_size is not None:
-            orders = partial(_orders, dealt, each[0].tolist(), len(batch.x))
-        all_epochs = _epochs_on_host(program, groups, orders, epochs)
+            block = max(1, min(block, 2**22 // (dealt.total * len(batch.x))))  # 16 MiB, or one
+            orders = partial(_orders, dealt, each[0].tolist(), len(batch.x), block)
+        all_epochs = _epochs_on_host(program, groups, orders, epochs, block)
     with carrying(so_far):
         for groups, outcomes in all_epochs:
             loss, validated = dealt.gather(outcomes)
@@ -407,49 +409,70 @@ def _started(
 _networks = compiled_for_each(_started, runs_once=True)
 
 
-def _orders(dealt: _Dealt, seeds: list[list[int]], rows: int, number: int) -> list[np.ndarray]:
-    """The orders of an epoch, of each network (n, rows), by group; seeds are the keys' data."""
-    return dealt.deal(np.array([shuffled_rows(seed, number, rows) for seed in seeds]))
+def _orders(
+    dealt: _Dealt, seeds: list[list[int]], rows: int, block: int, first: int, count: int
+) -> list[np.ndarray]:
+    """The orders of some epochs, at most a block, of each network (block, n, rows), by group.
+
+    seeds are the keys' data.
+    """
+    orders = np.zeros((len(seeds), block, rows), np.int32)
+    for n, seed in enumerate(seeds):
+        for place in range(count):
+            orders[n, place] = shuffled_rows(seed, first + place, rows)
+    return [np.swapaxes(each, 0, 1) for each in dealt.deal(orders)]
 
 
 def _epochs_on_host(
     program: Program,
     groups: list[_Group],
-    orders_of: Callable[[int], Sequence[np.ndarray]] | None,
+    orders_of: Callable[[int, int], Sequence[np.ndarray]] | None,
     epochs: int,
+    block: int,
 ) -> Iterator[tuple[list[_Group], list[Any]]]:
     """Train the groups side by side on the cores -> after each epoch, the groups and their records.
 
     It is compiled here and called in threads: a thread would compile without the caller's
-    ``jax.enable_x64`` and its like, which hold for one thread.
+    ``jax.enable_x64`` and its like, which hold for one thread.  With blocks of more than one epoch,
+    the groups are those after the block.
 
-    orders_of: gives the orders of an epoch, by group; None for full batches.
+    orders_of: gives the orders from an epoch on, of so many, by group; None for full batches.
     """
 
-    def orders_in(number: int) -> Sequence[np.ndarray | None]:
-        return [None] * len(groups) if orders_of is None else orders_of(number)
+    def orders_from(first: int, count: int) -> Sequence[np.ndarray | None]:
+        if orders_of is None or not count:
+            return [None] * len(groups)
+        return orders_of(first, count)
 
-    orders = orders_in(1)
+    first, count = 1, 1
+    orders = orders_from(first, count)
+    numbers = np.int32(first), np.int32(count)
     compiled = [
-        compiled_ahead(_compiled_epoch(program), *group, order, np.int32(1))
+        compiled_ahead(_block_of_epochs(program), *group, order, *numbers, block=block)
         for group, order in zip(groups, orders, strict=True)
     ]
 
-    def run(each: Any, group: _Group, order: np.ndarray | None, number: int) -> tuple[_Group, Any]:
-        networks, record = each(*group, order, np.int32(number))
+    def run(each: Any, group: _Group, order: Any, *numbers: Any) -> tuple[_Group, Any]:
+        networks, record = each(*group, order, *numbers)
         return group._replace(networks=networks), jax.device_get(record)  # waits
 
-    pool = ThreadPoolExecutor(len(groups))
+    pool, seconds = ThreadPoolExecutor(len(groups)), float("inf")
     try:
-        for number in range(1, epochs + 1):
+        while count:
+            started = time.perf_counter()
+            numbers = np.int32(first), np.int32(count)
             running = [
-                pool.submit(run, each, group, order, number)
+                pool.submit(run, each, group, order, *numbers)
                 for each, group, order in zip(compiled, groups, orders, strict=True)
             ]
-            orders = orders_in(number + 1)  # while the cores are at work
+            upcoming = epochs_at_once(block, epochs + 1 - first - count, seconds)
+            orders = orders_from(first + count, upcoming)  # while the cores are at work
             results = [future.result() for future in running]
+            seconds = (time.perf_counter() - started) / count
             groups = [group for group, _ in results]
-            yield groups, [record for _, record in results]
+            for place in range(count):
+                yield groups, [jax.tree.map(itemgetter(place), record) for _, record in results]
+            first, count = first + count, upcoming
     finally:
         pool.shutdown(wait=False)  # after Ctrl-C the cores may be busy for long
 
@@ -475,7 +498,7 @@ def _epochs_on_accelerator(
     for first in range(1, epochs + 1, block):
         count = min(block, epochs + 1 - first)
         results = [
-            _block_of_epochs(program)(*group, np.int32(first), np.int32(count), block=block)
+            _block_of_epochs(program)(*group, None, np.int32(first), np.int32(count), block=block)
             for group in groups
         ]
         groups = [
@@ -494,16 +517,21 @@ def _epochs(
     numbers: Any,
     batch: Batch,
     validation: Batch | None,
+    orders: Array | None,
     first: Array,
     count: Array,
     *,
     block: int,
 ) -> tuple[_Networks, Any]:
-    """Count epochs of every network, at most a block -> the networks, and records (block, n)."""
+    """Count epochs of every network, at most a block -> the networks, and records (block, n).
+
+    orders: (block, n, rows); None where they are drawn on the device, and for full batches.
+    """
     each = jnp.zeros((block, *networks.finite.shape), jax.tree.leaves(networks.params)[0].dtype)
 
     def epoch(place: Array, networks: _Networks) -> tuple[_Networks, Any]:
-        return _one_epoch_each(program, networks, numbers, batch, validation, None, first + place)
+        order = None if orders is None else orders[place]
+        return _one_epoch_each(program, networks, numbers, batch, validation, order, first + place)
 
     return repeated(epoch, networks, (each, None if validation is None else (each, each)), count)
 
@@ -549,9 +577,6 @@ def _one_epoch_each(
     return after
 
 
-_compiled_epoch = compiled_for_each(_one_epoch_each)
-
-
 def _together(program: Program, batch: Batch) -> bool:
     """Whether a group's networks are worth a batched product: on an accelerator, and on a CPU where
     a step is so small that starting its products takes longer than computing them."""
@@ -560,7 +585,7 @@ def _together(program: Program, batch: Batch) -> bool:
     return jax.default_backend() != "cpu" or rows * weights < _SMALL
 
 
-_BLOCK = 64  # epochs of one program on an accelerator
+_BLOCK = 64  # epochs of one call at most
 _SMALL = 2**17  # multiplications: 32-64-10 at batch 32 is below, 64-128-10 above
 
 

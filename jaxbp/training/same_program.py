@@ -105,14 +105,19 @@ def compiled_for_each(
     return compiled
 
 
-def compiled_ahead(jitted: Any, *arguments: Any) -> Any:
-    """The executable of a jitted function for arguments like these, to be called by any thread."""
-    return _compiled_ahead(jitted, *shapes_in(arguments), settings())
+def compiled_ahead(jitted: Any, *arguments: Any, **static: Any) -> Any:
+    """The executable of a jitted function for arguments like these, to be called by any thread.
+
+    static: arguments by name that it is not called with.
+    """
+    return _compiled_ahead(jitted, *shapes_in(arguments), tuple(static.items()), settings())
 
 
 @lru_cache(maxsize=KEPT)
-def _compiled_ahead(jitted: Any, shapes: tuple[Any, ...], tree: Any, settings: Any) -> Any:
-    return jitted.lower(*tree.unflatten(shapes)).compile()
+def _compiled_ahead(
+    jitted: Any, shapes: tuple[Any, ...], tree: Any, static: Any, settings: Any
+) -> Any:
+    return jitted.lower(*tree.unflatten(shapes), **dict(static)).compile()
 
 
 def shapes_in(tree: Any) -> tuple[tuple[Any, ...], Any]:
