@@ -322,7 +322,7 @@ Waiting threads of OpenMP sleep (OMP_WAIT_POLICY={policy}): by default
 they spin, which on two cores makes PyTorch up to a fifth faster while both are free, and ten times
 slower and more while one is not. Those of OpenBLAS, which scikit-learn uses, cannot be made to
 sleep: its times need both cores free. Where products are most of a step, as at 784-512-512-10, all
-are bound by the same arithmetic, and little can be gained over anyone. At 64-128-10 two thirds of a
+are bound by the same arithmetic, and little can be gained over anyone. At 64-128-10 about half of a
 step are products too, which at that size run far below the machine's peak (see Limit); this bounds
 what can be gained there."""
 GPU = """\

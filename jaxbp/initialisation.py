@@ -56,11 +56,13 @@ def init(
     bias: the value of every bias, 0 unless given; 0.1 keeps ReLUs from being born dead.
     dtype: of weights and biases, float32 unless given.
 
-    Raises TypeError or ValueError for an invalid model, TypeError for what is no key, ValueError
-    for an unknown scheme.  After He et al. (2015), eq. 10; Glorot and Bengio (2010), eq. 12; LeCun
-    et al. (1998), section 4.6.
+    Raises TypeError or ValueError for an invalid model, TypeError for what is no key and for a
+    dtype that is not floating, ValueError for an unknown scheme.  After He et al. (2015), eq. 10;
+    Glorot and Bengio (2010), eq. 12; LeCun et al. (1998), section 4.6.
     """
     check_key(key)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype: got {jnp.dtype(dtype)}, expected a floating point one")
     return draw(model.sizes, schemes_of(model, scheme), dtype, key, bias)
 
 

@@ -489,6 +489,8 @@ def test_a_file_that_is_no_csv(write):
         ({"target": 7}, "no column '7' .the columns are"),
         ({"task": "regression"}, r"table\.csv, row 2, column 'kind': 'a' where a number belongs"),
         ({"validation": 0.6, "test": 0.5}, "validation, test: got 0.6 and 0.5"),
+        ({"validation": "a"}, "validation, test: got 'a' and 0.2, expected positive shares"),
+        ({"seed": 1.5}, "seed: got 1.5, expected a whole number"),
         ({"test": 0.01, "validation": 0.01}, "30 rows cannot be split into these shares"),
     ],
 )
@@ -564,6 +566,10 @@ def test_rows_beyond_float32_are_refused():
         data.transform(preparation, np.array([[1.0] * 4, [1, 1e300, 1, 1]]))
     with pytest.raises(DataError, match="x: some values are masked"):
         data.transform(preparation, np.ma.masked_equal([[1.0, 2, 3, 4]], 3))
+    with pytest.raises(DataError, match=r"x: got datetime64\[D\], expected rows of numbers"):
+        data.transform(preparation, np.array([["2020-01-01"] * 4], "M8[D]"))
+    with pytest.raises(DataError, match=r"source: got ndarray, expected a name or a file's path"):
+        data.load(np.ones((3, 2)))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short"])

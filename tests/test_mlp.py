@@ -222,6 +222,12 @@ def test_what_is_no_key_is_named(key):
         jaxbp.init(key, model)
 
 
+def test_weights_of_whole_numbers_are_refused():
+    model = MLP((2, 1), activations.tanh, heads.linear_squared_error)
+    with pytest.raises(TypeError, match="dtype: got int64, expected a floating point one"):
+        jaxbp.init(jax.random.key(0), model, dtype=int)
+
+
 def test_an_unknown_scheme_is_answered_with_the_known_ones():
     model = MLP((2, 1), activations.tanh, heads.linear_squared_error)
     with pytest.raises(ValueError, match="scheme: got 'xavier', expected one of he, glorot, lecun"):

@@ -173,11 +173,11 @@ def _of_classes(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
     present, decided = np.unique(target), shares.argmax(1)
     total = shares.sum(axis=1, keepdims=True, dtype=np.float64)
     shares = np.where(total == 0, 1 / shares.shape[1], shares / np.where(total == 0, 1, total))
-    averaged = {"labels": present, "average": "macro"}
+    recalled = {"labels": present, "average": "macro"}
     measured = {
         "accuracy": metrics.accuracy_score(target, decided),
-        "balanced_accuracy": metrics.recall_score(target, decided, **averaged),
-        "macro_f1": metrics.f1_score(target, decided, **averaged, zero_division=0),
+        "balanced_accuracy": metrics.recall_score(target, decided, **recalled),
+        "macro_f1": metrics.f1_score(target, decided, average="macro", zero_division=0),
         "log_loss": np.nan,
     }
     of_two = shares.shape[1] == len(present) == 2

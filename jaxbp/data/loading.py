@@ -6,6 +6,7 @@ returns scales new rows in the same way.
 
 import warnings
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,12 +123,18 @@ def load(
         counts=counts,
         header=False if header is None else header,
     )
-    if not 0 <= seed < 2**32:
-        raise DataError(f"seed: got {seed}, expected 0 to 2³² - 1")
-    if not (validation > 0 and test > 0 and validation + test < 1):
+    if not isinstance(source, str | Path):
         raise DataError(
-            f"validation, test: got {validation} and {test}, expected positive shares of the rows "
-            "that leave some to train on"
+            f"source: got {type(source).__name__}, expected a name or a file's path; arrays that "
+            "are there already are jaxbp.Batch(x, target)"
+        )
+    if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:
+        raise DataError(f"seed: got {seed!r}, expected a whole number from 0 to 2³² - 1")
+    shares = validation, test
+    if not (all(isinstance(each, Real) and each > 0 for each in shares) and sum(shares) < 1):
+        raise DataError(
+            f"validation, test: got {validation!r} and {test!r}, expected positive shares of the "
+            "rows that leave some to train on"
         )
     if task not in {None, "classification", "regression"}:
         raise DataError(f"task: got {task!r}, expected classification or regression")

@@ -45,6 +45,8 @@ def transform(preparation: Preparation, x: Any) -> np.ndarray:
         x = x[[by_name[name] for name in features]]
     if np.ma.is_masked(x):
         raise DataError("x: some values are masked, expected an array without a mask")
+    if np.asarray(x).dtype.kind in "cmM":  # complex numbers, durations, dates
+        raise DataError(f"x: got {np.asarray(x).dtype}, expected rows of numbers")
     try:
         rows = np.asarray(x, np.float64)
     except (TypeError, ValueError) as error:

@@ -46,7 +46,8 @@ def split_rows(
         train_rows, validation_rows = split(rest, validation / (1 - test))
     except ValueError as error:
         reason = str(error).split(", the resulting")[0]
+        more = "" if labels is None else "; stratify=False (--no-stratify) splits them anyhow"
         raise DataError(
-            f"{name}: {len(target)} rows cannot be split into these shares ({reason})"
+            f"{name}: {len(target)} rows cannot be split into these shares ({reason}){more}"
         ) from None
     return train_rows, validation_rows, test_rows
