@@ -221,7 +221,7 @@ def test_an_optimizer_without_its_numbers_given_back_is_the_optimizer(make):
     """Four steps by the program of one rate, with the numbers of another."""
     params = (jnp.array([1.0, -2.0, 0.5]), jnp.array([[3.0]]))
     without_numbers(Given(make(0.1)), params)
-    shared, numbers = without_numbers(Given(make(0.03)), params)
+    shared, numbers, _ = without_numbers(Given(make(0.03)), params)
     assert shared.lifted
     assert shared is without_numbers(Given(make(0.5)), params)[0]
     both = [make(0.03), shared(Constants(numbers=numbers))]
@@ -237,7 +237,7 @@ def test_an_optimizer_without_its_numbers_given_back_is_the_optimizer(make):
 
 
 def test_an_optimizer_that_asks_for_the_objective_keeps_its_numbers():
-    shared, numbers = without_numbers(Given(optax.lbfgs()), (jnp.ones(3),))
+    shared, numbers, _ = without_numbers(Given(optax.lbfgs()), (jnp.ones(3),))
     assert (shared.lifted, numbers) == (False, ((), ()))
     params, _ = train(optimizer=optax.lbfgs(), batch_size=None, epochs=4)
     assert jaxbp.objective(MODEL, params, BATCH) < 0.5 * jaxbp.objective(
@@ -247,7 +247,7 @@ def test_an_optimizer_that_asks_for_the_objective_keeps_its_numbers():
 
 def test_an_exponent_stays_a_number():
     """XLA makes a square root of a power of 1/2, which it cannot of an argument."""
-    _, (_, numbers) = without_numbers(Given(OPTIMIZERS["powers"](0.1)), (jnp.ones(3),))
+    _, (_, numbers), _ = without_numbers(Given(OPTIMIZERS["powers"](0.1)), (jnp.ones(3),))
     assert [float(number) for number in numbers] == [pytest.approx(-0.1)]
 
 

@@ -83,16 +83,13 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def check_full_batch(
-    optimizer: optax.GradientTransformation, params: Params, batch_size: int | None
-) -> None:
+def check_full_batch(state: Any, batch_size: int | None) -> None:
     """Raise ValueError where a method for full batches, alone or in a chain, gets minibatches.
 
-    params may be shapes; of the optimiser's state, too, nothing but shapes is made.
+    state: of the optimiser, or its shapes.
     """
     if batch_size is None:
         return
-    state = jax.eval_shape(optimizer.init, params)
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, FULL_BATCH_STATES))
     if any(isinstance(part, FULL_BATCH_STATES) for part in parts):
         raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")

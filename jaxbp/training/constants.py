@@ -86,9 +86,15 @@ class Given:
         return self.optimizer
 
 
-def without_numbers(
-    make: MakeOptimizer, params: Any, *, rated: bool = False
-) -> tuple[Optimizer, tuple[Numbers, Numbers]]:
+class Lifted(NamedTuple):
+    """An optimiser, its numbers, and the shapes of its state."""
+
+    optimizer: Optimizer
+    numbers: tuple[Numbers, Numbers]
+    state: Any
+
+
+def without_numbers(make: MakeOptimizer, params: Any, *, rated: bool = False) -> Lifted:
     """The optimiser that ``make`` makes, without its numbers, and they.
 
     make: a function of a learning rate, if it is rated; else of nothing.
@@ -99,7 +105,7 @@ def without_numbers(
     its numbers.
     """
     leaves, tree = jax.tree.flatten(params)
-    shapes = tuple(shaped(leaf.shape, leaf.dtype) for leaf in leaves)
+    shapes = tuple(shaped(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     return _without_numbers(make, shapes, tree, rated, settings())
 
 
@@ -110,19 +116,19 @@ def _without_numbers(
     tree: Any,
     rated: bool,
     settings: Any,
-) -> tuple[Optimizer, tuple[Numbers, Numbers]]:
+) -> Lifted:
     params, value = tree.unflatten(leaves), shaped((), leaves[0].dtype)
     rates = (value,) if rated else ()
     start, step = partial(_start, make), partial(_update, make)
+    state = jax.eval_shape(start, params, rates)
     try:
-        state = jax.eval_shape(start, params, rates)
         given = (params, rates), (params, state, params, value, rates)
         both = [_Lifted(of, *each) for of, each in zip((start, step), given, strict=True)]
         programs = [lifted.program(*each) for lifted, each in zip(both, given, strict=True)]
     except Exception:  # of the optimiser, which asks for what is withheld
-        return Optimizer(make, lifted=False), ((), ())
-    first, second = both
-    return first_alike(Optimizer(make, lifted=True), *programs), (first.numbers, second.numbers)
+        return Lifted(Optimizer(make, lifted=False), ((), ()), state)
+    optimizer = first_alike(Optimizer(make, lifted=True), *programs)
+    return Lifted(optimizer, jax.device_put((both[0].numbers, both[1].numbers)), state)
 
 
 def _start(make: MakeOptimizer, params: Any, rate: tuple[Any, ...]) -> Any:

@@ -200,21 +200,20 @@ def fit(
     )
     callbacks, random = callbacks_of(on_epoch), is_random(gradient)
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
+    shapes = shapes_of(model, dtype_of(batch)) if params is None else params
+    check_layers(shapes)
+    lifted = without_numbers(Given(optimizer), tuple(shapes))
+    check_full_batch(lifted.state, batch_size)
     if params is None:
-        dtype = dtype_of(batch)
-        shapes = shapes_of(model, dtype)
-        with memory_shortage_named(shapes, jax.eval_shape(optimizer.init, shapes)):
-            params = initial_params(key, model, dtype=dtype)
+        with memory_shortage_named(shapes, lifted.state):
+            params = initial_params(key, model, dtype=dtype_of(batch))
             wait_for(params)
-    check_layers(params)
     params = tuple(params)
-    check_full_batch(optimizer, params, batch_size)
     batch, validation = checked_data(model, params, batch, validation)
     batch_size = batch_size and min(batch_size, len(batch.x))
     bare, l2 = without_l2(model, params)
-    made, numbers = without_numbers(Given(optimizer), params)
-    program = Program(bare, made, mixed, batch_size, diagnostics, precision)
-    constants = jax.device_put(Constants(l2, None, numbers))
+    program = Program(bare, lifted.optimizer, mixed, batch_size, diagnostics, precision)
+    constants = Constants(l2, None, lifted.numbers)
     program = _first_alike(program, constants, params, batch, validation, random=random)
     model = program.model._replace(l2=model.l2)
     if validation is not None:
@@ -308,7 +307,7 @@ def _trained(
         kept = outputs_kept(model, rows, jnp.result_type(params[0].weight))
     with (
         carrying(lambda: (len(record) + 1, params, history())),
-        memory_shortage_named(params, jax.eval_shape(optimizer.init, params), kept),
+        memory_shortage_named(params, without_numbers(Given(optimizer), params).state, kept),
     ):
         state = initial_state(program.optimizer)(params, constants)
         wait_for(state)

@@ -153,34 +153,33 @@ def fit_many(
     random, dtype = is_random(gradient), dtype_of(batch)
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     shapes = shapes_of(model, dtype)
-    check_full_batch(first, shapes, batch_size)
+    lifted = without_numbers(optimizer, shapes, rated=True)
+    check_full_batch(lifted.state, batch_size)
     batch, validation = checked_data(model, shapes, batch, validation)
     batch_size = batch_size and min(batch_size, len(batch.x))
     seeds = np.asarray(jax.random.key_data(keys))  # on the host, which deals without a program
     penalised = l2 is not None or model.l2 != 0
     each = seeds, rates.astype(dtype), penalties.astype(dtype) if penalised else None
-    made, numbers = without_numbers(optimizer, shapes, rated=True)
-    program = Program(model._replace(l2=0.0), made, mixed, batch_size, precision=precision)
+    bare = model._replace(l2=0.0)
+    program = Program(bare, lifted.optimizer, mixed, batch_size, precision=precision)
     start = _Start(
         sizes=model.sizes,
         schemes=schemes_of(model),
         dtype=jnp.dtype(dtype),
-        optimizer=made,
+        optimizer=lifted.optimizer,
         key=jax.random.key_impl(keys),
         keeps_keys=random or draws_on_device(),
     )
-    work = _Work(
-        start, _Dealt(count, _workers()[:count]), each, jax.device_put(numbers), batch, validation
-    )
+    work = _Work(start, _Dealt(count, _workers()[:count]), each, lifted.numbers, batch, validation)
     program = _first_alike(program, work)
     if check:
         params = partial(initial_params, keys[0], model, dtype=dtype)
         own = program.model._replace(l2=model.l2), params, batch, batch_size, program.gradient
         check_pieces(*own, keys[0] if random else None, dtype)
-    state, at_once = jax.eval_shape(first.init, shapes), count
+    at_once = count
     if jax.default_backend() != "cpu":  # devices with a memory of their own
         at_once = -(-count // len(work.dealt.devices))
-    with memory_shortage_named(shapes, state, networks=at_once):
+    with memory_shortage_named(shapes, lifted.state, networks=at_once):
         return _trained(program, first, work, epochs, kernel, callbacks)
 
 
