@@ -236,9 +236,19 @@ def test_an_optimizer_without_its_numbers_given_back_is_the_optimizer(make):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), *found)
 
 
+def by_objective():
+    """Steps in proportion to the objective."""
+
+    def update(grads, state, params, *, value_fn, **_):
+        return jax.tree.map(lambda grad: -0.1 * value_fn(params) * grad, grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
 def test_an_optimizer_that_asks_for_the_objective_keeps_its_numbers():
-    shared, numbers, _ = without_numbers(Given(optax.lbfgs()), (jnp.ones(3),))
-    assert (shared.lifted, numbers) == (False, ((), ()))
+    for make in (optax.lbfgs, by_objective):
+        shared, numbers, _ = without_numbers(Given(make()), (jnp.ones(3),))
+        assert (shared.lifted, numbers) == (False, ((), ()))
     params, _ = train(optimizer=optax.lbfgs(), batch_size=None, epochs=4)
     assert jaxbp.objective(MODEL, params, BATCH) < 0.5 * jaxbp.objective(
         MODEL, jaxbp.init(jax.random.key(0), MODEL), BATCH
