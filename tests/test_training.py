@@ -134,8 +134,8 @@ def test_nothing_recompiles_after_the_first_epoch():
 
 
 def test_each_gradient_is_traced_once_a_program():
-    """To be known again and to be compiled: for full minibatches and the ragged one."""
-    traced = chex.assert_max_traces(jaxbp.backprop, n=4)
+    """To be compiled, and at each call to be known: for full minibatches and the ragged one."""
+    traced = chex.assert_max_traces(jaxbp.backprop, n=6)
     for _ in range(2):
         fit(gradient=traced, epochs=4, check=False)
 

@@ -9,9 +9,9 @@ in its jaxpr are taken out; two that differ in them alone are one.
 """
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +22,8 @@ from jax import Array
 from jax.extend.core import Literal
 
 from jaxbp.model import MLP
-from jaxbp.training.same_program import KEPT, as_value, first_alike, settings
-from jaxbp.trees import CALLS, evaluated, opened, shaped, subjaxprs
+from jaxbp.training.same_program import as_value, settings
+from jaxbp.trees import CALLS, evaluated, opened, subjaxprs
 
 MakeOptimizer = Callable[..., optax.GradientTransformation]  # of a learning rate or of nothing
 Numbers = tuple[Any, ...]  # arrays, most of them scalars
@@ -52,25 +52,41 @@ def with_l2(model: MLP, l2: Array | None) -> MLP:
     return model if l2 is None else model._replace(l2=l2)  # type: ignore[arg-type]
 
 
-class Optimizer(NamedTuple):
-    """An optimiser as a function of its numbers: what a program is compiled for."""
+class Optimizer:
+    """An optimiser as a function of its numbers: what a program is compiled for.
 
-    make: MakeOptimizer
-    lifted: bool  # whether its numbers are arguments; else they are part of the program
+    Another one is equal if it traces to the same, but for its numbers.
+    """
+
+    def __init__(self, make: MakeOptimizer, lifted: "tuple[_Lifted, _Lifted] | None") -> None:
+        self._make, self._both = make, lifted  # None: its numbers are part of the program
+        self._key = make if lifted is None else (*(each.program for each in lifted), settings())
+        self._hash = hash(self._key)
+
+    @property
+    def lifted(self) -> bool:
+        """Whether its numbers are arguments of its program."""
+        return self._both is not None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Optimizer) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __call__(self, constants: Constants) -> optax.GradientTransformation:
         """The optax optimiser with these numbers, which may be under trace."""
         rate = () if constants.learning_rate is None else (constants.learning_rate,)
-        if not self.lifted:
-            return self.make(*rate)
-        for_start, for_update = constants.numbers
+        if self._both is None:
+            return self._make(*rate)
+        (start, step), (for_start, for_update) = self._both, constants.numbers
 
         def init(params: Any) -> Any:
-            return _Lifted(partial(_start, self.make), params, rate)(for_start, params, rate)
+            return start.at(params, rate)(for_start, params, rate)
 
         def update(grads: Any, state: Any, params: Any, *, value: Any, **_: Any) -> Any:
             given = grads, state, params, value, rate
-            return _Lifted(partial(_update, self.make), *given)(for_update, *given)
+            return step.at(*given)(for_update, *given)
 
         return optax.GradientTransformationExtraArgs(init, update)
 
@@ -104,31 +120,17 @@ def without_numbers(make: MakeOptimizer, params: Any, *, rated: bool = False) ->
     An optimiser that asks for more than the gradient and the loss, such as for the objective, keeps
     its numbers.
     """
-    leaves, tree = jax.tree.flatten(params)
-    shapes = tuple(shaped(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _without_numbers(make, shapes, tree, rated, settings())
-
-
-@lru_cache(maxsize=KEPT)
-def _without_numbers(
-    make: MakeOptimizer,
-    leaves: tuple[Any, ...],
-    tree: Any,
-    rated: bool,
-    settings: Any,
-) -> Lifted:
-    params, value = tree.unflatten(leaves), shaped((), leaves[0].dtype)
+    params = jax.eval_shape(lambda tree: tree, params)
+    value = jax.tree.leaves(params)[0].update(shape=())
     rates = (value,) if rated else ()
-    start, step = partial(_start, make), partial(_update, make)
-    state = jax.eval_shape(start, params, rates)
+    state = jax.eval_shape(partial(_start, make), params, rates)
     try:
-        given = (params, rates), (params, state, params, value, rates)
-        both = [_Lifted(of, *each) for of, each in zip((start, step), given, strict=True)]
-        programs = [lifted.program(*each) for lifted, each in zip(both, given, strict=True)]
+        start = _Lifted(partial(_start, make), params, rates)
+        step = _Lifted(partial(_update, make), params, state, params, value, rates)
     except Exception:  # of the optimiser, which asks for what is withheld
-        return Lifted(Optimizer(make, lifted=False), ((), ()), state)
-    optimizer = first_alike(Optimizer(make, lifted=True), *programs)
-    return Lifted(optimizer, jax.device_put((both[0].numbers, both[1].numbers)), state)
+        return Lifted(Optimizer(make, None), ((), ()), state)
+    numbers = jax.device_put((start.numbers, step.numbers))
+    return Lifted(Optimizer(make, (start, step)), numbers, state)
 
 
 def _start(make: MakeOptimizer, params: Any, rate: tuple[Any, ...]) -> Any:
@@ -158,9 +160,13 @@ class _Lifted:
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._function, self._shapes = function, _shapes_of(arguments)
         self._traced, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
         self._tree: Any = jax.tree.structure(result)
         self.numbers: Numbers = (*self._traced.consts, *_literals(self._traced))
+        #: the operations of the function, whatever its numbers
+        self.program = as_value(jax.make_jaxpr(self)(self.numbers, *arguments)), self._tree
+        hash(self.program)
 
     def __call__(self, numbers: Numbers, *arguments: Any) -> Any:
         """The result with these numbers."""
@@ -174,9 +180,16 @@ class _Lifted:
         results = evaluated(self._traced, numbers[:count], leaves, literal)
         return self._tree.unflatten(results)
 
-    def program(self, *arguments: Any) -> Hashable:
-        """The operations of the function on these arguments, whatever its numbers."""
-        return as_value(jax.make_jaxpr(self)(self.numbers, *arguments)), self._tree
+    def at(self, *arguments: Any) -> "_Lifted":
+        """The function as it was traced, or traced for arguments of other shapes."""
+        if _shapes_of(arguments) == self._shapes:
+            return self
+        return _Lifted(self._function, *arguments)
+
+
+def _shapes_of(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves], structure
 
 
 def _literals(jaxpr: Any) -> Iterator[np.ndarray]:

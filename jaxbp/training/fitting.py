@@ -49,13 +49,12 @@ from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import (
     Evaluation,
     check_metric,
-    compiled_evaluation,
     compiled_objective,
-    evaluation_of,
+    evaluation_on,
 )
 from jaxbp.training.pieces import are_the_packages, check_pieces
-from jaxbp.training.same_program import first_program
-from jaxbp.trees import check_bools, shaped
+from jaxbp.training.same_program import known
+from jaxbp.trees import check_bools
 
 
 class History(NamedTuple):
@@ -214,13 +213,11 @@ def fit(
     bare, l2 = without_l2(model, params)
     program = Program(bare, lifted.optimizer, mixed, batch_size, diagnostics, precision)
     constants = Constants(l2, None, lifted.numbers)
-    program = _first_alike(program, constants, params, batch, validation, random=random)
-    model = program.model._replace(l2=model.l2)
     if validation is not None:
         check_metric(model, params, validation, precision)
     if check:
         drawn_with, dtype = key if random else None, params[0].weight.dtype
-        own = model, params, batch, batch_size, program.gradient
+        own = model, params, batch, batch_size, gradient
         check_pieces(*own, drawn_with, dtype)
     return _trained(
         program,
@@ -235,36 +232,6 @@ def fit(
         callbacks,
         random=random,
     )
-
-
-def _first_alike(
-    program: Program,
-    constants: Constants,
-    params: Params,
-    batch: Batch,
-    validation: Batch | None,
-    *,
-    random: bool,
-) -> Program:
-    """The first program that does the same with arrays of these shapes."""
-    if are_the_packages(program.model, program.gradient) and program.optimizer.lifted:
-        return program  # it is made of the same objects at every call
-    order = None if program.batch_size is None else shaped((1, len(batch.x)), jnp.int32)
-    key = jax.eval_shape(partial(jax.random.key, 0)) if random else None
-    state = jax.eval_shape(program.optimizer(constants).init, params)
-    given = params, state, params, batch, order, np.int32(1), np.int32(1), key, constants
-    calls: list[Any] = [(_one_of_them, given)]
-    if validation is not None:
-        calls.append((_evaluation_after, (constants.l2, params, validation)))
-    return first_program(program, *calls)
-
-
-def _one_of_them(*arguments: Any) -> Any:
-    return epochs_of(*arguments, block=1)
-
-
-def _evaluation_after(program: Program, *arguments: Any) -> Any:
-    return evaluation_of((program.model, program.precision), *arguments)
 
 
 def _trained(
@@ -305,6 +272,9 @@ def _trained(
     if program.gradient in {backprop, autodiff}:  # another one may keep less
         rows = program.batch_size or len(batch.x)
         kept = outputs_kept(model, rows, jnp.result_type(params[0].weight))
+    evaluated = None
+    if validation is not None:
+        evaluated = evaluation_on(model, params, validation, precision)
     with (
         carrying(lambda: (len(record) + 1, params, history())),
         memory_shortage_named(params, without_numbers(Given(optimizer), params).state, kept),
@@ -325,8 +295,8 @@ def _trained(
             if ended.losses.size:
                 params, before = ended.params, ended.before
             evaluation = None
-            if validation is not None and ended.losses.size:
-                evaluation = compiled_evaluation(model, params, validation, precision)
+            if evaluated is not None and ended.losses.size:
+                evaluation = evaluated(params)
             for place, loss in enumerate(ended.losses):
                 health = jax.tree.map(itemgetter(place), ended.healths)
                 record.append(Epoch(len(record) + 1, (), float(loss), evaluation, health))
@@ -382,8 +352,9 @@ class _Blocks:
             if first == 1:
                 choice = self.kernel, program, self.optimizer, run_epochs, given
                 program = with_kernel(*choice, block=block)
+                run = run_epochs(self._looked_up(program, given))
             started = time.perf_counter()
-            params, state, before, *records = run_epochs(program)(*given, block=block)
+            params, state, before, *records = run(*given, block=block)
             upcoming = epochs_at_once(block, self.epochs + 1 - first - count, seconds)
             orders = self._orders(program, first + count, upcoming)  # while the device is at work
             if first == 1 or seconds * count > PATIENCE:
@@ -394,6 +365,13 @@ class _Blocks:
             good = count if finite.all() else int(finite.argmin())
             yield _Ended(params, before, losses[:good], healths, good < count)
             first, count = first + count, upcoming
+
+    def _looked_up(self, program: Program, given: tuple[Any, ...]) -> Any:
+        """The program, or one that is known by what it does; with a kernel it is itself."""
+        ours = are_the_packages(program.model, program.gradient) and program.optimizer.lifted
+        if ours or program.kernel is not None:
+            return program
+        return known(program, (partial(epochs_of, block=self.at_most), given))
 
     def _orders(self, program: Program, first: int, count: int) -> Array | None:
         if program.batch_size is None or not count:

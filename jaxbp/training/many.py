@@ -67,8 +67,8 @@ from jaxbp.training.fitting import (
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, compiled_objective, loss_and_metric
 from jaxbp.training.pieces import are_the_packages, check_pieces
-from jaxbp.training.same_program import compiled_ahead, compiled_for_each, first_program
-from jaxbp.trees import check_bools, shaped
+from jaxbp.training.same_program import compiled_ahead, compiled_for_each, known
+from jaxbp.trees import check_bools
 
 
 class Best(NamedTuple):
@@ -171,10 +171,9 @@ def fit_many(
         keeps_keys=random or draws_on_device(),
     )
     work = _Work(start, _Dealt(count, _workers()[:count]), each, lifted.numbers, batch, validation)
-    program = _first_alike(program, work)
     if check:
         params = partial(initial_params, keys[0], model, dtype=dtype)
-        own = program.model._replace(l2=model.l2), params, batch, batch_size, program.gradient
+        own = model, params, batch, batch_size, gradient
         check_pieces(*own, keys[0] if random else None, dtype)
     at_once = count
     if jax.default_backend() != "cpu":  # devices with a memory of their own
@@ -192,19 +191,6 @@ class _Work(NamedTuple):
     numbers: Any  # of the optimiser, which all networks share
     batch: Batch
     validation: Batch | None
-
-
-def _first_alike(program: Program, work: _Work) -> Program:
-    """The first program that does the same with arrays of these shapes."""
-    if are_the_packages(program.model, program.gradient) and program.optimizer.lifted:
-        return program  # it is made of the same objects at every call
-    one_group = work.dealt.deal(work.each)[0]
-    networks = jax.eval_shape(partial(_started, work.start), *one_group, work.numbers)
-    order = None
-    if program.batch_size is not None and not draws_on_device():
-        order = shaped((len(networks.finite), len(work.batch.x)), jnp.int32)
-    given = networks, work.numbers, work.batch, work.validation, order, np.int32(1)
-    return first_program(program, (_one_epoch_each, given))
 
 
 def _trained(
@@ -446,8 +432,9 @@ def _epochs_on_host(
     first, count = 1, 1
     orders = orders_from(first, count)
     numbers = np.int32(first), np.int32(count)
+    looked_up = _looked_up(program, (*groups[0], orders[0], *numbers), block)
     compiled = [
-        compiled_ahead(_block_of_epochs(program), *group, order, *numbers, block=block)
+        compiled_ahead(_block_of_epochs(looked_up), *group, order, *numbers, block=block)
         for group, order in zip(groups, orders, strict=True)
     ]
 
@@ -486,6 +473,7 @@ def _epochs_on_accelerator(
     more than one, the groups are those after the block.
     """
     started: deque[tuple[list[_Group], list[Any], int]] = deque()
+    looked_up = _looked_up(program, (*groups[0], None, np.int32(1), np.int32(1)), block)
 
     def finished() -> Iterator[tuple[list[_Group], list[Any]]]:
         groups, records, count = started.popleft()
@@ -497,7 +485,7 @@ def _epochs_on_accelerator(
     for first in range(1, epochs + 1, block):
         count = min(block, epochs + 1 - first)
         results = [
-            _block_of_epochs(program)(*group, None, np.int32(first), np.int32(count), block=block)
+            _block_of_epochs(looked_up)(*group, None, np.int32(first), np.int32(count), block=block)
             for group in groups
         ]
         groups = [
@@ -536,6 +524,14 @@ def _epochs(
 
 
 _block_of_epochs = compiled_for_each(_epochs, static_argnames="block")
+
+
+def _looked_up(program: Program, given: tuple[Any, ...], block: int) -> Any:
+    """The program, or one that is known by what it does; with a kernel it is itself."""
+    ours = are_the_packages(program.model, program.gradient) and program.optimizer.lifted
+    if ours or program.kernel is not None:
+        return program
+    return known(program, (partial(_epochs, block=block), given))
 
 
 def _one_epoch_each(

@@ -4,18 +4,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbp.gradient import Batch, example_shares
+from jaxbp import heads
+from jaxbp.gradient import Batch, backprop, example_shares
 from jaxbp.heads import Head
 from jaxbp.mlp import logits_in_parts
 from jaxbp.model import MLP, Params, penalty
 from jaxbp.precision import matmul_precision
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.constants import with_l2, without_l2
-from jaxbp.training.pieces import traced
-from jaxbp.training.same_program import compiled_for_each
+from jaxbp.training.pieces import are_the_packages, traced
+from jaxbp.training.same_program import compiled_for_each, known
 
 
 class Evaluation(NamedTuple):
@@ -83,18 +85,38 @@ def check_metric(model: MLP, params: Params, batch: Batch, precision: str | None
 
     The arguments are those of ``compiled_evaluation``, which is traced and not run.
     """
+    if _is_the_packages(model):
+        return
     with traced("head: its predict or decide"):
         model, l2 = without_l2(model, params)
-        _compiled((model, precision)).eval_shape(l2, params, batch)
+        jax.eval_shape(partial(evaluation_of, (model, precision)), l2, params, batch)
 
 
 def compiled_evaluation(
     model: MLP, params: Params, batch: Batch, precision: str | None
 ) -> Evaluation:
     """``evaluate`` on a batch that is checked already, and on the device."""
+    return evaluation_on(model, params, batch, precision)(params)
+
+
+def evaluation_on(
+    model: MLP, params: Params, batch: Batch, precision: str | None
+) -> Callable[[Params], Evaluation]:
+    """``compiled_evaluation`` as a function of params like these."""
+    ours = _is_the_packages(model)
     model, l2 = without_l2(model, params)
-    loss, metric = _compiled((model, precision))(l2, params, batch)
-    return Evaluation(loss=float(loss), metric=float(metric))
+    piece = model, precision
+    compiled = _compiled(piece if ours else known(piece, (evaluation_of, (l2, params, batch))))
+
+    def evaluation(params: Params) -> Evaluation:
+        loss, metric = compiled(l2, params, batch)
+        return Evaluation(loss=float(loss), metric=float(metric))
+
+    return evaluation
+
+
+def _is_the_packages(model: MLP) -> bool:
+    return are_the_packages(model, backprop) and model.head in heads.BY_NAME.values()
 
 
 def _objective_of(

@@ -14,7 +14,7 @@ or a row that depends on another one shows.  A relative error of √ε is roundi
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from jaxbp.model import MLP, Params, units_of
 from jaxbp.per_example import clipped_gradient, noisy_clipped_gradient
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
-from jaxbp.training.same_program import compiled_for_each
+from jaxbp.training.same_program import compiled_for_each, known
 from jaxbp.trees import named_leaves
 
 Pairs = tuple[tuple[Any, Any], ...]  # of trees: what a piece claims, and what is right
@@ -50,8 +50,8 @@ def held_to_shapes(model: MLP) -> MLP:
 
 
 def are_the_packages(model: MLP, gradient: Gradient) -> bool:
-    """Whether head, activations and gradient are those of the package, which are the same objects
-    at every call."""
+    """Whether head, activations and gradient are those of the package, which are the same at every
+    call."""
     units = set(units_of(model))
     return units <= _UNITS and model.head.loss in _LOSSES and gradient in _GRADIENTS
 
@@ -98,12 +98,12 @@ def check_pieces(
         claim = f"activation: the slope of {short(unit)} is not the derivative of h, entry by entry"
         for scale in _SCALES:
             drawn = draw(8, width, scale=scale), draw(8, width)
-            _compare(tolerance, {claim: "jax.grad"}, _activation_pairs(unit), *drawn)
+            _compare(tolerance, {claim: "jax.grad"}, _activation_pairs, unit, *drawn)
     if own_loss:
         claim = "head: the error of its loss is not the derivative of the losses, row by row"
         for scale in _SCALES:
             given = draw(rows, model.sizes[-1], scale=scale), draw(rows), batch.target
-            _compare(tolerance, {claim: "jax.grad"}, _head_pairs(model.head.loss), *given)
+            _compare(tolerance, {claim: "jax.grad"}, _head_pairs, model.head.loss, *given)
     if not own_gradient:
         return
     params = params() if callable(params) else params
@@ -120,25 +120,26 @@ def check_pieces(
         "½·l2·Σ‖W‖²": "jaxbp.objective",
     }
     with jax.default_matmul_precision("highest"):
-        _compare(tolerance, claims, _gradient_pairs((model, gradient)), params, batch)
+        _compare(tolerance, claims, _gradient_pairs, (model, gradient), params, batch)
 
 
 def _compare(
     tolerance: float,
     claims: dict[str, str],
     pairs: Callable[..., Pairs],
+    piece: Any,
     *given: Any,
 ) -> None:
     """Raise ValueError where what a piece claims is not what JAX computes.
 
     tolerance: the relative error that rounding makes at most.
     claims: what is wrong with each pair, and by what it was found.
-    pairs: of trees, what is claimed and what is right, of the given arguments.
+    pairs: of trees, what is claimed and what is right, by a piece and the given arguments.
 
     Nothing is compared where JAX cannot differentiate, nor an entry that it finds infinite.
     """
     try:
-        compared = pairs(*given)
+        compared = _compiled_pairs(pairs)(known(piece, (pairs, given)))(*given)
     except (NotImplementedError, TypeError, ValueError):
         return
     for (wrong, by), pair in zip(claims.items(), compared, strict=True):
@@ -148,6 +149,9 @@ def _compare(
                 f"{wrong}: a relative error of {error:.1e} by {by}, where rounding makes at most "
                 f"{tolerance:.0e}; {_AS_IT_IS}"
             )
+
+
+_compiled_pairs = cache(compiled_for_each)
 
 
 def _relative_error(claimed: Any, expected: Any) -> float:
@@ -160,19 +164,16 @@ def _relative_error(claimed: Any, expected: Any) -> float:
     return float(off / size) if size else float("inf") if off else 0.0
 
 
-@compiled_for_each
 def _activation_pairs(unit: Activation, a: Array, along: Array) -> Pairs:
     _, pull = jax.vjp(lambda a: unit(a)[0], a)
     return ((along * unit(a)[1], pull(along)[0]),)
 
 
-@compiled_for_each
 def _head_pairs(loss: Any, logits: Array, along: Array, target: Array) -> Pairs:
     _, pull = jax.vjp(lambda logits: loss(logits, target)[0], logits)
     return ((along[:, None] * loss(logits, target)[1], pull(along)[0]),)
 
 
-@compiled_for_each
 def _gradient_pairs(pieces: tuple[MLP, Gradient], params: Params, batch: Batch) -> Pairs:
     model, gradient = pieces
     (value, grads), (objective, right) = (

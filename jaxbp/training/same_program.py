@@ -5,13 +5,13 @@ function that makes one, would be compiled at every call.  Here two are one wher
 program: the same operations on the same operands, in the same order.  What cannot be traced, or
 calls back to Python, is known by its identity.
 
-The last 64 pieces are kept, and what was compiled for them; older ones are released.
+The last 64 programs of a kind are kept; older ones are released.
 """
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,18 +19,44 @@ from jax.extend.core import Literal
 
 from jaxbp.trees import opened, subjaxprs
 
-KEPT = 64  # pieces, and programs compiled for them
-
-Piece = TypeVar("Piece")
+KEPT = 64  # programs of a kind
 
 
-def first_alike(piece: Piece, *programs: Hashable) -> Piece:
-    """The first piece that came with these programs, as values; this one, where none did.
+class Known:
+    """A piece that is known by what it traces to in some calls: another one is equal if it does the
+    same there, by JAX's settings of now.
 
-    What JAX makes of a program depends on its settings, so they count as well.
+    So it may stand for another where a compiled program is looked up, for these calls alone.
     """
-    found: Piece = _first(_Known((*programs, settings()), piece))
-    return found
+
+    def __init__(self, piece: Any, programs: Hashable) -> None:
+        self.piece, self._programs = piece, (programs, settings())
+        self._hash = hash(self._programs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Known) and self._programs == other._programs
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+def known(piece: Any, *calls: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+    """The piece as ``Known`` by these calls; itself, where it cannot be traced or compared.
+
+    calls: functions of (piece, *arguments), each with the arguments, arrays or shapes.
+
+    It is traced anew at each call, as it may have changed.
+    """
+    traced = []
+    try:
+        for function, arguments in calls:
+            shapes, tree = shapes_in(arguments)
+            trace = jax.make_jaxpr(partial(function, piece), return_shape=True)
+            jaxpr, result = trace(*tree.unflatten(shapes))
+            traced.append((as_value(jaxpr), jax.tree.structure(result)))
+        return Known(piece, tuple(traced))
+    except Exception:  # of the user's pieces, which are about to be checked
+        return piece
 
 
 def settings() -> tuple[Any, ...]:
@@ -62,45 +88,22 @@ def _first(known: _Known) -> Any:
     return known.piece
 
 
-def first_program(program: Piece, *calls: tuple[Callable[..., Any], tuple[Any, ...]]) -> Piece:
-    """The first program that did the same in these calls; this one, where none did.
-
-    calls: functions of (program, *arguments), each with the arguments, arrays or shapes.
-
-    A program that cannot be traced, or compared, is itself.
-    """
-    given = tuple((function, *shapes_in(arguments)) for function, arguments in calls)
-    found: Piece = _first_program(program, given, settings())
-    return found
-
-
-@lru_cache(maxsize=KEPT)
-def _first_program(program: Any, calls: Any, settings: Any) -> Any:
-    traced = []
-    try:
-        for function, leaves, tree in calls:
-            trace = jax.make_jaxpr(partial(function, program), return_shape=True)
-            jaxpr, result = trace(*tree.unflatten(leaves))
-            traced.append((as_value(jaxpr), jax.tree.structure(result)))
-    except Exception:  # of the user's pieces, which are about to be checked
-        return program
-    return first_alike(program, *traced)
-
-
 def compiled_for_each(
     function: Callable[..., Any], *, runs_once: bool = False, **options: Any
 ) -> Callable[[Any], Any]:
     """``jax.jit`` of function for each first argument apart, as ``compiled(first)(*others)``.
 
-    Unlike by ``static_argnums`` a program is released when it is not among the last ones.  One that
-    runs once is compiled on a CPU without LLVM's optimisations, which would take longer than it.
+    The first argument may be ``Known``.  Unlike by ``static_argnums`` a program is released when it
+    is not among the last ones.  One that runs once is compiled on a CPU without LLVM's
+    optimisations, which would take longer than it.
     """
 
     @lru_cache(maxsize=KEPT)
     def compiled(first: Any) -> Any:
         quick = {"xla_backend_optimization_level": "0"}
         chosen = quick if runs_once and jax.default_backend() == "cpu" else None
-        return jax.jit(partial(function, first), compiler_options=chosen, **options)
+        piece = first.piece if isinstance(first, Known) else first
+        return jax.jit(partial(function, piece), compiler_options=chosen, **options)
 
     return compiled
 
@@ -182,6 +185,8 @@ def _operations(jaxpr: Any) -> Hashable:
 
 
 def _settings(equation: Any) -> Hashable:
+    if "callback" in equation.primitive.name:
+        raise TypeError("a call to Python is compared by the identity of who makes it")
     if equation.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
         return as_value(tuple(subjaxprs(equation)))
     return as_value(equation.params)
