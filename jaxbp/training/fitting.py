@@ -277,7 +277,7 @@ def _trained(
         evaluated = evaluation_on(model, params, validation, precision)
     with (
         carrying(lambda: (len(record) + 1, params, history())),
-        memory_shortage_named(params, without_numbers(Given(optimizer), params).state, kept),
+        memory_shortage_named(params, jax.eval_shape(optimizer.init, params), kept),
     ):
         state = initial_state(program.optimizer)(params, constants)
         wait_for(state)

@@ -70,24 +70,6 @@ _SETTINGS = (
 )
 
 
-class _Known:
-    """A piece that is compared by its programs."""
-
-    def __init__(self, programs: Hashable, piece: Any) -> None:
-        self.programs, self.piece = programs, piece
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Known) and self.programs == other.programs
-
-    def __hash__(self) -> int:
-        return hash(self.programs)
-
-
-@lru_cache(maxsize=KEPT)
-def _first(known: _Known) -> Any:
-    return known.piece
-
-
 def compiled_for_each(
     function: Callable[..., Any], *, runs_once: bool = False, **options: Any
 ) -> Callable[[Any], Any]:
