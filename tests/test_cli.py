@@ -159,7 +159,8 @@ def fitted(*arguments):
     )[1]
 
 
-@pytest.mark.parametrize("optimizer", each(options.OPTIMIZERS, "lbfgs"))
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", options.OPTIMIZERS)
 def test_every_optimizer_learns(optimizer):
     """Better than always saying the commonest class, which is right in 0.4 of the rows."""
     _, history = fitted("wine", "--hidden", 32, "--epochs", 30, "--optimizer", optimizer)
@@ -192,6 +193,7 @@ def test_independent_sigmoids_for_several_classes():
     assert history.metric[-1] > 0.7
 
 
+@pytest.mark.slow
 def test_several_activations_and_the_other_options(elsewhere, capsys):
     options = ["--activation", "tanh", "elu", "--hidden", 8, 4, "--schedule", "linear"]
     options += ["--epochs", 2, "--gradient", "autodiff", "--compute-dtype", "bfloat16"]
@@ -1398,6 +1400,7 @@ def test_check_of_long_names_is_readable_in_few_columns(elsewhere, capsys, monke
     assert "diagnosis: every leaf: off by a factor\n  of 2\n" in out
 
 
+@pytest.mark.slow
 def test_check_of_our_own_backward(elsewhere, capsys, monkeypatch):
     """Every activation × head, with one hidden layer; the command also does more depths."""
     monkeypatch.setattr(check, "DEPTHS", (1,))

@@ -178,6 +178,7 @@ print(json.dumps([len(jax.devices()), params[1].bias.tolist(), history.metric.to
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone two devices can be made")
+@pytest.mark.slow
 def test_on_two_devices(python):
     out, _ = python("-W", "error", "-c", TWO_DEVICES).ended()
     devices, bias, metric = json.loads(out.splitlines()[-1])

@@ -63,7 +63,7 @@ def chained(rate):
     return optax.chain(optax.clip_by_global_norm(rate), optax.adamw(schedule, weight_decay=rate))
 
 
-@pytest.mark.parametrize("make", [optax.sgd, chained])
+@pytest.mark.parametrize("make", [optax.sgd, pytest.param(chained, marks=pytest.mark.slow)])
 def test_another_rate_is_no_other_program(make):
     train(optimizer=make(0.1))
     with compilations() as counted:
@@ -270,7 +270,14 @@ class Scaled:
         return scaled(self.factor)(a)
 
 
-@pytest.mark.parametrize("asked", [{}, {"on_epoch": lambda epoch: None}, {"validation": BATCH}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"validation": BATCH},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"on_epoch": lambda epoch: None}, marks=pytest.mark.slow),
+    ],
+)
 def test_what_changed_since_is_trained_as_it_is(asked):
     """The same object, and one that was equal to it; jit alone would go on with what it traced."""
     first = Scaled(1.0)

@@ -67,6 +67,7 @@ def test_sharded_units_are_taken():
         assert all(one.sharding.spec == other.sharding.spec for one, other in of_both)
 
 
+@pytest.mark.slow
 def test_sums_of_sharded_rows_are_those_of_all_rows(python, monkeypatch):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     monkeypatch.setenv("XLA_FLAGS", flags)
