@@ -182,19 +182,19 @@ def call(program, *arguments):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_programs_that_differ_are_told_apart(name):
-    at = (call, (jax.ShapeDtypeStruct((3,), jnp.float32),))
-    first, second = (known(program, at) for program in OTHERS[name])
-    assert first == known(OTHERS[name][0], at)
+    at = (call, jax.ShapeDtypeStruct((3,), jnp.float32))
+    first, second = (known(program, *at) for program in OTHERS[name])
+    assert first == known(OTHERS[name][0], *at)
     assert first != second
 
 
 def test_what_jax_is_set_to_counts():
     """Both make float32 numbers now; with 64 bits one of them would not."""
-    at = (call, (jax.ShapeDtypeStruct((3,), jnp.float32),))
+    at = (call, jax.ShapeDtypeStruct((3,), jnp.float32))
     pair = (lambda x: x + jnp.ones(3)), (lambda x: x + jnp.ones(3, jnp.float32))
-    assert known(pair[0], at) == known(pair[1], at)
+    assert known(pair[0], *at) == known(pair[1], *at)
     with jax.enable_x64(True):
-        assert known(pair[0], at) != known(pair[1], at)
+        assert known(pair[0], *at) != known(pair[1], *at)
 
 
 OPTIMIZERS = {

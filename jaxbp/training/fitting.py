@@ -52,8 +52,7 @@ from jaxbp.training.metrics import (
     compiled_objective,
     evaluation_on,
 )
-from jaxbp.training.pieces import are_the_packages, check_pieces
-from jaxbp.training.same_program import known
+from jaxbp.training.pieces import check_pieces, looked_up
 from jaxbp.trees import check_bools
 
 
@@ -352,7 +351,7 @@ class _Blocks:
             if first == 1:
                 choice = self.kernel, program, self.optimizer, run_epochs, given
                 program = with_kernel(*choice, block=block)
-                run = run_epochs(self._looked_up(program, given))
+                run = run_epochs(looked_up(program, partial(epochs_of, block=block), *given))
             started = time.perf_counter()
             params, state, before, *records = run(*given, block=block)
             upcoming = epochs_at_once(block, self.epochs + 1 - first - count, seconds)
@@ -365,13 +364,6 @@ class _Blocks:
             good = count if finite.all() else int(finite.argmin())
             yield _Ended(params, before, losses[:good], healths, good < count)
             first, count = first + count, upcoming
-
-    def _looked_up(self, program: Program, given: tuple[Any, ...]) -> Any:
-        """The program, or one that is known by what it does; with a kernel it is itself."""
-        ours = are_the_packages(program.model, program.gradient) and program.optimizer.lifted
-        if ours or program.kernel is not None:
-            return program
-        return known(program, (partial(epochs_of, block=self.at_most), given))
 
     def _orders(self, program: Program, first: int, count: int) -> Array | None:
         if program.batch_size is None or not count:

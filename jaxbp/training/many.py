@@ -66,8 +66,8 @@ from jaxbp.training.fitting import (
 )
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, compiled_objective, loss_and_metric
-from jaxbp.training.pieces import are_the_packages, check_pieces
-from jaxbp.training.same_program import compiled_ahead, compiled_for_each, known
+from jaxbp.training.pieces import check_pieces, looked_up
+from jaxbp.training.same_program import compiled_ahead, compiled_for_each
 from jaxbp.trees import check_bools
 
 
@@ -432,9 +432,10 @@ def _epochs_on_host(
     first, count = 1, 1
     orders = orders_from(first, count)
     numbers = np.int32(first), np.int32(count)
-    looked_up = _looked_up(program, (*groups[0], orders[0], *numbers), block)
+    given = *groups[0], orders[0], *numbers
+    jitted = _block_of_epochs(looked_up(program, partial(_epochs, block=block), *given))
     compiled = [
-        compiled_ahead(_block_of_epochs(looked_up), *group, order, *numbers, block=block)
+        compiled_ahead(jitted, *group, order, *numbers, block=block)
         for group, order in zip(groups, orders, strict=True)
     ]
 
@@ -473,7 +474,8 @@ def _epochs_on_accelerator(
     more than one, the groups are those after the block.
     """
     started: deque[tuple[list[_Group], list[Any], int]] = deque()
-    looked_up = _looked_up(program, (*groups[0], None, np.int32(1), np.int32(1)), block)
+    given = *groups[0], None, np.int32(1), np.int32(1)
+    run = _block_of_epochs(looked_up(program, partial(_epochs, block=block), *given))
 
     def finished() -> Iterator[tuple[list[_Group], list[Any]]]:
         groups, records, count = started.popleft()
@@ -485,8 +487,7 @@ def _epochs_on_accelerator(
     for first in range(1, epochs + 1, block):
         count = min(block, epochs + 1 - first)
         results = [
-            _block_of_epochs(looked_up)(*group, None, np.int32(first), np.int32(count), block=block)
-            for group in groups
+            run(*group, None, np.int32(first), np.int32(count), block=block) for group in groups
         ]
         groups = [
             group._replace(networks=networks)
@@ -524,14 +525,6 @@ def _epochs(
 
 
 _block_of_epochs = compiled_for_each(_epochs, static_argnames="block")
-
-
-def _looked_up(program: Program, given: tuple[Any, ...], block: int) -> Any:
-    """The program, or one that is known by what it does; with a kernel it is itself."""
-    ours = are_the_packages(program.model, program.gradient) and program.optimizer.lifted
-    if ours or program.kernel is not None:
-        return program
-    return known(program, (partial(_epochs, block=block), given))
 
 
 def _one_epoch_each(

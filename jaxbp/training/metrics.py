@@ -106,7 +106,7 @@ def evaluation_on(
     ours = _is_the_packages(model)
     model, l2 = without_l2(model, params)
     piece = model, precision
-    compiled = _compiled(piece if ours else known(piece, (evaluation_of, (l2, params, batch))))
+    compiled = _compiled(piece if ours else known(piece, evaluation_of, l2, params, batch))
 
     def evaluation(params: Params) -> Evaluation:
         loss, metric = compiled(l2, params, batch)

@@ -23,38 +23,34 @@ KEPT = 64  # programs of a kind
 
 
 class Known:
-    """A piece that is known by what it traces to in some calls: another one is equal if it does the
+    """A piece that is known by what it traces to in a call: another one is equal if it does the
     same there, by JAX's settings of now.
 
-    So it may stand for another where a compiled program is looked up, for these calls alone.
+    So it may stand for another where a compiled program is looked up, for this call alone.
     """
 
-    def __init__(self, piece: Any, programs: Hashable) -> None:
-        self.piece, self._programs = piece, (programs, settings())
-        self._hash = hash(self._programs)
+    def __init__(self, piece: Any, program: Hashable) -> None:
+        self.piece, self._program = piece, (program, settings())
+        self._hash = hash(self._program)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Known) and self._programs == other._programs
+        return isinstance(other, Known) and self._program == other._program
 
     def __hash__(self) -> int:
         return self._hash
 
 
-def known(piece: Any, *calls: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
-    """The piece as ``Known`` by these calls; itself, where it cannot be traced or compared.
+def known(piece: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The piece as ``Known`` by ``function(piece, *arguments)``, of arrays or shapes; itself, where
+    it cannot be traced or compared.
 
-    calls: functions of (piece, *arguments), each with the arguments, arrays or shapes.
-
-    It is traced anew at each call, as it may have changed.
+    It is traced anew each time, as it may have changed.
     """
-    traced = []
+    shapes, tree = shapes_in(arguments)
+    trace = jax.make_jaxpr(partial(function, piece), return_shape=True)
     try:
-        for function, arguments in calls:
-            shapes, tree = shapes_in(arguments)
-            trace = jax.make_jaxpr(partial(function, piece), return_shape=True)
-            jaxpr, result = trace(*tree.unflatten(shapes))
-            traced.append((as_value(jaxpr), jax.tree.structure(result)))
-        return Known(piece, tuple(traced))
+        jaxpr, result = trace(*tree.unflatten(shapes))
+        return Known(piece, (as_value(jaxpr), jax.tree.structure(result)))
     except Exception:  # of the user's pieces, which are about to be checked
         return piece
 
