@@ -52,6 +52,14 @@ def made(make, rate):
 adam, sgd = partial(made, optax.adam), partial(made, optax.sgd)
 
 
+def thinned(cases, every):
+    """The cases, of which the default tests run one in so many, and the slow tests the others."""
+    return [
+        case if i % every == 0 else pytest.param(case, marks=pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]
+
+
 def chosen(which, functions):
     """One of the functions, by a number that is known only when the program runs."""
     return lambda *args: jax.lax.switch(which, functions, *args)

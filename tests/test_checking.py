@@ -412,6 +412,7 @@ def test_what_is_drawn_for_a_purpose_does_not_depend_on_another():
     assert len(drawn) == 4 * len(Purpose)
 
 
+@pytest.mark.slow
 def test_an_f_without_batches_is_measured_one_by_one():
     def squares(x):
         shape = jax.ShapeDtypeStruct((), x.dtype)

@@ -228,6 +228,7 @@ def test_the_help_tells_the_tables_names_and_rates(capsys, monkeypatch):
         assert optimizer.rate == (rate and float(rate[1]))
 
 
+@pytest.mark.slow
 def test_diagnostics_are_kept_with_the_metrics(elsewhere, capsys):
     assert run("train", "iris", *QUICK, "--diagnostics") == 0
     lines = (elsewhere / "runs" / "iris-1" / "metrics.jsonl").read_text().splitlines()
@@ -240,6 +241,7 @@ def test_diagnostics_are_kept_with_the_metrics(elsewhere, capsys):
 LECUN = ["--scheme", "lecun"]
 
 
+@pytest.mark.slow
 def test_diagnose_tells_before_and_after_and_draws(elsewhere, capsys):
     assert run("diagnose", "iris", *PLAIN, "--hidden", 8, "--bias", -30, "--epochs", 2, *LECUN) == 0
     printed = capsys.readouterr().out
@@ -846,6 +848,7 @@ def test_scores_and_progress_are_readable_in_few_columns(elsewhere, capsys, monk
         assert "…" not in out
 
 
+@pytest.mark.slow
 def test_the_training_loss_is_measured_as_the_validation_loss_is(elsewhere):
     assert run("train", "iris", *QUICK, "--label-smoothing", 0.2) == 0
     folder = elsewhere / "runs" / "iris-1"
@@ -1376,6 +1379,7 @@ def test_control_c_ends_a_check(elsewhere, capsys, sigint, monkeypatch):
     assert "interrupted; nothing was saved" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_our_own_table_is_readable_in_few_columns():
     results = check.check_depth(check.Check(), 0, lambda: None)
     for width in (40, 80, 100):

@@ -70,6 +70,7 @@ def test_the_r_operator_is_the_derivative_of_the_gradient(activation, head, abov
     np.testing.assert_allclose(v @ of_u, u @ of_v, rtol=1e-10)  # the matrix is symmetric
 
 
+@slow
 def test_the_r_operator_is_the_slope_of_backprop(x64):
     """Against differences of the hand-written gradient, which know nothing of jax.jvp."""
     model, params, batch = problem("gelu", "exp_poisson")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from combinations import cpu_compiler, initial, made
+from combinations import initial, made
 
 import jaxbp
 from jaxbp import Batch, activations, heads
@@ -123,6 +123,7 @@ def test_together_and_one_after_another(multiplications, batch_size, networks, m
         assert max(differences(trained, networks, batch_size=batch_size)) < 1e-5
 
 
+@slow
 def test_an_accelerator_draws_the_orders_and_trains_blocks_of_epochs(monkeypatch):
     """Here a CPU in its place: the orders are fit's, and the record is that of single epochs."""
     for module in (epoch, many):
@@ -198,7 +199,6 @@ def test_on_two_devices(python):
     np.testing.assert_allclose(metric, history.metric, rtol=1e-5)
 
 
-@cpu_compiler  # fit's and fit_many's first parameters, equal to the last bit
 def test_a_network_that_diverges_leaves_the_others_alone():
     alone, _ = fit_many()
     params, history = fit_many(learning_rate=[RATES[0], 1e30, RATES[2]])
@@ -206,7 +206,7 @@ def test_a_network_that_diverges_leaves_the_others_alone():
     assert np.isnan(history.training_loss[1]).all()
     assert np.isfinite(history.training_loss[[0, 2]]).all()
     first, start = (jax.tree.map(lambda leaf: leaf[1], each) for each in (params, alone))
-    assert jaxbp.compare(first, initial(three_keys()[1], MODEL)).ulps == 0
+    assert jaxbp.compare(first, initial(three_keys()[1], MODEL)).ulps <= 8  # another program's
     assert jaxbp.compare(first, start).relative_error > 0
     assert jaxbp.best_of(params, history).n in {0, 2}
     late, record = fit_many(learning_rate=[RATES[0], 10.0, RATES[2]], epochs=12)

@@ -9,6 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from combinations import thinned
 
 from benchmarks.gradient_bugs import CORRECT, MUTANTS
 from jaxbp import gradcheck
@@ -69,7 +70,7 @@ def missed(names, *, by_value):
 
 @pytest.mark.parametrize("number", range(4))
 def test_planted_bugs_are_caught_and_named_as_expected(number):
-    assert not missed(part(number, CHEAP[::3]), by_value=True)
+    assert not missed(part(number, CHEAP[::5]), by_value=True)
 
 
 @pytest.mark.slow
@@ -139,7 +140,7 @@ def verdicts(name, draws, *, wide=False):
     return found
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", thinned(CHOSEN, every=2))
 def test_a_right_gradient_of_each_kind_never_fails_and_passes(name):
     found = verdicts(name, draws=3)
     assert name in UNDECIDABLE or set(found) == {"pass"}

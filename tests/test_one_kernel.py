@@ -70,7 +70,11 @@ CASES = {  # sizes, activation, head, optimiser, batch size, rows, weighted
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=slow if case == "scheduled" else ()) for case in CASES]
+    "case",
+    [
+        pytest.param(case, marks=() if case in {"one layer", "ragged and weighted"} else slow)
+        for case in CASES
+    ],
 )
 def test_it_trains_as_the_scan_does(case):
     sizes, units, head, optimizer, batch_size, rows, weighted = CASES[case]
@@ -297,6 +301,7 @@ def fit(**options):
     return jaxbp.fit(MODEL, batch, key=jax.random.key(0), **defaults | options)
 
 
+@slow
 def test_fit_and_fit_many_train_by_it():
     """Of many networks each has its own learning rate and penalty: arguments of the kernel."""
     expected, by_scan = fit(kernel="xla", precision="highest")

@@ -180,6 +180,7 @@ def test_every_product_of_an_epoch_has_the_precision_of_the_run(precision):
     assert {each.name.lower() for pair in found for each in pair} == {precision}
 
 
+@pytest.mark.slow
 def test_precision_is_heard_by_fit_fit_many_and_evaluation():
     heard, between = [], []
 

@@ -184,7 +184,8 @@ def scaled(grads, factor):
     return (grads[0], grads[1]._replace(weight=factor * grads[1].weight), grads[2])
 
 
-@pytest.mark.parametrize("toward_zero", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("toward_zero", [False, True])
+@pytest.mark.slow
 def test_a_gradient_of_tf32_is_right_once_that_is_said(toward_zero):
     grads = made_with(10, toward_zero=toward_zero)
     for exact in ("float32", "highest"):
@@ -332,7 +333,8 @@ with_a_wrong_rule.defvjp(
 )
 
 
-@pytest.mark.parametrize("f", [pytest.param(looped, marks=pytest.mark.slow), with_a_wrong_rule])
+@pytest.mark.parametrize("f", [looped, with_a_wrong_rule])
+@pytest.mark.slow
 def test_where_jax_has_no_gradient_of_f_a_rounded_one_does_not_fail(f):
     for seed in range(3):
         generator = np.random.default_rng(seed)
