@@ -63,8 +63,9 @@ def save(
     preparation: of the data, as ``jaxbp.data.load`` gives it; none unless given.
     overwrite: whether to replace a file that is there; False unless given.
 
-    Raises ValueError where params do not fit the model, FileNotFoundError for a missing folder, and
-    FileExistsError rather than replace a file.
+    Raises ValueError where params do not fit the model, FileNotFoundError for a missing folder,
+    FileExistsError rather than replace a file, and OSError, with the file's name, where the disk is
+    full.
     """
     check_bools(overwrite=overwrite)
     path = Path(path)
@@ -88,6 +89,9 @@ def save(
     try:  # a reader never sees half a file
         partly.write_bytes(_safetensors("numpy").save(tensors, described))
         partly.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # of a full disk it names none
+        raise
     finally:
         partly.unlink(missing_ok=True)
 
@@ -225,6 +229,7 @@ def _preparation_from(listed: dict[str, Any]) -> Preparation:
             name: np.array(listed[name])
             for name in ("mean", "scale", "target_mean", "target_scale")
         },
+        targets=tuple(listed.get("targets") or ()) or None,  # earlier files have none
     )
 
 

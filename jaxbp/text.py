@@ -31,7 +31,8 @@ def align(table: Table, width: int = 100) -> str:
     bias      0.5
     weight  12.25
     """
-    lines = [table.columns, *table.rows]
+    lines = [[_printable(cell) for cell in line] for line in (table.columns, *table.rows)]
+    table = Table(lines[0], lines[1:])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     fitting = [gap for gap in ("  ", " ") if len(gap) * (len(widths) - 1) + sum(widths) <= width]
     if not fitting:
@@ -45,6 +46,14 @@ def align(table: Table, width: int = 100) -> str:
         )
         .rstrip()
         for line in lines
+    )
+
+
+def _printable(cell: str) -> str:
+    """A cell in one line: what would break it, or move the cursor, is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in cell
     )
 
 
@@ -93,6 +102,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 row, 2 rows."""
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def one_line(error: BaseException) -> str:

@@ -500,6 +500,7 @@ def test_regression_predicts_in_the_targets_units(elsewhere):
     [
         (["digit"], "digit: no such data; did you mean digits?"),
         (["wine", "--epochs", 0], "--epochs: got 0, expected at least 1"),
+        (["wine", "--seed", 2**32], "--seed: got 4294967296, expected less than 2^32"),
         (["wine", "--learning-rate", -1], "--learning-rate: got -1.0, expected more than 0"),
         (["wine", "--learning-rate", "nan"], "--learning-rate: got nan, expected more than 0"),
         (["wine", "--l2", "inf"], "--l2: got inf, expected at least 0"),
@@ -555,14 +556,30 @@ def test_what_predict_cannot_read(elsewhere, capsys):
     assert (elsewhere / "new" / "folder" / "out.csv").read_text().count("\n") == 151
 
 
-def network(labels, weight, *, mean=0.0, scale=1.0, path="model.safetensors", head=None, outputs=1):
+def network(
+    labels,
+    weight,
+    *,
+    mean=0.0,
+    scale=1.0,
+    path="model.safetensors",
+    head=None,
+    outputs=1,
+    targets=None,
+):
     """Save a network of one input without hidden layers, and without training."""
     head = head or (heads.linear_squared_error if labels is None else heads.sigmoid_logistic)
     model = jaxbp.MLP((1, outputs), activations.identity, head)
     bias = np.zeros(outputs, np.float32)
     params = (jaxbp.Layer(np.full((outputs, 1), weight, np.float32), bias),)
     preparation = jaxbp.data.Preparation(
-        ("x",), np.zeros(1), np.ones(1), labels, np.full(outputs, mean), np.full(outputs, scale)
+        features=("x",),
+        mean=np.zeros(1),
+        scale=np.ones(1),
+        labels=labels,
+        target_mean=np.full(outputs, mean),
+        target_scale=np.full(outputs, scale),
+        targets=targets,
     )
     jaxbp.save(path, model, params, preparation)
 
@@ -716,6 +733,13 @@ def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsy
     assert run("evaluate", "a run", "codes.csv") == 0
     assert f"{record['balanced_accuracy']:.4f}" in capsys.readouterr().out
     assert "no column '9'" in refused(capsys, "evaluate", "a run", "codes.csv", "--target", "9")
+
+
+def test_quantities_have_the_names_of_their_columns(elsewhere, capsys):
+    network(None, 1.0, outputs=2, targets=("width", "height"))
+    (elsewhere / "x.csv").write_text("x\n1\n2\n")
+    assert run("predict", ".", "x.csv") == 0
+    assert capsys.readouterr().out.startswith("prediction_width,prediction_height\n")
 
 
 def test_scores_are_those_of_the_definitions(elsewhere, capsys):
@@ -1053,6 +1077,14 @@ def test_output_that_cannot_be_written(monkeypatch, capsys):
         patch.setattr(sys, "stdout", output)
         assert run("--version") == 2
     assert capsys.readouterr().err == "jaxbp: standard output: No space left on device\n"
+
+
+def test_a_full_disk_is_a_failed_run_and_its_file_is_named():
+    full = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space") as found, files.naming("run/summary.json"):
+        raise full
+    assert app._explain(found.value) == (1, "run/summary.json: No space left on device")
+    assert app._explain(PermissionError(13, "Permission denied", "x"))[0] == 2
 
 
 def test_python_dash_m(python):

@@ -45,6 +45,11 @@ def test_a_table_without_rows_is_its_header():
     assert align(Table(("leaf", "error"), [])) == "leaf  error"
 
 
+def test_a_cell_is_one_line():
+    table = Table(("class", "a\nb"), [("a\nb", "1"), ("\x1b[2J", "2")])
+    assert align(table).splitlines() == [r"class    a\nb", r"a\nb        1", r"\x1b[2J     2"]
+
+
 def test_html_escapes():
     assert "<td>&lt;lambda&gt;</td>" in html(Table(("f",), [("<lambda>",)]))
 

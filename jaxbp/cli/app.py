@@ -1,5 +1,6 @@
 """The command ``jaxbp``: its table of commands, and how it ends when something is wrong."""
 
+import errno
 import io
 import os
 import re
@@ -21,6 +22,7 @@ from jaxbp.cli import check, diagnose, evaluate, explain, predict, train
 from jaxbp.cli.check import Check
 from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
 from jaxbp.cli.diagnose import Diagnose
+from jaxbp.cli.encodings import IN_ASCII
 from jaxbp.cli.evaluate import Evaluate
 from jaxbp.cli.explain import Explain
 from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
@@ -40,6 +42,7 @@ COMMANDS: dict[type, Callable[..., int]] = {
 }
 _REQUEST_ERRORS = (UsageError, DataError, CheckpointError, OSError)
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 CLOSED_PIPE = 141  # the exit status that shells give a program that writes to a closed pipe
 
 
@@ -78,7 +81,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"jaxbp {jaxbp.__version__}, jax {jax.__version__}")
         return 0
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # R² where the terminal has no ²
+        sys.stdout.reconfigure(errors=IN_ASCII)
     command = _parsed(arguments)
     # whose standard output is data, and nothing else
     data_alone = isinstance(command, Predict) or getattr(command, "json", False)
@@ -101,7 +104,7 @@ def _parsed(arguments: list[str]) -> Any:
     """The command's options.  It ends with SystemExit for --help, and where they make no sense."""
     if not {"-h", "--help"} & {*arguments}:
         return _parse(arguments)
-    help_ = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "replace")
+    help_ = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, IN_ASCII)
     help_.isatty = sys.stdout.isatty  # type: ignore[method-assign]
     try:
         with redirect_stdout(help_):
@@ -192,5 +195,6 @@ def _explain(error: BaseException) -> tuple[int, str]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return 1, f"out of memory, or a device error ({reason})"
     if isinstance(error, OSError) and error.strerror:
-        return 2, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        status = 1 if error.errno in _DISK_ERRORS else 2
+        return status, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return 2, str(error)

@@ -19,7 +19,7 @@ from jaxbp.cli.plan import SAMPLE, decide, fit_plan, health_after, initial
 from jaxbp.diagnostics.flow import Distributions, Flow, distributions, gradient_flow
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import layer_report
-from jaxbp.text import Table, align
+from jaxbp.text import Table, align, counted
 from jaxbp.training.fitting import Epoch
 
 
@@ -98,7 +98,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
         report, losses = at_start, trained.history.training_loss
         if len(losses):
             report = health_after(plan, trained.params, trained.history, len(losses))
-            heading = f"\nafter {len(losses)} epochs, training loss {losses[-1]:.4g}"
+            heading = f"\nafter {counted(len(losses), 'epoch')}, training loss {losses[-1]:.4g}"
             console.print(heading, report.text(console.width), sep="\n", soft_wrap=True)
         if interrupts.asked:
             console.print(f"interrupted: training ended with epoch {len(seen) - 1}")

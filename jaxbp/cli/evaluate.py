@@ -14,7 +14,7 @@ from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import baselines, score
 from jaxbp.data.loading import load_for
-from jaxbp.text import align
+from jaxbp.text import align, counted
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def run(options: Evaluate, console: Console) -> int:
         target = record_of(options.run).get("target") or None
     counts = trained.model.head.target == "counts"
     batch = load_for(preparation, options.data, target=target, counts=counts)
-    rows = f"{len(batch.x)} rows"
+    rows = counted(len(batch.x), "row")
     found = score(rows, trained, batch)
     if options.json:
         classes = {} if preparation.labels is None else {"classes": preparation.labels}

@@ -92,10 +92,20 @@ def written(path: Path) -> Iterator[IO[str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("x", newline="", encoding="utf-8", errors="backslashreplace")
     try:
-        with file:
+        with naming(path), file:
             yield file
     except BaseException:
         path.unlink()
+        raise
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name the file in an OSError of the block: one that tells of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 

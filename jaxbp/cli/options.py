@@ -238,6 +238,8 @@ def check_design(options: Design) -> None:
         value = getattr(options, name)
         if value != "auto" and not least <= value < math.inf:
             raise UsageError(f"--{name}: got {value}, expected at least {least}")
+    if options.seed >= 2**32:
+        raise UsageError(f"--seed: got {options.seed}, expected less than 2^32")
     if not math.isfinite(options.bias):
         raise UsageError(f"--bias: got {options.bias}, expected a finite number")
     rate = options.learning_rate

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxbp.checking import GradientReport, LeafReport
+from jaxbp.cli.files import naming
 from jaxbp.diagnostics.flow import Distributions, Flow
 from jaxbp.diagnostics.health import Health
 from jaxbp.diagnostics.report import LayerReport
@@ -52,7 +53,12 @@ def learning_curve(
         _grid_without_frame(axes)
         _whole_numbers(axes)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with naming(path):
+        figure.savefig(path, dpi=150)
 
 
 def _curve(axes: Axes, values: np.ndarray | None, label: str, color: str) -> None:
@@ -81,7 +87,7 @@ def step_curves(path: str | Path, report: GradientReport) -> None:
     for axes in grid[len(leaves) :]:
         axes.set_visible(False)
     grid[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def _step_curve(axes: Axes, leaf: LeafReport) -> None:
@@ -162,7 +168,7 @@ def health_by_epoch(
     for axes in (*grid.ravel(), shares, flow):
         _grid_without_frame(axes)
         _whole_numbers(axes)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def _bands(axes: Axes, quantiles: np.ndarray, color: Any, nothing: str) -> None:
@@ -234,7 +240,7 @@ def flow_by_depth(path: str | Path, flows: tuple[Flow, ...]) -> None:
         _grid_without_frame(axes)
     panels[0].set_ylabel("‖δ‖ / ‖δ‖ of the output")
     panels[0].legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def _layer_color(layer: int, layers: int) -> Any:

@@ -18,6 +18,7 @@ from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.scores import names_of_outputs, outputs
 from jaxbp.data.preparation import transform
 from jaxbp.data.sources import read_features
+from jaxbp.text import counted
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def run(options: Predict, console: Console) -> int:
         return 0
     with written(options.output) as file:
         write_csv(file, header, table)
-    console.print(f"{len(table)} predictions in {options.output}", soft_wrap=True)
+    console.print(f"{counted(len(table), 'prediction')} in {options.output}", soft_wrap=True)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from jaxbp.cli.plan import Plan, health_after
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import Score, baselines, score
 from jaxbp.model import Params
-from jaxbp.text import align, plain, significant
+from jaxbp.text import align, counted, plain, significant
 from jaxbp.training.fitting import History
 
 
@@ -164,7 +165,9 @@ def print_run(summary: Summary, console: Console) -> None:
     plan, outcome, data = summary.plan, summary.outcome, summary.plan.dataset
     scores = list(summary.scores.values())
     table = scores_table(scores, summary.baselines, data.preparation, data.train)
-    console.print(facts_table(summary))
+    with console.capture() as facts:
+        console.print(facts_table(summary))
+    console.print(re.sub(r" +$", "", facts.get(), flags=re.M), end="", soft_wrap=True)
     test = summary.scores["test"]._replace(confusion=None)  # which summary.json has
     for each in (table, *further_tables(test, data.preparation)):
         console.print(f"\n{align(each, console.width)}", soft_wrap=True)
@@ -203,7 +206,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
     facts = [
         (
             "data",
-            f"{options.data}, {sum(rows.values())} rows{header} ({rows['train']} train, "
+            f"{options.data}, {counted(sum(rows.values()), 'row')}{header} ({rows['train']} train, "
             f"{rows['validation']} validation, {rows['test']} test{split}), {task}",
         ),
         *([("target", ", ".join(target))] if target else []),

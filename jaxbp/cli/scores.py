@@ -92,7 +92,9 @@ def score(name: str, trained: Checkpoint, batch: Batch, *, precision: str | None
 def names_of_outputs(preparation: Preparation) -> list[str]:
     """Name the quantities that a network predicts, as ``jaxbp predict`` heads their columns."""
     count = len(preparation.target_mean)
-    return [f"prediction_{i}" for i in range(count)] if count > 1 else ["prediction"]
+    if count == 1:
+        return ["prediction"]
+    return [f"prediction_{name}" for name in preparation.targets or range(count)]
 
 
 def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) -> list[Score]:

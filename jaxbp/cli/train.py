@@ -20,7 +20,7 @@ from rich.progress import (
 from tyro.conf import arg
 
 from jaxbp.cli.compile_time import CompileTime
-from jaxbp.cli.files import make_run_folder, new_folder
+from jaxbp.cli.files import make_run_folder, naming, new_folder
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
@@ -83,8 +83,10 @@ def run(options: Train, console: Console) -> int:
         outcome = train(plan, params, folder, console, interrupts)
         interrupts.ignore()  # what has been trained is now to be saved
         summary = summarised(plan, errors, outcome)
-        write_run(folder, summary)
-        print_run(summary, console)
+        try:
+            write_run(folder, summary)
+        finally:  # a full disk takes the files, and not the scores
+            print_run(summary, console)
         console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
 
@@ -109,7 +111,8 @@ def train(
         console=console,
         disable=not console.is_terminal,
     )
-    with (folder / "metrics.jsonl").open("x") as metrics, bar:
+    path = folder / "metrics.jsonl"
+    with naming(path), path.open("x") as metrics, bar:
         watch = _Watch(plan, params, bar, metrics, interrupts)
         with CompileTime(watch.show_compiling) as compiling:
             trained = fit_plan(plan, params, watch, plan.parts["validation"])

@@ -162,7 +162,8 @@ def load(
     target_mean, target_scale = np.zeros(count), np.ones(count)
     if labels is None:
         target_mean, target_scale = moments(values[train_rows], standardize_target)
-    preparation = Preparation(raw.features, mean, scale, labels, target_mean, target_scale)
+    targets = (raw.outputs or None) if labels is None else None
+    preparation = Preparation(raw.features, mean, scale, labels, target_mean, target_scale, targets)
     if labels is None:
         values = scaled_target(preparation, raw, values)
     x = transform(preparation, raw.x)

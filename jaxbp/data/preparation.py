@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxbp.data.cells import is_number, quoted
 from jaxbp.data.sources import LARGEST_FLOAT32, DataError, RawData, Task, scikit_learn
+from jaxbp.text import counted
 
 
 class Preparation(NamedTuple):
@@ -19,6 +20,7 @@ class Preparation(NamedTuple):
     labels: tuple[str, ...] | None  # names of the classes or of several labels; None for regression
     target_mean: np.ndarray  # (K,) of a regression's target; 0 and 1 where it is left as it is
     target_scale: np.ndarray  # (K,)
+    targets: tuple[str, ...] | None = None  # names of several quantities
 
     @property
     def several_labels(self) -> bool:
@@ -52,7 +54,9 @@ def transform(preparation: Preparation, x: Any) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise DataError(f"x: expected rows of numbers ({error})") from None
     if rows.shape[-1:] != (len(features),):
-        raise DataError(f"x: got shape {rows.shape}, expected rows of {len(features)} columns")
+        raise DataError(
+            f"x: got shape {rows.shape}, expected rows of {counted(len(features), 'column')}"
+        )
     scaled: np.ndarray = (rows - preparation.mean) / preparation.scale
     beyond = np.argwhere(~(np.abs(scaled) <= LARGEST_FLOAT32))
     if len(beyond):

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxbp.data.cells import INTEGER, MISSING, is_number, quoted
 from jaxbp.data.layout import LOOKED_AT, counts_rows, guess_delimiter, guess_header
+from jaxbp.text import counted
 
 Task = Literal["classification", "regression"]
 
@@ -137,8 +138,9 @@ def read_labelled(
 def _check_width(source: str | Path, width: int, features: Sequence[str]) -> None:
     if width != len(features):
         raise DataError(
-            f"{source}: {width} columns, expected the {len(features)} the network was trained on, "
-            f"without the target ({', '.join(features[:5])}{', ...' if len(features) > 5 else ''})"
+            f"{source}: {counted(width, 'column')}, expected the {len(features)} the network was "
+            "trained on, without the target "
+            f"({', '.join(features[:5])}{', ...' if len(features) > 5 else ''})"
         )
 
 
@@ -349,7 +351,9 @@ def _read_cells(
         raise DataError(f"{source}: a header and no rows")
     for line, row in body:
         if len(row) != len(names):
-            raise DataError(f"{source}, row {line}: {len(row)} columns, expected {len(names)}")
+            raise DataError(
+                f"{source}, row {line}: {counted(len(row), 'column')}, expected {len(names)}"
+            )
     lines, text = zip(*body, strict=True)
     return _Cells(source, names, header, note, lines, np.array(text, object))
 

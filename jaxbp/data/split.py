@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxbp.data.cells import quoted
 from jaxbp.data.sources import DataError, scikit_learn
+from jaxbp.text import counted
 
 
 def split_rows(
@@ -48,6 +49,7 @@ def split_rows(
         reason = str(error).split(", the resulting")[0]
         more = "" if labels is None else "; stratify=False (--no-stratify) splits them anyhow"
         raise DataError(
-            f"{name}: {len(target)} rows cannot be split into these shares ({reason}){more}"
+            f"{name}: {counted(len(target), 'row')} cannot be split into these shares "
+            f"({reason}){more}"
         ) from None
     return train_rows, validation_rows, test_rows

@@ -1,0 +1,45 @@
+"""Encodings: what a terminal's cannot write is written in ASCII, x*z for x·z."""
+
+import codecs
+import re
+import unicodedata
+
+#: the name of the error handler, as in ``sys.stdout.reconfigure(errors=IN_ASCII)``
+IN_ASCII = "jaxbp.in_ascii"
+
+_SYMBOLS = {
+    **{"·": "*", "×": "x", "−": "-", "±": "+-", "√": "sqrt", "∂": "d", "Σ": "sum", "‖": "||"},
+    **{"→": "->", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "∞": "inf", "ᵀ": "^T", "∇": "grad "},
+    **{"━": "-", "–": "-", "—": "-", "’": "'"},
+}
+
+
+def in_ascii(text: str) -> str:
+    """Write a text in ASCII: R^2 for R², delta^(2) for δ⁽²⁾, and ? for what has no such form.
+
+    >>> in_ascii("gw⁽¹⁾ = δ⁽¹⁾·xᵀ, 2²·3 ≤ 12")
+    'gw^(1) = delta^(1)*x^T, 2^2*3 <= 12'
+    """
+    written, raised = "", False
+    for letter in text:
+        was_raised, raised = raised, unicodedata.decomposition(letter).startswith("<super>")
+        greek = re.fullmatch(r"GREEK \w+ LETTER (?:FINAL )?(\w+)", unicodedata.name(letter, ""))
+        if letter in _SYMBOLS:
+            written += _SYMBOLS[letter]
+        elif greek:
+            written += greek[1].lower()
+        else:
+            parts = unicodedata.normalize("NFKD", letter).translate({0x2212: "-"})
+            plain = "".join(part for part in parts if not unicodedata.combining(part))
+            written += "^" if raised and not was_raised else ""
+            written += plain if plain.isascii() else "?"
+    return written
+
+
+def _handler(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return in_ascii(error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(IN_ASCII, _handler)
