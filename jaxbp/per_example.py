@@ -32,7 +32,7 @@ from jaxbp.model import (
     penalty,
     with_penalty,
 )
-from jaxbp.products import product
+from jaxbp.products import outer_products, product
 from jaxbp.trees import check_bools, wide_enough
 
 Reduction = Literal["mean", "sum"]
@@ -47,7 +47,7 @@ def per_example_gradients(model: MLP, params: Params, batch: Batch) -> Params:
     """
     _, residuals, deltas = _pass(model, params, batch)
     pairs = zip(residuals, deltas, strict=True)
-    data = tuple(Layer(d[..., :, None] * r.input[..., None, :], d) for r, d in pairs)
+    data = tuple(Layer(outer_products(d, r.input), d) for r, d in pairs)
     return with_penalty(model, params, data)
 
 

@@ -51,6 +51,12 @@ def sum_of_outer_products(delta: Array, z: Array, dtype: DTypeLike | None = None
     )
 
 
+def outer_products(delta: Array, z: Array) -> Array:
+    """δₙ zₙᵀ for every row, (B, O) and (B, I) -> (B, O, I), sharded as rows and units are."""
+    sharding = _sharding(delta, (*_axes(delta), _axes(z)[-1]))
+    return jnp.einsum("...o,...i->...oi", delta, z, out_sharding=sharding)
+
+
 def is_on_one_device(x: ArrayLike) -> bool:
     """Whether an array is not under trace, and is on one device, or NumPy's."""
     if isinstance(x, jax.core.Tracer):

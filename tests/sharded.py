@@ -41,6 +41,10 @@ sharded = values.lower(put(params), put(batch, "rows")).compile()
 given = put(params), put(batch, "rows")
 found, alone = sharded(*given), values(params, batch)
 outside_jit = CONTRACTIONS["Hessian"](model, *given)
+narrow = model._replace(sizes=(8, 4, 4))  # a unit of each layer on each device
+units = jaxbp.init(jax.random.key(0), narrow)
+few = jaxbp.Batch(np.ones((3, 8), "f"), np.arange(3))
+of_units = jaxbp.per_example_gradients(narrow, put(units, "rows"), put(few))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     trained, _ = jaxbp.fit(
@@ -52,7 +56,7 @@ with warnings.catch_warnings(record=True) as caught:
         key=jax.random.key(0),
         params=put(params),
     )
-with warnings.catch_warnings(record=True) as caught_by_many:
+with warnings.catch_warnings(record=True) as caught_by_many, jax.set_mesh(mesh):
     warnings.simplefilter("always")
     jaxbp.fit_many(
         model,
@@ -72,6 +76,9 @@ print(
             | {
                 "fit": distance(trained, descended),
                 "Hessian outside jit": distance(outside_jit, alone["Hessian"]),
+                "sharded units": distance(
+                    of_units, jaxbp.per_example_gradients(narrow, units, few)
+                ),
             },
             "moves rows": "all-gather" in sharded.as_text(),
             "warnings": [str(warning.message) for warning in (*caught, *caught_by_many)],

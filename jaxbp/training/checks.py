@@ -125,7 +125,7 @@ def on_one_device(given: dict[str, Any]) -> tuple[Any, ...]:
             warnings.warn(
                 f"{name}: on {len(those)} devices, but a network trains on one; it is brought to "
                 f"{every[0]}",
-                stacklevel=3,
+                stacklevel=4,
             )
     if len(every) < 2:
         return tuple(given.values())

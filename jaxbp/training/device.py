@@ -1,11 +1,32 @@
 """The device: a wait for it that Ctrl-C can end, and how much to start at once."""
 
 import time
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 
 PATIENCE = 0.2  # seconds that Ctrl-C may go unheard
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def without_a_mesh(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """The function as it is where no mesh is set: a program for the devices of the mesh that the
+    caller has set takes no arrays that are on one device."""
+
+    @wraps(function)
+    def alone(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if jax.sharding.get_abstract_mesh().empty:
+            return function(*args, **kwargs)
+        with jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())):
+            return function(*args, **kwargs)
+
+    return alone
 
 
 def epochs_at_once(at_most: int, left: int, seconds: float) -> int:

@@ -34,7 +34,7 @@ from jaxbp.training.checks import (
     on_one_device,
 )
 from jaxbp.training.constants import Constants, Given, with_l2, without_l2, without_numbers
-from jaxbp.training.device import PATIENCE, epochs_at_once, wait_for
+from jaxbp.training.device import PATIENCE, epochs_at_once, wait_for, without_a_mesh
 from jaxbp.training.epoch import (
     Program,
     epochs_of,
@@ -124,6 +124,7 @@ class TrainingInterrupt(KeyboardInterrupt):
 OnEpoch = Callable[[Epoch], Any] | Sequence[Callable[[Epoch], Any]] | None
 
 
+@without_a_mesh
 def fit(
     model: MLP,
     batch: Batch,

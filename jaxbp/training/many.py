@@ -41,7 +41,7 @@ from jaxbp.training.checks import (
     on_one_device,
 )
 from jaxbp.training.constants import Constants, MakeOptimizer, Optimizer, without_numbers
-from jaxbp.training.device import epochs_at_once, wait_for
+from jaxbp.training.device import epochs_at_once, wait_for, without_a_mesh
 from jaxbp.training.epoch import (
     Program,
     drawn_rows,
@@ -82,6 +82,7 @@ class Best(NamedTuple):
         return short(self)
 
 
+@without_a_mesh
 def fit_many(
     model: MLP,
     batch: Batch,
@@ -607,7 +608,7 @@ def _warn_of_equals(keys: Array, *settings: np.ndarray | None) -> None:
         warnings.warn(
             f"keys: {different} of {len(keys)} networks differ; jax.random.split(key, N) gives N "
             "keys that do",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
