@@ -1048,6 +1048,33 @@ def test_short_whole_numbers_stay_as_they_are_on_the_device():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), short, wide)
 
 
+def test_arrays_on_the_device_are_looked_at_once(monkeypatch):
+    """They cannot change; for another question, and for NumPy's, which can, they are each time."""
+    params, looked = jaxbp.init(KEY, MODEL), []
+    as_numbers = checks._as_numbers
+    monkeypatch.setattr(
+        checks, "_as_numbers", lambda name, each: looked.append(name) or as_numbers(name, each)
+    )
+
+    def looks(batch, model=MODEL):
+        looked.clear()
+        held = checks.checked_batch(model, params, batch, "batch")
+        np.testing.assert_array_equal(held.target, batch.target)
+        return len(looked)
+
+    rows = Batch(np.ones((4, 3), "f"), np.zeros((4, 2), "f"))
+    batch = Batch(*map(jnp.asarray, rows[:2]))
+    assert [looks(batch), looks(batch), looks(rows), looks(rows)] == [3, 0, 3, 3]
+    assert looks(batch._replace(weight=jnp.ones(4))) == 3
+    counts = MODEL._replace(head=heads.exp_poisson)
+    assert [looks(batch, counts), looks(batch, counts)] == [3, 0]
+    negative = batch._replace(target=batch.target - 1)
+    with pytest.raises(ValueError, match=r"target: -1\.0 in row 0, expected counts"):
+        looks(negative, counts)
+    assert looks(negative) == 3
+    assert len(checks._RIGHT) <= checks._MOST_KEPT
+
+
 def test_parameters_that_are_not_finite_are_named():
     weight = np.where(np.arange(8) == 2, np.nan, PARAMS[1].weight)
     params = (PARAMS[0], PARAMS[1]._replace(weight=weight))
