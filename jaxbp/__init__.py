@@ -23,6 +23,7 @@ from jaxbp.curvature import (
     hessian_vector_product,
     kronecker_factors,
 )
+from jaxbp.data import class_weights
 from jaxbp.diagnostics import LayerReport, gradient_flow, layer_report
 from jaxbp.gradient import Batch, autodiff, backprop, input_gradient, objective
 from jaxbp.heads import Head, with_error
@@ -54,6 +55,7 @@ from jaxbp.training import (
     fit_many,
     make_step,
     random_gradient,
+    with_dropout,
 )
 
 __version__ = "0.1.0"
@@ -112,6 +114,8 @@ __all__ = [  # noqa: RUF022 (by door)
     "Best",
     "make_step",
     "random_gradient",
+    "with_dropout",
+    "class_weights",
     "batch_methods",
     "Epoch",
     "History",

@@ -197,7 +197,7 @@ def test_independent_sigmoids_for_several_classes():
 def test_several_activations_and_the_other_options(elsewhere, capsys):
     options = ["--activation", "tanh", "elu", "--hidden", 8, 4, "--schedule", "linear"]
     options += ["--epochs", 2, "--gradient", "autodiff", "--compute-dtype", "bfloat16"]
-    options += ["--precision", "highest"]
+    options += ["--precision", "highest", "--dropout", 0.1]
     assert run("train", "iris", *PLAIN, *options) == 0
     out = capsys.readouterr().out
     assert "4-8-4-3 tanh elu" in out
@@ -510,6 +510,10 @@ def test_regression_predicts_in_the_targets_units(elsewhere):
             "--label-smoothing: got 1.0, expected at least 0, and below 1",
         ),
         (["diabetes", "--label-smoothing", 0.1], "--label-smoothing is for classes, and the targ"),
+        (["diabetes", "--class-weight", "balanced"], "--class-weight is for one class a row"),
+        (["wine", "--dropout", 1], "--dropout: got 1.0, expected at least 0, and below 1"),
+        (["wine", "--dropout", 0.1, "--hidden"], "--dropout leaves out hidden units, and there"),
+        (["wine", "--dropout", 0.1, "--optimizer", "lbfgs"], "--dropout: lbfgs needs the same"),
         (["wine", "--header", "no"], "--header is for a .csv, and not for wine"),
         (["wine", "--batch-size", 0], "--batch-size: got 0, expected at least 1, or full"),
         (["wine", "--hidden", 0], "--hidden: got 0, expected sizes ≥ 1"),
@@ -696,6 +700,7 @@ def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsy
     ]
     (elsewhere / "codes.csv").write_text(",0,1,2\n" + "\n".join(lines) + "\n")
     options = ["--label-smoothing", 0.1, "--no-stratify", "--output", "a run", *PLAIN]
+    options += ["--class-weight", "balanced"]
     assert run("train", "codes.csv", "--hidden", "--epochs", 2, *options) == 0
     out = " ".join(capsys.readouterr().out.split())
     for fact in (
@@ -704,7 +709,7 @@ def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsy
         "target '2'",
         "note row 1 ('', '0', '1', '2') was read as the names of the columns; header=False",
         "note the first column has no name and counts the rows: it is left out",
-        "sigmoid_logistic, labels smoothed by 0.1",
+        "sigmoid_logistic, labels smoothed by 0.1, classes balanced",
         "balanced accuracy macro F1 log loss",
         "test, always '007'",
     ):
@@ -723,7 +728,9 @@ def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsy
     assert json.loads(json.dumps(asdict(again), default=str)) == summary["options"]
 
     assert run("predict", "a run", "codes.csv", "--output", "out.csv") == 0
-    assert "labels smoothed by 0.1" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "labels smoothed by 0.1" in told
+    assert "classes that are equally frequent" in told
     assert run("evaluate", "a run", "codes.csv", "--json") == 0
     record = json.loads(capsys.readouterr().out)
     labels = [line.split(",")[0] for line in (elsewhere / "out.csv").read_text().splitlines()[1:]]

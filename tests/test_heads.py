@@ -197,6 +197,32 @@ def test_decisions():
     assert heads.linear_squared_error.decide is None
 
 
+def test_class_weights_are_scikit_learns():
+    class_weight = pytest.importorskip("sklearn.utils.class_weight")
+    classes = np.array([2, 0, 2, 2, 0, 5])
+    for target in (classes, classes.astype(str), classes.astype(float)):
+        expected = class_weight.compute_sample_weight("balanced", target)
+        np.testing.assert_allclose(jaxbp.class_weights(target), expected)
+    one_hot = (classes[:, None] == np.arange(6)).astype("f")
+    np.testing.assert_allclose(jaxbp.class_weights(one_hot), jaxbp.class_weights(classes))
+    assert jaxbp.class_weights(classes, {5: 4, 0: 0}).tolist() == [1, 0, 1, 1, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("target", "weights", "message"),
+    [
+        ([0, 1], "even", "weights: got 'even', expected \"balanced\" or a weight by class"),
+        ([0, 1], {2: 1.0}, "weights: of the class 2, which no example has"),
+        ([0, 1], {1: -1.0}, "weights: of the class 1, expected ≥ 0, got -1.0"),
+        ([0.5, 1], "balanced", r"target: got float64 of shape \(2,\), expected a class an example"),
+        ([[1, 1], [0, 1]], "balanced", r"target: got int64 of shape \(2, 2\), expected a class"),
+    ],
+)
+def test_class_weights_of_what_has_none_are_refused(target, weights, message):
+    with pytest.raises(ValueError, match=message):
+        jaxbp.class_weights(target, weights)
+
+
 def test_smooth_labels():
     np.testing.assert_allclose(jaxbp.smooth_labels(np.array([[0], [1]]), 0.1), [[0.05], [0.95]])
     three = [[0.05, 0.9, 0.05], [0.9, 0.05, 0.05]]

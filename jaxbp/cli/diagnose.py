@@ -52,6 +52,8 @@ class Diagnose(Design):
     ] = None
     schedule: str = fixed("constant")
     label_smoothing: float = fixed(0.0)
+    class_weight: Literal["none"] = fixed("none")
+    dropout: float = fixed(0.0)
     patience: int = fixed(0)
     gradient: str = fixed("backprop")
     compute_dtype: Literal["float32"] = fixed("float32")

@@ -198,6 +198,17 @@ class Design:
             "predicted probabilities towards each other",
         ),
     ] = 0.0
+    class_weight: Annotated[
+        Literal["none", "balanced"],
+        arg(
+            help="balanced: every class has the same part of the training loss, however many rows "
+            "it has; it draws the predicted probabilities towards the rare classes"
+        ),
+    ] = "none"
+    dropout: Annotated[
+        float,
+        arg(metavar="SHARE", help="share of the hidden units that each training step leaves out"),
+    ] = 0.0
     patience: Annotated[
         int | Literal["auto"],
         arg(
@@ -245,10 +256,10 @@ def check_design(options: Design) -> None:
     rate = options.learning_rate
     if rate != "auto" and not 0 < rate < math.inf:
         raise UsageError(f"--learning-rate: got {rate}, expected more than 0")
-    if not 0 <= options.label_smoothing < 1:
-        raise UsageError(
-            f"--label-smoothing: got {options.label_smoothing}, expected at least 0, and below 1"
-        )
+    for name in ("label_smoothing", "dropout"):
+        if not 0 <= (share := getattr(options, name)) < 1:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option}: got {share}, expected at least 0, and below 1")
     if isinstance(options.batch_size, int) and options.batch_size < 1:
         raise UsageError(f"--batch-size: got {options.batch_size}, expected at least 1, or full")
     if any(size < 1 for size in options.hidden):
@@ -258,8 +269,17 @@ def check_design(options: Design) -> None:
             f"--activation: got {len(options.activation)}, expected one, or one for each of the "
             f"{len(options.hidden)} hidden layers"
         )
-    optimizer = OPTIMIZERS[options.optimizer]
+    _check_optimizer(options)
+
+
+def _check_optimizer(options: Design) -> None:
+    """Raise UsageError for a decision that does not suit the optimiser, or dropout."""
+    optimizer, rate = OPTIMIZERS[options.optimizer], options.learning_rate
+    if options.dropout and not options.hidden:
+        raise UsageError("--dropout leaves out hidden units, and there are none")
     if rate != "auto" and optimizer.rate is None:
         raise UsageError(f"--learning-rate: {options.optimizer} finds its own")
+    if optimizer.full_batch and options.dropout:
+        raise UsageError(f"--dropout: {options.optimizer} needs the same objective at every step")
     if optimizer.full_batch and options.batch_size not in {"auto", "full"}:
         raise UsageError(f"--batch-size: {options.optimizer} takes the full batch")

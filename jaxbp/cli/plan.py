@@ -22,6 +22,7 @@ from jaxbp.cli.scores import with_outputs
 from jaxbp.data.loading import Dataset, Decisions, load
 from jaxbp.data.preparation import Preparation
 from jaxbp.data.sources import DataWarning, Task
+from jaxbp.data.weights import class_weights
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
 from jaxbp.gradient import Batch
@@ -29,6 +30,7 @@ from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.targets import smooth_labels
 from jaxbp.training.device import wait_for
+from jaxbp.training.dropout import with_dropout
 from jaxbp.training.epoch import initial_params, shapes_of
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
 from jaxbp.training.metrics import metric_name
@@ -115,6 +117,8 @@ def decide(options: Design) -> Plan:
     labels = dataset.preparation.labels
     if labels is None and options.label_smoothing > 0:
         raise UsageError("--label-smoothing is for classes, and the target is quantities")
+    if options.class_weight != "none" and (labels is None or dataset.preparation.several_labels):
+        raise UsageError("--class-weight is for one class a row, which the target has not")
     name = _head_name(options.head, dataset.preparation)
     head = heads.BY_NAME[name]
     parts = {
@@ -130,6 +134,8 @@ def decide(options: Design) -> Plan:
         classes = outputs if head.target == "classes" else None
         smoothed = smooth_labels(to_fit.target, options.label_smoothing, classes)
         to_fit = to_fit._replace(target=smoothed)
+    if options.class_weight != "none":
+        to_fit = to_fit._replace(weight=class_weights(dataset.train.target))
 
     rows, columns = to_fit.x.shape
     units = tuple(activations.BY_NAME[unit] for unit in options.activation)
@@ -239,7 +245,7 @@ def fit_plan(
     plan: Plan, params: Params, on_epoch: Callable[[Epoch], bool], validation: Batch | None = None
 ) -> Trained:
     """Train by a plan; on_epoch and validation as ``fit`` takes them.  It may diverge."""
-    options = plan.options
+    options, gradient = plan.options, GRADIENTS[plan.options.gradient]
     try:
         params, history = fit(
             plan.model,
@@ -250,7 +256,7 @@ def fit_plan(
             key=jax.random.key(options.seed),
             params=params,
             validation=validation,
-            gradient=GRADIENTS[options.gradient],
+            gradient=with_dropout(options.dropout)(gradient) if options.dropout else gradient,
             compute_dtype=None if options.compute_dtype == "float32" else options.compute_dtype,
             precision=plan.precision,
             diagnostics=options.diagnostics,

@@ -55,7 +55,14 @@ def run(options: Predict, console: Console) -> int:
     assert preparation is not None
     rows = read_features(options.data, preparation.features)
     header, table = tabulate(trained, rows)
-    smoothing = record_of(options.run).get("label_smoothing")
+    record = record_of(options.run)
+    smoothing = record.get("label_smoothing")
+    if record.get("class_weight") == "balanced":
+        console.print(
+            "probabilities are those of classes that are equally frequent: train with "
+            "--class-weight none for the data's own",
+            soft_wrap=True,
+        )
     if isinstance(smoothing, int | float) and smoothing:
         console.print(
             f"probabilities are those of labels smoothed by {smoothing:g}, and so drawn towards "

@@ -93,6 +93,8 @@ class Summary:
                 "batch_size": plan.batch_size,
                 "l2": options.l2,
                 "label_smoothing": options.label_smoothing,
+                "class_weight": options.class_weight,
+                "dropout": options.dropout,
                 "seed": options.seed,
                 "patience": plan.patience,
                 "gradient": options.gradient,
@@ -190,7 +192,9 @@ def facts_table(summary: Summary) -> rich.table.Table:
     header = {None: "", True: " below a header", False: " without a header"}[decisions.header]
     split = "" if labels is None or stratified else ", not stratified"
     amount = options.label_smoothing
-    smoothed = f", labels smoothed by {amount:g}" if amount else ""
+    how = f", labels smoothed by {amount:g}" if amount else ""
+    how += ", classes balanced" if options.class_weight == "balanced" else ""
+    how += f", dropout {options.dropout:g}" if options.dropout else ""
     mixed = "" if options.compute_dtype == "float32" else f", in {options.compute_dtype}"
     epochs = len(outcome.history.training_loss)
     target = [
@@ -212,7 +216,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
         *([("target", ", ".join(target))] if target else []),
         *(("note", note) for note in decisions.notes),
         *loss,
-        ("network", f"{plan.network}, {plan.head}{smoothed}"),
+        ("network", f"{plan.network}, {plan.head}{how}"),
         ("parameters", f"{plan.parameters:,}"),
         ("epochs", f"{epochs} by {options.optimizer} and {options.gradient}{mixed}"),
         (

@@ -4,12 +4,13 @@ Read ``epoch``, a whole epoch as one compiled program; ``fitting``, which trains
 ``many``, which trains N of them.  ``checks`` says what may be trained on what, ``pieces`` compares
 a user's own heads, activations and gradients with ``jax.grad``, ``device`` is about its memory and
 the wait for it, ``metrics`` says how well a network does, and ``batch_methods`` has the lectures'
-optimisers for full batches.  ``same_program`` and ``constants`` see to it that nothing is compiled
-twice.  On a GPU ``kernel_choice`` decides whether ``one_kernel`` takes the
-minibatches in the scan's place.
+optimisers for full batches.  ``dropout`` makes a gradient that leaves units out.
+``same_program`` and ``constants`` see to it that nothing is compiled twice.  On a GPU
+``kernel_choice`` decides whether ``one_kernel`` takes the minibatches in the scan's place.
 """
 
 from jaxbp.training import batch_methods
+from jaxbp.training.dropout import with_dropout
 from jaxbp.training.epoch import RandomGradient, make_step, random_gradient
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, TrainingInterrupt, fit
 from jaxbp.training.many import Best, best_of, fit_many
@@ -31,4 +32,5 @@ __all__ = [
     "make_step",
     "metric_name",
     "random_gradient",
+    "with_dropout",
 ]

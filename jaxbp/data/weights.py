@@ -1,0 +1,43 @@
+"""Weights of examples by their classes."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+
+def class_weights(
+    target: Any, weights: Literal["balanced"] | Mapping[Any, float] = "balanced"
+) -> np.ndarray:
+    """Weights of examples by their classes, (N,), for ``Batch.weight``; scikit-learn's definition.
+
+    target is (N,) classes, numbers or names, or (N, K) one-hot rows.  "balanced" gives each class
+    the same part of the objective: N / (C N_c) for an example of class c, of which there are N_c,
+    where C classes occur.  A mapping gives each class its weight, which is 1 where it names none.
+    Raises ValueError for other weights, for a class that no example has, and for other targets.
+
+    >>> class_weights([0, 0, 0, 1]).round(2).tolist(), class_weights(["a", "b"], {"b": 3}).tolist()
+    ([0.67, 0.67, 0.67, 2.0], [1.0, 3.0])
+    """
+    classes = np.asarray(target)
+    if classes.ndim == 2 and classes.shape[1] > 1 and classes.dtype.kind in "biuf":
+        one_hot = ((classes == 0) | (classes == 1)).all() and (classes.sum(1) == 1).all()
+        classes = classes.argmax(1) if one_hot else classes
+    if classes.ndim != 1 or (classes.dtype.kind == "f" and (classes != classes.round()).any()):
+        got = f"{classes.dtype} of shape {classes.shape}"
+        raise ValueError(f"target: got {got}, expected a class an example, or one-hot rows")
+    names, of_each, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    if isinstance(weights, Mapping):
+        absent = [name for name in weights if name not in names.tolist()]
+        wrong = [name for name, weight in weights.items() if not 0 <= weight < np.inf]
+        if absent or wrong:
+            name = (absent or wrong)[0]
+            said = "which no example has" if absent else f"expected ≥ 0, got {weights[name]}"
+            raise ValueError(f"weights: of the class {name!r}, {said}")
+        each = np.array([float(weights.get(name, 1)) for name in names.tolist()])
+    elif isinstance(weights, str) and weights == "balanced":
+        each = len(classes) / (len(names) * counts)
+    else:
+        raise ValueError(f'weights: got {weights!r}, expected "balanced" or a weight by class')
+    found: np.ndarray = each[of_each]
+    return found
