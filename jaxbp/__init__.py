@@ -43,6 +43,7 @@ from jaxbp.precision import mixed_precision
 from jaxbp.targets import smooth_labels
 from jaxbp.training import (
     Best,
+    EarlyStopping,
     Epoch,
     Evaluation,
     History,
@@ -118,6 +119,7 @@ __all__ = [  # noqa: RUF022 (by door)
     "class_weights",
     "batch_methods",
     "Epoch",
+    "EarlyStopping",
     "History",
     "NonFiniteLossError",
     "TrainingInterrupt",

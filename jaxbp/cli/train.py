@@ -31,6 +31,7 @@ from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params
 from jaxbp.text import plain
 from jaxbp.training.checks import checked_batch
+from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.fitting import Epoch
 from jaxbp.training.metrics import compiled_evaluation
 
@@ -149,7 +150,7 @@ class _Watch:
         self, plan: Plan, params: Params, bar: Progress, metrics: IO[str], interrupts: Interrupts
     ) -> None:
         self.bar, self.metrics, self.interrupts = bar, metrics, interrupts
-        self.patience = plan.patience
+        self.stopping = EarlyStopping(plan.patience) if plan.patience else None
         self.metric, self.shown_metric = plan.metric, plan.shown_metric
         self.model, self.precision, self.epochs = plan.model, plan.precision, plan.options.epochs
         rows = sample(plan.parts["train"], len(plan.parts["validation"].x))
@@ -158,8 +159,7 @@ class _Watch:
         self.training_metric: list[float] = []
         self.last_line = -math.inf  # seconds
         self.task = bar.add_task("", total=self.epochs, live="")
-        self.latest = self.best = Epoch(0, params, math.nan, None)
-        self.best_loss = math.inf
+        self.latest = Epoch(0, params, math.nan, None)
         self.ended = ""
         self.started = time.perf_counter()
         self.seconds: list[float] = []  # when each epoch ended
@@ -195,13 +195,12 @@ class _Watch:
             live += f", validation {metric}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
-        if validation.loss < self.best_loss:
-            self.best, self.best_loss = epoch, validation.loss
+        stops = self.stopping is not None and self.stopping(epoch)
         if self.interrupts.asked:
             self.ended = f"interrupted: training ended with epoch {epoch.number}"
-        elif 0 < self.patience <= epoch.number - self.best.number:
+        elif stops:
             self.ended = (
-                f"stopped early: the validation loss was best after epoch {self.best.number} "
+                f"stopped early: the validation loss was best after epoch {self.kept.number} "
                 f"of {epoch.number}, and those parameters are kept"
             )
         self._say(epoch.number, live)
@@ -222,4 +221,5 @@ class _Watch:
     @property
     def kept(self) -> Epoch:
         """The latest epoch, or the best if patience asked for it."""
-        return self.best if self.patience else self.latest
+        best = self.stopping and self.stopping.best
+        return best or self.latest

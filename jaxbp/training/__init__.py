@@ -4,13 +4,15 @@ Read ``epoch``, a whole epoch as one compiled program; ``fitting``, which trains
 ``many``, which trains N of them.  ``checks`` says what may be trained on what, ``pieces`` compares
 a user's own heads, activations and gradients with ``jax.grad``, ``device`` is about its memory and
 the wait for it, ``metrics`` says how well a network does, and ``batch_methods`` has the lectures'
-optimisers for full batches.  ``dropout`` makes a gradient that leaves units out.
-``same_program`` and ``constants`` see to it that nothing is compiled twice.  On a GPU
-``kernel_choice`` decides whether ``one_kernel`` takes the minibatches in the scan's place.
+optimisers for full batches.  ``early_stopping`` is an ``on_epoch``, and ``dropout`` makes a
+gradient that leaves units out.  ``same_program`` and ``constants`` see to it that nothing is
+compiled twice.  On a GPU ``kernel_choice`` decides whether ``one_kernel`` takes the minibatches in
+the scan's place.
 """
 
 from jaxbp.training import batch_methods
 from jaxbp.training.dropout import with_dropout
+from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.epoch import RandomGradient, make_step, random_gradient
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, TrainingInterrupt, fit
 from jaxbp.training.many import Best, best_of, fit_many
@@ -18,6 +20,7 @@ from jaxbp.training.metrics import Evaluation, evaluate, metric_name
 
 __all__ = [
     "Best",
+    "EarlyStopping",
     "Epoch",
     "Evaluation",
     "History",
