@@ -1,7 +1,7 @@
 """Training: step 5 of the lecture's algorithm, over minibatches, for as many epochs as wanted.
 
-Read ``epoch``, a whole epoch as one compiled program; ``fitting``, which trains one network, and
-``many``, which trains N of them.  ``checks`` says what may be trained on what, ``pieces`` compares
+Read ``epoch``, a whole epoch as one compiled program; ``fitting``, which trains one network, from
+a ``run`` too, and ``many``, which trains N of them.  ``checks`` says what may be trained on what, ``pieces`` compares
 a user's own heads, activations and gradients with ``jax.grad``, ``device`` is about its memory and
 the wait for it, ``metrics`` says how well a network does, and ``batch_methods`` has the lectures'
 optimisers for full batches.  ``early_stopping`` is an ``on_epoch``, and ``dropout`` makes a
@@ -17,6 +17,7 @@ from jaxbp.training.epoch import RandomGradient, make_step, random_gradient
 from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, TrainingInterrupt, fit
 from jaxbp.training.many import Best, best_of, fit_many
 from jaxbp.training.metrics import Evaluation, evaluate, metric_name
+from jaxbp.training.run import Run
 
 __all__ = [
     "Best",
@@ -26,6 +27,7 @@ __all__ = [
     "History",
     "NonFiniteLossError",
     "RandomGradient",
+    "Run",
     "TrainingInterrupt",
     "batch_methods",
     "best_of",

@@ -53,6 +53,7 @@ from jaxbp.training.metrics import (
     evaluation_on,
 )
 from jaxbp.training.pieces import check_pieces, looked_up
+from jaxbp.training.run import Run, check_resumed, check_state, key_of, run_of
 from jaxbp.trees import check_bools
 
 
@@ -63,12 +64,14 @@ class History(NamedTuple):
     validation_loss: np.ndarray | None  # (epochs,) after the epoch; None without validation data
     metric: np.ndarray | None  # (epochs,) accuracy or R² on the validation data, likewise
     health: Health | None = None  # each field (epochs, L); None without diagnostics
+    run: Run | None = None  # what ``fit(..., resume=)`` goes on from; None after an exception
 
     def __repr__(self) -> str:
-        return short(self)
+        return short(self._replace(run=None))
 
     def _repr_html_(self) -> str:
-        return html(_table(self) if self.training_loss.ndim == 1 else fields(self))
+        shown = self._replace(run=None)
+        return html(_table(shown) if self.training_loss.ndim == 1 else fields(shown))
 
 
 class Epoch(NamedTuple):
@@ -79,12 +82,24 @@ class Epoch(NamedTuple):
     training_loss: float
     validation: Evaluation | None
     health: Health | None = None  # each field (L,), with diagnostics
+    state: optax.OptState | None = None  # of the optimiser, while on_epoch is called
+    key: Array | None = None  # of ``fit``
+
+    @property
+    def run(self) -> Run:
+        """What ``fit(..., resume=)`` goes on from: a copy, to be made while on_epoch is called.
+
+        Raises RuntimeError later, when the optimiser's state has become that of another epoch.
+        """
+        if self.key is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+            raise RuntimeError(f"epoch {self.number}: its run is there while on_epoch is called")
+        return run_of(self.params, jax.tree.map(jnp.copy, self.state), self.number, self.key)
 
     def __repr__(self) -> str:
-        return short(self)
+        return short(self._replace(state=None, key=None))
 
     def _repr_html_(self) -> str:
-        return html(fields(self))
+        return html(fields(self._replace(state=None, key=None)))
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -132,8 +147,9 @@ def fit(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int | None,
-    key: Array,
+    key: Array | None = None,
     params: Params | None = None,
+    resume: Run | None = None,
     validation: Batch | None = None,
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
@@ -150,12 +166,18 @@ def fit(
         stay on their device; from several devices they are brought to one, with a UserWarning.
     optimizer: optax's, such as ``optax.sgd(0.1)``.  It may be written inline: another one that does
         the same, or has other numbers, is no reason to compile (see ``jaxbp.training.constants``).
-    epochs: passes over the rows, at least 1.  Each visits every row once, in an order that depends
-        on key and the number of the epoch alone; an accelerator draws another one than a CPU.
+    epochs: passes over the rows, at least 1, those of a run that is resumed included.  Each visits
+        every row once, in an order that depends on key and the number of the epoch alone; an
+        accelerator draws another one than a CPU.
     batch_size: rows a step; the last step of an epoch takes the rows that are left.  None: all.
-    key: one ``jax.random.key(seed)``, for the initial weights, the orders and random gradients.
-    params: to start from, left as they are; else ``init(key, model)`` in x's floating dtype, or in
-        float32 where x is in half precision or whole numbers.
+    key: one ``jax.random.key(seed)``, for the initial weights, the orders and random gradients; a
+        run that is resumed has its own.
+    params: to start from, left as they are, with a new order of rows and a new optimiser; else
+        ``init(key, model)`` in x's floating dtype, or in float32 where x is in half precision or
+        whole numbers.
+    resume: the ``Run`` to go on with, ``history.run`` or an epoch's ``run``, for the same data and
+        arguments; history is that of the epochs to come.  On one device 10 epochs and 10 more are
+        20, to the last bit.
     validation: rows to evaluate after each epoch; none unless given.
     gradient: ``backprop``, ``autodiff``, or your own of their signature; one that draws at random
         (see ``random_gradient``) is given another key at every step.
@@ -191,11 +213,16 @@ def fit(
     3.00 1.00
     """
     check_bools(diagnostics=diagnostics, check=check)
-    check_concrete(key=key, params=params, batch=batch, validation=validation)
+    check_concrete(key=key, params=params, batch=batch, validation=validation, resume=resume)
+    if resume is not None:
+        check_resumed(resume, params, epochs)
+        key, params = key_of(resume, key), resume.params
     check_key(key)
+    assert key is not None
     check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
-    batch, params, validation = on_one_device(
-        {"batch": batch, "params": params, "validation": validation}
+    state = None if resume is None else resume.state
+    batch, params, state, validation = on_one_device(
+        {"batch": batch, "params": params, "resume": state, "validation": validation}
     )
     callbacks, random = callbacks_of(on_epoch), is_random(gradient)
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
@@ -203,6 +230,8 @@ def fit(
     check_layers(shapes)
     lifted = without_numbers(Given(optimizer), tuple(shapes))
     check_full_batch(lifted.state, batch_size)
+    if resume is not None:
+        check_state(resume, lifted.state)
     if params is None:
         with memory_shortage_named(shapes, lifted.state):
             params = initial_params(key, model, dtype=dtype_of(batch))
@@ -219,11 +248,12 @@ def fit(
         drawn_with, dtype = key if random else None, params[0].weight.dtype
         own = model, params, batch, batch_size, gradient
         check_pieces(*own, drawn_with, dtype)
+    start = _Start(params, state, 0 if resume is None else resume.epochs)
     return _trained(
         program,
         optimizer,
         constants,
-        params,
+        start,
         batch,
         validation,
         epochs,
@@ -234,11 +264,19 @@ def fit(
     )
 
 
+class _Start(NamedTuple):
+    """The parameters and the optimiser's state that training starts from."""
+
+    params: Params
+    state: optax.OptState | None  # of the optimiser; None: its initial one
+    epochs: int  # done before
+
+
 def _trained(
     program: Program,
     optimizer: optax.GradientTransformation,
     constants: Constants,
-    params: Params,
+    start: _Start,
     batch: Batch,
     validation: Batch | None,
     epochs: int,
@@ -253,7 +291,7 @@ def _trained(
     program: without a kernel; kernel says which to take.
     optimizer: optax's.
     constants: the numbers of model and optimiser.
-    params: to start from.
+    start: parameters and state to start from.
     batch, validation: on the device.
     epochs, key, kernel: as for ``fit``.
     callbacks: those of on_epoch.
@@ -262,6 +300,7 @@ def _trained(
     model, precision = with_l2(program.model, constants.l2), program.precision
     one_by_one = bool(callbacks) or validation is not None
     record: list[Epoch] = []
+    params, state, done = start
     before = params  # what the last epoch started from
 
     def history() -> History:
@@ -276,16 +315,20 @@ def _trained(
     if validation is not None:
         evaluated = evaluation_on(model, params, validation, precision)
     with (
-        carrying(lambda: (len(record) + 1, params, history())),
+        carrying(lambda: (done + len(record) + 1, params, history()), done),
         memory_shortage_named(params, jax.eval_shape(optimizer.init, params), kept),
     ):
-        state = initial_state(program.optimizer)(params, constants)
+        if state is None:
+            state = initial_state(program.optimizer)(params, constants)
+        else:
+            state = jax.tree.map(jnp.copy, state)  # it will be donated
         wait_for(state)
         blocks = _Blocks(
             batch=batch,
             key=key,
             random=random,
             constants=constants,
+            done=done,
             epochs=epochs,
             at_most=1 if one_by_one else _most_epochs(len(batch.x), params),
             kernel=kernel,
@@ -293,23 +336,24 @@ def _trained(
         )
         for ended in blocks.run(program, params, state):
             if ended.losses.size:
-                params, before = ended.params, ended.before
+                params, before, state = ended.params, ended.before, ended.state
             evaluation = None
             if evaluated is not None and ended.losses.size:
                 evaluation = evaluated(params)
             for place, loss in enumerate(ended.losses):
                 health = jax.tree.map(itemgetter(place), ended.healths)
-                record.append(Epoch(len(record) + 1, (), float(loss), evaluation, health))
+                number = done + len(record) + 1
+                record.append(Epoch(number, (), float(loss), evaluation, health))
             if ended.broke:
                 if record and not _is_finite(record[-1], model, params, batch, precision):
                     params = before
                     record.pop()
                 if not record:
                     check_finite(params)
-                raise NonFiniteLossError(len(record) + 1, params, history())
-            if ask_to_end(callbacks, record[-1]._replace(params=params)):
+                raise NonFiniteLossError(done + len(record) + 1, params, history())
+            if ask_to_end(callbacks, record[-1]._replace(params=params, state=state, key=key)):
                 break
-    return params, history()
+    return params, history()._replace(run=run_of(params, state, done + len(record), key))
 
 
 class _Ended(NamedTuple):
@@ -317,6 +361,7 @@ class _Ended(NamedTuple):
 
     params: Params  # after the last of them
     before: Params  # what that one started from
+    state: optax.OptState  # after it, of the optimiser
     losses: np.ndarray  # (epochs,) finite
     healths: Health | None  # each field (epochs or more, L)
     broke: bool  # whether the next one did
@@ -334,22 +379,24 @@ class _Blocks:
     key: Array
     random: bool
     constants: Constants
-    epochs: int
+    done: int  # epochs of the run that is resumed
+    epochs: int  # in all
     at_most: int  # in one call
     kernel: str
     optimizer: optax.GradientTransformation
 
     def run(self, program: Program, params: Params, state: optax.OptState) -> Iterator[_Ended]:
         """Train -> after each call what has ended; none follows one that broke."""
-        first, before, block = 1, params, self.at_most
+        first, before, block = self.done + 1, params, self.at_most
         seconds = _guess(program, len(self.batch.x))
-        count = epochs_at_once(block, self.epochs, seconds)
+        count = epochs_at_once(block, self.epochs - self.done, seconds)
         orders = self._orders(program, first, count)
         while count:
             numbers = jax.device_put((np.int32(first), np.int32(count)))
             key = self.key if self.random else None
             given = (params, state, before, self.batch, orders, *numbers, key, self.constants)
-            if first == 1:
+            is_first = first == self.done + 1
+            if is_first:
                 choice = self.kernel, program, self.optimizer, run_epochs, given
                 program = with_kernel(*choice, block=block)
                 run = run_epochs(looked_up(program, partial(epochs_of, block=block), *given))
@@ -357,13 +404,13 @@ class _Blocks:
             params, state, before, *records = run(*given, block=block)
             upcoming = epochs_at_once(block, self.epochs + 1 - first - count, seconds)
             orders = self._orders(program, first + count, upcoming)  # while the device is at work
-            if first == 1 or seconds * count > PATIENCE:
+            if is_first or seconds * count > PATIENCE:
                 wait_for(records[0])
             losses, healths = jax.tree.map(np.asarray, records)
             seconds = (time.perf_counter() - started) / count
             finite = np.isfinite(losses[:count])
             good = count if finite.all() else int(finite.argmin())
-            yield _Ended(params, before, losses[:good], healths, good < count)
+            yield _Ended(params, before, state, losses[:good], healths, good < count)
             first, count = first + count, upcoming
 
     def _orders(self, program: Program, first: int, count: int) -> Array | None:
@@ -386,8 +433,10 @@ def _guess(program: Program, rows: int) -> float:
 
 
 @contextmanager
-def carrying(so_far: Callable[[], tuple[int, Params, History]]) -> Iterator[None]:
+def carrying(so_far: Callable[[], tuple[int, Params, History]], done: int = 0) -> Iterator[None]:
     """Give what ends the training early what there is: epoch, params and history.
+
+    done is the number of epochs before the first.
 
     Ctrl-C becomes a ``TrainingInterrupt``.  After the first epoch any other exception, such as a
     callback's, is given the three as attributes, unless it has one of that name.
@@ -399,7 +448,7 @@ def carrying(so_far: Callable[[], tuple[int, Params, History]]) -> Iterator[None
     except (Exception, SystemExit) as error:
         epoch, params, history = so_far()
         given = {"epoch": epoch, "params": params, "history": history}
-        if epoch > 1 and not any(hasattr(error, name) for name in given):
+        if epoch > done + 1 and not any(hasattr(error, name) for name in given):
             vars(error).update(given)
             error.add_note(
                 f"It ended the training in epoch {epoch}; the exception's params and history are "
