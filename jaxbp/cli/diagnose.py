@@ -20,7 +20,7 @@ from jaxbp.diagnostics.flow import Distributions, Flow, distributions, gradient_
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import layer_report
 from jaxbp.text import Table, align, counted
-from jaxbp.training.fitting import Epoch
+from jaxbp.training.records import Epoch
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxbp.cli.files import naming
 from jaxbp.diagnostics.flow import Distributions, Flow
 from jaxbp.diagnostics.health import Health
 from jaxbp.diagnostics.report import LayerReport
-from jaxbp.training.fitting import History
+from jaxbp.training.records import History
 
 _TRAINING, _VALIDATION = "#8c8c8c", "#1f5fa8"
 _PASS, _FAIL, _INCONCLUSIVE = "#2e8b57", "#c0392b", "#c98a00"

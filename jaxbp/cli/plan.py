@@ -32,8 +32,9 @@ from jaxbp.targets import smooth_labels
 from jaxbp.training.device import wait_for
 from jaxbp.training.dropout import with_dropout
 from jaxbp.training.epoch import initial_params, shapes_of
-from jaxbp.training.fitting import Epoch, History, NonFiniteLossError, fit
+from jaxbp.training.fitting import fit
 from jaxbp.training.metrics import metric_name
+from jaxbp.training.records import Epoch, History, NonFiniteLossError
 
 SAMPLE = 512  # rows that a report is made on
 _LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once

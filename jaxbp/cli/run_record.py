@@ -25,7 +25,7 @@ from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import Score, baselines, score
 from jaxbp.model import Params
 from jaxbp.text import align, counted, plain, significant
-from jaxbp.training.fitting import History
+from jaxbp.training.records import History
 
 
 @dataclass(frozen=True)

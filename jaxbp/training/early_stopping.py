@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.training.fitting import Epoch
+from jaxbp.training.records import Epoch
 
 
 class EarlyStopping:

@@ -55,7 +55,10 @@ from jaxbp.training.epoch import (
     shapes_of,
     shuffled_rows,
 )
-from jaxbp.training.fitting import (
+from jaxbp.training.kernel_choice import with_kernel
+from jaxbp.training.metrics import Evaluation, compiled_objective, loss_and_metric
+from jaxbp.training.pieces import check_pieces, looked_up
+from jaxbp.training.records import (
     Epoch,
     History,
     OnEpoch,
@@ -64,9 +67,6 @@ from jaxbp.training.fitting import (
     carrying,
     history_of,
 )
-from jaxbp.training.kernel_choice import with_kernel
-from jaxbp.training.metrics import Evaluation, compiled_objective, loss_and_metric
-from jaxbp.training.pieces import check_pieces, looked_up
 from jaxbp.training.same_program import compiled_ahead, compiled_for_each
 from jaxbp.trees import check_bools
 
