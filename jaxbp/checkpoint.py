@@ -25,7 +25,7 @@ from jaxbp.data.preparation import Preparation
 from jaxbp.mlp import predict
 from jaxbp.model import MLP, Layer, Params
 from jaxbp.reprs import short
-from jaxbp.trees import check_bools
+from jaxbp.trees import check_bools, shaped
 
 _FORMAT = "jaxbp network 1"
 _OWN = "(your own)"
@@ -145,7 +145,8 @@ def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _check_fit(model: MLP, params: Params) -> None:
     """Raise ValueError where params do not fit the model."""
     x = np.zeros(model.sizes[0], np.float32)
-    jax.eval_shape(partial(predict, model), params, x)
+    shapes = jax.tree.map(lambda leaf: shaped(leaf.shape, leaf.dtype), params)
+    jax.eval_shape(partial(predict, model), shapes, x)
 
 
 def _warn_if_rounded(path: Path, saved: np.ndarray, loaded: jax.Array) -> None:

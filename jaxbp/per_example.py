@@ -11,7 +11,7 @@ as an example, and all functions here raise ValueError.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from jaxbp.model import (
     with_penalty,
 )
 from jaxbp.products import outer_products, product
+from jaxbp.targets import numbers
 from jaxbp.trees import check_bools, wide_enough
 
 Reduction = Literal["mean", "sum"]
@@ -151,6 +152,7 @@ def noisy_clipped_gradient(
     Raises ValueError as ``clipped_gradient`` does, and for a negative noise_multiplier.
     """
     check_bools(per_layer=per_layer)
+    _real("noise_multiplier", noise_multiplier)
     if not _known(noise_multiplier, 0) >= 0:
         raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
     value, grads = clipped_gradient(model, params, batch, max_norm, per_layer, reduction=reduction)
@@ -336,7 +338,7 @@ def _check_reduction(reduction: Reduction) -> None:
 
 
 def _bounds(max_norm: MaxNorm, per_layer: bool, layers: int) -> Array:
-    bounds = jnp.asarray(max_norm, float)
+    bounds = _real("max_norm", max_norm)
     shapes = [(), (layers,)] if per_layer else [()]
     if bounds.shape not in shapes:
         expected = "one number" + (f", or one for each of {layers} layers" if per_layer else "")
@@ -344,6 +346,14 @@ def _bounds(max_norm: MaxNorm, per_layer: bool, layers: int) -> Array:
     if not np.all(_known(max_norm, 1) > 0):
         raise ValueError(f"max_norm: got {max_norm}, expected more than 0")
     return bounds
+
+
+def _real(name: str, value: Any) -> Array:
+    """An argument as an array of floats.  Raises TypeError for a truth value, and for text."""
+    array = numbers(name, value)
+    if array.dtype == bool:
+        raise TypeError(f"{name}: got {value!r}, expected a number")
+    return array.astype(jnp.result_type(float))
 
 
 def _known(value: MaxNorm, otherwise: float) -> np.ndarray:

@@ -1086,6 +1086,27 @@ def test_output_that_cannot_be_written(monkeypatch, capsys):
     assert capsys.readouterr().err == "jaxbp: standard output: No space left on device\n"
 
 
+def test_a_run_is_replaced_when_there_is_another(tmp_path):
+    def texts():
+        return {file.name: file.read_text() for file in tmp_path.iterdir()}
+
+    old = {name: f"old {name}" for name in files.RUN}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    for _ in range(2):  # the second time, the run before has failed at once
+        files.new_folder("--output", tmp_path, overwrite=True)
+        assert files.make_run_folder(tmp_path, "iris") == tmp_path
+        (tmp_path / "metrics.jsonl").write_text("new")
+        assert len(texts()) == 5
+    files.restore_run_before(tmp_path)
+    assert texts() == old
+    files.make_run_folder(tmp_path, "iris")
+    (tmp_path / files.NETWORK).write_text("new")
+    files.restore_run_before(tmp_path)
+    files.forget_run_before(tmp_path)
+    assert texts() == {files.NETWORK: "new"}
+
+
 def test_a_full_disk_is_a_failed_run_and_its_file_is_named():
     full = OSError(28, "No space left on device")
     with pytest.raises(OSError, match="No space") as found, files.naming("run/summary.json"):

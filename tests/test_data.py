@@ -10,6 +10,7 @@ pytest.importorskip("sklearn")
 
 from jaxbp import data
 from jaxbp.data import sources
+from jaxbp.data.preparation import alike
 from jaxbp.data.sources import DataError, DataWarning
 
 
@@ -208,6 +209,64 @@ def test_a_class_is_called_by_its_cells_text(write, cells, labels):
     )
     first = data.load_for(dataset.preparation, write(text)).target[:3]
     assert [labels[index] for index in first] == cells
+
+
+def test_columns_of_a_target_are_known_by_their_names(write):
+    rng = np.random.default_rng(0)
+    labels, values = rng.integers(0, 2, (40, 2)), rng.normal(size=(40, 2)).round(3)
+    for target, head in ((labels, "hot,wet"), (values, 'w,"h, in cm"')):
+        lines = [f"{i},{a},{b}" for i, (a, b) in enumerate(target.tolist())]
+        path = write(f"x,{head}\n" + "\n".join(lines) + "\n")
+        dataset = data.load(path, target="1,2")
+        names = dataset.preparation.labels or dataset.preparation.targets
+        found = [
+            data.load_for(dataset.preparation, path, target=each).target
+            for each in ("1,2", "2,1", names, names[::-1])
+        ]
+        for each in found:
+            np.testing.assert_array_equal(each, found[0])
+    with pytest.raises(DataError, match=r"target: got \(1, None\)|target: got False"):
+        data.load(path, target=(1, None))
+
+
+@pytest.mark.parametrize(
+    ("first", "row"),
+    [
+        ("0.25,0.5,0.75,class", "{a:.3f},{b:.3f},{c:.3f},{kind}"),
+        ("0.0,1.0,2.0,3.0", "{a:.3f},{b:.3f},{c:.3f},{a:.3f}"),
+        ("1e3,1e4,1e5,y", "{a:.3f},{b:.3f},{c:.3f},{kind}"),
+    ],
+)
+def test_a_first_row_that_may_be_names_is_told_of(write, first, row):
+    rng = np.random.default_rng(0)
+    lines = [
+        row.format(a=a, b=b, c=c, kind="ab"[i % 2])
+        for i, (a, b, c) in enumerate(rng.normal(size=(60, 3)))
+    ]
+    path = write("\n".join([first, *lines]) + "\n")
+    with pytest.warns(DataWarning, match="row 1 was read as data; header=True"):
+        data.load(path, stratify=False)
+
+
+def test_an_error_says_what_row_1_was_read_as(write):
+    path = write("10,20,30\n" + "".join(f"{i},{2 * i},{i % 2}\n" for i in range(9)))
+    with pytest.raises(DataError, match=r"class '30' has 1 row, and .*; row 1 was read as data"):
+        data.load(path)
+
+
+def test_pandas_index_may_have_been_written_twice(write):
+    lines = "".join(f"{i},{i},{i % 7}.5,{i % 2}\n" for i in range(30))
+    with pytest.warns(DataWarning) as told:
+        dataset = data.load(write("Unnamed: 0.1,Unnamed: 0,p,y\n" + lines))
+    assert "'Unnamed: 0' has no name and counts the rows" in str(told[-1].message)
+    assert dataset.preparation.features == ("p",)
+    assert dataset.decisions.dropped == ("Unnamed: 0.1", "Unnamed: 0")
+
+
+def test_names_that_look_alike_are_told_of():
+    for pair in (("é", "e\u0301"), ("a b", "a\xa0b"), ("Yes", "yes")):
+        assert "differ by their text alone" in alike(pair)[0]
+    assert not alike(("a", "b"))
 
 
 def test_a_number_has_no_underscore(write):

@@ -388,6 +388,16 @@ def test_a_key_that_is_set_would_draw_the_same_at_every_step():
         trained(partial(noisy, key=jax.random.key(0)))
 
 
+@pytest.mark.parametrize("value", [True, "1", None, 1j])
+def test_a_norm_is_a_number(value, x64):
+    model, params, batch = problem(l2=0.0, sizes=(3, 4, 2))
+    with pytest.raises(TypeError, match="max_norm: got "):
+        jaxbp.clipped_gradient(model, params, batch, value)
+    noisy = partial(jaxbp.noisy_clipped_gradient, max_norm=1.0, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="noise_multiplier: got "):
+        noisy(model, params, batch, noise_multiplier=value)
+
+
 def test_norms_take_a_penalty_that_is_traced(x64):
     model, params, batch = problem(l2=0.3, sizes=(3, 4, 2))
     norms = jax.jit(lambda l2: per_example.per_example_norms(model._replace(l2=l2), params, batch))

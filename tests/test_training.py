@@ -1075,6 +1075,15 @@ def test_arrays_on_the_device_are_looked_at_once(monkeypatch):
     assert len(checks._RIGHT) <= checks._MOST_KEPT
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">i4", np.longdouble])
+def test_numbers_that_jax_does_not_hold_are_those_it_does(dtype):
+    params, x = jaxbp.init(KEY, MODEL), np.arange(12).reshape(4, 3)
+    batch = Batch(x.astype(dtype), np.zeros((4, 2), dtype))
+    held = checks.checked_batch(MODEL, params, batch, "batch")
+    np.testing.assert_array_equal(held.x, x)
+    assert checks.dtype_of(batch) in {np.dtype("f4"), jnp.float32}
+
+
 def test_parameters_that_are_not_finite_are_named():
     weight = np.where(np.arange(8) == 2, np.nan, PARAMS[1].weight)
     params = (PARAMS[0], PARAMS[1]._replace(weight=weight))

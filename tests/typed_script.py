@@ -45,6 +45,16 @@ _, log = jaxbp.fit(
 )
 if log.validation_loss is not None:
     print(log.training_loss[-1], log.validation_loss[-1])
+stacked, record = jaxbp.fit_many(
+    small,
+    own,
+    keys=jax.random.split(jax.random.key(0), 2),
+    learning_rate=[0.1, 0.2],
+    l2=(0.0, 0.1),
+    epochs=2,
+    batch_size=None,
+)
+print(jaxbp.best_of(stacked, record).n)
 jaxbp.save("network", small, start, digits.preparation)
 restored = jaxbp.load("network")
 print(restored.model.sizes, restored.params[0].bias)

@@ -7,15 +7,16 @@ import unicodedata
 #: the name of the error handler, as in ``sys.stdout.reconfigure(errors=IN_ASCII)``
 IN_ASCII = "jaxbp.in_ascii"
 
-_SYMBOLS = {
-    **{"·": "*", "×": "x", "−": "-", "±": "+-", "√": "sqrt", "∂": "d", "Σ": "sum", "‖": "||"},
-    **{"→": "->", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "∞": "inf", "ᵀ": "^T", "∇": "grad "},
-    **{"━": "-", "–": "-", "—": "-", "’": "'"},
-}
+# fmt: off
+_SYMBOLS = dict(zip("·⊙×−±√∂Σ‖→≤≥≠≈∞∇━–—’ᵀ", [
+    "*", "*", "x", "-", "+-", "sqrt", "d", "sum", "||", "->", "<=", ">=", "!=", "~", "inf", "grad ",
+    "-", "-", "-", "'", "^T",
+], strict=True))
+# fmt: on
 
 
 def in_ascii(text: str) -> str:
-    """Write a text in ASCII: R^2 for R², delta^(2) for δ⁽²⁾, and ? for what has no such form.
+    """Write a text in ASCII: R^2 for R², delta^(2) for δ⁽²⁾, and a code for what has no such form.
 
     >>> in_ascii("gw⁽¹⁾ = δ⁽¹⁾·xᵀ, 2²·3 ≤ 12")
     'gw^(1) = delta^(1)*x^T, 2^2*3 <= 12'
@@ -32,7 +33,7 @@ def in_ascii(text: str) -> str:
             parts = unicodedata.normalize("NFKD", letter).translate({0x2212: "-"})
             plain = "".join(part for part in parts if not unicodedata.combining(part))
             written += "^" if raised and not was_raised else ""
-            written += plain if plain.isascii() else "?"
+            written += plain if plain.isascii() else letter.encode("unicode_escape").decode()
     return written
 
 

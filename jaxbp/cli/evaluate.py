@@ -14,6 +14,7 @@ from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import baselines, score
 from jaxbp.data.loading import load_for
+from jaxbp.data.sources import Target
 from jaxbp.text import align, counted
 
 
@@ -50,9 +51,11 @@ def run(options: Evaluate, console: Console) -> int:
     trained = trained_network(options.run)
     preparation = trained.preparation
     assert preparation is not None
-    target = options.target
+    target: Target = options.target
     if target is None and Path(options.data).suffix.lower() in {".csv", ".npz"}:
-        target = record_of(options.run).get("target") or None
+        several = preparation.labels if preparation.several_labels else preparation.targets
+        by_name = several is not None and Path(options.data).suffix.lower() == ".csv"
+        target = several if by_name else record_of(options.run).get("target") or None
     counts = trained.model.head.target == "counts"
     batch = load_for(preparation, options.data, target=target, counts=counts)
     rows = counted(len(batch.x), "row")

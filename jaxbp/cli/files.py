@@ -13,7 +13,9 @@ from typing import IO
 from jaxbp.cli.options import UsageError
 
 PICTURES = (".png", ".svg", ".pdf")
-RUN = ("metrics.jsonl", "model.safetensors", "summary.json", "learning_curve.png")  # its files
+NETWORK = "model.safetensors"
+RUN = ("metrics.jsonl", NETWORK, "summary.json", "learning_curve.png")  # its files
+_BEFORE = ".before"  # ends the names of the files of a run that is being replaced
 
 
 def new_file(
@@ -47,7 +49,8 @@ def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> No
     if path is None:
         path = Path("runs")
     elif path.is_dir():
-        others = sorted({file.name for file in path.iterdir()} - {*(RUN if overwrite else ())})
+        names = {file.name.removesuffix(_BEFORE) for file in path.iterdir()}
+        others = sorted(names - {*(RUN if overwrite else ())})
         if others and overwrite:
             raise UsageError(
                 f"{option}: {path} holds {others[0]}, which is not of a run, and is not overwritten"
@@ -112,12 +115,17 @@ def naming(path: str | Path) -> Iterator[None]:
 def make_run_folder(output: Path | None, data: str) -> Path:
     """Make the run folder: output or, unless it is given, the next free runs/DATA-NUMBER.
 
-    A run that output holds is removed: ``new_folder`` has asked whether it may be.
+    The files of a run that output holds get a name of their own until there is a new network
+    (``forget_run_before``, ``restore_run_before``): ``new_folder`` has asked whether it may be
+    replaced.
     """
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        for name in RUN:
-            (output / name).unlink(missing_ok=True)
+        is_whole = (output / NETWORK).exists()
+        for file in (output / name for name in RUN):
+            if is_whole and file.exists():
+                file.replace(_before(file))
+            file.unlink(missing_ok=True)
         return output
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
@@ -126,6 +134,26 @@ def make_run_folder(output: Path | None, data: str) -> Path:
         with suppress(FileExistsError):  # where another run has just taken the name
             folder.mkdir()
             return folder
+
+
+def forget_run_before(folder: Path) -> None:
+    """Remove the files of the run that another one has replaced."""
+    for name in RUN:
+        _before(folder / name).unlink(missing_ok=True)
+
+
+def restore_run_before(folder: Path) -> None:
+    """Bring back the run that was to be replaced, where there is no new network."""
+    if (folder / NETWORK).exists() or not _before(folder / NETWORK).exists():
+        return
+    for file in (folder / name for name in RUN):
+        file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            _before(file).replace(file)
+
+
+def _before(file: Path) -> Path:
+    return file.with_name(file.name + _BEFORE)
 
 
 def next_free(stem: str | Path, suffix: str = "") -> Path:

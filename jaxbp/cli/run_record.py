@@ -17,7 +17,7 @@ from rich.console import Console
 
 import jaxbp
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load, save
-from jaxbp.cli.files import written
+from jaxbp.cli.files import NETWORK, written
 from jaxbp.cli.options import Design
 from jaxbp.cli.pictures import learning_curve
 from jaxbp.cli.plan import Plan, health_after
@@ -149,7 +149,7 @@ def summarised(plan: Plan, gradient_check: dict[str, float], outcome: Outcome) -
 def write_run(folder: Path, summary: Summary) -> None:
     """Write model.safetensors, summary.json and learning_curve.png beside metrics.jsonl."""
     plan, outcome = summary.plan, summary.outcome
-    save(folder / "model.safetensors", plan.model, outcome.params, plan.dataset.preparation)
+    save(folder / NETWORK, plan.model, outcome.params, plan.dataset.preparation)
     with written(folder / "summary.json") as file:
         file.write(json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n")
     if len(outcome.history.training_loss):
@@ -236,7 +236,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
 
 
 def _model_file(run: Path) -> Path:
-    return run / "model.safetensors" if run.is_dir() else run
+    return run / NETWORK if run.is_dir() else run
 
 
 def trained_network(run: Path) -> Checkpoint:

@@ -20,12 +20,19 @@ from rich.progress import (
 from tyro.conf import arg
 
 from jaxbp.cli.compile_time import CompileTime
-from jaxbp.cli.files import make_run_folder, naming, new_folder
+from jaxbp.cli.files import (
+    NETWORK,
+    forget_run_before,
+    make_run_folder,
+    naming,
+    new_folder,
+    restore_run_before,
+)
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
 from jaxbp.cli.plan import Plan, decide, fit_plan, initial
-from jaxbp.cli.run_record import Outcome, print_run, summarised, write_run
+from jaxbp.cli.run_record import Outcome, Summary, print_run, summarised, write_run
 from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params
@@ -81,15 +88,28 @@ def run(options: Train, console: Console) -> int:
             return 1
         interrupts.begin()
         folder = make_run_folder(options.output, options.data)
-        outcome = train(plan, params, folder, console, interrupts)
-        interrupts.ignore()  # what has been trained is now to be saved
-        summary = summarised(plan, errors, outcome)
         try:
-            write_run(folder, summary)
-        finally:  # a full disk takes the files, and not the scores
-            print_run(summary, console)
+            outcome = train(plan, params, folder, console, interrupts)
+            interrupts.ignore()  # what has been trained is now to be saved
+            summary = summarised(plan, errors, outcome)
+            _save(folder, summary, console)
+        finally:
+            restore_run_before(folder)
+        forget_run_before(folder)
         console.print(f"saved in {folder}", soft_wrap=True)
     return 1 if outcome.diverged else 0
+
+
+def _save(folder: Path, summary: Summary, console: Console) -> None:
+    """Write the run, and print it: a full disk takes the files, and not the scores."""
+    try:
+        write_run(folder, summary)
+    except OSError:
+        if (folder / NETWORK).exists():
+            console.print(f"the network is saved in {folder}, and not all beside it")
+        raise
+    finally:
+        print_run(summary, console)
 
 
 def train(
@@ -113,7 +133,8 @@ def train(
         disable=not console.is_terminal,
     )
     path = folder / "metrics.jsonl"
-    with naming(path), path.open("x") as metrics, bar:
+    unbuffered = path.open("xb", buffering=0)  # so that after an error nothing is left to write
+    with naming(path), unbuffered as metrics, bar:
         watch = _Watch(plan, params, bar, metrics, interrupts)
         with CompileTime(watch.show_compiling) as compiling:
             trained = fit_plan(plan, params, watch, plan.parts["validation"])
@@ -147,9 +168,10 @@ class _Watch:
     """
 
     def __init__(
-        self, plan: Plan, params: Params, bar: Progress, metrics: IO[str], interrupts: Interrupts
+        self, plan: Plan, params: Params, bar: Progress, metrics: IO[bytes], interrupts: Interrupts
     ) -> None:
-        self.bar, self.metrics, self.interrupts = bar, metrics, interrupts
+        self.bar, self.interrupts = bar, interrupts
+        self.metrics: IO[bytes] | None = metrics  # None after an error: the disk is full
         self.stopping = EarlyStopping(plan.patience) if plan.patience else None
         self.metric, self.shown_metric = plan.metric, plan.shown_metric
         self.model, self.precision, self.epochs = plan.model, plan.precision, plan.options.epochs
@@ -187,8 +209,7 @@ class _Watch:
         }
         if epoch.health is not None:
             record["layers"] = epoch.health._asdict()
-        self.metrics.write(json.dumps(plain(record)) + "\n")
-        self.metrics.flush()
+        self._record(record)
         metric = f"{self.shown_metric} {decimals(validation.metric)}"
         live = f"loss {decimals(training.loss)}"
         if self.bar.disable or self.bar.console.width >= _COLUMNS["metric"]:
@@ -205,6 +226,17 @@ class _Watch:
             )
         self._say(epoch.number, live)
         return bool(self.ended)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """Write a line to metrics.jsonl, as long as the disk takes it."""
+        if self.metrics is None:
+            return
+        try:
+            self.metrics.write(f"{json.dumps(plain(record))}\n".encode())
+        except OSError as error:
+            self.metrics = None
+            reason = f"metrics.jsonl: {error.strerror}: the epochs from here on are not recorded"
+            self.bar.console.print(reason, soft_wrap=True)
 
     def _say(self, number: int, live: str) -> None:
         """Where no bar is shown, print a line: of the first epoch, the last, and every 5 s."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxbp.data.cells import INTEGER, MISSING, is_number, quoted
 
+READ_AS_DATA = "row 1 was read as data; header=True (--header yes) if it names the columns"
 LOOKED_AT = 1000  # rows, to guess the delimiter and the header by
 
 
@@ -60,28 +61,32 @@ def guess_header(
         f"row 1 ({', '.join(map(quoted, first[:4]))}{', ...' if len(first) > 4 else ''}) was read "
         "as the names of the columns; header=False (--header no) if it is data"
     )
-    no = "row 1 was read as data; header=True (--header yes) if it names the columns"
     if named:
-        return (False, no) if like_data else (True, yes)
+        return (False, READ_AS_DATA) if like_data else (True, yes)
+    above_classes = any(  # text that occurs once, above text that does again and again
+        not is_number(cell)
+        and cell.lower() not in MISSING
+        and cell not in column
+        and 2 * len(set(column)) <= len(column)
+        for cell, column in columns
+    )
+    values = [float(cell) for cell in numbers]
+    counting = len(values) > 1 and all(b - a == 1 for a, b in pairwise(values))
+    doubt = READ_AS_DATA if below and not expected and (above_classes or counting) else ""
     if like_data or expected or not below or len(set(numbers)) < len(numbers):
-        return False, ""
+        return False, doubt
     above = [(int(cell), column) for cell, column in columns if is_number(cell)]
-    counting = len(above) > 1 and all(b - a == 1 for (a, _), (b, _) in pairwise(above))
     other_kind = [
         not any(map(is_number, column)) or 2 * sum(map(_has_fraction, column)) > len(column)
         for _, column in above
     ]
     far_off = [_is_far_off(value, column) for value, column in above]
     recur = [str(value) in column for value, column in above]
-    above_classes = any(  # text that occurs once, above text that does again and again
-        not is_number(cell) and cell.lower() not in MISSING and 2 * len(set(column)) <= len(column)
-        for cell, column in columns
-    )
     unlike = any(other_kind) and not any(recur) and all(map(operator.or_, other_kind, far_off))
     like_pandas = len(above) > 2 and above[0][0] == 0 and not all(recur)
     if unlike or (counting and (any(other_kind) or above_classes or like_pandas)):
         return True, yes
-    return False, no if counting or all(far_off) else ""
+    return False, READ_AS_DATA if all(far_off) else doubt
 
 
 def _has_fraction(cell: str) -> bool:

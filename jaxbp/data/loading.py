@@ -26,6 +26,7 @@ from jaxbp.data.preparation import (
 from jaxbp.data.sources import (
     DataError,
     DataWarning,
+    Target,
     Task,
     check_target,
     noting,
@@ -75,7 +76,7 @@ class Dataset(NamedTuple):
 def load(
     source: str | Path,
     *,
-    target: str | int | None = None,
+    target: Target = None,
     task: Task | None = None,
     validation: float = 0.15,
     test: float = 0.2,
@@ -90,8 +91,8 @@ def load(
 
     source: a name in ``BUNDLED``; a ``.csv`` with commas, semicolons or tabs; or an ``.npz`` with
         arrays x (N, ...) and y (N,) or (N, K).
-    target: the CSV's target column by name or position, several with commas between, the last one
-        unless given; or the name of the ``.npz``'s target array, y unless given.
+    target: the CSV's target column by name or position, several in a tuple or with commas between,
+        the last one unless given; or the name of the ``.npz``'s target array, y unless given.
     task: "classification" or "regression".  Unless given, a target of text, of booleans, of at
         most 20 different integers or of several columns of 0 and 1 is classification, anything
         else regression.
@@ -144,7 +145,7 @@ def load(
     if task is None:
         task, reason = guess_task(raw)
     guess = [f"the target has {reason}"] if reason else []
-    with noting([*raw.notes, *guess]):
+    with noting([*raw.notes, *guess, raw.hint]):
         labels, values = encode_target(raw, task)
         if labels is None and (values == values[0]).all():
             raise DataError(f"{raw.name}: every row has the same target, expected two values")
@@ -181,7 +182,7 @@ def load_for(
     preparation: Preparation,
     source: str | Path,
     *,
-    target: str | int | None = None,
+    target: Target = None,
     counts: bool = False,
 ) -> Batch:
     """Read all rows of a source, prepared as a network's training rows were -> a batch.

@@ -1,5 +1,6 @@
 """Preparation: raw columns become a network's input, and a target becomes classes or values."""
 
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
         return _guess_of_columns(target)
     found = np.unique(target)
     count = len(found if raw.cells is None else set(raw.cells))  # 1 and 1.0 are two classes
-    integers = f"{count} different integers"
+    integers = counted(count, "different integer")
     if not raw.target_name or not (found == found.round()).all():  # bundled, or no integers
         return "regression", ""
     if count > _MOST_CLASSES:
@@ -154,13 +155,18 @@ def encode_target(raw: RawData, task: Task) -> tuple[tuple[str, ...] | None, np.
 
 
 def alike(labels: Sequence[str]) -> list[str]:
-    """Tell of the first two names of classes that are one number, or one but for capitals."""
+    """Tell of the first two names of classes that are one number, or look alike: by capitals, or by
+    how Unicode writes a letter or a blank."""
     first: dict[str | Decimal, str] = {}
     for label in labels:
-        other = first.setdefault(Decimal(label) if is_number(label) else label.casefold(), label)
+        other = first.setdefault(Decimal(label) if is_number(label) else _look(label), label)
         if other != label:
             return [f"the classes {quoted(other)} and {quoted(label)} differ by their text alone"]
     return []
+
+
+def _look(label: str) -> str:
+    return unicodedata.normalize("NFKC", label).casefold()
 
 
 def _text_of(target: Any) -> list[str]:
@@ -177,12 +183,13 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
 
     Raises DataError for a name that is none of its classes, and for another number of values.
     """
-    target, labels = raw.target, preparation.labels
+    raw, labels = _in_order(preparation, raw), preparation.labels
+    target = raw.target
     if labels is None:
         _, values = encode_target(raw, "regression")
         if values.shape[1] != len(preparation.target_mean):
             raise DataError(
-                f"{raw.name}: {values.shape[1]} target columns, expected "
+                f"{raw.name}: {counted(values.shape[1], 'target column')}, expected "
                 f"{len(preparation.target_mean)}"
             )
         return scaled_target(preparation, raw, values)
@@ -208,6 +215,15 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
             f"classes ({', '.join(map(quoted, labels[:10]))}{', ...' if len(labels) > 10 else ''})"
         )
     return np.array(classes, np.int32)
+
+
+def _in_order(preparation: Preparation, raw: RawData) -> RawData:
+    """The target's columns in the order of the network's outputs, where they have their names."""
+    names = preparation.labels if preparation.several_labels else preparation.targets
+    if names is None or len(names) != len(raw.outputs) or {*names} != {*raw.outputs}:
+        return raw
+    places = [raw.outputs.index(name) for name in names]
+    return raw._replace(target=raw.target[:, places], outputs=tuple(names))
 
 
 def scaled_target(preparation: Preparation, raw: RawData, values: np.ndarray) -> np.ndarray:

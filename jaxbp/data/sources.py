@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxbp.data.cells import INTEGER, MISSING, is_number, quoted
-from jaxbp.data.layout import LOOKED_AT, counts_rows, guess_delimiter, guess_header
+from jaxbp.data.layout import LOOKED_AT, READ_AS_DATA, counts_rows, guess_delimiter, guess_header
 from jaxbp.text import counted
 
 Task = Literal["classification", "regression"]
@@ -32,6 +32,9 @@ class DataError(ValueError):
 
 class DataWarning(UserWarning):
     """The data may have been read otherwise than they are meant; the message says how."""
+
+
+Target = str | int | tuple[str | int, ...] | None  # a column by name or position, or several
 
 
 class RawData(NamedTuple):
@@ -49,10 +52,11 @@ class RawData(NamedTuple):
     dropped: tuple[str, ...] = ()  # names of the columns that are neither input nor target
     lines: tuple[int, ...] | None = None  # (N,) each row's line number in a CSV
     notes: tuple[str, ...] = ()  # what may have been read otherwise than it is meant
+    hint: str = ""  # what may be the cause of an error
 
 
 def read_source(
-    source: str | Path, target: str | int | None, task: Task | None, header: bool | None
+    source: str | Path, target: Target, task: Task | None, header: bool | None
 ) -> RawData:
     """Read a CSV, an ``.npz`` or a bundled set, unscaled.  Raises DataError."""
     suffix = Path(source).suffix.lower()
@@ -88,7 +92,7 @@ def read_features(source: str | Path, features: Sequence[str]) -> np.ndarray:
 
 
 def read_labelled(
-    source: str | Path, features: Sequence[str], target: str | int | None, is_text: bool
+    source: str | Path, features: Sequence[str], target: Target, is_text: bool
 ) -> RawData:
     """Read the named columns of a source and its target, to evaluate a network on.
 
@@ -241,6 +245,9 @@ def _check_is_file(source: str | Path) -> None:
 # CSV
 
 
+_NO_NAME = re.compile(r"(Unnamed: \d+(\.\d+)*)?")  # pandas' names for columns without one
+
+
 class _Cells(NamedTuple):
     """A CSV as text, before any cell is read as a number."""
 
@@ -248,12 +255,13 @@ class _Cells(NamedTuple):
     names: tuple[str, ...]  # of the columns
     has_header: bool
     note: str  # where it is in doubt whether the first row is a header
+    hint: str  # to errors, where it was guessed that it is none
     lines: tuple[int, ...]  # (N,) each row's line number in the file
     text: np.ndarray  # (N, columns)
 
 
 def _read_csv(
-    source: str | Path, target: str | int | None, task: Task | None, header: bool | None
+    source: str | Path, target: Target, task: Task | None, header: bool | None
 ) -> RawData:
     cells = _read_cells(source, header=header)
     if len(cells.names) < 2:
@@ -267,15 +275,17 @@ def _read_csv(
         raise DataError(f"{source}: every column is a target, expected an input at least")
     notes = [cells.note] if cells.note else []
     dropped: tuple[str, ...] = ()
-    if cells.has_header and 0 in others and cells.names[0] in {"", "Unnamed: 0"}:
-        if counts_rows(cells.text[:, 0]) and len(others) > 1:
-            others.remove(0)
-            dropped = (cells.names[0],)
-            notes.append("the first column has no name and counts the rows: it is left out")
-        else:
-            notes.append("the first column has no name, and is an input like the others")
+    while cells.has_header and _NO_NAME.fullmatch(cells.names[others[0]]):
+        column = others[0]
+        first = "the first column" if column == 0 else f"column {quoted(cells.names[column])}"
+        if not counts_rows(cells.text[:, column]) or len(others) == 1:
+            notes.append(f"{first} has no name, and is an input like the others")
+            break
+        others.remove(column)
+        dropped += (cells.names[column],)
+        notes.append(f"{first} has no name and counts the rows: it is left out")
     text = None
-    with noting(notes):
+    with noting([*notes, cells.hint]):
         if len(chosen) > 1:
             values = _numeric_columns(cells, chosen)
         elif task == "regression":
@@ -296,6 +306,7 @@ def _read_csv(
             dropped=dropped,
             lines=cells.lines,
             notes=tuple(notes),
+            hint=cells.hint,
         )
 
 
@@ -305,9 +316,10 @@ def noting(notes: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        if not notes:
+        said = [note for note in dict.fromkeys(notes) if note and note not in str(error)]
+        if not said:
             raise
-        raise DataError("; ".join([str(error), *notes])) from None
+        raise DataError("; ".join([str(error), *said])) from None
 
 
 def _read_cells(
@@ -338,10 +350,11 @@ def _read_cells(
     if not rows:
         raise DataError(f"{source}: the file is empty")
     _, first = rows[0]
-    note = ""
+    note = hint = ""
     if header is None:
         below = [row for _, row in rows[1 : LOOKED_AT + 1] if len(row) == len(first)]
         header, note = guess_header(first, below, expected)
+        hint = "" if header else READ_AS_DATA
     names = tuple(first) if header else tuple(f"column {i}" for i in range(len(first)))
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
@@ -355,7 +368,7 @@ def _read_cells(
                 f"{source}, row {line}: {counted(len(row), 'column')}, expected {len(names)}"
             )
     lines, text = zip(*body, strict=True)
-    return _Cells(source, names, header, note, lines, np.array(text, object))
+    return _Cells(source, names, header, note, hint, lines, np.array(text, object))
 
 
 def _position(cells: _Cells, target: str | int) -> int:
@@ -371,13 +384,16 @@ def _position(cells: _Cells, target: str | int) -> int:
         raise _no_such_column(cells, target) from None
 
 
-def _target_positions(cells: _Cells, target: str | int | None) -> list[int]:
+def _target_positions(cells: _Cells, target: Target) -> list[int]:
     """Find the target's column, the last one unless given, or several with commas between."""
     if target is None:
         return [len(cells.names) - 1]
-    if not isinstance(target, str) or target in cells.names or "," not in target:
-        return [_position(cells, target)]
-    found = [_position(cells, name.strip()) for name in target.split(",")]
+    names: str | int | tuple[str | int, ...] = target
+    if isinstance(target, str) and target not in cells.names and "," in target:
+        names = tuple(name.strip() for name in target.split(","))
+    if not isinstance(names, tuple):
+        return [_position(cells, names)]
+    found = [_position(cells, each) for each in names]
     if len(set(found)) < len(found):
         raise DataError(f"target: got {target!r}, expected each column once")
     return found
@@ -391,8 +407,12 @@ def _positions(cells: _Cells, names: Sequence[str]) -> list[int]:
 
 
 def check_target(target: Any) -> None:
-    """Raise DataError unless a target is None, a name or a whole number."""
+    """Raise DataError unless a target is None, a name, a whole number, or several of them."""
     if target is None or isinstance(target, str):
+        return
+    if isinstance(target, tuple) and target:
+        for each in target:
+            check_target(False if each is None or isinstance(each, tuple) else each)
         return
     try:
         operator.index(target)

@@ -32,7 +32,8 @@ def split_rows(
         counts = np.bincount(target)
         if counts.min() < 3:
             raise DataError(
-                f"{name}: class {quoted(labels[counts.argmin()])} has {counts.min()} row(s), and a "
+                f"{name}: class {quoted(labels[counts.argmin()])} has "
+                f"{counted(int(counts.min()), 'row')}, and a "
                 "stratified split in three needs 3 of each; use stratify=False (--no-stratify) to "
                 "allow it"
             )

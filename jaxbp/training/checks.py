@@ -102,7 +102,8 @@ def dtype_of(batch: Batch) -> DTypeLike:
 
     Rows in half precision save memory; weights in it would lose their updates (``precision``).
     """
-    held = getattr(getattr(batch, "x", None), "dtype", np.float32)
+    held = np.dtype(getattr(getattr(batch, "x", None), "dtype", np.float32)).newbyteorder("=")
+    held = np.dtype(np.float64) if held.kind == "f" and held.itemsize > 8 else held
     dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
     wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 2
     return dtype if wide else jnp.float32
@@ -266,9 +267,11 @@ def _as_numbers(name: str, values: Any) -> Any:
     except (TypeError, ValueError) as error:
         expected = "expected an array of real numbers"
         raise TypeError(f"{name}: got {short(values)}, {expected}") from error
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biuf"):
         raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
-    return array
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # more than JAX has
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_values(model: MLP, batch: Batch, prefix: str) -> None:

@@ -88,8 +88,8 @@ def fit_many(
     batch: Batch,
     *,
     keys: Array,
-    learning_rate: ArrayLike,
-    l2: ArrayLike | None = None,
+    learning_rate: ArrayLike | Sequence[float],
+    l2: ArrayLike | Sequence[float] | None = None,
     optimizer: MakeOptimizer = optax.sgd,
     epochs: int,
     batch_size: int | None,
@@ -173,9 +173,10 @@ def fit_many(
     )
     work = _Work(start, _Dealt(count, _workers()[:count]), each, lifted.numbers, batch, validation)
     if check:
-        params = partial(initial_params, keys[0], model, dtype=dtype)
+        key = keys[0]
+        params = partial(initial_params, key, model, dtype=dtype)
         own = model, params, batch, batch_size, gradient
-        check_pieces(*own, keys[0] if random else None, dtype)
+        check_pieces(*own, key if random else None, dtype)
     at_once = count
     if jax.default_backend() != "cpu":  # devices with a memory of their own
         at_once = -(-count // len(work.dealt.devices))
@@ -612,7 +613,7 @@ def _warn_of_equals(keys: Array, *settings: np.ndarray | None) -> None:
         )
 
 
-def _one_each(name: str, values: ArrayLike, count: int) -> np.ndarray:
+def _one_each(name: str, values: ArrayLike | Sequence[float], count: int) -> np.ndarray:
     """(count,) numbers, finite and at least 0."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiu":

@@ -31,7 +31,7 @@ from jaxbp.per_example import clipped_gradient, noisy_clipped_gradient
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
 from jaxbp.training.same_program import compiled_for_each, known
-from jaxbp.trees import named_leaves
+from jaxbp.trees import named_leaves, shaped
 
 Pairs = tuple[tuple[Any, Any], ...]  # of trees: what a piece claims, and what is right
 
@@ -116,7 +116,7 @@ def check_pieces(
     if not own_gradient:
         return
     params = params() if callable(params) else params
-    drawn_with = {} if key is None else {"key": key}
+    drawn_with = {} if key is None else {"key": shaped(key.shape, key.dtype)}
     check_gradient = partial(_checked_gradient, gradient, model)
     jax.eval_shape(check_gradient, params, batch, **drawn_with)
     if key is not None:
