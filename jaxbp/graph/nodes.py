@@ -213,12 +213,20 @@ def value_text(value: Any) -> str:
     entries = np.asarray(value)
     if not entries.shape:
         return figures(entries)
-    if 0 < entries.size <= 6 and entries.ndim <= 2:
-        rows = entries.reshape(-1, entries.shape[-1])
-        return f"[{'; '.join(' '.join(map(_entry_text, row)) for row in rows)}]"
+    if rows := rows_of(value):
+        return f"[{'; '.join(map(' '.join, rows))}]"
     shape = "×".join(map(str, entries.shape))
     norm = math.sqrt(float(np.sum(np.square(entries, dtype=np.float64))))
     return f"{shape}, norm {significant(norm, 4)}"
+
+
+def rows_of(value: Any) -> list[list[str]]:
+    """The entries of a small array, row by row; no rows for a number or a large array."""
+    entries = np.asarray(value) if is_numeric(value) else np.zeros(())
+    small = entries.size <= 6 or (entries.ndim == 2 and max(entries.shape) <= 4)
+    if not small or not entries.size or entries.ndim not in {1, 2}:
+        return []
+    return [list(map(_entry_text, row)) for row in np.atleast_2d(entries)]
 
 
 def _entry_text(entry: Any) -> str:

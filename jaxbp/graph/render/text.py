@@ -1,6 +1,7 @@
 """The graph as text: name = operation = value, and adjoint = sum of contributions = value."""
 
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -21,15 +22,26 @@ def forward_equations(nodes: Sequence[Node]) -> list[Equation]:
 
 
 def backward_equations(nodes: Sequence[Node]) -> list[Equation]:
-    """The adjoints, in the order of computation."""
+    """The adjoints, from the output back."""
     return [adjoint_equation(node) for node in backward_order(nodes)]
 
 
 def backward_order(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes that have an adjoint, from the output back, the arguments last."""
+    """The nodes that have an adjoint, from the output back, an argument as soon as it is complete.
+
+    So the gradients of layer 2 follow δ⁽²⁾, before the page turns to layer 1.
+    """
+    first_use: dict[str, str] = {}  # by the name of an argument, or of a constant
+    for node in nodes:
+        for parent in node.parents:
+            first_use.setdefault(parent, node.name)
+    given: dict[str | None, list[Node]] = defaultdict(list)
+    for node in nodes:
+        if not node.operation:
+            given[first_use.get(node.name)].append(node)
     made = [node for node in reversed(nodes) if node.operation]
-    given = [node for node in nodes if not node.operation]
-    return [node for node in (*made, *given) if node.adjoint is not None]
+    ordered = [each for node in made for each in (node, *given[node.name])]
+    return [node for node in (*ordered, *given[None]) if node.adjoint is not None]
 
 
 def adjoint_equation(node: Node) -> Equation:
