@@ -55,22 +55,25 @@ def layout(
     heights, labels = heights or [40.0] * len(widths), labels or [0.0] * len(edges)
     rank_of = [2 * layer for layer in _layers(len(widths), edges)]
     sides, chains = [(width / 2, width / 2) for width in widths], []  # to the left and right of x
+    leaving: dict[int, int] = {}  # the joint of a parent's edges that run beside all
     for (parent, child), label in zip(edges, labels, strict=True):
-        passed = list(range(rank_of[parent] + 1, rank_of[child]))
+        passed, start = list(range(rank_of[parent] + 1, rank_of[child])), [parent]
         if len(passed) > 2 * _MOST_LAYERS:
-            passed = [passed[0], passed[-1]]
-        chains.append([parent, *range(len(rank_of), len(rank_of) + len(passed)), child])
+            start.append(leaving.setdefault(parent, len(rank_of)))
+            passed = [passed[-1]] if start[1] < len(rank_of) else [passed[0], passed[-1]]
+        joints = range(len(rank_of), len(rank_of) + len(passed))
+        chains.append([*dict.fromkeys((*start, *joints)), child])
         rank_of += passed
         sides += [*[(0.0, 0.0)] * (len(passed) - 1), (0.0, label)]
     ranks: list[list[int]] = [[] for _ in range(max(rank_of, default=-1) + 1)]
     for item, rank in enumerate(rank_of):
         ranks[rank].append(item)
     above, below = defaultdict(list), defaultdict(list)
-    for chain in chains:
-        for upper, lower in pairwise(chain):
-            if rank_of[lower] == rank_of[upper] + 1:
-                below[upper].append(lower)
-                above[lower].append(upper)
+    links = dict.fromkeys(link for chain in chains for link in pairwise(chain))
+    for upper, lower in links:
+        if rank_of[lower] == rank_of[upper] + 1:
+            below[upper].append(lower)
+            above[lower].append(upper)
     places = _places(ranks, sides, above, below)
     left = min((places[i] - side for i, (side, _) in enumerate(sides)), default=0) - _GAP
     right = max((places[i] + side for i, (_, side) in enumerate(sides)), default=0) + _GAP
@@ -79,9 +82,8 @@ def layout(
     extents = [max((tall[item] for item in items), default=0) for items in ranks]
     tops = list(accumulate((extent + _CURVE for extent in extents), initial=_GAP))
     lanes = _lanes(chains, rank_of)
-    starts, ends = _ports([chain[:2] for chain in chains], x, widths), {}
-    for (upper, lower), port in _ports([chain[:-3:-1] for chain in chains], x, widths).items():
-        ends[lower, upper] = port
+    starts = _ports([(chain[0], chain[1]) for chain in chains], x, widths)
+    ends = _ports([(chain[-1], chain[-2]) for chain in chains], x, widths)
     bottoms = [top + extent for top, extent in zip(tops, extents, strict=False)]
     courses = []
     for chain, lane in zip(chains, lanes, strict=True):
@@ -90,7 +92,7 @@ def layout(
         begin, end = middles[0] + heights[chain[0]] / 2, middles[1] - heights[chain[-1]] / 2
         course[0] = course[0]._replace(x=starts[chain[0], chain[1]], top=begin)
         top = min(course[-1].top, end - _HEAD)
-        course[-1] = Run(ends[chain[-2], chain[-1]], top, end)
+        course[-1] = Run(ends[chain[-1], chain[-2]], top, end)
         if lane is not None:
             beside = right - left + lane * _LANE
             course.insert(2, Run(beside, course[1].bottom + _CURVE, course[2].top - _CURVE))
@@ -131,11 +133,11 @@ def _lanes(chains: Sequence[Sequence[int]], rank_of: Sequence[int]) -> list[int 
 
 
 def _ports(
-    pairs: Sequence[Sequence[int]], x: Sequence[float], widths: Sequence[float]
+    pairs: Sequence[tuple[int, int]], x: Sequence[float], widths: Sequence[float]
 ) -> dict[tuple[int, int], float]:
     """Where edges leave a box, in the order of the joints they lead to; a pair is (box, joint)."""
     joints = defaultdict(list)
-    for box, joint in pairs:
+    for box, joint in dict.fromkeys(pairs):
         joints[box].append(joint)
     ports = {}
     for box, of_box in joints.items():

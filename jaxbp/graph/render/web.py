@@ -22,6 +22,7 @@ from jaxbp.graph.render.text import (
 
 _CHARACTER, _LINE = 7.9, 17  # of the text in boxes: a character's width, a line's height, in pixels
 _LONGEST = 30  # characters in a line of a box, where it is not a row of a matrix
+_SHORT = 20  # characters in a cell of a table that is kept in one line
 _LEAST = (420, 300)  # pixels of the drawing, so that a small graph is not blown up
 
 
@@ -151,11 +152,11 @@ def _rows(rows: Sequence[tuple[Equation, Sequence[str]]], ids: str) -> str:
     for index, (equation, terms) in enumerate(rows):
         spans = "".join(f"<span>{escape(term)}</span>" for term in terms)
         place = f' id="{ids}{index}"' if ids else ""
-        short = " short" if len(equation.value) <= _LONGEST else ""
+        short = [" short" * (len(part) <= _SHORT) for part in equation[1:]]
         texts.append(
             f'<tr{place}><th scope="row">{escape(equation.name)}</th>'
-            f"<td>{f'= {spans}' if equation.formula else ''}</td>"
-            f'<td class="value{short}">= {escape(equation.value)}</td></tr>'
+            f'<td class="formula{short[0]}">{f"= {spans}" if equation.formula else ""}</td>'
+            f'<td class="value{short[1]}">= {escape(equation.value)}</td></tr>'
         )
     return "".join(texts)
 
