@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxbp.graph.cost import Cost, cost_of
 from jaxbp.graph.domain import check_domain, check_is_real, notes
 from jaxbp.graph.nodes import Node, names_of, nodes_of
-from jaxbp.graph.render import mermaid_dot, web
+from jaxbp.graph.render import latex, mermaid_dot, web
 from jaxbp.graph.render.text import backward_equations, forward_equations, to_text
 from jaxbp.graph.reverse import (
     Received,
@@ -115,6 +115,10 @@ class Graph:
     def to_dot(self) -> str:
         """A digraph for Graphviz, with the local derivatives on its edges."""
         return mermaid_dot.to_dot(self.nodes)
+
+    def to_latex(self) -> str:
+        """The equations, forward and backward, each an ``align*`` for a document with amsmath."""
+        return latex.to_latex(self.nodes)
 
     def to_html(
         self,
