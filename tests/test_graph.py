@@ -451,7 +451,7 @@ ga = gd·d + ge·(1/b) + gf·(-c/a²) = 404.854
 gx = ga·z + gb·(1/x)              = 1208.38
 gz = ga·x                         = 809.707
 
-8 operations forward, 23 backward, 2.9 times as many; central differences: 2·2·8 = 32"""
+8 operations forward, 23 backward, 2.9 times as many; central differences: 2·2·8 = 32; in float64"""
 BOARD = "a = x*z; b = log(x); c = sin(b); d = exp(a); e = a/b; f = c/a; d + e + f"
 
 

@@ -192,8 +192,9 @@ def network_graph(options: Explain) -> tuple[str, Graph]:
     target = _shaped("y", given.pop("y", usual), (sizes[-1],))
     if given:
         last = len(sizes) - 1
-        known = "x, y, W1 and b1" if last == 1 else f"x, y, W1 to W{last} and b1 to b{last}"
-        raise UsageError(f"{min(given)}: got a value for it, but this network has {known}")
+        here = "W1 and b1" if last == 1 else f"W1 to W{last} and b1 to b{last}"
+        known = f"a network has x and y, and this one {here}"
+        raise UsageError(f"{min(given)}: got a value for it, but {known}")
     units = units_of(network)[:-1]
     named_units = tuple(partial(_named_unit, unit, layer) for layer, unit in enumerate(units, 1))
     model = MLP(sizes, named_units, head)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from jaxbp.graph.cost import Cost, cost_of
@@ -67,6 +69,34 @@ class Graph:
         with jax.enable_x64(self.traced.float64):
             return _graph(self.traced, jnp.asarray(cotangent, y.dtype))
 
+    def inside(self, name: str) -> "Graph | None":
+        """The graph of the operations inside a node, made of its operands; None where it has none.
+
+        It has adjoints where they are those of the node itself: a function's own derivative rule
+        may be another than that of the operations inside.
+        """
+        jaxpr = getattr(self[name], "inside", None)
+        if jaxpr is None:
+            return None
+        names, steps = names_of(self.traced), self.traced.recording.steps
+        step = steps[names.index(name)]
+        varying = [operand for operand in dict.fromkeys(step.operands) if names[operand]]
+        run = jaxpr_as_fun(jaxpr if hasattr(jaxpr, "jaxpr") else ClosedJaxpr(jaxpr, ()))
+
+        def function(*values: Array) -> Any:
+            known = dict(zip(varying, values, strict=True))
+            outputs = run(*(known.get(operand, steps[operand].value) for operand in step.operands))
+            return outputs[step.params.get("output", 0)]
+
+        with (
+            jax.enable_x64(self.traced.float64),
+            suppress(TypeError, ValueError, NotImplementedError),
+        ):
+            values = [steps[operand].value for operand in varying]
+            graph = trace(function, *values, names=[names[operand] for operand in varying])
+            return _with_adjoints_of(graph, self, name)
+        return None  # outside of its domain, though its rule may not be
+
     @property
     def gradients(self) -> tuple[Any, ...]:
         """The adjoints of f's arguments: a tree for each, with None for a leaf of whole numbers.
@@ -103,10 +133,11 @@ class Graph:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """The lines below the tables: the cost, and the notes."""
+        """The lines below the tables: the cost and the dtype of the output, and the notes."""
+        dtype = f"in {self[self.output].value.dtype}"
         if self.found is None:
-            return (_needs_cotangent(self[self.output]), *self.notes)
-        return (str(self.cost), *self.notes)
+            return (f"{_needs_cotangent(self[self.output])}; {dtype}", *self.notes)
+        return (f"{self.cost}; {dtype}", *self.notes)
 
     def to_mermaid(self) -> str:
         """A flowchart for Mermaid, with the local derivatives on its edges."""
@@ -132,7 +163,7 @@ class Graph:
         The arrow keys, Home and End work as its buttons do.  Raises FileExistsError rather than
         overwrite a file, unless ``overwrite=True``.
         """
-        page = web.to_html(self.nodes, self.remarks, title).encode()
+        page = web.to_html(self, title).encode()
         with Path(path).open("wb" if overwrite else "xb") as file:
             file.write(page)
 
@@ -185,6 +216,21 @@ def _graph(traced: Traced, cotangent: Array | None) -> Graph:
         traced=traced,
         found=None if cotangent is None else tuple(found),
     )
+
+
+def _with_adjoints_of(inside: Graph, graph: Graph, name: str) -> Graph:
+    """The inside of a node with its adjoints, or without any where the node's own are others."""
+    adjoint = graph[name].adjoint
+    without = _graph(inside.traced, None)
+    if adjoint is None:
+        return without
+    found = _graph(inside.traced, adjoint)
+    for argument in found.traced.names:
+        parts = [part.value for part in graph[argument].contributions if part.consumer == name]
+        inner = found[argument].adjoint
+        if parts and (inner is None or not np.allclose(sum(parts), inner, rtol=1e-5, atol=1e-7)):
+            return without
+    return found
 
 
 def _needs_cotangent(output: Node) -> str:

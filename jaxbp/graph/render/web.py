@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from itertools import accumulate, pairwise
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from jaxbp.graph.render.text import (
 _CHARACTER, _LINE = 7.9, 17  # of the text in boxes: a character's width, a line's height, in pixels
 _LONGEST = 30  # characters in a line of a box, where it is not a row of a matrix
 _SHORT = 20  # characters in a cell of a table that is kept in one line
+_MARKS = {"custom": "its derivative: the function's own rule", "jax": "its derivative: JAX's own"}
 _LEAST = (420, 300)  # pixels of the drawing, so that a small graph is not blown up
 
 
@@ -39,18 +40,35 @@ class Frame(NamedTuple):
     done: bool  # whether the row is complete
 
 
-def to_html(nodes: Sequence[Node], remarks: Sequence[str], title: str) -> str:
+class Drawn(Protocol):
+    """A graph, as far as the page needs it."""
+
+    @property
+    def nodes(self) -> Sequence[Node]: ...  # noqa: D102
+
+    @property
+    def remarks(self) -> Sequence[str]: ...  # noqa: D102
+
+    def inside(self, name: str) -> "Drawn | None": ...  # noqa: D102
+
+
+def to_html(graph: Drawn, title: str) -> str:
     """A self-contained page without network or libraries; without JavaScript it shows all."""
-    edges = edges_of(nodes)
+    nodes, edges = graph.nodes, edges_of(graph.nodes)
+    insides = [graph.inside(node.name) for node in nodes]
     frames = [*forward_frames(nodes, edges), *backward_frames(nodes, edges)]
     template = Template((files("jaxbp.graph.render") / "page.html").read_text(encoding="utf-8"))
+    opened = [
+        _opened(node, inside, f' id="i{index}"')
+        for index, (node, inside) in enumerate(zip(nodes, insides, strict=True))
+    ]
     return template.substitute(
         title=escape(title),
-        drawing=_drawing(nodes, edges, frames),
+        drawing=_drawing(nodes, edges, frames, [inside is not None for inside in insides]),
         forward=_forward_rows(nodes, "f"),
         backward=_backward_rows(nodes, "b"),
-        insides="".join(_inside(node, f' id="i{index}"') for index, node in enumerate(nodes)),
-        remarks="".join(f"<p>{escape(remark)}</p>" for remark in remarks),
+        insides="".join(opened),
+        remarks="".join(f"<p>{escape(remark)}</p>" for remark in graph.remarks),
         frames=json.dumps([frame._asdict() for frame in frames]).replace("<", "\\u003c"),
     )
 
@@ -69,7 +87,7 @@ def forward_frames(nodes: Sequence[Node], edges: Sequence[Edge]) -> Iterator[Fra
             says=(
                 f"{node.name} = {sides[0]}",
                 *(f"= {text}" for text in sides[1:]),
-                *([f"derivative: {mark_of(node)}"] if mark_of(node) else []),
+                *([mark_of(node)] if mark_of(node) else []),
             ),
             adjoint=(),
             row=position,
@@ -162,28 +180,21 @@ def _rows(rows: Sequence[tuple[Equation, Sequence[str]]], ids: str) -> str:
 
 
 def mark_of(node: Node) -> str:
-    """Whose rule a node's derivative is, where it is not of the table: "JAX's own rule"."""
-    return str(getattr(node, "mark", ""))
+    """Whose rule a node's derivative is, where it is none of the table."""
+    return _MARKS.get(getattr(node, "rule", ""), "")
 
 
-def inside_of(node: Node) -> Sequence[Node]:
-    """The nodes of the operations inside a node."""
-    inside = getattr(node, "inside", None)
-    return () if inside is None else tuple(inside.nodes)
-
-
-def _inside(node: Node, place: str = "") -> str:
+def _opened(node: Node, inside: Drawn | None, place: str = "") -> str:
     """What is inside a node, to open: its two tables, and what is inside those nodes."""
-    nodes = inside_of(node)
-    if not nodes:
+    if inside is None:
         return ""
     equation = escape(f"{node.name} = {node.operation}")
-    tables = "".join(
-        f"<h3>{title}</h3><table>{rows}</table>"
-        for title, rows in (("forward", _forward_rows(nodes)), ("backward", _backward_rows(nodes)))
-        if rows
+    sections = (
+        ("forward", _forward_rows(inside.nodes)),
+        ("backward", _backward_rows(inside.nodes)),
     )
-    more = "".join(map(_inside, nodes))
+    tables = "".join(f"<h3>{title}</h3><table>{rows}</table>" for title, rows in sections if rows)
+    more = "".join(_opened(each, inside.inside(each.name)) for each in inside.nodes)
     return f"<details{place}><summary>inside {equation}</summary>{tables}{more}</details>"
 
 
@@ -198,7 +209,9 @@ class Box(NamedTuple):
     height: float
 
 
-def _drawing(nodes: Sequence[Node], edges: Sequence[Edge], frames: Sequence[Frame]) -> str:
+def _drawing(
+    nodes: Sequence[Node], edges: Sequence[Edge], frames: Sequence[Frame], opens: Sequence[bool]
+) -> str:
     """The graph as SVG; frames light up boxes and edges by their ids, n0, n1, ..., e0, e1, ..."""
     sums: list[list[tuple[str, ...]]] = [[()] for _ in nodes]
     for frame in frames:
@@ -217,7 +230,7 @@ def _drawing(nodes: Sequence[Node], edges: Sequence[Edge], frames: Sequence[Fram
     ]
     parts += [
         _drawn(index, *parts)
-        for index, parts in enumerate(zip(nodes, boxes, placed.centres, strict=True))
+        for index, parts in enumerate(zip(nodes, boxes, placed.centres, opens, strict=True))
     ]
     width, height = max(placed.width, _LEAST[0]), max(placed.height, _LEAST[1])
     left, top = (placed.width - width) / 2, (placed.height - height) / 2
@@ -261,8 +274,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def _drawn(index: int, node: Node, box: Box, centre: tuple[float, float]) -> str:
-    """A box, with a second outline where the node has a rule of its own or something inside."""
+def _drawn(index: int, node: Node, box: Box, centre: tuple[float, float], opens: bool) -> str:
+    """A box; a second outline where something is inside, a broken one for a rule of another."""
     x, y = centre
     texts, top = "", 16 - box.height / 2
     for kind, lines in box.lines.items():
@@ -275,7 +288,7 @@ def _drawn(index: int, node: Node, box: Box, centre: tuple[float, float]) -> str
     outlines = "".join(
         f'<rect x="{-box.width / 2 - by:.1f}" y="{-box.height / 2 - by:.1f}" '
         f'width="{box.width + 2 * by:.1f}" height="{box.height + 2 * by:.1f}" rx="8"/>'
-        for by in ((4, 0) if mark_of(node) or inside_of(node) else (0,))
+        for by in ((4, 0) if mark_of(node) or opens else (0,))
     )
     marked = " marked" if mark_of(node) else ""
     place = f'transform="translate({x:.1f} {y:.1f})"'
