@@ -1,7 +1,6 @@
 """The functions and constants of expressions, and what an unknown name may stand for."""
 
 import math
-import operator
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import reduce
@@ -16,23 +15,50 @@ def _extremum(two: Callable[..., Any], entries: Callable[..., Any]) -> Callable[
     return lambda *operands: reduce(two, operands) if len(operands) > 1 else entries(*operands)
 
 
-def _elu(a: Any, *alpha: Any) -> Any:
-    """a, or alpha (eᵃ - 1) below 0, where no exponential of a large a is taken."""
-    below = jnp.expm1(jnp.where(a > 0, 0.0, a))
-    return jnp.where(a > 0, a, reduce(operator.mul, alpha, below))
+# Functions that are one node of a graph: their rules say the derivative as it is on paper
+
+
+@jax.custom_jvp
+def leaky_relu(a: Any, slope: Any = 0.01) -> Any:
+    """a, or slope·a where a is not positive."""
+    return jnp.where(a > 0, a, slope * a)
+
+
+@jax.custom_jvp
+def elu(a: Any, alpha: Any = 1.0) -> Any:
+    """a, or alpha (eᵃ - 1) where a is not positive, with no exponential of a large a."""
+    return jnp.where(a > 0, a, alpha * jnp.expm1(jnp.where(a > 0, 0.0, a)))
+
+
+@jax.custom_jvp
+def softmax(a: Any) -> Any:
+    """exp(aₖ) / Σ exp(aⱼ) of a vector, or of each row of a matrix."""
+    return jax.nn.softmax(a)
 
 
 @jax.custom_jvp
 def logsumexp(a: Any) -> Any:
-    """log Σ exp(aᵢ) over all entries, one node of a graph."""
+    """log Σ exp(aᵢ) over all entries."""
     return jax.nn.logsumexp(a)
 
 
-@logsumexp.defjvp
-def _tangent_of_logsumexp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    (a,), (tangent,) = primals, tangents
-    y = logsumexp(a)
-    return y, jnp.sum(jnp.exp(a - y) * tangent)
+@jax.custom_jvp
+def norm(a: Any) -> Any:
+    """√(Σ aᵢ²) over all entries."""
+    return jnp.sqrt(jnp.sum(a * a))
+
+
+leaky_relu.defjvps(
+    lambda tangent, y, a, slope: jnp.where(a > 0, 1.0, slope) * tangent,
+    lambda tangent, y, a, slope: jnp.where(a > 0, 0.0, a) * tangent,
+)
+elu.defjvps(
+    lambda tangent, y, a, alpha: jnp.where(a > 0, 1.0, y + alpha) * tangent,
+    lambda tangent, y, a, alpha: jnp.expm1(jnp.minimum(a, 0.0)) * tangent,
+)
+softmax.defjvps(lambda tangent, y, a: y * (tangent - jnp.sum(y * tangent, axis=-1, keepdims=True)))
+logsumexp.defjvps(lambda tangent, y, a: jnp.sum(jnp.exp(a - y) * tangent))
+norm.defjvps(lambda tangent, y, a: jnp.sum(a / y * tangent))
 
 
 ANY, _ONE, _TWO, _THREE = range(1, 100), range(1, 2), range(2, 3), range(3, 4)  # operands
@@ -51,13 +77,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], range]] = {
     "sigmoid": (jax.nn.sigmoid, _ONE),
     "softplus": (lambda a: jnp.log1p(jnp.exp(a)), _ONE),
     "relu": (jax.nn.relu, _ONE),  # whose slope at 0 is 0
-    "leaky_relu": (lambda a, slope=0.01: jnp.where(a > 0, a, slope * a), _ONE_OR_TWO),
-    "elu": (_elu, _ONE_OR_TWO),
+    "leaky_relu": (leaky_relu, _ONE_OR_TWO),
+    "elu": (elu, _ONE_OR_TWO),
     "gelu": (lambda a: a * (1 + jax.lax.erf(a / math.sqrt(2))) / 2, _ONE),
     "silu": (lambda a: a * jax.nn.sigmoid(a), _ONE),
-    "softmax": (jax.nn.softmax, _ONE),  # of a vector, or of each row of a matrix
-    "logsumexp": (logsumexp, _ONE),  # of all entries
-    "norm": (lambda a: jnp.sqrt(jnp.sum(a * a)), _ONE),
+    "softmax": (softmax, _ONE),
+    "logsumexp": (logsumexp, _ONE),
+    "norm": (norm, _ONE),
     "dot": (jnp.dot, _TWO),
     "transpose": (jnp.transpose, _ONE),
     "where": (jnp.where, _THREE),

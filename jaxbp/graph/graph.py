@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from jaxbp.graph.cost import Cost, cost_of
@@ -76,12 +76,12 @@ class Graph:
         may be another than that of the operations inside.
         """
         jaxpr = getattr(self[name], "inside", None)
-        if jaxpr is None:
+        if not hasattr(jaxpr, "jaxpr"):
             return None
         names, steps = names_of(self.traced), self.traced.recording.steps
         step = steps[names.index(name)]
         varying = [operand for operand in dict.fromkeys(step.operands) if names[operand]]
-        run = jaxpr_as_fun(jaxpr if hasattr(jaxpr, "jaxpr") else ClosedJaxpr(jaxpr, ()))
+        run = jaxpr_as_fun(jaxpr)
 
         def function(*values: Array) -> Any:
             known = dict(zip(varying, values, strict=True))
