@@ -150,6 +150,9 @@ class Translator:
     def _next(self) -> str:
         return self.tokens[-1][1] if self.tokens else ""
 
+    def _raises(self) -> bool:
+        return bool(self.tokens) and self.tokens[-1][0] == "raised"
+
     def _until(self, end: str) -> list[str]:
         """The terms up to a closing sign, which is taken as well."""
         terms, lead, factors = [], "", list[tuple[str, str]]()
@@ -190,15 +193,17 @@ class Translator:
         elif token == "√":
             text = rf"\sqrt{{{self._factor()[1]}}}"
         elif kind == "word":
-            is_called = self._next() == "(" or (self.tokens and self.tokens[-1][0] == "raised")
-            text = _word(token, is_called=bool(is_called))
+            is_called = self._next() in {"(", "'"} or self._raises()
+            text = _word(token, is_called=is_called)
+            while self._next() == "'":
+                text += self.tokens.pop()[1]
             text += self._factor()[0] if self._next() == "(" else ""
         else:
             text = "" if kind == "raised" else _SIGNS.get(token, _plain(token))
             above = _raised(token) if kind == "raised" else ""
         if kind == "known" and self._next() == "[":
             text, above = _joined((text, above)) + self._factor()[0], ""
-        while self.tokens and (self.tokens[-1][0] == "raised" or self._next() == "^"):
+        while self._raises() or self._next() == "^":
             kind, token = self.tokens.pop()
             above += _raised(token) if kind == "raised" else self._factor()[1]
             inner = ""

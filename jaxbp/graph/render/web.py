@@ -207,6 +207,7 @@ class Box(NamedTuple):
     lines: dict[str, tuple[str, ...]]  # by what they say: name, value, adjoint
     width: float
     height: float
+    rims: tuple[int, ...]  # how far each outline is inside the box
 
 
 def _drawing(
@@ -216,7 +217,7 @@ def _drawing(
     sums: list[list[tuple[str, ...]]] = [[()] for _ in nodes]
     for frame in frames:
         sums[frame.node].append(frame.adjoint)
-    boxes = list(map(_box, nodes, sums))
+    boxes = list(map(_box, nodes, sums, opens))
     labels = [_shortened(edge.derivative) for edge in edges]
     placed = layout(
         [box.width for box in boxes],
@@ -230,7 +231,7 @@ def _drawing(
     ]
     parts += [
         _drawn(index, *parts)
-        for index, parts in enumerate(zip(nodes, boxes, placed.centres, opens, strict=True))
+        for index, parts in enumerate(zip(nodes, boxes, placed.centres, strict=True))
     ]
     width, height = max(placed.width, _LEAST[0]), max(placed.height, _LEAST[1])
     left, top = (placed.width - width) / 2, (placed.height - height) / 2
@@ -242,8 +243,11 @@ def _drawing(
     )
 
 
-def _box(node: Node, sums: Sequence[tuple[str, ...]]) -> Box:
-    """A node's box, with room for each of the sums, the last of which is the whole adjoint."""
+def _box(node: Node, sums: Sequence[tuple[str, ...]], opens: bool) -> Box:
+    """A node's box, with room for each of the sums, the last of which is the whole adjoint.
+
+    It has two outlines where something is inside, or the derivative is of no rule of the table.
+    """
     name = f"{node.name} = {node.operation}" if node.operation else node.name
     rows = max(map(len, sums))
     lines = {
@@ -252,8 +256,9 @@ def _box(node: Node, sums: Sequence[tuple[str, ...]]) -> Box:
         "adjoint": (*sums[-1], *[""] * (rows - len(sums[-1]))),
     }
     longest = max(len(line) for each in (*lines.values(), *sums) for line in each)
-    width = max(longest * _CHARACTER + 20, 64)
-    return Box(lines, width, sum(map(len, lines.values())) * _LINE + 12)
+    rims = (0, 4) if opens or mark_of(node) else (0,)
+    width = max(longest * _CHARACTER + 20, 64) + 2 * rims[-1]
+    return Box(lines, width, sum(map(len, lines.values())) * _LINE + 12 + 2 * rims[-1], rims)
 
 
 def _adjoint_lines(node: Node, adjoint: Any) -> tuple[str, ...]:
@@ -274,10 +279,10 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def _drawn(index: int, node: Node, box: Box, centre: tuple[float, float], opens: bool) -> str:
-    """A box; a second outline where something is inside, a broken one for a rule of another."""
+def _drawn(index: int, node: Node, box: Box, centre: tuple[float, float]) -> str:
+    """A box; its outer outline is broken where the derivative is of no rule of the table."""
     x, y = centre
-    texts, top = "", 16 - box.height / 2
+    texts, top = "", 16 + box.rims[-1] - box.height / 2
     for kind, lines in box.lines.items():
         spans = "".join(
             f'<tspan x="0" y="{top + row * _LINE:.0f}">{escape(line)}</tspan>'
@@ -286,9 +291,9 @@ def _drawn(index: int, node: Node, box: Box, centre: tuple[float, float], opens:
         texts += f'<text class="{kind}">{spans}</text>'
         top += len(lines) * _LINE
     outlines = "".join(
-        f'<rect x="{-box.width / 2 - by:.1f}" y="{-box.height / 2 - by:.1f}" '
-        f'width="{box.width + 2 * by:.1f}" height="{box.height + 2 * by:.1f}" rx="8"/>'
-        for by in ((4, 0) if mark_of(node) or opens else (0,))
+        f'<rect x="{rim - box.width / 2:.1f}" y="{rim - box.height / 2:.1f}" '
+        f'width="{box.width - 2 * rim:.1f}" height="{box.height - 2 * rim:.1f}" rx="8"/>'
+        for rim in box.rims
     )
     marked = " marked" if mark_of(node) else ""
     place = f'transform="translate({x:.1f} {y:.1f})"'
