@@ -19,8 +19,8 @@ MACROS = set(
         r"""\begin \end \\ \quad \; \text \operatorname \frac \sqrt \left \right \sum \cdot \odot
         \times \exp \log \sin \cos \tan \sinh \cosh \tanh \max \min \arcsin \arccos \arctan \to
         \partial \infty \ge \le \ne \top \mathbf \hat \bar \tilde \dot \_ \$ \% \& \# \{ \}
-        \textbackslash \textasciitilde \textasciicircum \alpha \beta \delta \lambda \sigma \mu \theta
-        \Sigma""",
+        \textbackslash \textasciitilde \textasciicircum \alpha \beta \delta \lambda \sigma \mu
+        \theta \Sigma""",
     )
 )
 
