@@ -5,6 +5,7 @@ JAXBP_NEEDS_BROWSER is set, as CI sets it.
 """
 
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager
@@ -478,6 +479,31 @@ def test_names_are_text_and_nothing_else(browser, tmp_path):
     assert browser.title == name
     assert find(browser, "h1")[0].text == name
     assert browser.get_log("browser") == []
+
+
+def test_a_node_is_opened_beside_the_drawing(browser, tmp_path):
+    pytest.importorskip("jaxbp.graph.closed")
+    from jaxbp.cli.expressions import parse
+
+    text = "s = softmax(v); n = norm(v); s@v + n"
+    graph.trace(parse(text).function(), jnp.array([1.0, 2.0, 4.0])).to_html(tmp_path / "page.html")
+    browser.get((tmp_path / "page.html").as_uri())
+    with screen(browser, *SIZES["projector"]):
+        assert browser.execute_script(GEOMETRY) == []
+        assert not [each for each in find(browser, "details") if each.is_displayed()]
+        press(browser, "ARROW_RIGHT")
+        (inside,) = [each for each in find(browser, "details") if each.is_displayed()]
+        assert inside.text == "inside s = softmax(v)"
+        assert "the function's own rule" in said(browser)[-1]
+        find(browser, "#i1 summary")[0].click()
+        assert re.search(r"\w+ = exp\(\w\)", inside.text)
+        assert "backward" in inside.text
+        outlines = [
+            len(box.find_elements("css selector", "rect")) for box in find(browser, ".node")
+        ]
+        assert outlines == [1, 2, 2, 1, 1][: len(outlines)]
+        press(browser, "END")
+        assert not [each for each in find(browser, "details") if each.is_displayed()]
 
 
 def test_the_dtype_is_on_the_page(opened):
