@@ -9,7 +9,7 @@ box and no label.  An edge that passes many layers runs beside them all: time st
 
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -75,15 +75,22 @@ def layout(
             below[upper].append(lower)
             above[lower].append(upper)
     places = _places(ranks, sides, above, below)
+    ends = _ports([(chain[-1], chain[-2]) for chain in chains], places, widths)
+    for band in ranks[1::2]:  # straight down to where an edge ends, as far as there is room
+        wanted = {
+            joint: ends.get((lower, joint), places[lower])
+            for joint in band
+            for lower in below[joint] or [joint]
+        }
+        _settle(band, wanted, sides, places)
     left = min((places[i] - side for i, (side, _) in enumerate(sides)), default=0) - _GAP
     right = max((places[i] + side for i, (_, side) in enumerate(sides)), default=0) + _GAP
-    x = [places[i] - left for i in range(len(sides))]
+    x = {item: place - left for item, place in places.items()}
     tall = [*heights, *(_LABEL * bool(label) for _, label in sides[len(widths) :])]
     extents = [max((tall[item] for item in items), default=0) for items in ranks]
     tops = list(accumulate((extent + _CURVE for extent in extents), initial=_GAP))
     lanes = _lanes(chains, rank_of)
     starts = _ports([(chain[0], chain[1]) for chain in chains], x, widths)
-    ends = _ports([(chain[-1], chain[-2]) for chain in chains], x, widths)
     bottoms = [top + extent for top, extent in zip(tops, extents, strict=False)]
     courses = []
     for chain, lane in zip(chains, lanes, strict=True):
@@ -92,7 +99,7 @@ def layout(
         begin, end = middles[0] + heights[chain[0]] / 2, middles[1] - heights[chain[-1]] / 2
         course[0] = course[0]._replace(x=starts[chain[0], chain[1]], top=begin)
         top = min(course[-1].top, end - _HEAD)
-        course[-1] = Run(ends[chain[-1], chain[-2]], top, end)
+        course[-1] = Run(ends[chain[-1], chain[-2]] - left, top, end)
         if lane is not None:
             beside = right - left + lane * _LANE
             course.insert(2, Run(beside, course[1].bottom + _CURVE, course[2].top - _CURVE))
@@ -133,7 +140,7 @@ def _lanes(chains: Sequence[Sequence[int]], rank_of: Sequence[int]) -> list[int 
 
 
 def _ports(
-    pairs: Sequence[tuple[int, int]], x: Sequence[float], widths: Sequence[float]
+    pairs: Sequence[tuple[int, int]], x: Mapping[int, float], widths: Sequence[float]
 ) -> dict[tuple[int, int], float]:
     """Where edges leave a box, in the order of the joints they lead to; a pair is (box, joint)."""
     joints = defaultdict(list)
