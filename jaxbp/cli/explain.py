@@ -170,7 +170,7 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UsageError(f"{assignment}: expected NAME=VALUE, such as x=2")
         if name in values:
-            raise UsageError(f"{name}: got two values")
+            raise UsageError(f"{name}: got two values, expected one")
         try:
             values[name] = numbers(text)
         except ExpressionError as error:

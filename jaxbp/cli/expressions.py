@@ -156,7 +156,8 @@ def _of_rows(text: str, rows: list[list[float]]) -> np.ndarray:
 def _number(text: str) -> float:
     expression = parse(text)
     if expression.names:
-        raise ExpressionError(f"{text!r} is not a number")
+        expected = "2, pi/2, a vector 1,2,3 or a matrix [[1,2],[3,4]]"
+        raise ExpressionError(f"{text!r} is not a number: expected {expected}")
     return float(expression.function()())
 
 

@@ -44,12 +44,15 @@ class Drawn(Protocol):
     """A graph, as far as the page needs it."""
 
     @property
-    def nodes(self) -> Sequence[Node]: ...  # noqa: D102
+    def nodes(self) -> Sequence[Node]:
+        """The nodes in the order of computation."""
 
     @property
-    def remarks(self) -> Sequence[str]: ...  # noqa: D102
+    def remarks(self) -> Sequence[str]:
+        """The lines below the tables."""
 
-    def inside(self, name: str) -> "Drawn | None": ...  # noqa: D102
+    def inside(self, name: str) -> "Drawn | None":
+        """The graph of the operations inside a node."""
 
 
 def to_html(graph: Drawn, title: str) -> str:
@@ -185,7 +188,7 @@ def mark_of(node: Node) -> str:
 
 
 def _opened(node: Node, inside: Drawn | None, place: str = "") -> str:
-    """What is inside a node, to open: its two tables, and what is inside those nodes."""
+    """The two tables of a node's inside, to open, and those of the nodes in it."""
     if inside is None:
         return ""
     equation = escape(f"{node.name} = {node.operation}")
