@@ -50,7 +50,7 @@ class Explain:
             metavar="EXPRESSION",
             help="numbers, names, + - * / % ** @, x[0], W[:, 1], W.T and functions such as exp, "
             "log, tanh, sum, norm, softmax, where(x > 0, x, 0); a = x*z; exp(a) names a value",
-            help_behavior_hint="(required, except with --network)",
+            help_behavior_hint="(required, except for a network)",
         ),
     ] = ""
     values: Annotated[
