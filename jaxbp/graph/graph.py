@@ -92,9 +92,10 @@ class Graph:
             jax.enable_x64(self.traced.float64),
             suppress(TypeError, ValueError, NotImplementedError),
         ):
-            values = [steps[operand].value for operand in varying]
-            graph = trace(function, *values, names=[names[operand] for operand in varying])
-            return _with_adjoints_of(graph, self, name)
+            values = tuple(steps[operand].value for operand in varying)
+            traced = trace_arguments(function, values, [names[operand] for operand in varying])
+            inside = _graph(traced, self[name].adjoint)
+            return inside if _agrees(inside, self, name) else _graph(traced, None)
         return None  # outside of its domain, though its rule may not be
 
     @property
@@ -218,19 +219,14 @@ def _graph(traced: Traced, cotangent: Array | None) -> Graph:
     )
 
 
-def _with_adjoints_of(inside: Graph, graph: Graph, name: str) -> Graph:
-    """The inside of a node with its adjoints, or without any where the node's own are others."""
-    adjoint = graph[name].adjoint
-    without = _graph(inside.traced, None)
-    if adjoint is None:
-        return without
-    found = _graph(inside.traced, adjoint)
-    for argument in found.traced.names:
+def _agrees(inside: Graph, graph: Graph, name: str) -> bool:
+    """Whether the adjoints at the arguments of a node's inside are what the node passes on."""
+    for argument in inside.traced.names:
         parts = [part.value for part in graph[argument].contributions if part.consumer == name]
-        inner = found[argument].adjoint
+        inner = inside[argument].adjoint
         if parts and (inner is None or not np.allclose(sum(parts), inner, rtol=1e-5, atol=1e-7)):
-            return without
-    return found
+            return False
+    return True
 
 
 def _needs_cotangent(output: Node) -> str:
