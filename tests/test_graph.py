@@ -588,13 +588,6 @@ def test_operations_backward_are_a_small_multiple_of_those_forward():
         assert large.differences / small.differences > 0.6 * weights**2
     cost = graph.trace(lambda v: v @ v, V).cost
     assert (cost.forward, cost.backward) == (5, 9)  # 3 products, 2 sums; 2·3 and 3
-    for counts, text in {
-        (1, 2, 1): "1 operation forward, 2 backward, 2.0 times as many; ",
-        (200, 3, 1): "200 operations forward, 3 backward, 0.01 times as many; ",
-        (0, 0, 1): "0 operations forward, 0 backward; ",
-        (3, 0, 1): "3 operations forward, 0 backward; ",
-    }.items():
-        assert str(graph.Cost(*counts)).startswith(text)
 
 
 # What is wrong is explained at the node where it happens

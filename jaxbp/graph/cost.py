@@ -38,12 +38,9 @@ class Cost:
         return 2 * self.inputs * self.forward
 
     def __str__(self) -> str:
-        operations = f"{self.forward} operation{'s' * (self.forward != 1)}"
-        times = f"{self.ratio:.1f}" if self.ratio >= 0.05 else f"{self.ratio:.1g}"
-        compared = f", {times} times as many" if self.forward and self.backward else ""
         return (
-            f"{operations} forward, {self.backward} backward{compared}; "
-            f"central differences: 2·{self.inputs}·{self.forward} = {self.differences}"
+            f"{self.forward} operations forward, {self.backward} backward, {self.ratio:.1f} times "
+            f"as many; central differences: 2·{self.inputs}·{self.forward} = {self.differences}"
         )
 
 
