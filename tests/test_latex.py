@@ -124,6 +124,8 @@ def test_names_are_text_where_they_are_no_letters():
         ("1e-05·a", r"1 \cdot 10^{-5} \cdot a"),
         ("log2(a) + erf⁻¹(b)", r"\log_{2}(a) + \operatorname{erf}^{-1} (b)"),
         ("gb at [0:2, 1]", r"g_{b} \;\text{at}\; [0 : 2, 1]"),
+        ("gb·(½·[a = b])", r"g_{b} \cdot (\tfrac{1}{2} \cdot [a = b])"),
+        ("gb·(∂a⁽¹⁾/∂b)", r"g_{b} \cdot \left(\frac{\partial a^{(1)}}{\partial b}\right)"),
         ("a·[b ≥ c]/b[0]", r"\frac{a \cdot [b \ge c]}{b[0]}"),
         ("relu'(a)·|b|", r"\operatorname{relu}'(a) \cdot |b|"),
         ("(softmax'(b))ᵀ·c", r"(\operatorname{softmax}'(b))^{\top} \cdot c"),

@@ -78,7 +78,7 @@ class Graph:
         jaxpr = getattr(self[name], "inside", None)
         if not hasattr(jaxpr, "jaxpr"):
             return None
-        names, steps = names_of(self.traced), self.traced.recording.steps
+        names, steps = self._names, self.traced.recording.steps
         step = steps[names.index(name)]
         varying = [operand for operand in dict.fromkeys(step.operands) if names[operand]]
         run = jaxpr_as_fun(jaxpr)
@@ -97,6 +97,11 @@ class Graph:
             inside = _graph(traced, self[name].adjoint)
             return inside if _agrees(inside, self, name) else _graph(traced, None)
         return None  # outside of its domain, though its rule may not be
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The names of the recording's steps, "" for a number."""
+        return names_of(self.traced)
 
     @property
     def gradients(self) -> tuple[Any, ...]:

@@ -27,12 +27,12 @@ _GREEK = {  # α is alpha, Γ is Gamma
     for name in [unicodedata.name(letter).split()[-1].lower().replace("lamda", "lambda")]
 }
 _SIGNS = {
-    **{"·": r"\cdot", "⊙": r"\odot", "×": r"\times", "→": r"\to", "∂": r"\partial", "Σ": r"\sum"},
+    **{"·": r"\cdot", "⊙": r"\odot", "×": r"\times", "→": r"\to", "Σ": r"\sum"},
     **{"≥": r"\ge", "≤": r"\le", "≠": r"\ne", "'": "{}'", "∞": r"\infty"},
 }
 _BRACKETS = {"(": ")", "[": "]", "|": "|"}
 _SEPARATORS = set("+-=,;<>≥≤≠")
-_WORDS = {"ones": r"\mathbf{1}", "inf": r"\infty"}
+_WORDS = {"ones": r"\mathbf{1}", "inf": r"\infty", "½": r"\tfrac{1}{2}"}
 _FUNCTIONS = {
     **{name: rf"\{name}" for name in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh")},
     **{name: rf"\{name}" for name in ("max", "min", "sum")},
@@ -192,6 +192,8 @@ class Translator:
             inner = inner if token == "(" else text
         elif token == "√":
             text = rf"\sqrt{{{self._factor()[1]}}}"
+        elif token == "∂":
+            text = rf"\partial {self._factor()[0]}"
         elif kind == "word":
             is_called = self._next() in {"(", "'"} or self._raises()
             text = _word(token, is_called=is_called)
