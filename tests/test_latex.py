@@ -16,9 +16,9 @@ from jaxbp.graph.render.latex import Translator, name_of
 MACROS = set(
     re.findall(
         r"\\(?:[a-zA-Z]+|.)",
-        r"""\begin \end \\ \quad \; \text \operatorname \frac \tfrac \sqrt \left \right \sum \cdot \odot
-        \times \exp \log \sin \cos \tan \sinh \cosh \tanh \max \min \arcsin \arccos \arctan \to
-        \partial \infty \ge \le \ne \top \mathbf \hat \bar \tilde \dot \_ \$ \% \& \# \{ \}
+        r"""\begin \end \\ \quad \; \text \operatorname \frac \tfrac \sqrt \left \right \sum \cdot
+        \odot \times \exp \log \sin \cos \tan \sinh \cosh \tanh \max \min \arcsin \arccos \arctan
+        \to \partial \infty \ge \le \ne \top \mathbf \hat \bar \tilde \dot \_ \$ \% \& \# \{ \}
         \textbackslash \textasciitilde \textasciicircum \alpha \beta \delta \lambda \sigma \mu
         \theta \Sigma""",
     )
