@@ -138,6 +138,7 @@ def test_a_formula_is_read_word_by_word(text, latex):
     assert "".join(Translator(names).terms(text)) == latex
 
 
+@pytest.mark.slow
 def test_another_reader_of_mathematics_agrees_that_it_is():
     """Matplotlib's mathtext, which knows most of it, reads each line."""
     parser = pytest.importorskip("matplotlib.mathtext").MathTextParser("path")
