@@ -1549,6 +1549,11 @@ def test_explain_a_saved_network_says_what_it_is(tmp_path, capsys):
     rows = "; ".join(" ".join(f"{entry:g}" for entry in row) for row in params[0].weight)
     assert f"= [{rows}]" in capsys.readouterr().out
     assert "<title>3-4-2 sigmoid, softmax_cross_entropy</title>" in page.read_text("utf-8")
+    for y in ("y=1", "y=0,1"):  # a class, or its row
+        assert run("explain", "--weights", str(tmp_path), y, "--format", "dot") == 0
+        assert 'label="y = [0 1]' in capsys.readouterr().out
+    wrong = ("explain", "--weights", str(tmp_path), "y=2")
+    assert "y: got 2, expected a class from 0 to 1, or 2 numbers" in refused(capsys, *wrong)
     with_others = ("explain", "--weights", str(tmp_path), "--network", "3-2")
     assert f"--network: got 3-2, but {tmp_path} is 3-4-2" in refused(capsys, *with_others)
 

@@ -189,7 +189,7 @@ def network_graph(options: Explain) -> tuple[str, Graph]:
     drawn = np.random.default_rng(options.seed).normal(size=sizes[0]).round(1)
     usual = np.eye(sizes[-1])[0] if head.target == "classes" else np.ones(sizes[-1])
     x = _shaped("x", given.pop("x", drawn), (sizes[0],))
-    target = _shaped("y", given.pop("y", usual), (sizes[-1],))
+    target = _target(given.pop("y", usual), network)
     if given:
         last = len(sizes) - 1
         here = "W1 and b1" if last == 1 else f"W1 to W{last} and b1 to b{last}"
@@ -210,6 +210,17 @@ def network_graph(options: Explain) -> tuple[str, Graph]:
     kinds = dict.fromkeys(getattr(unit, "__name__", "unit") for unit in units)
     title = f"{'-'.join(map(str, sizes))} {', '.join((*kinds, str(head)))}"
     return title, trace(loss, x, *jax.tree.leaves(params), names=["x", *names])
+
+
+def _target(values: Any, network: MLP) -> np.ndarray:
+    """The targets y as a row, with a 1 at the class where the head takes classes and y is one."""
+    outputs = network.sizes[-1]
+    if network.head.target != "classes" or np.ndim(values):
+        return _shaped("y", values, (outputs,))
+    if values not in range(outputs):
+        expected = f"a class from 0 to {outputs - 1}, or {outputs} numbers, as in 1,0,0"
+        raise UsageError(f"y: got {values:g}, expected {expected}")
+    return (np.arange(outputs) == values).astype(float)
 
 
 def network_of(options: Explain, given: dict[str, Any]) -> tuple[MLP, Params]:
