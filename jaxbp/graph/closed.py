@@ -1,0 +1,119 @@
+"""Closed steps: operations whose derivative is JAX's own, or that of a rule that JAX is given.
+
+Two kinds of equations stay one step, whatever is inside them: functions with a derivative rule of
+their own (``jax.custom_jvp``, ``jax.custom_vjp``), for the rule is a part of the function, and
+primitives outside the table of local derivatives.  The adjoints of their operands are those of
+``jax.vjp`` of that one equation, computed once from the adjoints of all of its outputs: a rule need
+not be linear in them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxbp.graph.symbols import call, symbol
+from jaxbp.trees import opened, subjaxprs
+
+#: primitives that apply a function with a derivative rule of its own
+CUSTOM_RULES = (
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "call_hi_primitive",  # a custom_vjp under jax_custom_vjp3
+)
+
+#: functions of JAX that are another one with a rule of its own, at some constant
+_ALIASES = frozenset(("softplus",))
+
+
+class Closed(NamedTuple):
+    """An equation that is one step, as a primitive has it."""
+
+    name: str  # the primitive's
+    bind: Callable[..., Any]  # (*operands, **params) -> value, or the values of several outputs
+    multiple_results: bool
+    label: str  # what it is called on paper: relu
+    has_own_rule: bool  # whether it is a function with a derivative rule of its own
+    inside: Any  # the jaxpr of the function, None where there is none or more than one
+
+    def notation(self, *operands: Any, **params: Any) -> str:
+        """label(a, b), or the label with the operands in its places {}; with its place in a list
+        where it is one of several outputs."""
+        texts = [str(symbol(operand)) for operand in operands]
+        text = self.label.format(*texts) if "{" in self.label else call(self.label)(*operands)
+        return text + (f"[{params['output']}]" if "output" in params else "")
+
+
+def closed(equation: Any) -> Closed:
+    """An equation as one step."""
+    primitive = equation.primitive
+
+    def bind(*operands: Any, **_: Any) -> Any:
+        params = primitive.get_bind_params(equation.params)
+        with equation.ctx.manager:
+            return primitive.bind(*operands, **params)
+
+    inside, own = _inside(equation), primitive.name in (*CUSTOM_RULES, "jit", "pjit")
+    label = equation.params.get("name", primitive.name)
+    if primitive.name in CUSTOM_RULES:
+        debug_info = getattr(opened(inside), "debug_info", None)
+        label = getattr(debug_info, "func_name", type(equation.params.get("_prim")).__name__)
+    label = label.strip("_").removesuffix("_p")
+    return Closed(primitive.name, bind, primitive.multiple_results, label, own, inside)
+
+
+def is_custom(equation: Any) -> bool:
+    """Whether an equation applies a function with a rule of its own, which it has the name of.
+
+    That is softplus in jax.nn, too, which is logaddexp(a, 0).
+    """
+    name = equation.primitive.name
+    if name in ("jit", "pjit") and equation.params["name"] in _ALIASES:
+        inner = opened(_inside(equation)).eqns
+        return len(inner) == 1 and is_custom(inner[0])
+    return name in CUSTOM_RULES
+
+
+def _inside(equation: Any) -> Any:
+    """The jaxpr of the function that an equation applies."""
+    if "_prim" in equation.params:
+        traced = getattr(equation.params["_prim"], "traced", None)
+        return getattr(traced, "jaxpr", None)
+    jaxprs = list(subjaxprs(equation))
+    return jaxprs[0] if len(jaxprs) == 1 else None
+
+
+def may_be_nonlinear(equation: Any) -> bool:
+    """Whether the adjoint's share need not be linear in the adjoint, so that it matters how often
+    an equation is computed: a custom_vjp, and what may have one inside."""
+    jvp = equation.primitive.name == "custom_jvp_call"
+    return not jvp and _inside(equation) is not None or "_prim" in equation.params
+
+
+def vjp_by_jax(
+    function: Callable[..., Any],
+    outputs: Sequence[int],
+    cotangents: Sequence[Any],
+    operands: Sequence[Any],
+    wanted: Sequence[int],
+) -> tuple[list[Any], list[Any]]:
+    """The outputs, and the adjoints that the wanted operands receive, by ``jax.vjp``.
+
+    function: the equation, (*operands) -> a value, or the values of several outputs.
+    outputs: which of its outputs have an adjoint.
+    cotangents: their adjoints.
+    operands: the operands' values.
+    wanted: the positions of the operands that vary.
+    """
+
+    def varying(*values: Any) -> list[Any]:
+        inputs = list(operands)
+        for i, value in zip(wanted, values, strict=True):
+            inputs[i] = value
+        result = function(*inputs)
+        results = result if isinstance(result, list | tuple) else [result]
+        return [results[output] for output in outputs]
+
+    values, pull = jax.vjp(varying, *(operands[i] for i in wanted))
+    return values, list(pull(list(cotangents)))
