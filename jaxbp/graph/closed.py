@@ -36,6 +36,7 @@ class Closed(NamedTuple):
     label: str  # what it is called on paper: relu
     has_own_rule: bool  # whether it is a function with a derivative rule of its own
     inside: Any  # the jaxpr of the function, None where there is none or more than one
+    is_function: bool  # whether it applies a function, or several, as cond does
 
     def notation(self, *operands: Any, **params: Any) -> str:
         """label(a, b), or the label with the operands in its places {}; with its place in a list
@@ -60,7 +61,8 @@ def closed(equation: Any) -> Closed:
         debug_info = getattr(opened(inside), "debug_info", None)
         label = getattr(debug_info, "func_name", type(equation.params.get("_prim")).__name__)
     label = label.strip("_").removesuffix("_p")
-    return Closed(primitive.name, bind, primitive.multiple_results, label, own, inside)
+    applies = own or any(True for _ in subjaxprs(equation))
+    return Closed(primitive.name, bind, primitive.multiple_results, label, own, inside, applies)
 
 
 def is_custom(equation: Any) -> bool:
@@ -84,11 +86,33 @@ def _inside(equation: Any) -> Any:
     return jaxprs[0] if len(jaxprs) == 1 else None
 
 
+def value_of(
+    primitive: Any, params: dict[str, Any], operands: Sequence[Any], wanted: Sequence[int]
+) -> Any:
+    """The value of an equation, or its values.
+
+    Where it is differentiated the value of a function with a rule is that which the rule gives.
+
+    primitive, params: the equation's.
+    operands: their values.
+    wanted: the positions of the operands that vary.
+    """
+    if wanted and isinstance(primitive, Closed) and primitive.is_function:
+        try:
+            values, _ = jax.vjp(_varying(primitive.bind, operands, wanted), *of(operands, wanted))
+        except (NotImplementedError, ValueError, TypeError):
+            if primitive.has_own_rule:
+                raise
+        else:
+            return values
+    return primitive.bind(*operands, **params)
+
+
 def may_be_nonlinear(equation: Any) -> bool:
     """Whether the adjoint's share need not be linear in the adjoint, so that it matters how often
     an equation is computed: a custom_vjp, and what may have one inside."""
-    jvp = equation.primitive.name == "custom_jvp_call"
-    return not jvp and _inside(equation) is not None or "_prim" in equation.params
+    applies = "_prim" in equation.params or any(True for _ in subjaxprs(equation))
+    return applies and equation.primitive.name != "custom_jvp_call"
 
 
 def vjp_by_jax(
@@ -107,13 +131,29 @@ def vjp_by_jax(
     wanted: the positions of the operands that vary.
     """
 
-    def varying(*values: Any) -> list[Any]:
-        inputs = list(operands)
-        for i, value in zip(wanted, values, strict=True):
-            inputs[i] = value
-        result = function(*inputs)
+    def chosen(*values: Any) -> list[Any]:
+        result = _varying(function, operands, wanted)(*values)
         results = result if isinstance(result, list | tuple) else [result]
         return [results[output] for output in outputs]
 
-    values, pull = jax.vjp(varying, *(operands[i] for i in wanted))
+    values, pull = jax.vjp(chosen, *of(operands, wanted))
     return values, list(pull(list(cotangents)))
+
+
+def _varying(
+    function: Callable[..., Any], operands: Sequence[Any], wanted: Sequence[int]
+) -> Callable[..., Any]:
+    """The function of those of its operands that vary."""
+
+    def varying(*values: Any) -> Any:
+        inputs = list(operands)
+        for i, value in zip(wanted, values, strict=True):
+            inputs[i] = value
+        return function(*inputs)
+
+    return varying
+
+
+def of(operands: Sequence[Any], wanted: Sequence[int]) -> list[Any]:
+    """The operands at the positions wanted."""
+    return [operands[i] for i in wanted]

@@ -32,7 +32,7 @@ class _Known(NamedTuple):
     shape: Any = ()  # of the value
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """A program that is no short formula."""
 
 
@@ -56,7 +56,7 @@ def derivative_of(
         ]
         consts = [_constant(value) for value in getattr(jaxpr, "consts", ())]
         _, share = _Reader(inner.outvars[0], words[0]).run(inner, consts, given)
-    except (_Unreadable, jax.errors.JAXTypeError):
+    except (_UnreadableError, jax.errors.JAXTypeError):
         return None
     return symbol(0) if _is_zero(share) else share.factor
 
@@ -158,5 +158,5 @@ def _times_gy(name: str, operands: list[_Known], shape: Any) -> _Known:
             factor = of_gy[0].factor * Symbol(holds, shape=which.shape)
     operations = 1 + sum(operand.operations for operand in operands)
     if factor is None or operations > _LONGEST + 1:
-        raise _Unreadable
+        raise _UnreadableError
     return _Known(None, operations, factor, shape)

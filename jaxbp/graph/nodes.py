@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -103,7 +102,9 @@ def nodes_of(
         involved = (part.consumer, *step.operands)
         words, values = [symbols[i] for i in involved], [steps[i].value for i in involved]
         if rule_of(step, values[1:]) is None:
-            texts = _closed_formulas(step, part.operand, gy, words, values)
+            wanted = [i for i, operand in enumerate(step.operands) if found[operand] is not None]
+            place = wanted.index(part.operand)
+            texts = _closed_formulas(step, wanted, place, gy, words, values)
         else:
             texts = (*_formulas(step, part.operand, gy, words), _slope(step, part.operand, values))
         return Contribution(names[part.consumer], *texts, part.value)
@@ -221,35 +222,39 @@ def _formulas(step: Step, i: int, gy: Symbol, symbols: Sequence[Any]) -> tuple[s
 
 
 def _closed_formulas(
-    step: Step, i: int, gy: Symbol, words: Sequence[Any], values: Sequence[Array]
+    step: Step,
+    wanted: Sequence[int],
+    place: int,
+    gy: Symbol,
+    words: Sequence[Any],
+    values: Sequence[Array],
 ) -> tuple[str, str, Array | None]:
     """Those of a step whose derivative is JAX's or its own rule's, and the derivative's value.
 
     step: the step.
-    i: which of its operands receives the share.
+    wanted, place: the operands that vary, and which of these receives the share.
     gy: the formula of its adjoint.
     words, values: the formulas and the values of y and of the operands.
     """
-    y, *operands = words
     if step.group is not None:
         return f"pull({gy})", "", None
-    share = partial(_share, step, i)
+    y, *operands = words
+    operand = operands[wanted[place]]
+
+    def share(gy: Any, *operands: Any) -> tuple[Any, Any]:
+        (y,), shares = vjp_of_step([step], [gy], operands, wanted)
+        return y, shares[place]
+
     derivative = derivative_of(share, values[0], values[1:], words)
     if derivative is None:
         label = getattr(step.params["primitive"], "label", step.primitive)
         alone = len(operands) == 1 and "{" not in label
-        text = f"{label}'({operands[0]})" if alone else f"∂{y}/∂{operands[i]}"
+        text = f"{label}'({operand})" if alone else f"∂{y}/∂{operand}"
         if values[0].shape:
             return f"({text})ᵀ·{gy}", "", None
-        derivative = Symbol(text, shape=values[1 + i].shape)
+        derivative = Symbol(text, shape=operand.shape)
     _, slope = share(jnp.ones_like(values[0]), *values[1:])
     return str(gy * derivative), str(derivative), slope
-
-
-def _share(step: Step, i: int, gy: Any, *operands: Any) -> tuple[Any, Any]:
-    """y, and what operand i receives."""
-    (y,), (share,) = vjp_of_step([step], [gy], operands, [i])
-    return y, share
 
 
 def _slope(step: Step, i: int, values: Sequence[Array]) -> Array | None:

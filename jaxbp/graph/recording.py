@@ -19,7 +19,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from jaxbp.graph.closed import closed, is_custom, may_be_nonlinear
+from jaxbp.graph.closed import closed, is_custom, may_be_nonlinear, value_of
 from jaxbp.graph.rules import NOTATIONS, RULES
 from jaxbp.trees import subjaxprs
 
@@ -47,6 +47,7 @@ class Recording(NamedTuple):
     steps: tuple[Step, ...]
     arguments: int  # how many there are
     output: int  # the output's position
+    by: tuple[int, ...]  # the arguments that it is differentiated by
 
 
 class Composite(NamedTuple):
@@ -75,15 +76,22 @@ def _affine(a: Array, b: Array, *terms: Array, **params: Any) -> Array:
 
 IDENTITY = Composite("identity", lambda a: a)  # a second name for a value that has one
 INDEX = Composite("index", _index)  # x[0]
+ADD = Composite("add", lambda *terms: sum(terms[1:], terms[0]))  # of more than two
 AFFINE = Composite("affine", _affine)  # W·z + b + ..., so that gW = δ·zᵀ as the lectures have it
 
 
-def record(function: Callable[..., Any], values: Sequence[Array]) -> Recording:
-    """Run function(*values), which returns one array, and keep every step."""
-    recorder = _Recorder()
+def record(
+    function: Callable[..., Any], values: Sequence[Array], by: Sequence[int] | None = None
+) -> Recording:
+    """Run function(*values), which returns one array, and keep every step.
+
+    by: the positions of the arguments to differentiate by; all unless given.
+    """
+    by = tuple(range(len(values))) if by is None else tuple(by)
+    recorder = _Recorder(by)
     arguments = [recorder.add(Step(value)) for value in values]
     (output,) = recorder.run(jax.make_jaxpr(function)(*values), arguments)
-    whole = Recording(tuple(recorder.steps), len(arguments), output)
+    whole = Recording(tuple(recorder.steps), len(arguments), output, by)
     return _pruned(_with_long_sums(_pruned(whole)))
 
 
@@ -107,14 +115,20 @@ def named(value: Array, name: str, *, adjoint: str = "") -> Array:
 class _Recorder:
     """The steps so far, and where to find those that are computed already."""
 
-    def __init__(self) -> None:
+    def __init__(self, by: Sequence[int]) -> None:
         self.steps: list[Step] = []
+        self.varies: list[bool] = []  # whether each does, with the arguments to differentiate by
+        self.by = by
         self.constants: dict[Any, int] = {}  # by value
         self.computed: dict[Any, list[int]] = {}  # by primitive, operands and parameters
 
     def add(self, step: Step) -> int:
+        position = len(self.steps)
+        depends = any(self.varies[operand] for operand in step.operands)
+        is_argument = not step.primitive and not step.is_constant and position in self.by
+        self.varies.append((depends or is_argument) and is_continuous(step.value))
         self.steps.append(step)
-        return len(self.steps) - 1
+        return position
 
     def constant(self, value: Any) -> int:
         key = object()
@@ -169,7 +183,8 @@ class _Recorder:
 
     def compute(self, primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> list[int]:
         inputs = [self.steps[operand] for operand in operands]
-        values = primitive.bind(*(step.value for step in inputs), **params)
+        wanted = [i for i, operand in enumerate(operands) if self.varies[operand]]
+        values = value_of(primitive, params, [step.value for step in inputs], wanted)
         if not getattr(primitive, "multiple_results", False):
             values = [values]
         if all(step.is_constant for step in inputs):
@@ -452,7 +467,8 @@ def _with_long_sums(recording: Recording) -> Recording:
             if is_part(term, "dot_general") and steps[term].value.shape == step.value.shape
         ]
         if not products:
-            steps[position] = step._replace(operands=tuple(terms))
+            if len(terms) > 2:
+                steps[position] = step._replace(params={"primitive": ADD}, operands=tuple(terms))
             continue
         product = products[0]
         terms.remove(product)

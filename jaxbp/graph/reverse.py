@@ -22,7 +22,6 @@ from jaxbp.graph.recording import Recording, Step, is_continuous, is_real, recor
 from jaxbp.graph.rules import RULES, Rule
 from jaxbp.trees import argument_names, named_leaves, positions_of
 
-
 #: primitives that make real numbers of bits
 _FROM_BITS = ("bitcast_convert_type", "convert_element_type")
 
@@ -50,9 +49,12 @@ class Traced(NamedTuple):
 
 
 def trace_arguments(
-    f: Callable[..., Any], args: tuple[Any, ...], names: Sequence[str] | None = None
+    f: Callable[..., Any],
+    args: tuple[Any, ...],
+    names: Sequence[str] | None = None,
+    positions: Sequence[int] | None = None,
 ) -> Traced:
-    """Record f at these arguments.
+    """Record f at these arguments, to be differentiated by those at positions, all unless given.
 
     Raises TypeError if f is not a function of real arrays that returns an array, ValueError if
     there are no arguments or another number of names than of leaves.
@@ -62,8 +64,12 @@ def trace_arguments(
     if not args:
         raise ValueError("args: got none, expected the arguments of f")
     leaves: dict[str, Any] = {}
-    for name, arg in zip(argument_names(f, len(args)), args, strict=True):
+    by: list[int] = []
+    for position, (name, arg) in enumerate(zip(argument_names(f, len(args)), args, strict=True)):
+        start = len(leaves)
         leaves |= named_leaves(arg, name)
+        if positions is None or position in positions:
+            by += range(start, len(leaves))
     treedef = jax.tree.structure(args)
     values = [_as_array(name, leaf) for name, leaf in leaves.items()]
 
@@ -76,7 +82,7 @@ def trace_arguments(
     if names is not None and len(names) != len(leaves):
         raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one for each leaf")
     return Traced(
-        recording=record(flat, values),
+        recording=record(flat, values, by),
         names=tuple(leaves if names is None else names),
         treedef=treedef,
         float64=bool(jnp.result_type(float) == np.float64),
@@ -84,9 +90,11 @@ def trace_arguments(
 
 
 def adjoints(
-    recording: Recording, cotangent: Array
+    recording: Recording, cotangent: Array, by_jax: Callable[..., Any] | None = None
 ) -> tuple[list[Array | None], list[list[Received]]]:
     """Every step's adjoint, None where it has none, and the contributions it is the sum of.
+
+    by_jax: the pull of steps without a rule; ``vjp_of_step`` unless given.
 
     Raises NoRuleError for a primitive that has no derivative in JAX either.
     """
@@ -105,7 +113,7 @@ def adjoints(
             reached[position] = bool(parts)
         if step.primitive and position == outputs[position][0]:  # all its outputs are done
             made = [place for place in outputs[position] if reached[place]]
-            for part in pulled(steps, made, found, varying) if made else ():
+            for part in pulled(steps, made, found, varying, by_jax) if made else ():
                 received[step.operands[part.operand]].insert(0, part)
     return found, received
 
@@ -123,6 +131,7 @@ def pulled(
     outputs: Sequence[int],
     found: Sequence[Array | None],
     varying: Sequence[bool],
+    by_jax: Callable[..., Any] | None = None,
 ) -> list[Received]:
     """What the operands of an equation receive, from the adjoints of its outputs.
 
@@ -130,14 +139,16 @@ def pulled(
     outputs: the positions of the equation's outputs that have an adjoint.
     found: the steps' adjoints; those of the outputs are there.
     varying: whether each step varies.
+    by_jax: the pull of steps without a rule; ``vjp_of_step`` unless given.
     """
     first = steps[outputs[0]]
     operands = [steps[operand].value for operand in first.operands]
     wanted = [i for i, operand in enumerate(first.operands) if varying[operand]]
     rule = rule_of(first, operands)
     if rule is None:
-        made, gys = [steps[place] for place in outputs], [found[place] for place in outputs]
-        _, shares = vjp_of_step(made, gys, operands, wanted)
+        made = [steps[place] for place in outputs]
+        gys = [gy for gy in map(found.__getitem__, outputs) if gy is not None]
+        _, shares = (by_jax or vjp_of_step)(made, gys, operands, wanted)
         return [Received(outputs[0], i, share) for i, share in zip(wanted, shares, strict=True)]
     parts = []
     for place, i in product(outputs, wanted):
@@ -201,7 +212,7 @@ def differentiable(recording: Recording) -> list[bool]:
     """Whether each step varies with the real arguments, by way of real or complex numbers."""
     varying: list[bool] = []
     for position, step in enumerate(recording.steps):
-        is_argument = position < recording.arguments
+        is_argument = position in recording.by
         depends = is_argument or any(varying[operand] for operand in step.operands)
         varying.append(depends and is_continuous(step.value))
     return varying
@@ -246,7 +257,7 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
 
     def gradient(*args: Any) -> Any:
         positions = positions_of(argnums, len(args))
-        traced = trace_arguments(f, args)
+        traced = trace_arguments(f, args, positions=positions)
         recording = traced.recording
         y = recording.steps[recording.output].value
         if y.shape or not is_real(y):
