@@ -92,16 +92,16 @@ class _Reader:
                 consts = [_constant(value) for value in getattr(called, "consts", ())]
                 results = self.run(opened(called), consts, operands)
             else:
-                results = [_read(equation, operands)] * len(equation.outvars)
+                results = [_read(equation, operands, v.aval.shape) for v in equation.outvars]
             known.update(zip(equation.outvars, results, strict=True))
             if self.output in equation.outvars:
                 known[self.output] = _Known(self.word, shape=self.output.aval.shape)
         return [look(variable) for variable in jaxpr.outvars]
 
 
-def _read(equation: Any, operands: list[_Known]) -> _Known:
+def _read(equation: Any, operands: list[_Known], shape: Any) -> _Known:
     """What is known of an equation's output; nothing where it is no short formula."""
-    name, shape = equation.primitive.name, equation.outvars[0].aval.shape
+    name = equation.primitive.name
     nothing = _Known(None, shape=shape)
     if name == "name":
         text, _, _ = equation.params["name"].partition("\n")
