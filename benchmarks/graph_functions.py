@@ -14,6 +14,7 @@ are run with jax.numpy in place of autograd's, and their checks compare the same
 
 import argparse
 import importlib
+import json
 import os
 import sys
 import types
@@ -274,19 +275,20 @@ def measure(run: protocol.Run) -> dict[str, Any]:
     """Compare the functions that are asked for, and print the table."""
     options = {"only": None, "autograd": None} | vars(run.options)
     chosen = functions.functions()[:: protocol.extent(run, 1, 12, 100)]
-    if options["only"]:
+    if options["only"] is not None:
         chosen = [
             f for f in functions.functions() if any(w in f.expression for w in options["only"])
         ]
-    kept = []
+    kept = {}
+    if run.output is not None and options["only"] is not None and run.output.exists():
+        kept = {cell["name"]: cell for cell in json.loads(run.output.read_text())["cells"]}
     for cell in run.cells(chosen, checked, lambda function: function.expression):
-        kept.append(told(cell))
-        run.keep({"cells": kept})
+        kept[cell["name"]] = told(cell)
+        run.keep({"cells": list(kept.values())})
     if options["autograd"]:
         for cell in AutogradTests(options["autograd"]).cells():
-            kept.append(told(cell))
-            run.keep({"cells": kept})
-    result = {"cells": kept}
+            kept[cell["name"]] = told(cell)
+    result = {"cells": list(kept.values())}
     protocol.show(markdown(result))
     return result
 
@@ -299,7 +301,7 @@ def told(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", help="those whose expression has one of these words")
+    parser.add_argument("--only", nargs="*", help="those whose expression has one of these words")
     parser.add_argument("--autograd", type=Path, help="the folder tests of HIPS/autograd")
 
 

@@ -23,6 +23,9 @@ CUSTOM_RULES = (
     "call_hi_primitive",  # a custom_vjp under jax_custom_vjp3
 )
 
+#: in the name of a function, which JAX takes to end at a space
+_SPACE = "\N{NO-BREAK SPACE}"
+
 #: functions of JAX that are another one with a rule of its own, at some constant
 _ALIASES = frozenset(("softplus",))
 
@@ -60,7 +63,7 @@ def closed(equation: Any) -> Closed:
     if primitive.name in CUSTOM_RULES:
         debug_info = getattr(opened(inside), "debug_info", None)
         label = getattr(debug_info, "func_name", type(equation.params.get("_prim")).__name__)
-    label = label.strip("_").removesuffix("_p")
+    label = label.replace(_SPACE, " ").strip("_")
     applies = own or any(True for _ in subjaxprs(equation))
     return Closed(primitive.name, bind, primitive.multiple_results, label, own, inside, applies)
 
@@ -84,6 +87,55 @@ def _inside(equation: Any) -> Any:
         return getattr(traced, "jaxpr", None)
     jaxprs = list(subjaxprs(equation))
     return jaxprs[0] if len(jaxprs) == 1 else None
+
+
+def operation(
+    f: Callable[..., Any], *, notation: str = "", pull: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """f as one node of a graph, which can be opened: an activation, or the loss of a head.
+
+    It is a ``jax.custom_vjp``, as any function with a rule of its own is one node.  Its adjoint is
+    written out where the program of the pull is gy times a short formula, in which a value that
+    ``named`` names has its name.
+
+    f: a function (*operands) -> y of arrays.
+    notation: how it is written: its name, or a text with {} for each operand in turn; f's name
+        unless given.
+    pull: a function (gy, y, *operands) -> what each operand receives, None for nothing; JAX's
+        derivative of f unless given.
+
+    >>> import jaxbp
+    >>> import jax.numpy as jnp
+    >>> def squared_error(z, t):
+    ...     return 0.5 * jnp.sum((z - t) ** 2)
+    >>> def pull(gy, y, z, t):
+    ...     return gy * (z - t), None
+    >>> head = operation(squared_error, notation="½‖{} - {}‖²", pull=pull)
+    >>> graph = jaxbp.graph.trace(head, jnp.ones(2), jnp.zeros(2), names=("z", "t"))
+    >>> graph["y"].operation, graph["z"].formula
+    ('½‖z - t‖²', 'gy·(z - t)')
+    """
+
+    def called(*operands: Any) -> Any:
+        return f(*operands)
+
+    def forward(*operands: Any) -> tuple[Any, Any]:
+        if pull is None:
+            return jax.vjp(f, *operands)
+        y = f(*operands)
+        return y, (y, operands)
+
+    def backward(kept: Any, gy: Any) -> Any:
+        if pull is None:
+            return kept(gy)
+        y, operands = kept
+        shares = pull(gy, y, *operands)
+        return tuple(shares) if isinstance(shares, tuple | list) else (shares,)
+
+    called.__name__ = (notation or f.__name__).replace(" ", _SPACE)
+    node = jax.custom_vjp(called)
+    node.defvjp(forward, backward)
+    return node
 
 
 def value_of(

@@ -131,6 +131,9 @@ def notes(
     """A sentence for each node at which the derivative is not the one a reader might expect."""
     steps, output = recording.steps, recording.output
     sentences = []
+    whole = {node.operation: None for node in nodes if node is not None and node.rule == "jax"}
+    if whole:
+        sentences.append(f"the derivatives of {', '.join(whole)} are JAX's: the table has no rule")
     if not differentiable(recording)[output] and steps[output].primitive:
         sentences.append(
             f"{_equation(nodes[output])} depends only on integers or booleans: its gradient is zero"

@@ -102,7 +102,6 @@ class _Reader:
 def _read(equation: Any, operands: list[_Known], shape: Any) -> _Known:
     """What is known of an equation's output; nothing where it is no short formula."""
     name = equation.primitive.name
-    nothing = _Known(None, shape=shape)
     if name == "name":
         text, _, _ = equation.params["name"].partition("\n")
         return operands[0]._replace(text=Symbol(text, shape=shape), operations=0)
@@ -110,19 +109,26 @@ def _read(equation: Any, operands: list[_Known], shape: Any) -> _Known:
         return _reshaped(operands[0], shape)
     if any(operand.factor is not None for operand in operands):
         return _times_gy(name, operands, shape)
-    notation = RULES[name].notation if name in RULES else NOTATIONS.get(name)
-    if notation is None or any(operand.text is None for operand in operands):
-        return nothing
     operations = 1 + sum(operand.operations for operand in operands)
-    if operations > _LONGEST:
-        return nothing
-    try:
-        text = notation(*(operand.text for operand in operands), **equation.params)
-    except (TypeError, AttributeError, ArithmeticError):  # of numbers, such as 1/0
-        return nothing
-    if isinstance(text, str):  # of a comparison, or a call
-        text = Symbol(text, shape=shape, binds=0 if name in NOTATIONS else 4)
+    text = None
+    if operations <= _LONGEST and all(operand.text is not None for operand in operands):
+        text = _written(equation, [operand.text for operand in operands], shape)
     return _Known(text, operations, shape=shape)
+
+
+def _written(equation: Any, texts: Sequence[Any], shape: Any) -> Any:
+    """An operation on formulas; None where it has no notation, or none of numbers, such as 1/0."""
+    name = equation.primitive.name
+    notation = RULES[name].notation if name in RULES else NOTATIONS.get(name)
+    if notation is None:
+        return None
+    try:
+        text = notation(*texts, **equation.params)
+    except (TypeError, AttributeError, ArithmeticError):
+        return None
+    if isinstance(text, str):  # of a comparison, or a call
+        return Symbol(text, shape=shape, binds=0 if name in NOTATIONS else 4)
+    return text
 
 
 def _reshaped(operand: _Known, shape: Any) -> _Known:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from jaxbp.graph.cost import Cost, cost_of
@@ -66,6 +67,36 @@ class Graph:
             raise ValueError(f"cotangent: got shape {got}, expected {y.shape}, {self.output}'s")
         with jax.enable_x64(self.traced.float64):
             return _graph(self.traced, jnp.asarray(cotangent, y.dtype))
+
+    def opened(self, name: str) -> "Graph":
+        """The graph of what is inside the node of that name: of a function with a rule of its own.
+
+        Its arguments are the node's operands, and its output has the node's adjoint.  Where the
+        rule contradicts the function, the operands' adjoints are not those of the closed node.
+        Raises KeyError for a name that there is not, ValueError for a node with nothing inside.
+
+        >>> print(trace(jax.nn.relu, 0.5).opened("y").nodes[-1].operation)
+        max(x, 0)
+        """
+        node = self[name]
+        if node.inside is None:
+            raise ValueError(f"{name} = {node.operation}: has nothing inside")
+        steps, names = self.traced.recording.steps, names_of(self.traced)
+        step = steps[names.index(name)]
+        inside, output = jaxpr_as_fun(node.inside), step.params.get("output", 0)
+        values = [steps[operand].value for operand in step.operands]
+        given = [i for i, operand in enumerate(step.operands) if names[operand]]
+
+        def function(*operands: Any) -> Any:
+            inputs = list(values)
+            for i, operand in zip(given, operands, strict=True):
+                inputs[i] = operand
+            return inside(*inputs)[output]
+
+        with jax.enable_x64(self.traced.float64):
+            called = [names[step.operands[i]] for i in given]
+            graph = trace(function, *(values[i] for i in given), names=called)
+            return graph if node.adjoint is None else graph.backward(node.adjoint)
 
     @property
     def gradients(self) -> tuple[Any, ...]:
@@ -138,13 +169,15 @@ def trace(f: Callable[..., Any], *args: Any, names: Sequence[str] | None = None)
 
     f is any JAX function of real numbers, vectors, matrices, or trees of them, that returns one
     array; a Python int is taken as a real number, and integer arrays have no adjoint.  Nested jit,
-    custom rules, conditionals and loops are replaced by the operations inside them; a value that is
-    computed twice is one node.  ``named`` names a node, and ``names`` the arguments' leaves, which
-    otherwise have the names that f gives them.
+    conditionals and loops are replaced by the operations inside them; a function with a derivative
+    rule of its own is one node, and its rule is followed; a value that is computed twice is one
+    node.  ``named`` names a node, and ``names`` the arguments' leaves, which otherwise have the
+    names that f gives them.
 
     Raises TypeError if f is not a function, or its output or an argument is not real;
     ``DomainError`` if the output is not finite, at the node where that happens; and ``NoRuleError``
-    for a primitive outside the table of local derivatives, which ``define_rule`` extends.
+    for a primitive that has no derivative in JAX either (``define_rule`` gives it one), and for
+    numbers made of the bits of one that varies.
 
     >>> graph = trace(lambda x, z: jnp.exp(x * z) + x * z, 2.0, 0.5)
     >>> [(node.name, node.operation, round(node.value.item(), 3)) for node in graph.nodes[2:]]
