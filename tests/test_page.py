@@ -482,7 +482,6 @@ def test_names_are_text_and_nothing_else(browser, tmp_path):
 
 
 def test_a_node_is_opened_beside_the_drawing(browser, tmp_path):
-    pytest.importorskip("jaxbp.graph.closed")
     from jaxbp.cli.expressions import parse
 
     text = "s = softmax(v); n = norm(v); s@v + n"
@@ -504,6 +503,22 @@ def test_a_node_is_opened_beside_the_drawing(browser, tmp_path):
         assert outlines == [1, 2, 2, 1, 1][: len(outlines)]
         press(browser, "END")
         assert not [each for each in find(browser, "details") if each.is_displayed()]
+
+
+def test_a_rule_that_contradicts_its_function_is_told_of(tmp_path):
+    @jax.custom_jvp
+    def straight_through(x):
+        return jnp.round(x)
+
+    straight_through.defjvps(lambda tangent, y, x: tangent)
+    traced = graph.trace(lambda x: straight_through(x) * jax.nn.relu(x), 0.3)
+    traced.to_html(tmp_path / "page.html")
+    straight, relu = re.findall(
+        "<details.*?</details>", (tmp_path / "page.html").read_text("utf-8")
+    )
+    told = "its own rule has other adjoints than the operations inside"
+    assert told in straight
+    assert told not in relu
 
 
 def test_the_dtype_is_on_the_page(opened):

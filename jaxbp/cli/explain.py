@@ -220,7 +220,8 @@ def _target(values: Any, network: MLP) -> np.ndarray:
     if values not in range(outputs):
         expected = f"a class from 0 to {outputs - 1}, or {outputs} numbers, as in 1,0,0"
         raise UsageError(f"y: got {values:g}, expected {expected}")
-    return (np.arange(outputs) == values).astype(float)
+    row: np.ndarray = np.equal(np.arange(outputs), values).astype(float)
+    return row
 
 
 def network_of(options: Explain, given: dict[str, Any]) -> tuple[MLP, Params]:

@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from itertools import accumulate, pairwise
@@ -51,18 +52,18 @@ class Drawn(Protocol):
     def remarks(self) -> Sequence[str]:
         """The lines below the tables."""
 
-    def inside(self, name: str) -> "Drawn | None":
+    def opened(self, name: str) -> "Drawn":
         """The graph of the operations inside a node."""
 
 
 def to_html(graph: Drawn, title: str) -> str:
     """A self-contained page without network or libraries; without JavaScript it shows all."""
     nodes, edges = graph.nodes, edges_of(graph.nodes)
-    insides = [graph.inside(node.name) for node in nodes]
+    insides = [_inside(graph, node) for node in nodes]
     frames = [*forward_frames(nodes, edges), *backward_frames(nodes, edges)]
     template = Template((files("jaxbp.graph.render") / "page.html").read_text(encoding="utf-8"))
     opened = [
-        _opened(node, inside, f' id="i{index}"')
+        _opened(node, graph, inside, f' id="i{index}"')
         for index, (node, inside) in enumerate(zip(nodes, insides, strict=True))
     ]
     return template.substitute(
@@ -184,21 +185,49 @@ def _rows(rows: Sequence[tuple[Equation, Sequence[str]]], ids: str) -> str:
 
 def mark_of(node: Node) -> str:
     """Whose rule a node's derivative is, where it is none of the table."""
-    return _MARKS.get(getattr(node, "rule", ""), "")
+    return _MARKS.get(node.rule, "")
 
 
-def _opened(node: Node, inside: Drawn | None, place: str = "") -> str:
-    """The two tables of a node's inside, to open, and those of the nodes in it."""
+def _inside(graph: Drawn, node: Node) -> Drawn | None:
+    """The graph of what is inside a node, None where that is nothing, or not defined."""
+    if node.inside is None:
+        return None
+    with suppress(TypeError, ValueError):  # outside of its domain, though its rule may not be
+        return graph.opened(node.name)
+    return None
+
+
+def _opened(node: Node, graph: Drawn, inside: Drawn | None, place: str = "") -> str:
+    """The two tables of a node's inside, to open, and those of the nodes in it.
+
+    Forward alone where the function's own rule gives other adjoints than the operations inside.
+    """
     if inside is None:
         return ""
     equation = escape(f"{node.name} = {node.operation}")
-    sections = (
-        ("forward", _forward_rows(inside.nodes)),
-        ("backward", _backward_rows(inside.nodes)),
+    backward = _backward_rows(inside.nodes)
+    if not _agrees(node, graph, inside):
+        backward = "<tr><td>its own rule has other adjoints than the operations inside</td></tr>"
+    tables = "".join(
+        f"<h3>{title}</h3><table>{rows}</table>"
+        for title, rows in (("forward", _forward_rows(inside.nodes)), ("backward", backward))
+        if rows
     )
-    tables = "".join(f"<h3>{title}</h3><table>{rows}</table>" for title, rows in sections if rows)
-    more = "".join(_opened(each, inside.inside(each.name)) for each in inside.nodes)
+    more = "".join(_opened(each, inside, _inside(inside, each)) for each in inside.nodes)
     return f"<details{place}><summary>inside {equation}</summary>{tables}{more}</details>"
+
+
+def _agrees(node: Node, graph: Drawn, inside: Drawn) -> bool:
+    """Whether the adjoints at the arguments of a node's inside are what the node passes on."""
+    shares: dict[str, list[Any]] = {each.name: [] for each in graph.nodes}
+    for parent in graph.nodes:
+        shares[parent.name] += [p.value for p in parent.contributions if p.consumer == node.name]
+    arguments = [each for each in inside.nodes if shares.get(each.name) and not each.operation]
+    return all(
+        each.adjoint is not None
+        and np.allclose(sum(shares[each.name]), each.adjoint, rtol=1e-5, atol=1e-7)
+        for each in arguments
+    )
 
 
 # The drawing
