@@ -1566,6 +1566,13 @@ def test_explain_writes_latex(capsys):
     assert capsys.readouterr().out == latex
 
 
+def test_explain_counts_as_a_person_would(capsys):
+    assert run("explain", "relu(x)", "x=0") == 0
+    out = capsys.readouterr().out
+    assert "gx = gy·[x > 0] = 0\n" in out
+    assert "1 operation forward, 1 backward, 1.0 times as many" in out
+
+
 def test_explain_shows_the_formula_of_a_remainder(capsys):
     assert run("explain", "x%y", "x=7.5", "y=2") == 0
     out = capsys.readouterr().out

@@ -76,7 +76,9 @@ OTHERS = {
     "logsumexp(z*A)": lambda x, z: jax.nn.logsumexp(z * MATRIX),
     "norm(x*A + z)": lambda x, z: jnp.linalg.norm(x * MATRIX + z),
     "x%z + z%x": lambda x, z: x % z + z % x,
-    "relu(x - z) + relu(2*z - x)": lambda x, z: jax.nn.relu(x - z) + jax.nn.relu(2 * z - x),
+    "relu(x - z) + relu(2*z - x) + relu(x - 0.3)": lambda x, z: (
+        jax.nn.relu(x - z) + jax.nn.relu(2 * z - x) + jax.nn.relu(x - 0.3)  # whose slope is 0
+    ),
     "leaky_relu(-x) + leaky_relu(x*z) + leaky_relu(x - 9, z)": lambda x, z: (
         jax.nn.leaky_relu(-x) + jax.nn.leaky_relu(x * z) + jax.nn.leaky_relu(x - 9, z)
     ),

@@ -81,7 +81,7 @@ class Graph:
         node = self[name]
         if node.inside is None:
             raise ValueError(f"{name} = {node.operation}: has nothing inside")
-        steps, names = self.traced.recording.steps, names_of(self.traced)
+        steps, names = self.traced.recording.steps, self._names
         step = steps[names.index(name)]
         inside, output = jaxpr_as_fun(node.inside), step.params.get("output", 0)
         values = [steps[operand].value for operand in step.operands]
@@ -95,8 +95,13 @@ class Graph:
 
         with jax.enable_x64(self.traced.float64):
             called = [names[step.operands[i]] for i in given]
-            graph = trace(function, *(values[i] for i in given), names=called)
-            return graph if node.adjoint is None else graph.backward(node.adjoint)
+            traced = trace_arguments(function, tuple(values[i] for i in given), called)
+            return _graph(traced, node.adjoint)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The names of the recording's steps, "" for a number."""
+        return names_of(self.traced)
 
     @property
     def gradients(self) -> tuple[Any, ...]:
