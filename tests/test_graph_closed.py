@@ -394,8 +394,8 @@ def test_a_function_is_made_one_node_and_opened():
     head = graph.operation(loss, notation="-Σ {1}·log(softmax({0}))", pull=pull)
     unit = graph.operation(jnp.tanh, notation="h", pull=lambda gy, y, a: gy * (1 - y**2))
 
-    def network(W, x, t):
-        a = graph.named(W @ unit(x), "a", adjoint="δ")
+    def network(w, x, t):
+        a = graph.named(w @ unit(x), "a", adjoint="δ")
         return graph.named(head(a, t), "L")
 
     args = jnp.asarray(S), jnp.asarray(V), jnp.asarray([0.0, 1.0, 0.0])
@@ -403,21 +403,21 @@ def test_a_function_is_made_one_node_and_opened():
     text = str(traced)
     for line in (
         "b = h(x)",
-        "a = W·b ",
+        "a = w·b ",
         "L = -Σ t·log(softmax(a)) = ",
         "δ  = gL·(ŷ - t) ",
-        "gW = δ·bᵀ ",
-        "gb = Wᵀ·δ ",
+        "gw = δ·bᵀ ",
+        "gb = wᵀ·δ ",
         "gx = gb ⊙ (1 - b²) ",
     ):
         assert line in text, text
-    plain = lambda W, x, t: loss(W @ jnp.tanh(x), jax.lax.stop_gradient(t))  # noqa: E731
+    plain = lambda w, x, t: loss(w @ jnp.tanh(x), jax.lax.stop_gradient(t))  # noqa: E731
     assert_same(traced.gradients, jax.grad(plain, (0, 1, 2))(*args))
     inside = traced.opened("L")
     assert inside.nodes[-1].adjoint == 1
     assert_same(inside.gradients[0], traced["a"].adjoint)
     assert "max(a)" in str(inside)
-    with pytest.raises(ValueError, match="a = W·b: has nothing inside"):
+    with pytest.raises(ValueError, match="a = w·b: has nothing inside"):
         traced.opened("a")
     scaled = graph.trace(lambda x: jax.nn.softplus(x) * 3, 0.5).opened("a")
     assert (scaled.nodes[-1].operation, scaled.nodes[-1].adjoint) == ("logaddexp(x, 0)", 3)

@@ -2,9 +2,9 @@
 table of local derivatives (with ``rules_of_products`` and ``rules_of_moves``), and ``reverse``,
 which is all of reverse mode; then ``recording``, where a function becomes a list of steps, and
 ``closed``, for functions with a derivative rule of their own and primitives without one of ours;
-``symbols``, where a rule becomes a formula, ``formulas``, where a closed step does, ``nodes``, where
-steps get names and formulas, and ``graph``, which puts them together; last ``cost``, ``domain`` for
-errors and notes, and ``render`` for pictures.
+``symbols``, where a rule becomes a formula, ``formulas``, where a closed step does, ``nodes``,
+where steps get names and formulas, and ``graph``, which puts them together; last ``cost``,
+``domain`` for errors and notes, and ``render`` for pictures.
 """
 
 from jaxbp.graph.closed import operation
