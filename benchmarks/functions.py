@@ -430,20 +430,27 @@ KNOWN = (JUMPS, MISTAKES)
 
 
 def objective(function: Function) -> Callable[..., Any]:
-    """φ(*args, wrong), the sum of a function's results with unequal weights, under jit; of complex
-    results both parts count.  It does not depend on wrong, which is for its gradient."""
+    """φ(*args, wrong), the weighted sum of a function's results, under jit.
+
+    It does not depend on wrong, which is for its gradient."""
+
+    def phi(*args: Any) -> Any:
+        *given, _ = args
+        return weighted_sum(function.at(*given))
+
+    return jax.jit(phi)
+
+
+def weighted_sum(results: Any) -> Any:
+    """The sum of a tree's entries with unequal weights; of complex ones both parts count."""
 
     def weighted(leaf: Any) -> Any:
         if jnp.iscomplexobj(leaf):
             return weighted(jnp.real(leaf)) + weighted(1.3 * jnp.imag(leaf))
         return jnp.sum(leaf * jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape))
 
-    def phi(*args: Any) -> Any:
-        *given, _ = args
-        leaves = map(jnp.asarray, jax.tree.leaves(function.at(*given)))
-        return sum(weighted(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, np.inexact))
-
-    return jax.jit(phi)
+    leaves = map(jnp.asarray, jax.tree.leaves(results))
+    return sum(weighted(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, np.inexact))
 
 
 def operands(jaxpr: Any) -> Iterator[tuple[Any, Any]]:

@@ -1502,7 +1502,8 @@ def test_explain_prints_the_page_of_the_lecture(capsys):
         "gc = gd·(-a/c²) + ge·cos(c)       = -12.36",
         "ga = gb·b + gd·(1/c) + gf·(-e/a²) = 404.854",
         "gx = ga·z + gc·(1/x)              = 1208.38",
-        "8 operations forward, 23 backward, 2.9 times as many; central differences: 2·2·8 = 32",
+        "8 operations forward, 23 backward, 2.9 times as many; central differences: 2·2·8 = 32; "
+        "in float64\n",
     ):
         assert line in out
 
@@ -1550,6 +1551,106 @@ def test_explain_a_network_at_a_point_of_ones_own(capsys):
     )
 
 
+def explained(*values, **options):
+    """L, and the gradients by x, W1, b1, W2, ..., of a network as the command explains it."""
+    from jaxbp.cli import explain
+
+    with jax.enable_x64(True):
+        _, graph = explain.network_graph(explain.Explain("", values, **options))
+        return float(graph[graph.output].value), [np.asarray(g) for g in graph.gradients]
+
+
+def test_explain_reproduces_the_lectures_worked_networks(tmp_path):
+    """Those whose weights are on paper, number by number: see ``test_lectures`` for each."""
+    nets = ("x=3", "y=1", "W1=0.1", "b1=0")  # Backpropagation in Neural Nets
+    loss, (_, weight, _) = explained(
+        *nets, network="1-1", activation="identity", head="linear_squared_error"
+    )
+    np.testing.assert_allclose((loss, weight.item()), (0.49, -4.2))
+
+    xor = ("W1=[[1,1],[1,1]]", "b1=0,-1", "w2=1,-2", "b2=0")  # chapter 17
+    for x1, x2 in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        loss, _ = explained(
+            *xor, f"x={x1},{x2}", f"y={x1 ^ x2}", network="2-2-1", activation="relu"
+        )
+        assert loss == 0
+
+    inactive = ("x=1", "y=9", "W1=1", "b1=-5", "W2=1", "b2=1")  # DSC 190
+    squared = {"activation": "relu", "head": "linear_squared_error"}
+    _, gradients = explained(*inactive, network="1-1-1", **squared)
+    assert [gradient.item() for gradient in gradients[1:]] == [0, 0, 0, -16]
+
+    rng = np.random.default_rng(0)  # Muzaffar: two layers, tanh, ½ Σ (yₖ - tₖ)²
+    params = tuple(
+        jaxbp.Layer(rng.normal(size=(o, i)), rng.normal(size=o)) for o, i in ((4, 3), (2, 4))
+    )
+    model = jaxbp.MLP((3, 4, 2), activations.tanh, heads.linear_half_squared_error)
+    with jax.enable_x64(True):
+        jaxbp.save(tmp_path / "model.safetensors", model, params)
+    (w1, b1), (w2, b2) = params
+    x, t = np.array([1.0, -2.0, 0.5]), np.array([0.7, -0.1])
+    z = np.tanh(w1 @ x + b1)
+    delta2 = w2 @ z + b2 - t
+    delta1 = (1 - z**2) * (w2.T @ delta2)
+    loss, got = explained("x=1,-2,0.5", "y=0.7,-0.1", weights=tmp_path, activation="relu")
+    expected = (w1.T @ delta1, np.outer(delta1, x), delta1, np.outer(delta2, z), delta2)
+    for mine, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+    assert loss == pytest.approx(delta2 @ delta2 / 2)
+
+
+def test_explain_a_saved_network_says_what_it_is(tmp_path, capsys):
+    """Its sizes, activations and head are the file's; a matrix is shown whole."""
+    rng = np.random.default_rng(0)
+    params = tuple(
+        jaxbp.Layer(rng.normal(size=(o, i)).round(1), np.ones(o)) for o, i in ((4, 3), (2, 4))
+    )
+    model = jaxbp.MLP((3, 4, 2), activations.sigmoid, heads.softmax_cross_entropy)
+    with jax.enable_x64(True):
+        jaxbp.save(tmp_path / "model.safetensors", model, params)
+    page = tmp_path / "page.html"
+    assert run("explain", "--weights", str(tmp_path), "--html", str(page), "x=1,2,3") == 0
+    rows = "; ".join(" ".join(f"{entry:g}" for entry in row) for row in params[0].weight)
+    assert f"= [{rows}]" in capsys.readouterr().out
+    assert "<title>3-4-2 sigmoid, softmax_cross_entropy</title>" in page.read_text("utf-8")
+    for y in ("y=1", "y=0,1"):  # a class, or its row
+        assert run("explain", "--weights", str(tmp_path), y, "--format", "dot") == 0
+        assert 'label="y = [0 1]' in capsys.readouterr().out
+    wrong = ("explain", "--weights", str(tmp_path), "y=2")
+    assert "y: got 2, expected a class from 0 to 1, or 2 numbers" in refused(capsys, *wrong)
+    with_others = ("explain", "--weights", str(tmp_path), "--network", "3-2")
+    assert f"--network: got 3-2, but {tmp_path} is 3-4-2" in refused(capsys, *with_others)
+
+
+def test_explain_writes_latex(capsys):
+    assert run("explain", "--network", "2-1", "--latex") == 0
+    latex = capsys.readouterr().out
+    assert latex.count(r"\begin{align*}") == latex.count(r"\end{align*}") == 2
+    assert run("explain", "--network", "2-1", "--format", "latex") == 0
+    assert capsys.readouterr().out == latex
+
+
+def test_explain_counts_as_a_person_would(capsys):
+    assert run("explain", "relu(x)", "x=0") == 0
+    out = capsys.readouterr().out
+    assert "gx = gy·[x > 0] = 0\n" in out
+    assert "1 operation forward, 1 backward, 1.0 times as many" in out
+
+
+def test_explain_shows_the_formula_of_a_remainder(capsys):
+    assert run("explain", "x%y", "x=7.5", "y=2") == 0
+    out = capsys.readouterr().out
+    for line in (
+        "a = x/y      = 3.75",
+        "b = floor(a) = 3",
+        "c = y·b      = 6",
+        "L = x - c    = 1.5",
+    ):
+        assert line in out
+    assert "and(" not in out
+    assert "True" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -1559,9 +1660,28 @@ def test_explain_a_network_at_a_point_of_ones_own(capsys):
         (("x", "x=1", "x=2"), "x: got two values"),
         (("x", "x"), "x: expected NAME=VALUE, such as x=2"),
         (("x", "x=two"), "x: 'two' is not a number"),
+        (
+            ("x", "x=[1,[2]]"),
+            "x: '[1,[2]]': expected a list of numbers or of rows, as [[1,2],[3,4]",
+        ),
+        (("x[2]", "x=1,2"), "x[2]: x has shape (2,), expected an index within it\n  x[2]\n  ^"),
+        (("x", "x=1", "--latex", "--format", "dot"), "--latex: got --format dot as well, expected"),
+        (
+            ("--network", "2-1", "W1=1"),
+            "W1: got shape (), expected 1 rows of 2 numbers, as in [[1,",
+        ),
+        (("--network", "2-3-1", "b1=1,2"), "b1: got shape (2,), expected 3 numbers, as in 1,2,3"),
+        (
+            ("--network", "2-1", "W2=1"),
+            "W2: got a value for it, but a network has x and y, and this",
+        ),
+        (("--weights", "no.safetensors"), "no.safetensors: no such file"),
         (("2*3",), "the expression has no names: there is nothing to differentiate by"),
         (("x*2", "x=1,2"), "the expression has shape (2,), expected one number: sum(...)"),
-        (("x@y", "x=1,2", "y=1,2,3"), "x @ y cannot be computed: "),
+        (
+            ("x@y", "x=1,2", "y=1,2,3"),
+            "x @ y cannot be computed: got shapes (2,) and (3,), expected",
+        ),
         (("1 + log(x)", "x=-2"), "a = log(x) is nan for x = -2: log needs a positive number"),
         (("exq(x)", "x=1"), "exq is none of the functions; did you mean exp?\n  exq(x)\n  ^"),
         (("--network", "2"), "--network: got '2', expected sizes such as 2-3-1"),

@@ -1,9 +1,11 @@
 """Expressions are read, never run as Python, and an error points at the character."""
 
+import re
 import string
 from contextlib import suppress
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -41,6 +43,8 @@ def at_two(text):
         ("a = 2; b = a*a; a + b", 6.0),
         ("relu(-1) + softplus(0) - log(2) + sigmoid(0)", 0.5),
         ("atan2(1, 1)*4 - pi", 0.0),
+        ("silu(0) + gelu(0) + elu(0, 2) + leaky_relu(-1, 0.2)", -0.2),
+        ("where(2 > 1, 3, 4) + where(2 == 1, 3, 4) + 7.5 % -2", 6.5),
     ],
 )
 def test_values(text, expected):
@@ -55,29 +59,93 @@ def test_names_and_arrays():
     assert parse("x**(1 + 1)").function()(3.0) == 9.0
     squared = graph.trace(parse("x**(1 + 1)").function(), 3.0)
     assert squared["y"].operation == "x²"
+    entries = "v[0] + A[0, -1]*10 + sum(A[:, 1])*100 + (A.T@v)[1]*1e3 + sum(v[::-1][1:])*1e4"
+    assert value(entries, v=V, A=np.array([[1.0, 2.0], [3.0, 4.0]])) == 1 + 20 + 600 + 1e4 + 1e4
+    assert value("norm(v) + sum(transpose(A)[1])", v=np.array([3.0, 4.0]), A=np.eye(2)) == 6
 
 
 V = np.array([1.0, 2.0])
 
 
+#: functions whose operands are no two numbers, or not these: the text, and the function of JAX
+OTHERS = {
+    "acosh(x + 1)": lambda x, z: jnp.arccosh(x + 1),
+    "where(x > z, x, z*z)": lambda x, z: jnp.where(x > z, x, z * z),
+    "transpose(x)*z": lambda x, z: x * z,
+    "sum(softmax(x*A)*A)": lambda x, z: jnp.sum(jax.nn.softmax(x * MATRIX) * MATRIX),
+    "logsumexp(z*A)": lambda x, z: jax.nn.logsumexp(z * MATRIX),
+    "norm(x*A + z)": lambda x, z: jnp.linalg.norm(x * MATRIX + z),
+    "x%z + z%x": lambda x, z: x % z + z % x,
+    "relu(x - z) + relu(2*z - x) + relu(x - 0.3)": lambda x, z: (
+        jax.nn.relu(x - z) + jax.nn.relu(2 * z - x) + jax.nn.relu(x - 0.3)  # whose slope is 0
+    ),
+    "leaky_relu(-x) + leaky_relu(x*z) + leaky_relu(x - 9, z)": lambda x, z: (
+        jax.nn.leaky_relu(-x) + jax.nn.leaky_relu(x * z) + jax.nn.leaky_relu(x - 9, z)
+    ),
+    "elu(-x) + elu(x*z) + elu(x - 9, z) + elu(1000*x)": lambda x, z: (
+        jax.nn.elu(-x) + jax.nn.elu(x * z) + jax.nn.elu(x - 9, z) + jax.nn.elu(1000 * x)
+    ),
+    "gelu(x) + gelu(-z)": lambda x, z: (
+        jax.nn.gelu(x, approximate=False) + jax.nn.gelu(-z, approximate=False)
+    ),
+    "silu(x) + silu(-z)": lambda x, z: jax.nn.silu(x) + jax.nn.silu(-z),
+}
+MATRIX = np.array([[1.0, -2.0, 0.5], [3.0, 0.1, -1.0]])
+
+
 def test_every_function_has_a_derivative():
     """All in one program, as each would take a compilation or two by itself."""
+    here = set(re.findall(r"\w+(?=\()", " ".join(OTHERS)))
+    plain = {
+        f"{name}({', '.join('xz'[: 1 + (max(counts) > 1)])})": function
+        for name, (function, counts) in FUNCTIONS.items()
+        if name not in here
+    }
 
     @jax.jit
-    def derivatives(points):
+    def derivatives(x, z):
         found = {}
-        for name, point in points.items():
-            numbers = range(len(point))
-            read = parse(f"{name}({', '.join('xz'[: len(point)])})").function()
-            of = (graph.grad(read, numbers), jax.grad(FUNCTIONS[name][0], numbers))
-            found[name] = [gradient(*point) for gradient in of]
+        for text, function in (plain | OTHERS).items():
+            read = parse(text)
+            point = [{"x": x, "z": z, "A": MATRIX}[name] for name in read.names]
+            by = [number for number, name in enumerate(read.names) if name != "A"]
+            mine = graph.grad(read.function(), by)(*point)
+            names = "xz" if text in OTHERS else read.names
+            theirs = jax.grad(function, tuple(range(len(names))))(*(x, z)[: len(names)])
+            found[text] = mine, [theirs[names.index(read.names[number])] for number in by]
         return found
 
-    points = {
-        name: [0.3, 0.7] if max(counts) > 1 else [0.3] for name, (_, counts) in FUNCTIONS.items()
-    }
-    for name, (got, expected) in derivatives(points | {"acosh": [1.3]}).items():
-        np.testing.assert_allclose(got, expected, rtol=1e-12, err_msg=name)
+    for text, (got, expected) in derivatives(0.3, 0.7).items():
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-14, err_msg=text)
+
+
+def test_a_function_that_is_one_node_can_be_opened():
+    """Inside are its operations, and their adjoints are those that the node passes on."""
+    text = "s = softmax(v); n = norm(v); l = logsumexp(v); u = elu(v); r = leaky_relu(v); "
+    traced = graph.trace(parse(f"{text}s@u + n*l + r@s").function(), V)
+    for name in "snlur":
+        inside = traced.opened(name)
+        assert len(inside.nodes) > 1
+        np.testing.assert_allclose(inside[inside.output].value, traced[name].value, rtol=1e-14)
+        np.testing.assert_array_equal(inside[inside.output].adjoint, traced[name].adjoint)
+        (part,) = [p.value for p in traced["v"].contributions if p.consumer == name]
+        np.testing.assert_allclose(inside["v"].adjoint, part, atol=1e-14)
+
+
+def test_a_function_without_a_name_of_that_kind_gets_a_helpful_word():
+    """The suggestion is a slip of the keyboard away, or another name of the same."""
+    meant_by = {
+        "exq": "exp", "softmx": "softmax", "sigmoidd": "sigmoid", "lgo": "log", "lop": "log",
+        "arcsin": "asin", "swish": "silu", "matmul": "dot", "logsumexpp": "logsumexp",
+    }  # fmt: skip
+    for name, function in meant_by.items():
+        with pytest.raises(ExpressionError, match=rf"{name} is none .* did you mean {function}\?"):
+            parse(f"{name}(x)")
+    for name in ("mish", "selu", "softsign", "swiglu", "var", "prod", "hypot", "foo", "sort"):
+        with pytest.raises(
+            ExpressionError, match=f"{name} is none of the functions, which are exp"
+        ):
+            parse(f"{name}(x)")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +173,15 @@ def test_every_function_has_a_derivative():
         ("True", "True is not a real number", 0),
         ("x + 1/0", "1 / 0 divides by 0", 4),
         ("x + log(-1)", "log(-1) is not a real number", 4),
+        ("elu()", "elu got 0, expected 1 or 2 operands", 0),
+        ("max()", "max got 0, expected at least one operand", 0),
+        ("x + where(x, 1, 2)", "where expects a comparison first, as in where(x > 0, x, 0)", 10),
+        ("where(0 < x < 1, x, 2)", "where expects a comparison first", 6),
+        ("x[0.5]", "index 0.5: expected whole numbers, as in x[0] or W[:, 1]", 2),
+        ("x[y]", "index y: expected whole numbers", 2),
+        ("x[True]", "index True: expected whole numbers", 2),
+        ("(x*[1])[0]", "expected numbers, names", 3),
+        ("1 + x[0]", "x[0]: it is a number, expected an index within it", 4),
         ("(-8)**(1/3)*x", "(-8) ** (1 / 3) is not a real number", 0),
         ("x + 9**9**9**9", "9 ** 9 ** 9 is not a finite number", 7),
         ("x; z", "only the last part may be without a name", 0),
@@ -170,13 +247,18 @@ def test_any_text_is_read_or_refused(text):
         ("pi", CONSTANTS["pi"]),
         ("1,2", [1, 2]),
         ("1,2;3,4", [[1, 2], [3, 4]]),
+        ("[2, pi/2]", [2, np.pi / 2]),
+        ("[[1,-2],[3,4]]", [[1, -2], [3, 4]]),
+        ("[[1],[2]]", [[1], [2]]),
+        ("[[1,2]]", [[1, 2]]),
     ],
 )
 def test_numbers(text, expected):
     np.testing.assert_array_equal(numbers(text), expected)
 
 
-@pytest.mark.parametrize("text", ["", "x", "1,", "1,2;3", "1;;2", "#", "2#3", "1" + "0" * 400])
+@pytest.mark.parametrize("text", ["", "x", "1,", "1,2;3", "1;;2", "#", "2#3", "1" + "0" * 400,
+    "[]", "[[]]", "[1,[2]]", "[[1,2],[3]]", "[x]", "[1", "[1]; [2]", "[[[1]]]"])  # fmt: skip
 def test_what_is_no_number(text):
     with pytest.raises(ExpressionError):
         numbers(text)

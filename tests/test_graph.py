@@ -451,7 +451,7 @@ ga = gd·d + ge·(1/b) + gf·(-c/a²) = 404.854
 gx = ga·z + gb·(1/x)              = 1208.38
 gz = ga·x                         = 809.707
 
-8 operations forward, 23 backward, 2.9 times as many; central differences: 2·2·8 = 32"""
+8 operations forward, 23 backward, 2.9 times as many; central differences: 2·2·8 = 32; in float64"""
 BOARD = "a = x*z; b = log(x); c = sin(b); d = exp(a); e = a/b; f = c/a; d + e + f"
 
 
@@ -634,11 +634,10 @@ def test_a_value_outside_the_domain_that_is_not_used_is_no_error():
 @pytest.mark.parametrize(
     ("f", "at", "note", "gradient"),
     [
-        (jnp.abs, 0.0, "y = |x| has a kink at 0; its slope there is taken to be 0", 0.0),
+        (jnp.abs, 0.0, "y = |x| has a kink at 0; its slope there is taken to be 1", 1.0),
         (lambda x: jnp.maximum(x, 0), 0.0, "y = max(x, 0) has a kink where both are equal", 0.5),
         (jnp.max, np.ones(2), "y = max(a) has equal entries; they share", 0.5),
         (lambda x: lax.clamp(0.0, x, 1.0), 1.0, "clamp(0, x, 1) has a kink at its bounds", 0.0),
-        (jax.nn.relu, 0.0, "the derivative rules of relu are looked through; jax.grad", 0.5),
         (jnp.floor, 1.5, "y = floor(x) is made of steps: its slope is 0", 0.0),
         (jnp.sqrt, 0.0, "y = √(x) has no finite slope at this x", np.inf),
         (
@@ -661,19 +660,20 @@ def test_a_primitive_outside_the_table(monkeypatch):
     monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
     monkeypatch.setattr(graph.reverse, "RULES", rules.RULES)
     monkeypatch.setattr(graph.nodes, "RULES", rules.RULES)
+    monkeypatch.setattr(graph.recording, "RULES", rules.RULES)
     f = lambda v: jnp.sum(jnp.sort(v) * jnp.arange(3.0))  # noqa: E731
-    for attempt in (partial(graph.trace, f), graph.grad(f)):
+    assert graph.trace(f, V)["a"].rule == "jax"  # until there is a rule
+    called = lambda x: jax.pure_callback(np.sin, jax.typeof(x), x)  # noqa: E731
+    for attempt in (partial(graph.trace, called), graph.grad(called)):
         with pytest.raises(graph.NoRuleError) as caught:
-            attempt(V)
-        assert str(caught.value).startswith(
-            "sort: no derivative rule for this primitive (float64[3]"
-        )
-        assert "jaxbp.graph.define_rule('sort', pull=lambda i, gy, y, a, **params" in str(
-            caught.value
-        )
+            attempt(jnp.asarray(0.5))
+        said = str(caught.value)
+        assert said.startswith("pure_callback: no derivative rule for this primitive (float64[]")
+        assert "jaxbp.graph.define_rule('pure_callback', pull=lambda i, gy, y, a, **par" in said
     graph.define_rule("sort", pull=lambda i, gy, y, a, **params: gy[jnp.argsort(jnp.argsort(a))])
     assert_same(graph.grad(f)(V), jax.grad(f)(jnp.asarray(V)))
     assert "sort(v)" in str(graph.trace(f, V))
+    assert graph.trace(f, V)["a"].rule == ""
     slope = lambda y, a: jax.scipy.special.i0e(a) - y * (jnp.sign(a) + 1 / a)  # noqa: E731
     graph.define_rule("bessel_i1e", slope)
     traced = graph.trace(lax.bessel_i1e, 2.0)
@@ -707,8 +707,7 @@ def test_a_primitive_outside_the_table(monkeypatch):
         (lambda x: x > 0, (1.0,), "y = gt(...) is bool: truth values have no derivative"),
         (lambda x: x, ("two",), "x: got str, expected numbers"),
         (lambda x: x, (1j,), "x: got complex128, expected real numbers"),
-        (lambda x: jnp.abs(x * 1j), (1.0,), "complex128, expected real numbers"),
-        (lambda v: jnp.sum(jnp.abs(jnp.fft.fft(v))), (V,), "complex128, expected real numbers"),
+        (lambda x: x * 1j, (1.0,), "is complex128: complex numbers have no derivative"),
         (lambda x: x, (10**400,), "x: got int, expected numbers"),
     ],
 )
@@ -725,8 +724,10 @@ def test_a_graph_shows_numbers():
     with pytest.raises(TypeError, match="x: got a traced value, expected numbers"):
         jax.jit(lambda x: graph.trace(jnp.sin, x).gradients)(1.0)
     branching = lambda x: lax.cond(x > 0, jnp.sin, jnp.cos, x)  # noqa: E731
-    message = "cond: got a traced condition, expected a number"
+    np.testing.assert_allclose(jax.jit(graph.grad(branching))(1.0), np.cos(1))
+    looping = lambda x: lax.while_loop(lambda x: x < 10, lambda x: 2 * x, x)  # noqa: E731
+    message = "while: got a traced condition, expected a number"
     with pytest.raises(jax.errors.ConcretizationTypeError, match=message):
-        jax.jit(graph.grad(branching))(1.0)
+        jax.jit(graph.grad(looping))(1.0)
     with pytest.raises(TypeError, match=r"f: returned float64\[3\], expected one real number"):
         graph.grad(jnp.sin)(V)

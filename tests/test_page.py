@@ -5,7 +5,10 @@ JAXBP_NEEDS_BROWSER is set, as CI sets it.
 """
 
 import os
+import re
 import shutil
+import time
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -149,35 +152,302 @@ def test_it_needs_no_network_and_makes_no_error(opened):
     assert not any('"url":"http' in entry for entry in asked)
 
 
-def test_it_is_readable_on_a_phone_and_in_the_dark(opened):
-    browser, _ = opened
-    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+SIZES = {"projector": (1280, 800), "phone": (390, 844), "small phone": (360, 640)}
+
+
+@contextmanager
+def screen(browser, width, height, *, dark=False):
+    """The browser with a screen of this size, which has touch where it is narrow."""
+    mobile = width < 500
+    size = {"width": width, "height": height, "deviceScaleFactor": 1 + mobile, "mobile": mobile}
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": mobile})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    browser.refresh()
     try:
-        browser.refresh()
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+#: what overlaps what, and what is outside of the drawing or the window
+GEOMETRY = """
+    const rectangle = element => element.getBoundingClientRect();
+    const apart = (a, b) => a.left >= b.right - .5 || b.left >= a.right - .5
+        || a.top >= b.bottom - .5 || b.top >= a.bottom - .5;
+    const inside = (a, b) => a.left >= b.left - 1 && a.right <= b.right + 1
+        && a.top >= b.top - 1 && a.bottom <= b.bottom + 1;
+    const named = (kind, elements) => elements.map(e => [kind + e.closest('g').id, rectangle(e)]);
+    const all = selector => [...document.querySelectorAll(selector)];
+    const boxes = named('box ', all('.node')), labels = named('label ', all('.edge text'));
+    const heads = named('head ', all('.head')), faults = [];
+    for (const group of [[...boxes, ...labels], heads, [...labels, ...heads]])
+        group.forEach(([name, a], i) => group.slice(i + 1).forEach(([other, b]) => {
+            if (!apart(a, b) && name.slice(0, 4) + other.slice(0, 4) !== 'labelabe')
+                faults.push(name + ' on ' + other);
+        }));
+    for (const edge of all('.edge')) {
+        const path = edge.querySelector('path'), matrix = path.getScreenCTM();
+        for (let at = 4; at < path.getTotalLength() - 4; at += 4) {
+            const point = path.getPointAtLength(at).matrixTransform(matrix);
+            const here = {left: point.x, right: point.x, top: point.y, bottom: point.y};
+            for (const [name, box] of [...boxes, ...labels])
+                if (!apart(here, box)) faults.push(edge.id + ' through ' + name);
+        }
+    }
+    const points_at = (head, box) => Math.abs(head.bottom - box.top) < 2
+        && head.left >= box.left && head.right <= box.right;
+    for (const [name, head] of heads)
+        if (!boxes.some(([, box]) => points_at(head, box))) faults.push(name + ' at no box');
+    const drawing = rectangle(document.querySelector('.drawing'));
+    const window_ = {left: 0, top: 0, right: innerWidth, bottom: innerHeight};
+    for (const [name, box] of [...boxes, ...labels])
+        if (!inside(box, drawing)) faults.push(name + ' outside of the drawing');
+    for (const element of all('.drawing, .says, button, h1'))
+        if (!inside(rectangle(element), window_)) faults.push(element.outerHTML + ' off screen');
+    const panel = document.querySelector('.panel');
+    if (!apart(rectangle(panel), drawing)) faults.push('panel on drawing');
+    if (document.documentElement.scrollWidth > innerWidth) faults.push('wider than the screen');
+    return [...new Set(faults)];
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Pages by name: the lecture's function, two networks, and a function that crosses itself."""
+    from jaxbp.cli import explain
+
+    def tangled(x, z):
+        sums = [jnp.sin(k * x) * z + x / (k + z) for k in range(1, 5)]
+        return sums[0] * sums[3] + jnp.exp(sums[1] - sums[2]) * jnp.exp(x) + sums[0] / sums[2]
+
+    folder = tmp_path_factory.mktemp("pages")
+    with jax.enable_x64(True):
+        graphs = {
+            "lecture": graph.trace(lecture, 2.0, 3.0),
+            "network": explain.network_graph(explain.Explain(network="2-3-1"))[1],
+            "classifier": explain.network_graph(
+                explain.Explain(network="2-3-3", activation="relu", head="softmax_cross_entropy")
+            )[1],
+            "tangled": graph.trace(tangled, 0.3, 0.7),
+        }
+    for name, traced in graphs.items():
+        traced.to_html(folder / f"{name}.html")
+    return graphs, folder
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["lecture", "network", "classifier", "tangled"])
+def test_the_drawing_fits_and_nothing_overlaps(browser, pages, name, size):
+    """At the first step, and at the last, when every label is there."""
+    graphs, folder = pages
+    browser.get((folder / f"{name}.html").as_uri())
+    with screen(browser, *SIZES[size]):
+        assert browser.execute_script(GEOMETRY) == []
+        press(browser, "END")
+        browser.execute_script("zooms.fit()")
+        assert browser.execute_script(GEOMETRY) == []
+        labels = browser.execute_script("return document.querySelectorAll('.edge text').length")
+        shown = [text for text in find(browser, ".edge text") if text.is_displayed()]
+        assert len(shown) == labels
+        output = next(
+            box for box in find(browser, ".node") if box.text.startswith(graphs[name].output)
+        )
+        assert value_text(graphs[name][graphs[name].output].value) in output.text
+
+
+def view(browser):
+    return browser.execute_script("return [view.x, view.y, view.k]")
+
+
+def centre(browser):
+    return browser.execute_script(
+        "const r = svg.getBoundingClientRect();"
+        "return [(r.left + r.right) / 2, (r.top + r.bottom) / 2]"
+    )
+
+
+def place(browser, selector):
+    return browser.execute_script(
+        "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
+        "return [(r.left + r.right) / 2, (r.top + r.bottom) / 2]",
+        selector,
+    )
+
+
+def mouse(browser, kind, x, y, **others):
+    event = {"type": kind, "x": x, "y": y, **others}
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+
+def test_the_mouse_zooms_and_pans(opened):
+    browser, _ = opened
+    with screen(browser, *SIZES["projector"]):
+        whole = view(browser)
+        x, y = place(browser, "#n0")
+        mouse(browser, "mouseWheel", x, y, deltaX=0, deltaY=-300)
+        assert view(browser)[2] == pytest.approx(whole[2] * np.exp(0.6))
+        np.testing.assert_allclose(
+            place(browser, "#n0"), (x, y), atol=1
+        )  # it stays below the mouse
+        mouse(browser, "mousePressed", x, y, button="left", buttons=1)
+        for part in (0.5, 1):
+            mouse(browser, "mouseMoved", x + 90 * part, y + 60 * part, button="left", buttons=1)
+        mouse(browser, "mouseReleased", x + 90, y + 60, button="left")
+        np.testing.assert_allclose(place(browser, "#n0"), (x + 90, y + 60), atol=1)
+        assert find(browser, ".count")[0].text.startswith("1 of")  # a drag is no click
+        mouse(browser, "mouseMoved", x, y)
+        np.testing.assert_allclose(place(browser, "#n0"), (x + 90, y + 60), atol=1)
+        find(browser, "#fit")[0].click()
+        np.testing.assert_allclose(view(browser), whole)
+
+
+def test_a_click_on_a_box_goes_to_its_step(opened):
+    browser, traced = opened
+    with screen(browser, *SIZES["projector"]):
+        press(browser, "END")
+        position = next(i for i, node in enumerate(traced.nodes) if node.name == "c")
+        x, y = place(browser, f"#n{position}")
+        mouse(browser, "mousePressed", x, y, button="left", buttons=1, clickCount=1)
+        mouse(browser, "mouseReleased", x, y, button="left", clickCount=1)
+        assert said(browser)[0] == "c = log(x)"
+
+
+def test_fingers_zoom_and_pan(opened):
+    browser, _ = opened
+    with screen(browser, *SIZES["phone"]):
+        x, y = centre(browser)
+        before = view(browser)
+
+        def touch(kind, *points):
+            touches = [{"x": px, "y": py, "id": i} for i, (px, py) in enumerate(points)]
+            browser.execute_cdp_cmd(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches}
+            )
+
+        touch("touchStart", (x - 40, y), (x + 40, y))
+        for spread in (60, 80):
+            touch("touchMove", (x - spread, y), (x + spread, y))
+        touch("touchEnd")
+        after = view(browser)
+        assert after[2] == pytest.approx(2 * before[2], rel=0.02)
+        np.testing.assert_allclose(after[:2], before[:2], atol=2)
+        touch("touchStart", (x, y))
+        for far in (20, 50):
+            touch("touchMove", (x - far, y - far))
+        touch("touchEnd")
+        moved = np.subtract(view(browser), after) * after[2]
+        np.testing.assert_allclose(moved[:2], (50, 50), atol=1)
+        assert browser.execute_script("return [scrollX, scrollY, visualViewport.scale]") == [
+            0,
+            0,
+            1,
+        ]
+
+
+def test_keys_zoom_and_pan(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    browser, _ = opened
+    with screen(browser, *SIZES["projector"]):
+        whole, body = view(browser), find(browser, "body")[0]
+        body.send_keys("+")
+        body.send_keys("+")
+        assert view(browser)[2] == pytest.approx(whole[2] * 1.69)
+        body.send_keys("-")
+        body.send_keys(Keys.SHIFT + Keys.ARROW_RIGHT)
+        assert view(browser)[0] > whole[0]
+        assert find(browser, ".count")[0].text.startswith("1 of")
+        body.send_keys("0")
+        np.testing.assert_allclose(view(browser), whole)
+
+
+def test_what_happens_is_in_sight_however_close_one_looks(opened):
+    browser, _ = opened
+    in_sight = """
+        const r = document.querySelector('.node.now').getBoundingClientRect();
+        const f = svg.getBoundingClientRect();
+        return r.left >= f.left && r.right <= f.right && r.top >= f.top && r.bottom <= f.bottom;
+    """
+    with screen(browser, *SIZES["phone"]):
+        find(browser, "#in")[0].click()
+        find(browser, "#in")[0].click()
+        find(browser, "#in")[0].click()
+        for _ in range(21):
+            press(browser, "ARROW_RIGHT")
+            assert browser.execute_script(in_sight)
+
+
+def test_a_screen_reader_is_told(opened):
+    browser, traced = opened
+    for button in find(browser, "button"):
+        assert button.get_attribute("aria-label")
+        assert button.aria_role == "button"
+    assert find(browser, ".says")[0].get_attribute("aria-live") == "polite"
+    drawn = find(browser, "svg")[0]
+    assert drawn.get_attribute("role") == "img"
+    assert drawn.get_attribute("aria-label").startswith(f"graph of {len(traced.nodes)} nodes")
+    press(browser, "ARROW_RIGHT", 3)
+    (current,) = find(browser, "[aria-current=step]")
+    assert current.text.startswith("b = exp(a)")
+    focusable = browser.execute_script(
+        "return [...document.querySelectorAll('button:not(:disabled), [tabindex=\"0\"]')].length"
+    )
+    from selenium.webdriver.common.keys import Keys
+
+    seen = set()
+    for _ in range(focusable):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        seen.add(
+            browser.execute_script(
+                "return document.activeElement.id || document.activeElement.className"
+            )
+        )
+    assert {"drawing", "tables", "next", "previous", "in", "out", "fit"} <= seen
+
+
+TEXTS = (
+    "body",
+    ".node .name",
+    ".node .value",
+    ".node .adjoint",
+    ".edge text",
+    ".remarks",
+    ".count",
+)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_is_readable_on_a_phone_and_in_the_dark(opened, dark):
+    browser, _ = opened
+    with screen(browser, 360, 740, dark=dark):
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
         for button in find(browser, "button"):
             assert button.size["height"] >= 44  # a thumb
-        for selector in ("body", ".node .name", ".node .value", ".node .adjoint", ".remarks"):
+        for selector in TEXTS:
             assert contrast(browser, selector) >= 4.5, selector  # WCAG 2.2, 1.4.3
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    browser.refresh()
-    for selector in ("body", ".node .name", ".node .value", ".node .adjoint", ".remarks"):
-        assert contrast(browser, selector) >= 4.5, selector
+        assert contrast(browser, ".edge .head") >= 3  # 1.4.11
+        press(browser, "END")
+        for selector in (".node.now .value", ".node.now .adjoint"):
+            assert contrast(browser, selector, ".node.now rect") >= 4.5, selector
 
 
-def contrast(browser, selector):
+def contrast(browser, selector, behind="body"):
     """The ratio of luminances of text and paper (WCAG 2.2)."""
-    script = """
-        const style = getComputedStyle(document.querySelector(arguments[0]));
-        const ink = arguments[0].startsWith('.node') ? style.fill : style.color;
-        return [ink, getComputedStyle(document.body).backgroundColor];
-    """
-    ink, paper = (luminance(colour) for colour in browser.execute_script(script, selector))
+    ink = browser.execute_script(
+        "const e = document.querySelector(arguments[0]), style = getComputedStyle(e);"
+        "return e instanceof SVGElement ? style.fill : style.color",
+        selector,
+    )
+    paper = browser.execute_script(
+        "const e = document.querySelector(arguments[0]), style = getComputedStyle(e);"
+        "return e instanceof SVGElement ? style.fill : style.backgroundColor",
+        behind,
+    )
+    ink, paper = luminance(ink), luminance(paper)
     return (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
 
 
@@ -211,11 +481,85 @@ def test_names_are_text_and_nothing_else(browser, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_a_large_graph_is_drawn(browser, tmp_path):
-    traced = graph.trace(lambda x: sum(jnp.sin(k * x) ** 2 for k in range(1, 30)), 0.3)
-    traced.to_html(tmp_path / "large.html")
-    browser.get((tmp_path / "large.html").as_uri())
-    press(browser, "END")
-    assert len(find(browser, ".node")) == len(traced.nodes)
-    assert find(browser, ".node.now")[0].text.startswith("x")
-    assert browser.get_log("browser") == []
+def test_a_node_is_opened_beside_the_drawing(browser, tmp_path):
+    from jaxbp.cli.expressions import parse
+
+    text = "s = softmax(v); n = norm(v); s@v + n"
+    graph.trace(parse(text).function(), jnp.array([1.0, 2.0, 4.0])).to_html(tmp_path / "page.html")
+    browser.get((tmp_path / "page.html").as_uri())
+    with screen(browser, *SIZES["projector"]):
+        assert browser.execute_script(GEOMETRY) == []
+        assert not [each for each in find(browser, "details") if each.is_displayed()]
+        press(browser, "ARROW_RIGHT")
+        (inside,) = [each for each in find(browser, "details") if each.is_displayed()]
+        assert inside.text == "inside s = softmax(v)"
+        assert "the function's own rule" in said(browser)[-1]
+        find(browser, "#i1 summary")[0].click()
+        assert re.search(r"\w+ = exp\(\w\)", inside.text)
+        assert "backward" in inside.text
+        outlines = [
+            len(box.find_elements("css selector", "rect")) for box in find(browser, ".node")
+        ]
+        assert outlines == [1, 2, 2, 1, 1][: len(outlines)]
+        press(browser, "END")
+        assert not [each for each in find(browser, "details") if each.is_displayed()]
+
+
+def test_a_rule_that_contradicts_its_function_is_told_of(tmp_path):
+    @jax.custom_jvp
+    def straight_through(x):
+        return jnp.round(x)
+
+    straight_through.defjvps(lambda tangent, y, x: tangent)
+    traced = graph.trace(lambda x: straight_through(x) * jax.nn.relu(x), 0.3)
+    traced.to_html(tmp_path / "page.html")
+    straight, relu = re.findall(
+        "<details.*?</details>", (tmp_path / "page.html").read_text("utf-8")
+    )
+    told = "its own rule has other adjoints than the operations inside"
+    assert told in straight
+    assert told not in relu
+
+
+def test_the_dtype_is_on_the_page(opened):
+    browser, _ = opened
+    assert "float64" in find(browser, ".remarks")[0].text
+
+
+def chained(x, w, length):
+    """A graph of 4 nodes a link, whose arguments are used in all of them."""
+    for k in range(length):
+        x = jnp.tanh(w * x + (k + 2) * w)
+    return x
+
+
+def summed(x, terms):
+    return sum(jnp.sin(k * x) ** 2 for k in range(1, terms))
+
+
+def test_a_large_graph_is_drawn_in_a_second(browser, tmp_path):
+    """In time about linear; and one looks at what happens, not at a line of dust."""
+    seconds = {}
+    for name, f, args in (
+        ("chain", chained, (0.3, 0.9, 75)),
+        ("long", chained, (0.3, 0.9, 300)),
+        ("sum", summed, (0.3, 100)),
+    ):
+        traced = graph.trace(lambda *values, f=f, n=args[-1]: f(*values, n), *args[:-1])
+        start = time.perf_counter()
+        traced.to_html(tmp_path / f"{name}.html")
+        seconds[name] = time.perf_counter() - start
+        browser.get((tmp_path / f"{name}.html").as_uri())
+        press(browser, "ARROW_RIGHT", 3)
+        assert len(find(browser, ".node")) == len(traced.nodes) >= 290
+        box, drawing = find(browser, ".node.now rect")[0].rect, find(browser, ".drawing")[0].rect
+        assert box["height"] > 30
+        assert drawing["x"] <= box["x"] <= drawing["x"] + drawing["width"] - box["width"]
+        assert drawing["y"] <= box["y"] <= drawing["y"] + drawing["height"] - box["height"]
+        find(browser, "#fit")[0].click()
+        whole = browser.execute_script("return [whole.width * view.k, whole.height * view.k]")
+        assert whole[0] <= drawing["width"]
+        assert whole[1] <= drawing["height"]
+        assert browser.get_log("browser") == []
+    assert seconds["chain"] < 1 > seconds["sum"], seconds
+    assert seconds["long"] < 8 * seconds["chain"], seconds

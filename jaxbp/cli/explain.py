@@ -18,6 +18,7 @@ from tyro.conf import Positional, arg
 
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
+from jaxbp.checkpoint import load
 from jaxbp.cli.expressions import ExpressionError, numbers, parse
 from jaxbp.cli.files import new_file
 from jaxbp.cli.options import ActivationName, HeadName, UsageError
@@ -25,7 +26,7 @@ from jaxbp.graph import DomainError, Graph, named, trace
 from jaxbp.graph.symbols import SUPERSCRIPTS
 from jaxbp.initialisation import init
 from jaxbp.mlp import forward
-from jaxbp.model import MLP, Layer
+from jaxbp.model import MLP, Layer, Params, units_of
 
 _MOST_WEIGHTS = 1_000_000
 
@@ -39,22 +40,25 @@ class Explain:
     jaxbp explain "a = x*z; b = log(x); exp(a) + a/b" x=2 z=3 --html page.html
 
     jaxbp explain --network 2-3-1 --activation tanh
+
+    jaxbp explain --network 2-1 x=3,1 y=1 "W1=[[0.1, 0.2]]" b1=0
     """
 
     expression: Annotated[
         Positional[str],
         arg(
             metavar="EXPRESSION",
-            help="numbers, names, + - * / ** @ and functions such as exp, log, sin, tanh, sum; "
-            "a = x*z; exp(a) names a value",
-            help_behavior_hint="(required, except with --network)",
+            help="numbers, names, + - * / % ** @, x[0], W[:, 1], W.T and functions such as exp, "
+            "log, tanh, sum, norm, softmax, where(x > 0, x, 0); a = x*z; exp(a) names a value",
+            help_behavior_hint="(required, except for a network)",
         ),
     ] = ""
     values: Annotated[
         Positional[tuple[str, ...]],
         arg(
             metavar="NAME=VALUE ...",
-            help="a number, pi/2, a vector 1,2,3 or a matrix '1,2;3,4'; for a network, x and y",
+            help="a number, pi/2, a vector 1,2,3 or a matrix '1,2;3,4' or '[[1,2],[3,4]]'; for a "
+            "network, x, y, and W1, b1, W2, ... in place of drawn ones",
             help_behavior_hint="(one for each name)",
         ),
     ] = ()
@@ -67,9 +71,14 @@ class Explain:
         ),
     ] = None
     form: Annotated[
-        Literal["text", "mermaid", "dot"],
-        arg(name="format", help="what to print: the page, or the graph for Mermaid or Graphviz"),
+        Literal["text", "mermaid", "dot", "latex"],
+        arg(
+            name="format",
+            help="what to print: the page, the graph for Mermaid or Graphviz, or "
+            "aligned equations for a LaTeX document with amsmath",
+        ),
     ] = "text"
+    latex: Annotated[bool, arg(help="the same as --format latex")] = False
     network: Annotated[
         str | None,
         arg(
@@ -84,31 +93,42 @@ class Explain:
     head: Annotated[HeadName, arg(help="the network's output unit and loss")] = (
         "linear_half_squared_error"
     )
+    weights: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="a run folder or model.safetensors: explain this network, with its weights, "
+            "activation and head; x is what its first layer gets, after the preparation",
+            help_behavior_hint="(default: drawn by the seed)",
+        ),
+    ] = None
     seed: Annotated[int, arg(metavar="N", help="seed of the network's weights and example")] = 0
 
 
 def run(options: Explain, console: Console) -> int:
     """Carry out the command; the exit status."""
+    if options.latex and options.form not in {"text", "latex"}:
+        raise UsageError(f"--latex: got --format {options.form} as well, expected one of them")
     new_file("--html", options.html, (".html", ".htm"))
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed: got {options.seed}, expected at least 0 and less than 2^63")
     try:
         with jax.enable_x64(True):
-            if options.network is None:
-                title, graph = expression_graph(options)
-            else:
-                title, graph = network_graph(options.network, options)
+            is_network = options.network is not None or options.weights is not None
+            title, graph = (network_graph if is_network else expression_graph)(options)
             forms: dict[str, Callable[[], str]] = {
                 "text": lambda: graph.text(console.width),
                 "mermaid": graph.to_mermaid,
                 "dot": graph.to_dot,
+                "latex": graph.to_latex,
             }
-            console.print(forms[options.form](), soft_wrap=True)
+            form = "latex" if options.latex else options.form
+            console.print(forms[form](), soft_wrap=True, markup=False, highlight=False)
             if options.html is not None:
                 graph.to_html(options.html, title=title)
     except (ExpressionError, DomainError) as error:
         raise UsageError(str(error)) from None
-    if options.html is not None and options.form == "text":
+    if options.html is not None and form == "text":
         console.print(f"\nwritten to {options.html}: open it in a browser", soft_wrap=True)
     return 0
 
@@ -150,7 +170,7 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UsageError(f"{assignment}: expected NAME=VALUE, such as x=2")
         if name in values:
-            raise UsageError(f"{name}: got two values")
+            raise UsageError(f"{name}: got two values, expected one")
         try:
             values[name] = numbers(text)
         except ExpressionError as error:
@@ -161,26 +181,23 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
 # A network
 
 
-def network_graph(description: str, options: Explain) -> tuple[str, Graph]:
+def network_graph(options: Explain) -> tuple[str, Graph]:
     """Trace one example through a network: the package's own forward pass and loss, with names."""
-    if not re.fullmatch(r"[1-9]\d{0,4}(-[1-9]\d{0,4})+", description):
-        raise UsageError(f"--network: got {description!r}, expected sizes such as 2-3-1")
-    sizes = tuple(map(int, description.split("-")))
-    unit, head = activations.BY_NAME[options.activation], heads.BY_NAME[options.head]
-    units = tuple(partial(_named_unit, unit, layer) for layer in range(1, len(sizes) - 1))
-    model = MLP(sizes, units, head)
     given = assigned([text for text in (options.expression, *options.values) if text])
+    network, params = network_of(options, given)
+    sizes, head = network.sizes, network.head
     drawn = np.random.default_rng(options.seed).normal(size=sizes[0]).round(1)
     usual = np.eye(sizes[-1])[0] if head.target == "classes" else np.ones(sizes[-1])
-    x = _row("x", given.pop("x", drawn), sizes[0])
-    target = _row("y", given.pop("y", usual), sizes[-1])
+    x = _shaped("x", given.pop("x", drawn), (sizes[0],))
+    target = _target(given.pop("y", usual), network)
     if given:
-        raise UsageError(f"{min(given)}: got a value for it, but a network has x and y")
-    weights = sum(i * o for i, o in pairwise(sizes))
-    if weights > _MOST_WEIGHTS:
-        raise UsageError(f"--network: got {weights:,} weights, expected at most {_MOST_WEIGHTS:,}")
-    params = init(jax.random.key(options.seed), MLP(sizes, unit, head), dtype=jnp.float64)
-    leaves = [leaf.round(2) for layer in params for leaf in layer]
+        last = len(sizes) - 1
+        here = "W1 and b1" if last == 1 else f"W1 to W{last} and b1 to b{last}"
+        known = f"a network has x and y, and this one {here}"
+        raise UsageError(f"{min(given)}: got a value for it, but {known}")
+    units = units_of(network)[:-1]
+    named_units = tuple(partial(_named_unit, unit, layer) for layer, unit in enumerate(units, 1))
+    model = MLP(sizes, named_units, head)
     names = [_symbol(letter, layer) for layer in range(1, len(sizes)) for letter in "wb"]
 
     def loss(x: Array, *leaves: Array) -> Array:
@@ -190,8 +207,62 @@ def network_graph(description: str, options: Explain) -> tuple[str, Graph]:
         losses, _ = head.loss(logits, named(jnp.asarray(target), "y"))
         return named(losses, "L")
 
-    title = f"{description} {options.activation}, {options.head}"
-    return title, trace(loss, x, *leaves, names=["x", *names])
+    kinds = dict.fromkeys(getattr(unit, "__name__", "unit") for unit in units)
+    title = f"{'-'.join(map(str, sizes))} {', '.join((*kinds, str(head)))}"
+    return title, trace(loss, x, *jax.tree.leaves(params), names=["x", *names])
+
+
+def _target(values: Any, network: MLP) -> np.ndarray:
+    """The targets y as a row, with a 1 at the class where the head takes classes and y is one."""
+    outputs = network.sizes[-1]
+    if network.head.target != "classes" or np.ndim(values):
+        return _shaped("y", values, (outputs,))
+    if values not in range(outputs):
+        expected = f"a class from 0 to {outputs - 1}, or {outputs} numbers, as in 1,0,0"
+        raise UsageError(f"y: got {values:g}, expected {expected}")
+    row: np.ndarray = np.equal(np.arange(outputs), values).astype(float)
+    return row
+
+
+def network_of(options: Explain, given: dict[str, Any]) -> tuple[MLP, Params]:
+    """The network to explain, with weights from a file, from the command line or drawn.
+
+    Takes W1, b1, ... out of the values given.
+    """
+    if options.weights is not None:
+        trained = load(options.weights)
+        network, params = trained.model, trained.params
+        _check_size(network.sizes)
+        if options.network not in {None, "-".join(map(str, network.sizes))}:
+            got = f"got {options.network}, but {options.weights} is"
+            raise UsageError(f"--network: {got} {'-'.join(map(str, network.sizes))}")
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+    else:
+        description = options.network or ""
+        if not re.fullmatch(r"[1-9]\d{0,4}(-[1-9]\d{0,4})+", description):
+            raise UsageError(f"--network: got {description!r}, expected sizes such as 2-3-1")
+        sizes = tuple(map(int, description.split("-")))
+        network = MLP(sizes, activations.BY_NAME[options.activation], heads.BY_NAME[options.head])
+        _check_size(sizes)
+        params = init(jax.random.key(options.seed), network, dtype=jnp.float64)
+        params = jax.tree.map(lambda leaf: leaf.round(2), params)
+
+    def replaced(letters: str, layer: int, drawn: Array) -> Array:
+        for name in (f"{letter}{layer}" for letter in letters):
+            if name in given:
+                return jnp.asarray(_shaped(name, given.pop(name), drawn.shape))
+        return drawn
+
+    return network, tuple(
+        Layer(replaced("Ww", layer, weight), replaced("b", layer, bias))
+        for layer, (weight, bias) in enumerate(params, 1)
+    )
+
+
+def _check_size(sizes: Sequence[int]) -> None:
+    weights = sum(i * o for i, o in pairwise(sizes))
+    if weights > _MOST_WEIGHTS:
+        raise UsageError(f"--network: got {weights:,} weights, expected at most {_MOST_WEIGHTS:,}")
 
 
 def _named_unit(unit: Activation, layer: int, a: Array) -> tuple[Array, Array]:
@@ -208,9 +279,15 @@ def _symbol(letter: str, layer: int) -> str:
     return f"{letter}⁽{str(layer).translate(SUPERSCRIPTS)}⁾"
 
 
-def _row(name: str, values: Any, size: int) -> np.ndarray:
-    """The values as a vector of a size.  Raises UsageError where they are none."""
-    row = np.atleast_1d(np.asarray(values, float))
-    if row.shape != (size,):
-        raise UsageError(f"{name}: got shape {row.shape}, expected {size} numbers, as in 1,2,3")
-    return row
+def _shaped(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The values as an array of that shape; one row of a matrix may be a vector.
+
+    Raises UsageError where they have another shape.
+    """
+    got = np.asarray(values, float)
+    array = np.atleast_2d(got) if len(shape) == 2 else np.atleast_1d(got)
+    if array.shape != shape:
+        rows = f"{shape[0]} rows of {shape[1]}" if len(shape) == 2 else str(shape[0])
+        such = "as in [[1,2],[3,4]]" if len(shape) == 2 else "as in 1,2,3"
+        raise UsageError(f"{name}: got shape {got.shape}, expected {rows} numbers, {such}")
+    return array

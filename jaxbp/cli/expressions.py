@@ -1,8 +1,8 @@
 """Expressions such as ``exp(x*z) + x*z/log(x)``, read without ever running them as Python.
 
 The text is parsed by Python's own parser, and only what is listed here is accepted: numbers, names,
-arithmetic, the functions below, and ``a = x*z; exp(a)`` to name a value.  An error points at the
-character.
+arithmetic, indices, the functions below, and ``a = x*z; exp(a)`` to name a value.  An error points
+at the character.
 """
 
 import ast
@@ -12,14 +12,13 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
-from functools import reduce
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.cli.functions import CONSTANTS, FUNCTIONS, count, meant
 from jaxbp.graph.recording import named
 
 _LONGEST = 10_000  # characters
@@ -69,33 +68,15 @@ class Expression(NamedTuple):
         return evaluate
 
 
-def _extremum(two: Callable[..., Any], entries: Callable[..., Any]) -> Callable[..., Any]:
-    """Make max(a, b, ...) for several operands, max(a) for the entries of a single one."""
-    return lambda *operands: reduce(two, operands) if len(operands) > 1 else entries(*operands)
-
-
-_ANY, _ONE, _TWO = range(1, 100), range(1, 2), range(2, 3)  # operands
-_AS_IN_NUMPY = (
-    *("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "cbrt", "abs", "sign"),
-    *("sin", "cos", "tan", "sinh", "cosh", "tanh", "floor", "ceil", "round", "sum", "mean"),
-)
-_INVERSES = ("asin", "acos", "atan", "asinh", "acosh", "atanh")  # arcsin, ... in NumPy
-FUNCTIONS: dict[str, tuple[Callable[..., Any], range]] = {
-    **{name: (getattr(jnp, name), _ONE) for name in _AS_IN_NUMPY},
-    **{name: (getattr(jnp, f"arc{name[1:]}"), _ONE) for name in _INVERSES},
-    "ln": (jnp.log, _ONE),
-    "atan2": (jnp.arctan2, _TWO),
-    "erf": (jax.lax.erf, _ONE),
-    "sigmoid": (jax.nn.sigmoid, _ONE),
-    "softplus": (lambda a: jnp.log1p(jnp.exp(a)), _ONE),
-    "relu": (lambda a: jnp.maximum(a, 0), _ONE),
-    "dot": (jnp.dot, _TWO),
-    "max": (_extremum(jnp.maximum, jnp.max), _ANY),
-    "min": (_extremum(jnp.minimum, jnp.min), _ANY),
-}
-CONSTANTS = {"pi": math.pi, "e": math.e}
-
 _TOO_DEEP = "the expression is too long, or nested too deeply"
+_COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Gt: operator.gt,
+    ast.Lt: operator.lt,
+    ast.GtE: operator.ge,
+    ast.LtE: operator.le,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
 _EXPECTED = "expected numbers, names, + - * / ** and functions"
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -103,7 +84,7 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
-    ast.Mod: operator.mod,
+    ast.Mod: lambda a, b: a - b * jnp.floor(a / b),
     ast.MatMult: operator.matmul,
 }
 
@@ -137,26 +118,46 @@ def parse(text: str) -> Expression:
 
 
 def numbers(text: str) -> np.ndarray:
-    """Read a value of the command line: 2, -1/3, pi/2, a vector 1,2,3 or a matrix 1,2;3,4.
+    """Read a value of the command line: 2, -1/3, pi/2, a vector 1,2,3, a matrix 1,2;3,4 or lists
+    as in Python, [[1,2],[3,4]].
 
     Raises ExpressionError for anything else.
 
     >>> numbers("1,2;3,pi").round(2).tolist()
     [[1.0, 2.0], [3.0, 3.14]]
     """
-    rows = [[_number(entry) for entry in row.split(",")] for row in text.split(";")]
+    if text.startswith("["):
+        return _of_lists(text)
+    return _of_rows(text, [[_number(part) for part in row.split(",")] for row in text.split(";")])
+
+
+def _of_lists(text: str) -> np.ndarray:
+    try:
+        (statement,) = ast.parse(text.translate(_TYPESET)).body
+        parts = getattr(getattr(statement, "value", None), "elts", [])
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        parts = []
+    nested = [part.elts for part in parts if isinstance(part, ast.List)]
+    if not parts or not all(nested) or (nested and len(nested) < len(parts)):
+        raise ExpressionError(f"{text!r}: expected a list of numbers or of rows, as [[1,2],[3,4]]")
+    rows = [[_number(ast.unparse(entry)) for entry in row] for row in nested or [parts]]
+    return _of_rows(text, rows) if len(rows) > 1 or not nested else np.array(rows)
+
+
+def _of_rows(text: str, rows: list[list[float]]) -> np.ndarray:
     if len({len(row) for row in rows}) > 1:
         lengths = ", ".join(str(len(row)) for row in rows)
         raise ExpressionError(f"{text!r} has rows of {lengths} numbers, expected equal ones")
-    if ";" in text:
+    if len(rows) > 1 or ";" in text:
         return np.array(rows)
-    return np.array(rows[0] if "," in text else rows[0][0])
+    return np.array(rows[0] if "," in text or "[" in text else rows[0][0])
 
 
 def _number(text: str) -> float:
     expression = parse(text)
     if expression.names:
-        raise ExpressionError(f"{text!r} is not a number")
+        expected = "2, pi/2, a vector 1,2,3 or a matrix [[1,2],[3,4]]"
+        raise ExpressionError(f"{text!r} is not a number: expected {expected}")
     return float(expression.function()())
 
 
@@ -217,6 +218,11 @@ def _names(text: str, node: ast.expr) -> Iterator[str]:
             yield from _names(text, right)
         case ast.Call():
             yield from _names_of_call(text, node)
+        case ast.Subscript(value=value, slice=index):
+            yield from _names(text, value)
+            _index(text, index)
+        case ast.Attribute(value=value, attr="T"):
+            yield from _names(text, value)
         case _:
             _refuse(text, node, _EXPECTED)
 
@@ -228,18 +234,48 @@ def _names_of_call(text: str, node: ast.Call) -> Iterator[str]:
         _refuse(text, node, _EXPECTED)
     name = node.func.id
     if name not in FUNCTIONS:
-        close = get_close_matches(name, FUNCTIONS, n=1)
-        meant = f"; did you mean {close[0]}?" if close else f", which are {', '.join(FUNCTIONS)}"
         times = f" (a multiplication is written {name}*(...))" if len(name) == 1 else ""
-        _refuse(text, node, f"{name} is none of the functions{times}{meant}")
+        _refuse(text, node, f"{name} is none of the functions{times}{meant(name)}")
     if node.keywords or any(isinstance(operand, ast.Starred) for operand in node.args):
         _refuse(text, node, f"{name} takes plain operands")
     expected = FUNCTIONS[name][1]
     if len(node.args) not in expected:
-        count = "at least one operand" if expected is _ANY else f"{expected[0]} operand(s)"
-        _refuse(text, node, f"{name} got {len(node.args)}, expected {count}")
+        _refuse(text, node, f"{name} got {len(node.args)}, expected {count(expected)}")
     for operand in node.args:
-        yield from _names(text, operand)
+        if name == "where" and operand is node.args[0]:
+            yield from _names_of_comparison(text, operand)
+        else:
+            yield from _names(text, operand)
+
+
+def _names_of_comparison(text: str, node: ast.expr) -> Iterator[str]:
+    match node:
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARISONS:
+            yield from _names(text, left)
+            yield from _names(text, right)
+        case _:
+            _refuse(text, node, "where expects a comparison first, as in where(x > 0, x, 0)")
+
+
+def _index(text: str, node: ast.expr) -> Any:
+    """The index that is written: whole numbers and ranges of them, as 0, -1, 1:3 or :, 0."""
+    match node:
+        case ast.Tuple(elts=parts):
+            return tuple(_index(text, part) for part in parts)
+        case ast.Slice(lower=lower, upper=upper, step=step):
+            ends = (lower, upper, step)
+            return slice(*(None if end is None else _whole(text, end) for end in ends))
+        case _:
+            return _whole(text, node)
+
+
+def _whole(text: str, node: ast.expr) -> int:
+    negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+    number = node.operand if isinstance(node, ast.UnaryOp) and negative else node
+    if not isinstance(number, ast.Constant) or type(number.value) is not int:
+        index = ast.unparse(node)
+        _refuse(text, node, f"index {index}: expected whole numbers, as in x[0] or W[:, 1]")
+    return -number.value if negative else number.value
 
 
 # Computing
@@ -262,6 +298,8 @@ def _compute(text: str, node: ast.expr, known: Mapping[str, Any]) -> Any:
         return node.value if abs(node.value) < 2**31 else float(node.value)
     if isinstance(node, ast.Name):
         return known[node.id]
+    if isinstance(node, ast.Subscript):
+        return _entries(text, node, _compute(text, node.value, known))
     function, parts = _function_and_operands(node)
     operands = [_compute(text, part, known) for part in parts]
     if all(isinstance(operand, int | float) for operand in operands):
@@ -269,8 +307,20 @@ def _compute(text: str, node: ast.expr, known: Mapping[str, Any]) -> Any:
     try:
         return function(*operands)
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        shapes = " and ".join(str(jnp.shape(operand)) for operand in operands)
+        reason = f"got shapes {shapes}, expected ones that fit ({str(error).splitlines()[0]})"
         _refuse(text, node, f"{ast.unparse(node)} cannot be computed: {reason}")
+
+
+def _entries(text: str, node: ast.Subscript, value: Any) -> Any:
+    """The entries at an index.  JAX itself would take the nearest entry for one that is not."""
+    index, shape = _index(text, node.slice), jnp.shape(value)
+    try:
+        np.empty(shape)[index]
+    except (IndexError, ValueError):
+        what = f"{ast.unparse(node.value)} has shape {shape}" if shape else "it is a number"
+        _refuse(text, node, f"{ast.unparse(node)}: {what}, expected an index within it")
+    return jnp.asarray(value)[index]
 
 
 def _function_and_operands(node: ast.expr) -> tuple[Callable[..., Any], list[ast.expr]]:
@@ -278,6 +328,10 @@ def _function_and_operands(node: ast.expr) -> tuple[Callable[..., Any], list[ast
         return (operator.neg if isinstance(node.op, ast.USub) else operator.pos), [node.operand]
     if isinstance(node, ast.BinOp):
         return _BINARY[type(node.op)], [node.left, node.right]
+    if isinstance(node, ast.Compare):
+        return _COMPARISONS[type(node.ops[0])], [node.left, node.comparators[0]]
+    if isinstance(node, ast.Attribute):
+        return jnp.transpose, [node.value]
     assert isinstance(node, ast.Call)
     assert isinstance(node.func, ast.Name)
     return FUNCTIONS[node.func.id][0], node.args

@@ -41,7 +41,7 @@ def _has_equals(extreme: Callable[..., Array]) -> Callable[..., Array]:
 
 #: where a primitive has no derivative, and the value taken in its place
 _KINKS: dict[str, tuple[Callable[..., Any], str]] = {
-    "abs": (lambda a, **_: a == 0, "has a kink at 0; its slope there is taken to be 0"),
+    "abs": (lambda a, **_: a == 0, "has a kink at 0; its slope there is taken to be 1"),
     "max": (lambda a, b, **_: a == b, _EQUALS),
     "min": (lambda a, b, **_: a == b, _EQUALS),
     "reduce_max": (_has_equals(jnp.max), "has equal entries; they share the adjoint"),
@@ -65,6 +65,7 @@ def check_is_real(recording: Recording, names: Sequence[str]) -> None:
     y, name = recording.steps[recording.output], names[recording.output]
     if not is_real(y.value):
         kind = "truth values" if y.value.dtype == bool else "whole numbers"
+        kind = "complex numbers" if jnp.iscomplexobj(y.value) else kind
         output = f"{name} = {y.primitive}(...)" if y.primitive else name
         raise TypeError(f"{output} is {y.value.dtype}: {kind} have no derivative")
 
@@ -130,11 +131,9 @@ def notes(
     """A sentence for each node at which the derivative is not the one a reader might expect."""
     steps, output = recording.steps, recording.output
     sentences = []
-    if recording.custom:
-        custom = ", ".join(recording.custom)
-        sentences.append(
-            f"the derivative rules of {custom} are looked through; jax.grad follows them"
-        )
+    whole = {node.operation: None for node in nodes if node is not None and node.rule == "jax"}
+    if whole:
+        sentences.append(f"the derivatives of {', '.join(whole)} are JAX's: the table has no rule")
     if not differentiable(recording)[output] and steps[output].primitive:
         sentences.append(
             f"{_equation(nodes[output])} depends only on integers or booleans: its gradient is zero"

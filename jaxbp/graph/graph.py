@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from jaxbp.graph.cost import Cost, cost_of
 from jaxbp.graph.domain import check_domain, check_is_real, notes
 from jaxbp.graph.nodes import Node, names_of, nodes_of
-from jaxbp.graph.render import mermaid_dot, web
+from jaxbp.graph.render import latex, mermaid_dot, web
 from jaxbp.graph.render.text import backward_equations, forward_equations, to_text
 from jaxbp.graph.reverse import (
     Received,
@@ -67,6 +68,41 @@ class Graph:
         with jax.enable_x64(self.traced.float64):
             return _graph(self.traced, jnp.asarray(cotangent, y.dtype))
 
+    def opened(self, name: str) -> "Graph":
+        """The graph of what is inside the node of that name: of a function with a rule of its own.
+
+        Its arguments are the node's operands, and its output has the node's adjoint.  Where the
+        rule contradicts the function, the operands' adjoints are not those of the closed node.
+        Raises KeyError for a name that there is not, ValueError for a node with nothing inside.
+
+        >>> print(trace(jax.nn.relu, 0.5).opened("y").nodes[-1].operation)
+        max(x, 0)
+        """
+        node = self[name]
+        if node.inside is None:
+            raise ValueError(f"{name} = {node.operation}: has nothing inside")
+        steps, names = self.traced.recording.steps, self._names
+        step = steps[names.index(name)]
+        inside, output = jaxpr_as_fun(node.inside), step.params.get("output", 0)
+        values = [steps[operand].value for operand in step.operands]
+        given = [i for i, operand in enumerate(step.operands) if names[operand]]
+
+        def function(*operands: Any) -> Any:
+            inputs = list(values)
+            for i, operand in zip(given, operands, strict=True):
+                inputs[i] = operand
+            return inside(*inputs)[output]
+
+        with jax.enable_x64(self.traced.float64):
+            called = [names[step.operands[i]] for i in given]
+            traced = trace_arguments(function, tuple(values[i] for i in given), called)
+            return _graph(traced, node.adjoint)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The names of the recording's steps, "" for a number."""
+        return names_of(self.traced)
+
     @property
     def gradients(self) -> tuple[Any, ...]:
         """The adjoints of f's arguments: a tree for each, with None for a leaf of whole numbers.
@@ -103,10 +139,11 @@ class Graph:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """The lines below the tables: the cost, and the notes."""
+        """The lines below the tables: the cost and the dtype of the output, and the notes."""
+        dtype = f"in {self[self.output].value.dtype}"
         if self.found is None:
-            return (_needs_cotangent(self[self.output]), *self.notes)
-        return (str(self.cost), *self.notes)
+            return (f"{_needs_cotangent(self[self.output])}; {dtype}", *self.notes)
+        return (f"{self.cost}; {dtype}", *self.notes)
 
     def to_mermaid(self) -> str:
         """A flowchart for Mermaid, with the local derivatives on its edges."""
@@ -115,6 +152,10 @@ class Graph:
     def to_dot(self) -> str:
         """A digraph for Graphviz, with the local derivatives on its edges."""
         return mermaid_dot.to_dot(self.nodes)
+
+    def to_latex(self) -> str:
+        """The equations, forward and backward, each an ``align*`` for a document with amsmath."""
+        return latex.to_latex(self.nodes)
 
     def to_html(
         self,
@@ -128,7 +169,7 @@ class Graph:
         The arrow keys, Home and End work as its buttons do.  Raises FileExistsError rather than
         overwrite a file, unless ``overwrite=True``.
         """
-        page = web.to_html(self.nodes, self.remarks, title).encode()
+        page = web.to_html(self, title).encode()
         with Path(path).open("wb" if overwrite else "xb") as file:
             file.write(page)
 
@@ -138,13 +179,15 @@ def trace(f: Callable[..., Any], *args: Any, names: Sequence[str] | None = None)
 
     f is any JAX function of real numbers, vectors, matrices, or trees of them, that returns one
     array; a Python int is taken as a real number, and integer arrays have no adjoint.  Nested jit,
-    custom rules, conditionals and loops are replaced by the operations inside them; a value that is
-    computed twice is one node.  ``named`` names a node, and ``names`` the arguments' leaves, which
-    otherwise have the names that f gives them.
+    conditionals and loops are replaced by the operations inside them; a function with a derivative
+    rule of its own is one node, and its rule is followed; a value that is computed twice is one
+    node.  ``named`` names a node, and ``names`` the arguments' leaves, which otherwise have the
+    names that f gives them.
 
     Raises TypeError if f is not a function, or its output or an argument is not real;
     ``DomainError`` if the output is not finite, at the node where that happens; and ``NoRuleError``
-    for a primitive outside the table of local derivatives, which ``define_rule`` extends.
+    for a primitive that has no derivative in JAX either (``define_rule`` gives it one), and for
+    numbers made of the bits of one that varies.
 
     >>> graph = trace(lambda x, z: jnp.exp(x * z) + x * z, 2.0, 0.5)
     >>> [(node.name, node.operation, round(node.value.item(), 3)) for node in graph.nodes[2:]]

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.graph.recording import Step, is_numeric
-from jaxbp.graph.reverse import Received, Traced
+from jaxbp.graph.closed import Closed
+from jaxbp.graph.formulas import derivative_of
+from jaxbp.graph.recording import Step, is_continuous, is_numeric
+from jaxbp.graph.reverse import Received, Traced, rule_of, vjp_of_step
 from jaxbp.graph.rules import NOTATIONS, RULES
 from jaxbp.graph.symbols import Symbol, call, figures, symbol, total
 from jaxbp.text import significant
@@ -44,6 +46,10 @@ class Node:
     adjoint_name: str  # "ga"
     adjoint: Array | None = None  # of value's shape; None where there is no derivative
     contributions: tuple[Contribution, ...] = ()
+    #: whose derivative it is: "" of a rule in the table, "custom" of the function's own rule
+    #: (jax.custom_jvp, jax.custom_vjp), "jax" of JAX, where the table has no rule
+    rule: str = ""
+    inside: Any = None  # the jaxpr of the function that it is, None where there is none
 
     @property
     def formula(self) -> str:
@@ -94,9 +100,14 @@ def nodes_of(
         step = steps[part.consumer]
         gy = Symbol(adjoint_names[part.consumer], shape=step.value.shape)
         involved = (part.consumer, *step.operands)
-        formula, derivative = _formulas(step, part.operand, gy, [symbols[i] for i in involved])
-        slope = _slope(step, part.operand, [steps[i].value for i in involved])
-        return Contribution(names[part.consumer], formula, derivative, slope, part.value)
+        words, values = [symbols[i] for i in involved], [steps[i].value for i in involved]
+        if rule_of(step, values[1:]) is None:
+            wanted = [i for i, operand in enumerate(step.operands) if found[operand] is not None]
+            place = wanted.index(part.operand)
+            texts = _closed_formulas(step, wanted, place, gy, words, values)
+        else:
+            texts = (*_formulas(step, part.operand, gy, words), _slope(step, part.operand, values))
+        return Contribution(names[part.consumer], *texts, part.value)
 
     nodes: list[Node | None] = []
     for position, (step, name) in enumerate(zip(steps, names, strict=True)):
@@ -115,6 +126,8 @@ def nodes_of(
             adjoint_name=adjoint_names[position],
             adjoint=found[position],
             contributions=tuple(map(contribution, received[position])),
+            rule=_whose(step, [steps[operand].value for operand in step.operands]),
+            inside=getattr(step.params.get("primitive"), "inside", None),
         )
         nodes.append(node)
     return tuple(nodes)
@@ -167,20 +180,33 @@ def _adjoint_names(steps: Sequence[Step], names: Sequence[str]) -> list[str]:
 
 def _symbol_of(step: Step, name: str) -> Any:
     """A value as it stands in formulas: its name, or the number that it is."""
-    if not name and not step.value.shape:
+    if not name and not step.value.shape and not jnp.iscomplexobj(step.value):
         return step.value.item()
-    return Symbol(name or figures(step.value.item()), shape=step.value.shape)
+    text = name or value_text(step.value.reshape(()))
+    binds = 4 if name or not jnp.iscomplexobj(step.value) else 0  # a + bi
+    return Symbol(text, binds=binds, shape=step.value.shape, value=step.value)
 
 
 def _operation(step: Step, operands: Sequence[Any]) -> str:
     if not step.primitive or step.is_constant:
         return ""
-    rule = RULES.get(step.primitive)
+    rule, primitive = RULES.get(step.primitive), step.params["primitive"]
     notation: Any = NOTATIONS.get(step.primitive, call(step.primitive))
     if rule is not None:
         notation = rule.notation
-    formulas = [symbol(o.item()) if isinstance(o, Array) else o for o in operands]
+    elif isinstance(primitive, Closed):
+        notation = primitive.notation
+    formulas = [Symbol(value_text(o)) if isinstance(o, Array) else o for o in operands]
     return str(notation(*formulas, **step.params))
+
+
+def _whose(step: Step, operands: Sequence[Array]) -> str:
+    """Whose derivative a step has: of a rule in the table, "custom" or "jax"."""
+    if not step.primitive or step.is_constant or not is_continuous(step.value):
+        return ""
+    if getattr(step.params["primitive"], "has_own_rule", False):
+        return "custom"
+    return "jax" if rule_of(step, operands) is None else ""
 
 
 def _formulas(step: Step, i: int, gy: Symbol, symbols: Sequence[Any]) -> tuple[str, str]:
@@ -193,6 +219,42 @@ def _formulas(step: Step, i: int, gy: Symbol, symbols: Sequence[Any]) -> tuple[s
         slope = None if rule.slope is None else Symbol(f"∂{symbols[0]}/∂{symbols[1 + i]}")
         formula = Symbol(f"pull({gy})") if slope is None else gy * slope
     return str(formula), "" if slope is None else str(symbol(slope))
+
+
+def _closed_formulas(
+    step: Step,
+    wanted: Sequence[int],
+    place: int,
+    gy: Symbol,
+    words: Sequence[Any],
+    values: Sequence[Array],
+) -> tuple[str, str, Array | None]:
+    """Those of a step whose derivative is JAX's or its own rule's, and the derivative's value.
+
+    step: the step.
+    wanted, place: the operands that vary, and which of these receives the share.
+    gy: the formula of its adjoint.
+    words, values: the formulas and the values of y and of the operands.
+    """
+    if step.group is not None:
+        return f"pull({gy})", "", None
+    y, *operands = words
+    operand = operands[wanted[place]]
+
+    def share(gy: Any, *operands: Any) -> tuple[Any, Any]:
+        (y,), shares = vjp_of_step([step], [gy], operands, wanted)
+        return y, shares[place]
+
+    derivative = derivative_of(share, values[0], values[1:], words)
+    if derivative is None:
+        label = getattr(step.params["primitive"], "label", step.primitive)
+        alone = len(operands) == 1 and "{" not in label
+        text = f"{label}'({operand})" if alone else f"∂{y}/∂{operand}"
+        if values[0].shape:
+            return f"({text})ᵀ·{gy}", "", None
+        derivative = Symbol(text, shape=operand.shape)
+    _, slope = share(jnp.ones_like(values[0]), *values[1:])
+    return str(gy * derivative), str(derivative), slope
 
 
 def _slope(step: Step, i: int, values: Sequence[Array]) -> Array | None:
@@ -212,16 +274,27 @@ def value_text(value: Any) -> str:
         return "a key"
     entries = np.asarray(value)
     if not entries.shape:
-        return figures(entries)
-    if 0 < entries.size <= 6 and entries.ndim <= 2:
-        rows = entries.reshape(-1, entries.shape[-1])
-        return f"[{'; '.join(' '.join(map(_entry_text, row)) for row in rows)}]"
+        return _entry_text(entries[()], 6) if np.iscomplexobj(entries) else figures(entries)
+    if rows := rows_of(value):
+        return f"[{'; '.join(map(' '.join, rows))}]"
     shape = "×".join(map(str, entries.shape))
-    norm = math.sqrt(float(np.sum(np.square(entries, dtype=np.float64))))
+    norm = math.sqrt(float(np.sum(np.square(np.abs(entries), dtype=np.float64))))
     return f"{shape}, norm {significant(norm, 4)}"
 
 
-def _entry_text(entry: Any) -> str:
+def rows_of(value: Any) -> list[list[str]]:
+    """The entries of a small array, row by row; no rows for a number or a large array."""
+    entries = np.asarray(value) if is_numeric(value) else np.zeros(())
+    small = entries.size <= 6 or (entries.ndim == 2 and max(entries.shape) <= 4)
+    if not small or not entries.size or entries.ndim not in {1, 2}:
+        return []
+    return [list(map(_entry_text, row)) for row in np.atleast_2d(entries)]
+
+
+def _entry_text(entry: Any, digits: int = 4) -> str:
     if entry.dtype.kind == "b":
         return figures(entry)
-    return significant(float(entry) + 0.0, 4)  # no -0
+    if entry.dtype.kind == "c":
+        real, imaginary = (_entry_text(part, digits) for part in (entry.real, entry.imag))
+        return f"{real}+{imaginary}i".replace("+-", "-")
+    return significant(float(entry) + 0.0, digits)  # no -0

@@ -1,8 +1,9 @@
 """A recording: the steps of a function, run once from its jaxpr, operation by operation.
 
-Nested jit, custom rules, conditionals and loops are replaced by the operations inside them.  A step
-that is computed twice is recorded once, as on paper, where xz is one node; a step that depends on
-no argument is a constant; a step that the output does not need is left out.
+Nested jit, conditionals and loops are replaced by the operations inside them; a function with a
+derivative rule of its own stays one step (``closed``).  A step that is computed twice is recorded
+once, as on paper, where xz is one node; a step that depends on no argument is a constant; a step
+that the output does not need is left out.
 """
 
 from collections import Counter
@@ -18,6 +19,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
+from jaxbp.graph.closed import closed, is_custom, may_be_nonlinear, value_of
+from jaxbp.graph.rules import NOTATIONS, RULES
 from jaxbp.trees import subjaxprs
 
 
@@ -30,6 +33,7 @@ class Step(NamedTuple):
     is_constant: bool = False  # depends on no argument
     name: str = ""  # as given by ``named``
     adjoint_name: str = ""  # as given by ``named``
+    group: Any = None  # the same for all outputs of an equation that has several
 
     @property
     def primitive(self) -> str:
@@ -43,7 +47,7 @@ class Recording(NamedTuple):
     steps: tuple[Step, ...]
     arguments: int  # how many there are
     output: int  # the output's position
-    custom: tuple[str, ...] = ()  # functions whose own derivative rules are not used
+    by: tuple[int, ...]  # the arguments that it is differentiated by
 
 
 class Composite(NamedTuple):
@@ -72,15 +76,22 @@ def _affine(a: Array, b: Array, *terms: Array, **params: Any) -> Array:
 
 IDENTITY = Composite("identity", lambda a: a)  # a second name for a value that has one
 INDEX = Composite("index", _index)  # x[0]
+ADD = Composite("add", lambda *terms: sum(terms[1:], terms[0]))  # of more than two
 AFFINE = Composite("affine", _affine)  # W·z + b + ..., so that gW = δ·zᵀ as the lectures have it
 
 
-def record(function: Callable[..., Any], values: Sequence[Array]) -> Recording:
-    """Run function(*values), which returns one array, and keep every step."""
-    recorder = _Recorder()
+def record(
+    function: Callable[..., Any], values: Sequence[Array], by: Sequence[int] | None = None
+) -> Recording:
+    """Run function(*values), which returns one array, and keep every step.
+
+    by: the positions of the arguments to differentiate by; all unless given.
+    """
+    by = tuple(range(len(values))) if by is None else tuple(by)
+    recorder = _Recorder(by)
     arguments = [recorder.add(Step(value)) for value in values]
     (output,) = recorder.run(jax.make_jaxpr(function)(*values), arguments)
-    whole = Recording(tuple(recorder.steps), len(arguments), output, tuple(recorder.custom))
+    whole = Recording(tuple(recorder.steps), len(arguments), output, by)
     return _pruned(_with_long_sums(_pruned(whole)))
 
 
@@ -104,15 +115,20 @@ def named(value: Array, name: str, *, adjoint: str = "") -> Array:
 class _Recorder:
     """The steps so far, and where to find those that are computed already."""
 
-    def __init__(self) -> None:
+    def __init__(self, by: Sequence[int]) -> None:
         self.steps: list[Step] = []
+        self.varies: list[bool] = []  # whether each does, with the arguments to differentiate by
+        self.by = by
         self.constants: dict[Any, int] = {}  # by value
         self.computed: dict[Any, list[int]] = {}  # by primitive, operands and parameters
-        self.custom: dict[str, None] = {}  # in the order in which they were met
 
     def add(self, step: Step) -> int:
+        position = len(self.steps)
+        depends = any(self.varies[operand] for operand in step.operands)
+        is_argument = not step.primitive and not step.is_constant and position in self.by
+        self.varies.append((depends or is_argument) and is_continuous(step.value))
         self.steps.append(step)
-        return len(self.steps) - 1
+        return position
 
     def constant(self, value: Any) -> int:
         key = object()
@@ -158,14 +174,17 @@ class _Recorder:
                 return [position]
         if name in _SIMPLER:
             primitive, params, operands = _SIMPLER[name](self, primitive, params, operands)
-        key = _key(primitive, params, operands)
+        key = object() if may_be_nonlinear(equation) else _key(primitive, params, operands)
         if key not in self.computed:
+            if primitive.name not in RULES and name not in NOTATIONS:
+                primitive = closed(equation)
             self.computed[key] = self.compute(primitive, params, operands)
         return self.computed[key]
 
     def compute(self, primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> list[int]:
         inputs = [self.steps[operand] for operand in operands]
-        values = primitive.bind(*(step.value for step in inputs), **params)
+        wanted = [i for i, operand in enumerate(operands) if self.varies[operand]]
+        values = value_of(primitive, params, [step.value for step in inputs], wanted)
         if not getattr(primitive, "multiple_results", False):
             values = [values]
         if all(step.is_constant for step in inputs):
@@ -173,8 +192,9 @@ class _Recorder:
         known = {**params, "primitive": primitive}
         if len(values) == 1:
             return [self.add(Step(values[0], known, tuple(operands)))]
+        group = object()
         return [
-            self.add(Step(value, known | {"output": output}, tuple(operands)))
+            self.add(Step(value, known | {"output": output}, tuple(operands), group=group))
             for output, value in enumerate(values)
         ]
 
@@ -187,6 +207,11 @@ def is_numeric(value: Any) -> bool:
 def is_real(value: Any) -> bool:
     """Whether a value is made of real numbers, which have derivatives."""
     return bool(jnp.issubdtype(value.dtype, jnp.floating))
+
+
+def is_continuous(value: Any) -> bool:
+    """Whether a value is made of real or complex numbers, by way of which others vary."""
+    return bool(jnp.issubdtype(value.dtype, jnp.inexact))
 
 
 def _key(primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> Any:
@@ -204,11 +229,10 @@ def _key(primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> Any
 
 
 def _call(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
-    """The function that jit, checkpoint or a custom rule is applied to."""
+    """The function that jit or checkpoint is applied to."""
+    if is_custom(equation):
+        return recorder.compute(closed(equation), equation.params, operands)
     (jaxpr,) = subjaxprs(equation)
-    if equation.primitive.name in _CUSTOM_RULES:
-        debug_info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
-        recorder.custom[getattr(debug_info, "func_name", equation.primitive.name)] = None
     return recorder.run(jaxpr, operands)
 
 
@@ -227,35 +251,59 @@ def _name(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[i
 
 
 def _cond(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
-    """The branch that is taken."""
+    """The branch that is taken; all of it is one step where that is not known, as under jit."""
     which, *others = operands
-    branches = equation.params["branches"]
-    taken = np.clip(int(_concrete(equation, recorder, which)), 0, len(branches) - 1)
-    return recorder.run(branches[taken], others)
+    branches, value = equation.params["branches"], recorder.steps[which].value
+    if isinstance(value, jax.core.Tracer):
+        return recorder.compute(closed(equation), equation.params, operands)
+    return recorder.run(branches[np.clip(int(value), 0, len(branches) - 1)], others)
 
 
 def _while(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
-    """The body, again and again while the condition holds."""
+    """The body, again and again while the condition holds.
+
+    Under vmap there is a condition for each row: the loop goes on while any holds, and a row whose
+    own does not keeps its values.
+    """
     condition, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
     of_condition = equation.params["cond_nconsts"]
     of_both = of_condition + equation.params["body_nconsts"]
     carry = list(operands[of_both:])
     while True:
         (holds,) = recorder.run(condition, [*operands[:of_condition], *carry])
-        if not _concrete(equation, recorder, holds):
+        value = recorder.steps[holds].value
+        if isinstance(value, jax.core.Tracer):
+            return _while_unknown(recorder, equation, operands, value)
+        if not np.any(value):
             return carry
-        carry = recorder.run(body, [*operands[of_condition:of_both], *carry])
+        new = recorder.run(body, [*operands[of_condition:of_both], *carry])
+        if not np.all(value):
+            new = [
+                recorder.run_function(_where_it_holds, [holds, *pair])[0]
+                for pair in zip(new, carry, strict=True)
+            ]
+        carry = new
 
 
-def _concrete(equation: Any, recorder: _Recorder, position: int) -> Array:
-    value = recorder.steps[position].value
-    if isinstance(value, jax.core.Tracer):
-        raise jax.errors.ConcretizationTypeError(  # after which gradcheck does not trace
-            value,
-            f"{equation.primitive.name}: got a traced condition, expected a number: what is "
-            "computed depends on it, so call this outside of jit and vmap",
-        )
-    return value
+def _where_it_holds(holds: Array, new: Array, old: Array) -> Array:
+    """The new rows where the condition of the row holds, and else the old ones."""
+    return jnp.where(jnp.expand_dims(holds, tuple(range(holds.ndim, new.ndim))), new, old)
+
+
+def _while_unknown(
+    recorder: _Recorder, equation: Any, operands: Sequence[int], holds: Any
+) -> list[int]:
+    """A loop under jit, whose length is not known: one step, if nothing is differentiated."""
+    step, params = closed(equation), equation.params
+    if not any(map(is_continuous, (variable.aval for variable in equation.outvars))) or all(
+        recorder.steps[operand].is_constant for operand in operands
+    ):
+        return recorder.compute(step, params, operands)
+    raise jax.errors.ConcretizationTypeError(  # after which gradcheck does not trace
+        holds,
+        "while: got a traced condition, expected a number: what is computed depends on it, so call "
+        "this outside of jit and vmap",
+    )
 
 
 def _scan(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
@@ -329,9 +377,8 @@ def _operands(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> li
 
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
-_CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 _REPLACED: dict[str, Callable[..., list[int]]] = {
-    **dict.fromkeys((*_CALLS, *_CUSTOM_RULES), _call),
+    **dict.fromkeys(_CALLS, _call),
     **dict.fromkeys(("copy", "copy_p", "optimization_barrier"), _operands),
     "name": _name,
     "cond": _cond,
@@ -371,7 +418,14 @@ def _untransposed(
     return primitive, {**params, "dimension_numbers": numbers}, operands
 
 
-_SIMPLER = {"squeeze": _indexed, "dot_general": _untransposed}
+def _added(
+    recorder: _Recorder, primitive: Any, params: dict[str, Any], operands: Sequence[int]
+) -> tuple[Any, dict[str, Any], Sequence[int]]:
+    """a + b, for which JAX has a second primitive in what it differentiates."""
+    return jax.lax.add_p, params, operands
+
+
+_SIMPLER = {"squeeze": _indexed, "dot_general": _untransposed, "add_any": _added}
 
 
 # Steps that a reader does not need
@@ -413,7 +467,8 @@ def _with_long_sums(recording: Recording) -> Recording:
             if is_part(term, "dot_general") and steps[term].value.shape == step.value.shape
         ]
         if not products:
-            steps[position] = step._replace(operands=tuple(terms))
+            if len(terms) > 2:
+                steps[position] = step._replace(params={"primitive": ADD}, operands=tuple(terms))
             continue
         product = products[0]
         terms.remove(product)

@@ -6,9 +6,8 @@ for each of its operands; an operand's adjoint then receives  gy · ∂y/∂a.  
 that an operand receives: the local derivative transposed (Griewank and Walther 2008, section 3.2).
 Everything is written once, for numbers and for formulas alike; see ``symbols``.
 
-Where there is no derivative the conventions are JAX's: max and min share gy between equals.  But
-the slope of |a| at 0 is 0, the middle of its slopes, where JAX has 1, so that
-max(a, 0) + log(1 + exp(-|a|)), which is how JAX writes softplus, has its slope of ½ at 0.
+Where there is no derivative the conventions are JAX's: max and min share gy between equals, the
+slope of |a| at 0 is 1, that of 0ᵇ in b is 0.  At such a point the formula is the one computed.
 """
 
 import math
@@ -32,7 +31,8 @@ class Rule(NamedTuple):
     """
 
     notation: Callable[..., Any]  # (*operands, **params) -> formula
-    pull: Callable[..., Any]  # (i, gy, y, *operands, **params) -> the adjoint operand i receives
+    #: (i, gy, y, *operands, **params) -> the adjoint that operand i receives, None where nothing is
+    pull: Callable[..., Any]
     slope: Callable[..., Any] | None = None  # (i, y, *operands, **params) -> ∂y/∂operand i
 
 
@@ -40,7 +40,8 @@ def entry_by_entry(notation: Callable[..., Any], slope: Callable[..., Any]) -> R
     """The rule of a primitive that works entry by entry, from slope(i, y, *operands, **params)."""
 
     def pull(i: int, gy: Any, y: Any, /, *operands: Any, **params: Any) -> Any:
-        return unbroadcast(_times(gy, slope(i, y, *operands, **params)), operands[i])
+        share = _times(gy, slope(i, y, *operands, **params))
+        return None if share is None else unbroadcast(share, operands[i])
 
     return Rule(notation, pull, slope)
 
@@ -61,11 +62,14 @@ def of_slopes(notation: Callable[..., Any], *slopes: Callable[..., Any]) -> Rule
 
 
 def _times(gy: Any, slope: Any) -> Any:
-    """gy · slope; 0 times an infinite gy is 0 where the 0 means that nothing passes."""
+    """gy · slope; None, nothing, where the slope is 0 whatever the operands are.
+
+    An infinite gy is no reason for 0·∞ then, nor where a truth value keeps gy out.
+    """
     if isinstance(gy, Symbol):
         return gy * slope
     if isinstance(slope, int):
-        return {1: gy, -1: -gy}[slope] if slope else jnp.zeros_like(gy)
+        return {1: gy, -1: -gy}[slope] if slope else None
     if slope.dtype == bool:
         return jnp.where(slope, gy, 0)
     return gy * slope
@@ -81,14 +85,49 @@ digamma = Function("digamma({})", special.digamma)
 trigamma = Function("trigamma({})", lambda a: special.polygamma(1, a))
 _trunc = Function("trunc({})", jnp.trunc)
 
-#: 1 where the first is greater, ½ where they are equal
-_greater = Function("[{} > {}]", lambda a, b: jnp.where(a == b, 0.5, jnp.where(a > b, 1.0, 0.0)))
 _below = Function("[{} < {}]", lambda a, b: a < b)
 _inside = Function("[{} < {} < {}]", lambda a, b, c: (a < b) & (b < c))
 
-# at 0: a⁰ has slope 0 in a, and 0ᵇ slope 0 in b
-_less_one = Function("({} - 1)", lambda b: jnp.where(b == 0, 1, b - 1))
-_log_or_zero = Function("log({})", lambda a: jnp.log(jnp.where(a == 0, 1, a)))
+
+def at_kinks(is_kink: Callable[..., Any], *operands: Any) -> str:
+    """Whether a condition on the operands' values holds for "all" entries, "some" or "none"."""
+    values = [getattr(operand, "value", operand) for operand in operands]
+    if any(value is None or isinstance(value, jax.core.Tracer) for value in values):
+        return "none"
+    holds = np.asarray(is_kink(*values))
+    return "all" if np.all(holds) else "some" if np.any(holds) else "none"
+
+
+def _greater(a: Any, b: Any) -> Any:
+    """1 where a is greater, ½ where they are equal."""
+    if not (isinstance(a, Symbol) or isinstance(b, Symbol)):
+        return jnp.where(a == b, 0.5, jnp.where(a > b, 1.0, 0.0))
+    shape = np.broadcast_shapes(*(symbol(operand).shape for operand in (a, b)))
+    greater = f"[{symbol(a)} > {symbol(b)}]"
+    shared = {"none": greater, "all": "½", "some": f"({greater} + ½·[{symbol(a)} = {symbol(b)}])"}
+    return Symbol(shared[at_kinks(lambda a, b: a == b, a, b)], shape=shape)
+
+
+def _slope_of_abs(a: Any) -> Any:
+    """The sign of a, 1 at 0."""
+    if not isinstance(a, Symbol):
+        return jnp.where(a >= 0, 1.0, -1.0)
+    signs = {"none": f"sign({a})", "all": "1", "some": f"([{a} ≥ 0] - [{a} < 0])"}
+    return Symbol(signs[at_kinks(lambda a: a == 0, a)], shape=a.shape)
+
+
+def _less_one(b: Any) -> Any:
+    """b - 1; of whole numbers 1 for b = 0, so that b·aᵇ⁻¹ is 0 even for a = 0."""
+    is_whole = jnp.issubdtype(getattr(b, "dtype", float), jnp.integer)
+    return jnp.where(b == 0, 1, b - 1) if is_whole else b - 1
+
+
+def _log_or_zero(a: Any) -> Any:
+    """log(a), and 0 for a = 0, as what it is multiplied by is 0 as well there."""
+    if not isinstance(a, Symbol):
+        return jnp.log(jnp.where(a == 0, 1, a))
+    logs = {"none": f"log({a})", "all": "0", "some": f"log(where({a} = 0, 1, {a}))"}
+    return Symbol(logs[at_kinks(lambda a: a == 0, a)], shape=a.shape)
 
 
 # fmt: off
@@ -137,7 +176,7 @@ _ENTRY_BY_ENTRY: dict[str, tuple[Callable[..., Any], ...]] = {
     "erf_inv":  (call("erf⁻¹"),          lambda y, a: math.sqrt(math.pi) / 2 * exp(y**2)),
     "lgamma":   (call("lgamma"),         lambda y, a: digamma(a)),
     "digamma":  (digamma,                lambda y, a: trigamma(a)),
-    "abs":      (lambda a: f"|{a}|",     lambda y, a: sign(a)),
+    "abs":      (lambda a: f"|{a}|",     lambda y, a: _slope_of_abs(a)),
     "sign":     (sign,                   lambda y, a: 0),
     "floor":    (call("floor"),          lambda y, a: 0),
     "ceil":     (call("ceil"),           lambda y, a: 0),
@@ -185,7 +224,9 @@ def _slope_of_select(i: int, y: Any, which: Any, *cases: Any, **_: Any) -> Any:
     if isinstance(which, Symbol):
         two = {1: f"[not {which}]", 2: f"[{which}]"}
         return Symbol(two[i] if len(cases) == 2 else f"[{which} = {i - 1}]", shape=which.shape)
-    return jnp.asarray(which) == i - 1
+    if isinstance(which, int):  # a number in a formula
+        return int(which == i - 1)
+    return which == i - 1
 
 
 def _pull_reduced_precision(i: int, gy: Any, y: Any, a: Any, *, primitive: Any, **bits: Any) -> Any:
@@ -218,9 +259,19 @@ def _pull_sum(i: int, gy: Any, y: Any, a: Any, *, axes: tuple[int, ...], **_: An
 def _pull_extreme(i: int, gy: Any, y: Any, a: Any, *, axes: tuple[int, ...], **_: Any) -> Any:
     """gy to the extreme entry; equals share it."""
     if isinstance(gy, Symbol):
-        return Symbol(f"{atom(gy)}·[{a} = {y}]")
+        return Symbol(f"{atom(gy)}·[{a} = {y}]{_equals(a, y, axes)}")
     extreme = a == jnp.expand_dims(y, axes)
     return jnp.expand_dims(gy, axes) * extreme / jnp.sum(extreme, axis=axes, keepdims=True)
+
+
+def _equals(a: Symbol, y: Symbol, axes: tuple[int, ...]) -> str:
+    """What the equals share gy by: "/3" where there are three."""
+    if a.value is None or isinstance(a.value, jax.core.Tracer):
+        return ""
+    counts = np.sum(np.asarray(a.value) == np.expand_dims(y.value, axes), axis=axes)
+    if np.all(counts == np.min(counts)):
+        return f"/{np.min(counts)}" if np.min(counts) > 1 else ""
+    return "/(number of equals)"
 
 
 def _pull_product(i: int, gy: Any, y: Any, a: Any, *, axes: tuple[int, ...], **_: Any) -> Any:
@@ -229,7 +280,7 @@ def _pull_product(i: int, gy: Any, y: Any, a: Any, *, axes: tuple[int, ...], **_
         return Symbol(f"{atom(gy)}·(product of the others)")
     last = range(-len(axes), 0)
     rows = jnp.moveaxis(a, axes, last)
-    flat = rows.reshape(*rows.shape[: -len(axes)], -1)
+    flat = rows.reshape(*rows.shape[: rows.ndim - len(axes)], -1)
     one = jnp.ones_like(flat[..., :1])
     before = jnp.cumprod(jnp.concatenate([one, flat[..., :-1]], axis=-1), axis=-1)
     after = jnp.cumprod(jnp.concatenate([one, flat[..., :0:-1]], axis=-1), axis=-1)[..., ::-1]

@@ -11,11 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxbp.graph.rules_of_moves import unbroadcast
-from jaxbp.graph.symbols import Symbol, atom, total
+from jaxbp.graph.symbols import Symbol, atom, symbol, total
 
 
 def dot(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
     """The product Σ a b over the axes that the dimension numbers name."""
+    a, b = symbol(a), symbol(b)
     return _product(a, b, *_letters(a, b, dimension_numbers))
 
 
@@ -31,6 +32,8 @@ def pull_dot(
     dimension_numbers: ((axes of a, of b that are summed), (axes of a, of b that are batched)).
     params: the equation's others; ``precision`` is kept.
     """
+    if isinstance(gy, Symbol):
+        a, b = symbol(a), symbol(b)
     of_a, of_b, of_y = _letters(a, b, dimension_numbers)
     if i == 0:
         return _product(gy, b, of_y, of_b, of_a, params.get("precision"))

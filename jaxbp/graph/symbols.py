@@ -20,15 +20,18 @@ SUPERSCRIPTS = str.maketrans("-0123456789", _RAISED[:11])
 
 
 class Symbol:
-    """A formula: its text, how tightly it binds, and the shape of its value.
+    """A formula: its text, how tightly it binds, its value's shape and, if known, its value.
 
     Products of arrays are entry by entry (⊙).
     """
 
     __array_ufunc__ = None  # NumPy's numbers leave arithmetic with a formula to the formula
 
-    def __init__(self, text: str, *, binds: int = _ATOM, shape: Any = ()) -> None:
+    def __init__(
+        self, text: str, *, binds: int = _ATOM, shape: Any = (), value: Any = None
+    ) -> None:
         self.text, self.binds, self.shape, self.ndim = text, binds, shape, len(shape)
+        self.value = value  # by which a formula tells that it is at a kink
 
     def __str__(self) -> str:
         return self.text
