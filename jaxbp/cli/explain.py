@@ -4,7 +4,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,16 +16,14 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from jaxbp import activations, heads
-from jaxbp.activations import Activation
 from jaxbp.checkpoint import load
 from jaxbp.cli.expressions import ExpressionError, numbers, parse
 from jaxbp.cli.files import new_file
 from jaxbp.cli.options import ActivationName, HeadName, UsageError
-from jaxbp.graph import DomainError, Graph, named, trace
-from jaxbp.graph.symbols import SUPERSCRIPTS
+from jaxbp.graph import DomainError, Graph, trace, trace_network
 from jaxbp.initialisation import init
-from jaxbp.mlp import forward
 from jaxbp.model import MLP, Layer, Params, units_of
+from jaxbp.reprs import short
 
 _MOST_WEIGHTS = 1_000_000
 
@@ -182,7 +179,7 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def network_graph(options: Explain) -> tuple[str, Graph]:
-    """Trace one example through a network: the package's own forward pass and loss, with names."""
+    """Trace the loss of one example through a network."""
     given = assigned([text for text in (options.expression, *options.values) if text])
     network, params = network_of(options, given)
     sizes, head = network.sizes, network.head
@@ -195,21 +192,9 @@ def network_graph(options: Explain) -> tuple[str, Graph]:
         here = "W1 and b1" if last == 1 else f"W1 to W{last} and b1 to b{last}"
         known = f"a network has x and y, and this one {here}"
         raise UsageError(f"{min(given)}: got a value for it, but {known}")
-    units = units_of(network)[:-1]
-    named_units = tuple(partial(_named_unit, unit, layer) for layer, unit in enumerate(units, 1))
-    model = MLP(sizes, named_units, head)
-    names = [_symbol(letter, layer) for layer in range(1, len(sizes)) for letter in "wb"]
-
-    def loss(x: Array, *leaves: Array) -> Array:
-        params = tuple(map(Layer, leaves[::2], leaves[1::2]))
-        logits, _ = forward(model, params, x)
-        logits = _named_pre_activation(logits, len(sizes) - 1)
-        losses, _ = head.loss(logits, named(jnp.asarray(target), "y"))
-        return named(losses, "L")
-
-    kinds = dict.fromkeys(getattr(unit, "__name__", "unit") for unit in units)
+    kinds = dict.fromkeys(map(short, units_of(network)[:-1]))
     title = f"{'-'.join(map(str, sizes))} {', '.join((*kinds, str(head)))}"
-    return title, trace(loss, x, *jax.tree.leaves(params), names=["x", *names])
+    return title, trace_network(network, params, x, target)
 
 
 def _target(values: Any, network: MLP) -> np.ndarray:
@@ -263,20 +248,6 @@ def _check_size(sizes: Sequence[int]) -> None:
     weights = sum(i * o for i, o in pairwise(sizes))
     if weights > _MOST_WEIGHTS:
         raise UsageError(f"--network: got {weights:,} weights, expected at most {_MOST_WEIGHTS:,}")
-
-
-def _named_unit(unit: Activation, layer: int, a: Array) -> tuple[Array, Array]:
-    h, slope = unit(_named_pre_activation(a, layer))
-    return named(h, _symbol("z", layer)), slope
-
-
-def _named_pre_activation(a: Array, layer: int) -> Array:
-    return named(a, _symbol("a", layer), adjoint=_symbol("δ", layer))
-
-
-def _symbol(letter: str, layer: int) -> str:
-    """A letter with its layer, as in "w⁽²⁾"."""
-    return f"{letter}⁽{str(layer).translate(SUPERSCRIPTS)}⁾"
 
 
 def _shaped(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:

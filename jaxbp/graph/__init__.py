@@ -3,14 +3,16 @@ table of local derivatives (with ``rules_of_products`` and ``rules_of_moves``), 
 which is all of reverse mode; then ``recording``, where a function becomes a list of steps, and
 ``closed``, for functions with a derivative rule of their own and primitives without one of ours;
 ``symbols``, where a rule becomes a formula, ``formulas``, where a closed step does, ``nodes``,
-where steps get names and formulas, and ``graph``, which puts them together; last ``cost``,
-``domain`` for errors and notes, and ``render`` for pictures.
+where steps get names and formulas, and ``graph``, which puts them together; ``networks`` is
+the page of a network in the lectures' names; last ``cost``, ``domain`` for errors and notes, and
+``render`` for pictures.
 """
 
 from jaxbp.graph.closed import operation
 from jaxbp.graph.cost import Cost
 from jaxbp.graph.domain import DomainError
 from jaxbp.graph.graph import Graph, trace
+from jaxbp.graph.networks import trace_network
 from jaxbp.graph.nodes import Contribution, Node
 from jaxbp.graph.recording import named
 from jaxbp.graph.reverse import NoRuleError, grad
@@ -29,4 +31,5 @@ __all__ = [
     "named",
     "operation",
     "trace",
+    "trace_network",
 ]

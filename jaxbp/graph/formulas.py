@@ -16,7 +16,7 @@ from jaxbp.graph.rules import NOTATIONS, RULES
 from jaxbp.graph.symbols import Symbol, symbol
 from jaxbp.trees import opened, subjaxprs
 
-_LONGEST = 3  # operations of a formula that is written out; a longer one is only named
+_LONGEST = 5  # operations of a formula that is written out; a longer one is only named
 
 _CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"}
 #: moves that a formula entry by entry does not show

@@ -66,7 +66,7 @@ class Graph:
             got = np.shape(cotangent)
             raise ValueError(f"cotangent: got shape {got}, expected {y.shape}, {self.output}'s")
         with jax.enable_x64(self.traced.float64):
-            return _graph(self.traced, jnp.asarray(cotangent, y.dtype))
+            return graph_of(self.traced, jnp.asarray(cotangent, y.dtype))
 
     def opened(self, name: str) -> "Graph":
         """The graph of what is inside the node of that name: of a function with a rule of its own.
@@ -96,7 +96,7 @@ class Graph:
         with jax.enable_x64(self.traced.float64):
             called = [names[step.operands[i]] for i in given]
             traced = trace_arguments(function, tuple(values[i] for i in given), called)
-            return _graph(traced, node.adjoint)
+            return graph_of(traced, node.adjoint)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -203,10 +203,17 @@ def trace(f: Callable[..., Any], *args: Any, names: Sequence[str] | None = None)
                 "outside of jit, vmap and grad (jaxbp.graph.grad works inside)"
             )
     y = traced.recording.steps[traced.recording.output].value
-    return _graph(traced, None if y.shape else jnp.ones_like(y))
+    return graph_of(traced, None if y.shape else 1)
 
 
-def _graph(traced: Traced, cotangent: Array | None) -> Graph:
+def graph_of(traced: Traced, cotangent: ArrayLike | None = 1, *, terse: bool = False) -> Graph:
+    """The graph of a recorded function.
+
+    traced: the function.
+    cotangent: the adjoint of its output; 1 unless given, None where it is not known.
+    terse: whether formulas leave out the output's adjoint, which is 1, and adjoints of 0 are not
+        written; False unless given.
+    """
     recording = traced.recording
     check_steps(recording)
     names = names_of(traced)
@@ -214,8 +221,10 @@ def _graph(traced: Traced, cotangent: Array | None) -> Graph:
     found: list[Array | None] = [None] * len(recording.steps)
     received: list[list[Received]] = [[] for _ in recording.steps]
     if cotangent is not None:
-        found, received = adjoints(recording, cotangent)
-    nodes = nodes_of(recording.steps, names, found, received)
+        y = recording.steps[recording.output].value
+        found, received = adjoints(recording, jnp.full_like(y, cotangent))
+    terse_of = recording.output if terse else None
+    nodes = nodes_of(recording.steps, names, found, received, terse_of)
     check_domain(recording, nodes)
     return Graph(
         nodes=tuple(node for node in nodes if node),

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -88,10 +88,14 @@ def nodes_of(
     names: Sequence[str],
     found: Sequence[Array | None],
     received: Sequence[Sequence[Received]],
+    terse_of: int | None = None,
 ) -> tuple[Node | None, ...]:
     """A node for each step, None for a number, which has no name and stands in formulas as it is.
 
-    found and received are the steps' adjoints and their parts, as ``adjoints`` has them.
+    steps, names: the steps, and a name for each.
+    found, received: the steps' adjoints and their parts, as ``adjoints`` has them.
+    terse_of: the output, where its adjoint, which is 1, stands in no formula, and adjoints of 0
+        are left out; None, where all is written, unless given.
     """
     adjoint_names = _adjoint_names(steps, names)
     symbols = [_symbol_of(step, name) for step, name in zip(steps, names, strict=True)]
@@ -99,6 +103,8 @@ def nodes_of(
     def contribution(part: Received) -> Contribution:
         step = steps[part.consumer]
         gy = Symbol(adjoint_names[part.consumer], shape=step.value.shape)
+        if part.consumer == terse_of:
+            gy = symbol(1)
         involved = (part.consumer, *step.operands)
         words, values = [symbols[i] for i in involved], [steps[i].value for i in involved]
         if rule_of(step, values[1:]) is None:
@@ -129,6 +135,8 @@ def nodes_of(
             rule=_whose(step, [steps[operand].value for operand in step.operands]),
             inside=getattr(step.params.get("primitive"), "inside", None),
         )
+        if terse_of is not None and step.primitive and node.formula == "0":
+            node = replace(node, adjoint=None, contributions=())
         nodes.append(node)
     return tuple(nodes)
 
