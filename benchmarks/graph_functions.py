@@ -240,7 +240,8 @@ EXPLANATION = """\
 Each function at an ordinary point and at its special ones (0, 1, ties, ends of the domain), in
 float64 by `graph.grad` and by `graph.trace`, in float32 by `graph.grad`; of the tests of autograd
 each check, in float64, at up to four combinations of arguments. Equal: every entry is that of
-`jax.grad`, where that is finite, up to rounding. Where f itself is not finite, `graph.trace` says at which node instead."""
+`jax.grad`, where that is finite, up to rounding. Where f itself is not finite, `graph.trace` says
+at which node instead."""
 
 
 def short(word: str) -> str:
