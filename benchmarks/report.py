@@ -23,6 +23,7 @@ MODULES = (
     "checkers",
     "error_bars",
     "functions",
+    "graph_functions",
     "per_example",
     "curvature",
 )

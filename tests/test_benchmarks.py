@@ -24,6 +24,7 @@ from benchmarks import (
     asking,
     checkers,
     functions,
+    graph_functions,
     kernels,
     limit,
     manual_vs_auto,
@@ -47,6 +48,7 @@ SLOW = [
     "checkers",
     "error_bars",
     "functions",
+    "graph_functions",
     "per_example",
     "curvature",
 ]
@@ -174,6 +176,22 @@ def test_no_committed_verdict_on_a_function_is_wrong():
     assert {cell["name"] for cell in cells} == {f.expression for f in functions.functions()}
     assert len(cells) >= 300
     assert functions.WRONG not in json.dumps(cells)
+
+
+def test_no_committed_gradient_of_a_graph_differs():
+    cells = committed("graph_functions")["cells"]
+    of_jax = [cell for cell in cells if cell["group"] != graph_functions.GROUP]
+    assert {cell["name"] for cell in of_jax} == {f.expression for f in functions.functions()}
+    assert not [at for cell in cells for at in graph_functions.differences(cell)]
+
+
+def test_another_gradient_of_a_graph_would_be_seen():
+    right = (jnp.array([1.0, jnp.inf]), jnp.ones(2))
+    assert graph_functions.compared(right, right, 1e-16) == graph_functions.EQUAL
+    off = (jnp.array([1.0, 5.0]), jnp.array([1.0, 1.001]))
+    assert graph_functions.compared(off, right, 1e-16) == "differs by 0.001"
+    lost = (jnp.array([jnp.nan, 5.0]), jnp.ones(2))
+    assert graph_functions.compared(lost, right, 1e-16) == "differs by nan"
 
 
 def test_the_checker_is_wrong_about_no_bug_and_sure_of_every_reported_one():

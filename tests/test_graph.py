@@ -501,6 +501,7 @@ def test_vectors_and_matrices_in_the_text():
         (lambda x: x * 1.0000001, (2.0,), ["x·1.0000001"]),
         (lambda x: x - 0.9999999, (2.0,), ["x - 0.9999999"]),
         (lambda x: x.reshape(()), (np.ones((1, 1)),), ["reshape(x, a number)"]),
+        (lambda x: x % 0.7, (-1.5,), [" ∧ ", " ≠ "]),
     ],
 )
 def test_formulas_are_true(f, args, formulas):
@@ -638,6 +639,7 @@ def test_a_value_outside_the_domain_that_is_not_used_is_no_error():
         (lambda x: jnp.maximum(x, 0), 0.0, "y = max(x, 0) has a kink where both are equal", 0.5),
         (jnp.max, np.ones(2), "y = max(a) has equal entries; they share", 0.5),
         (lambda x: lax.clamp(0.0, x, 1.0), 1.0, "clamp(0, x, 1) has a kink at its bounds", 0.0),
+        (lambda v: jnp.sort(v)[1], np.ones(2), "the derivatives of sort(v) are JAX's", np.arange(2)),
         (jnp.floor, 1.5, "y = floor(x) is made of steps: its slope is 0", 0.0),
         (jnp.sqrt, 0.0, "y = √(x) has no finite slope at this x", np.inf),
         (

@@ -329,6 +329,9 @@ NOTATIONS: dict[str, Callable[..., str]] = {
     "le": _relation("≤"),
     "eq": _relation("="),
     "ne": _relation("≠"),
+    "and": _relation("∧"),
+    "or": _relation("∨"),
+    "not": lambda a, **_: f"¬{atom(symbol(a))}",
     "argmax": call("argmax"),
     "argmin": call("argmin"),
 }
