@@ -37,7 +37,11 @@ class _UnreadableError(Exception):
 
 
 def derivative_of(
-    pull: Callable[..., Any], gy: Any, operands: Sequence[Any], words: Sequence[Any]
+    pull: Callable[..., Any],
+    gy: Any,
+    operands: Sequence[Any],
+    words: Sequence[Any],
+    unread: Symbol | None = None,
 ) -> Symbol | None:
     """The local derivative f of an operand's share gy·f, entry by entry; None if it has no short
     formula.
@@ -45,6 +49,7 @@ def derivative_of(
     pull: (gy, *operands) -> (y, the share).
     gy, operands: their values, of which the shapes are used.
     words: the formulas of y and of the operands.
+    unread: how a factor is written that has no short formula, such as relu'(a); None unless given.
     """
     try:
         jaxpr = jax.make_jaxpr(pull)(gy, *operands)
@@ -55,7 +60,9 @@ def derivative_of(
             for word, operand in zip(words[1:], operands, strict=True)
         ]
         consts = [_constant(value) for value in getattr(jaxpr, "consts", ())]
-        _, share = _Reader(inner.outvars[0], words[0]).run(inner, consts, given)
+        _, share = _Reader(inner.outvars[0], words[0], [unread] if unread else []).run(
+            inner, consts, given
+        )
     except (_UnreadableError, jax.errors.JAXTypeError):
         return None
     return symbol(0) if _is_zero(share) else share.factor
@@ -76,8 +83,9 @@ def _constant(value: Any) -> _Known:
 class _Reader:
     """Reads a jaxpr, from what is known of its arguments to what is known of its results."""
 
-    def __init__(self, output: Any, word: Any) -> None:
+    def __init__(self, output: Any, word: Any, unread: list[Symbol]) -> None:
         self.output, self.word = output, word  # the variable that is y, and its name
+        self.unread = unread  # what a factor is called that has no short formula, if it is one
 
     def run(self, jaxpr: Any, consts: Sequence[_Known], given: Sequence[_Known]) -> list[_Known]:
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *given), strict=True))
@@ -92,23 +100,27 @@ class _Reader:
                 consts = [_constant(value) for value in getattr(called, "consts", ())]
                 results = self.run(opened(called), consts, operands)
             else:
-                results = [_read(equation, operands, v.aval.shape) for v in equation.outvars]
+                shapes = [variable.aval.shape for variable in equation.outvars]
+                results = [_read(equation, operands, shape, self.unread) for shape in shapes]
             known.update(zip(equation.outvars, results, strict=True))
             if self.output in equation.outvars:
                 known[self.output] = _Known(self.word, shape=self.output.aval.shape)
         return [look(variable) for variable in jaxpr.outvars]
 
 
-def _read(equation: Any, operands: list[_Known], shape: Any) -> _Known:
+def _read(equation: Any, operands: list[_Known], shape: Any, unread: list[Symbol]) -> _Known:
     """What is known of an equation's output; nothing where it is no short formula."""
     name = equation.primitive.name
     if name == "name":
         text, _, _ = equation.params["name"].partition("\n")
         return operands[0]._replace(text=Symbol(text, shape=shape), operations=0)
     if name in _SILENT:
-        return _reshaped(operands[0], shape)
+        known = _reshaped(operands[0], shape)
+        if equation.invars[0].aval.dtype == bool and isinstance(known.text, Symbol):
+            return known._replace(text=Symbol(f"[{known.text}]", shape=shape))  # 1 where it holds
+        return known
     if any(operand.factor is not None for operand in operands):
-        return _times_gy(name, operands, shape)
+        return _times_gy(name, operands, shape, unread)
     operations = 1 + sum(operand.operations for operand in operands)
     text = None
     if operations <= _LONGEST and all(operand.text is not None for operand in operands):
@@ -138,7 +150,7 @@ def _reshaped(operand: _Known, shape: Any) -> _Known:
     return _Known(None, shape=shape)
 
 
-def _times_gy(name: str, operands: list[_Known], shape: Any) -> _Known:
+def _times_gy(name: str, operands: list[_Known], shape: Any, unread: list[Symbol]) -> _Known:
     """An operation on gy·f: the product, sum or selection in which it is gy·(another f)."""
     of_gy = [operand for operand in operands if operand.factor is not None]
     others = [operand for operand in operands if operand.factor is None]
@@ -148,6 +160,11 @@ def _times_gy(name: str, operands: list[_Known], shape: Any) -> _Known:
     elif name in {"add", "add_any", "sub"} and not others:
         left, right = (operand.factor for operand in operands)
         factor = left - right if name == "sub" else left + right
+    elif name == "mul" and len(of_gy) == 1 and others[0].text is None and unread:
+        if others[0].shape != shape:
+            raise _UnreadableError
+        factor = of_gy[0].factor * unread.pop()  # once: of two factors neither is the derivative
+        return _Known(None, 0, factor, shape)
     elif name in {"mul", "div"} and len(of_gy) == 1 and others[0].text is not None:
         factor = of_gy[0].factor
         if name == "mul":

@@ -71,7 +71,7 @@ def trace_network(model: MLP, params: Params, x: ArrayLike, target: ArrayLike) -
     >>> params = jaxbp.init(jax.random.key(0), model)
     >>> graph = trace_network(model, params, [1.0, -1.0], 2)
     >>> graph["a⁽²⁾"].formula, graph["a⁽¹⁾"].formula
-    ('ŷ - y', 'gz⁽¹⁾ ⊙ (z⁽¹⁾ > 0)')
+    ('ŷ - y', 'gz⁽¹⁾ ⊙ [z⁽¹⁾ > 0]')
     """
     depth, head = len(model.sizes) - 1, model.head
     logits, _ = forward(model, params, x)

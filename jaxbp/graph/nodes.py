@@ -135,10 +135,15 @@ def nodes_of(
             rule=_whose(step, [steps[operand].value for operand in step.operands]),
             inside=getattr(step.params.get("primitive"), "inside", None),
         )
-        if terse_of is not None and step.primitive and node.formula == "0":
-            node = replace(node, adjoint=None, contributions=())
-        nodes.append(node)
+        nodes.append(node if terse_of is None else _terse(node))
     return tuple(nodes)
+
+
+def _terse(node: Node) -> Node:
+    """The node without contributions of 0, and without an adjoint that is made of them alone."""
+    passed = tuple(part for part in node.contributions if part.formula != "0")
+    is_reached = bool(passed) or not (node.contributions and node.operation)
+    return replace(node, contributions=passed, adjoint=node.adjoint if is_reached else None)
 
 
 def names_of(traced: Traced) -> list[str]:
@@ -253,11 +258,12 @@ def _closed_formulas(
         (y,), shares = vjp_of_step([step], [gy], operands, wanted)
         return y, shares[place]
 
-    derivative = derivative_of(share, values[0], values[1:], words)
+    label = getattr(step.params["primitive"], "label", step.primitive)
+    alone = len(operands) == 1 and "{" not in label
+    text = f"{label}'({operand})" if alone else f"∂{y}/∂{operand}"
+    unread = Symbol(text, shape=values[1].shape) if alone else None
+    derivative = derivative_of(share, values[0], values[1:], words, unread)
     if derivative is None:
-        label = getattr(step.params["primitive"], "label", step.primitive)
-        alone = len(operands) == 1 and "{" not in label
-        text = f"{label}'({operand})" if alone else f"∂{y}/∂{operand}"
         if values[0].shape:
             return f"({text})ᵀ·{gy}", "", None
         derivative = Symbol(text, shape=operand.shape)

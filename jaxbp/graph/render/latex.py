@@ -32,7 +32,7 @@ _SIGNS = {
 }
 _BRACKETS = {"(": ")", "[": "]", "|": "|"}
 _SEPARATORS = set("+-=,;<>≥≤≠")
-_WORDS = {"ones": r"\mathbf{1}", "inf": r"\infty", "½": r"\tfrac{1}{2}"}
+_WORDS = {"ones": r"\mathbf{1}", "ln": r"\ln", "Σ": r"\sum", "inf": r"\infty", "½": r"\tfrac{1}{2}"}
 _FUNCTIONS = {
     **{name: rf"\{name}" for name in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh")},
     **{name: rf"\{name}" for name in ("max", "min", "sum")},
