@@ -639,7 +639,12 @@ def test_a_value_outside_the_domain_that_is_not_used_is_no_error():
         (lambda x: jnp.maximum(x, 0), 0.0, "y = max(x, 0) has a kink where both are equal", 0.5),
         (jnp.max, np.ones(2), "y = max(a) has equal entries; they share", 0.5),
         (lambda x: lax.clamp(0.0, x, 1.0), 1.0, "clamp(0, x, 1) has a kink at its bounds", 0.0),
-        (lambda v: jnp.sort(v)[1], np.ones(2), "the derivatives of sort(v) are JAX's", np.arange(2)),
+        (
+            lambda v: jnp.sort(v)[1],
+            np.ones(2),
+            "the derivatives of sort(v) are JAX's",
+            np.arange(2),
+        ),
         (jnp.floor, 1.5, "y = floor(x) is made of steps: its slope is 0", 0.0),
         (jnp.sqrt, 0.0, "y = √(x) has no finite slope at this x", np.inf),
         (

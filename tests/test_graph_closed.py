@@ -347,6 +347,7 @@ sigmoid.defvjp(lambda a: (sigmoid(a),) * 2, lambda y, gy: (gy * y * (1 - y),))
         (jax.nn.relu, (0.0,), ["y = relu(x) = 0", "gx = gy·[x > 0] = 0"]),
         (lambda v: jax.nn.relu(v) @ V, (V,), ["gv = gb ⊙ [v > 0]"]),
         (jax.nn.softplus, (0.3,), ["y = softplus(x) ", "gx = gy·softplus'(x) = 0.574443"]),
+        (lambda x: jax.nn.softplus(x) + jax.nn.softplus(x), (0.3,), ["y = a + a "]),
         (sigmoid, (0.3,), ["y = sigmoid(a) ", "ga = gy·y·(1 - y) = 0.244458"]),
         (cross_entropy, (V, T), ["y = cross_entropy(a, t)", "ga = gy·(ŷ - t)", "gt = 0 "]),
         (lambda x: lax.igamma(2.0, x), (0.3,), ["y = igamma(2, x)", "gx = gy·∂y/∂x"]),

@@ -71,10 +71,7 @@ CASES = {  # sizes, activation, head, optimiser, batch size, rows, weighted
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, marks=() if case in {"one layer", "ragged and weighted"} else slow)
-        for case in CASES
-    ],
+    [pytest.param(case, marks=() if case in {"one layer", "clipped"} else slow) for case in CASES],
 )
 def test_it_trains_as_the_scan_does(case):
     sizes, units, head, optimizer, batch_size, rows, weighted = CASES[case]

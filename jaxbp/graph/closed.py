@@ -163,6 +163,8 @@ def value_of(
 def may_be_nonlinear(equation: Any) -> bool:
     """Whether the adjoint's share need not be linear in the adjoint, so that it matters how often
     an equation is computed: a custom_vjp, and what may have one inside."""
+    if equation.primitive.name in ("jit", "pjit"):
+        return any(map(may_be_nonlinear, opened(_inside(equation)).eqns))
     applies = "_prim" in equation.params or any(True for _ in subjaxprs(equation))
     return applies and equation.primitive.name != "custom_jvp_call"
 

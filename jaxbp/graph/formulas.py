@@ -24,7 +24,7 @@ _SILENT = {"broadcast_in_dim", "reshape", "convert_element_type", "copy", "copy_
 
 
 class _Known(NamedTuple):
-    """What is known of a value in the program."""
+    """A value in the program, and its formula if it has one."""
 
     text: Any  # its formula, a Symbol or a number; None if it has none
     operations: int = 0  # how many are in the formula
@@ -109,7 +109,7 @@ class _Reader:
 
 
 def _read(equation: Any, operands: list[_Known], shape: Any, unread: list[Symbol]) -> _Known:
-    """What is known of an equation's output; nothing where it is no short formula."""
+    """An equation's output, and its formula if it has a short one."""
     name = equation.primitive.name
     if name == "name":
         text, _, _ = equation.params["name"].partition("\n")

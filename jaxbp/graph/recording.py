@@ -166,7 +166,7 @@ class _Recorder:
         """Record one equation, and return the positions of its outputs."""
         primitive, params = equation.primitive, equation.params
         name = primitive.name
-        if name in _REPLACED:
+        if name in _REPLACED and not is_custom(equation):
             return _REPLACED[name](self, equation, operands)
         if name == "convert_element_type":
             (position,) = operands
@@ -230,8 +230,6 @@ def _key(primitive: Any, params: dict[str, Any], operands: Sequence[int]) -> Any
 
 def _call(recorder: _Recorder, equation: Any, operands: Sequence[int]) -> list[int]:
     """The function that jit or checkpoint is applied to."""
-    if is_custom(equation):
-        return recorder.compute(closed(equation), equation.params, operands)
     (jaxpr,) = subjaxprs(equation)
     return recorder.run(jaxpr, operands)
 

@@ -133,7 +133,7 @@ def pulled(
     varying: Sequence[bool],
     by_jax: Callable[..., Any] | None = None,
 ) -> list[Received]:
-    """What the operands of an equation receive, from the adjoints of its outputs.
+    """The adjoints that the operands of an equation receive, from those of its outputs.
 
     steps: all steps.
     outputs: the positions of the equation's outputs that have an adjoint.

@@ -265,7 +265,7 @@ def _pull_extreme(i: int, gy: Any, y: Any, a: Any, *, axes: tuple[int, ...], **_
 
 
 def _equals(a: Symbol, y: Symbol, axes: tuple[int, ...]) -> str:
-    """What the equals share gy by: "/3" where there are three."""
+    """The number that the equals share gy by: "/3" where there are three."""
     if a.value is None or isinstance(a.value, jax.core.Tracer):
         return ""
     counts = np.sum(np.asarray(a.value) == np.expand_dims(y.value, axes), axis=axes)
