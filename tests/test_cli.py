@@ -1528,11 +1528,12 @@ def test_explain_a_network_speaks_as_the_lectures_do(head, capsys):
     assert run("explain", "--network", "2-3-2", "--activation", "sigmoid", "--head", head) == 0
     out = capsys.readouterr().out
     for line in (
-        "a⁽¹⁾ = w⁽¹⁾·x + b⁽¹⁾",
-        "a⁽²⁾ = w⁽²⁾·z⁽¹⁾ + b⁽²⁾",
-        "gz⁽¹⁾ = w⁽²⁾ᵀ·δ⁽²⁾",
+        "a⁽¹⁾ = W⁽¹⁾·x + b⁽¹⁾",
+        "a⁽²⁾ = W⁽²⁾·z⁽¹⁾ + b⁽²⁾",
+        "gz⁽¹⁾ = W⁽²⁾ᵀ·δ⁽²⁾",
         "δ⁽¹⁾  = gz⁽¹⁾ ⊙ z⁽¹⁾ ⊙ (1 - z⁽¹⁾)",
-        "gw⁽¹⁾ = δ⁽¹⁾·xᵀ",
+        "gW⁽¹⁾ = δ⁽¹⁾·xᵀ",
+        "δ⁽²⁾  = ŷ - y",
         "gb⁽²⁾ = δ⁽²⁾",
     ):
         assert line in out
@@ -1552,18 +1553,18 @@ def test_explain_a_network_at_a_point_of_ones_own(capsys):
 
 
 def explained(*values, **options):
-    """L, and the gradients by x, W1, b1, W2, ..., of a network as the command explains it."""
+    """L, and the gradients by W1, b1, W2, ..., of a network as the command explains it."""
     from jaxbp.cli import explain
 
     with jax.enable_x64(True):
         _, graph = explain.network_graph(explain.Explain("", values, **options))
-        return float(graph[graph.output].value), [np.asarray(g) for g in graph.gradients]
+        return float(graph[graph.output].value), jax.tree.map(np.asarray, jax.tree.leaves(graph.gradients))
 
 
 def test_explain_reproduces_the_lectures_worked_networks(tmp_path):
     """Those whose weights are on paper, number by number: see ``test_lectures`` for each."""
     nets = ("x=3", "y=1", "W1=0.1", "b1=0")  # Backpropagation in Neural Nets
-    loss, (_, weight, _) = explained(
+    loss, (weight, _) = explained(
         *nets, network="1-1", activation="identity", head="linear_squared_error"
     )
     np.testing.assert_allclose((loss, weight.item()), (0.49, -4.2))
@@ -1578,7 +1579,7 @@ def test_explain_reproduces_the_lectures_worked_networks(tmp_path):
     inactive = ("x=1", "y=9", "W1=1", "b1=-5", "W2=1", "b2=1")  # DSC 190
     squared = {"activation": "relu", "head": "linear_squared_error"}
     _, gradients = explained(*inactive, network="1-1-1", **squared)
-    assert [gradient.item() for gradient in gradients[1:]] == [0, 0, 0, -16]
+    assert [gradient.item() for gradient in gradients] == [0, 0, 0, -16]
 
     rng = np.random.default_rng(0)  # Muzaffar: two layers, tanh, ½ Σ (yₖ - tₖ)²
     params = tuple(
@@ -1593,7 +1594,7 @@ def test_explain_reproduces_the_lectures_worked_networks(tmp_path):
     delta2 = w2 @ z + b2 - t
     delta1 = (1 - z**2) * (w2.T @ delta2)
     loss, got = explained("x=1,-2,0.5", "y=0.7,-0.1", weights=tmp_path, activation="relu")
-    expected = (w1.T @ delta1, np.outer(delta1, x), delta1, np.outer(delta2, z), delta2)
+    expected = (np.outer(delta1, x), delta1, np.outer(delta2, z), delta2)
     for mine, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-12)
     assert loss == pytest.approx(delta2 @ delta2 / 2)
