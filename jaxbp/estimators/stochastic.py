@@ -1,0 +1,292 @@
+"""The solvers "sgd" and "adam", and any optimiser of optax: epochs of minibatches.
+
+scikit-learn's training is followed to the letter, so that a seed gives its coefficients to
+rounding: NumPy's generator draws the weights, the held-out rows and the orders, in this order; and
+training ends where n_iter_no_change epochs in a row have not improved by tol.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import shuffle
+
+from jaxbp.estimators.network import (
+    batch_of,
+    check_own_pieces,
+    compiled_epoch,
+    evaluated,
+    gradient_of,
+    is_ours,
+    params_of,
+    take,
+)
+from jaxbp.estimators.updates import Rule, adam_numbers, momentum_numbers
+from jaxbp.gradient import Batch
+from jaxbp.model import MLP, Params
+from jaxbp.training.constants import Constants, Given, without_numbers
+from jaxbp.training.epoch import Program, initial_state
+from jaxbp.training.fitting import Epoch, ask_to_end, callbacks_of
+from jaxbp.training.metrics import Evaluation
+
+_SMALLEST_RATE = 1e-6  # at which learning_rate="adaptive" ends
+
+
+@dataclass
+class Optimisation:
+    """What ``partial_fit`` goes on with: the learning rate and the optimiser's state."""
+
+    learning_rate: float
+    state: Any = None  # a tree of NumPy arrays; None: at the start
+
+
+def train(
+    estimator: Any, model: MLP, x: Any, y: Any, weight: Any, *, first: bool, incremental: bool
+) -> None:
+    """Train an estimator that has been started.
+
+    estimator: its parameters say how, and its attributes say afterwards what came of it.
+    model: the network, whose l2 is an argument of the epoch.
+    x: (N, D) rows.
+    y: (N, K) targets as they came.
+    weight: (N,) of the rows, or None.
+    first: whether the record of the training begins anew.
+    incremental: whether to take one epoch, from the state in which the last call left the
+        optimiser.
+    """
+    dtype, early_stopping = estimator.coefs_[0].dtype, estimator.early_stopping
+    if first or (getattr(estimator, "best_loss_", None) is None) != early_stopping:
+        _begin_record(estimator)
+    if not incremental or not hasattr(estimator, "_optimizer"):
+        estimator._optimizer = Optimisation(float(estimator.learning_rate_init))
+    rows, held_out = _split(estimator, y)
+    everything = batch_of(x.astype(dtype, copy=False), estimator._targets(y, dtype), weight)
+    training, validation = everything, None
+    if held_out is not None:
+        training, validation = (
+            jax.tree.map(lambda array, chosen=chosen: array[chosen], everything)
+            for chosen in (rows, held_out)
+        )
+        y = y[held_out]
+    training, validation = jax.device_put((training, validation))
+    _descend(estimator, model, training, validation, y, incremental=incremental)
+
+
+def _begin_record(estimator: Any) -> None:
+    stops = estimator.early_stopping
+    estimator.loss_curve_, estimator._no_improvement_count = [], 0
+    estimator.best_loss_ = None if stops else np.inf
+    estimator.best_validation_score_ = -np.inf if stops else None
+    estimator.validation_scores_ = [] if stops else None
+    estimator.validation_loss_curve_ = [] if stops else None
+    estimator._best = list(estimator.coefs_), list(estimator.intercepts_)
+
+
+def _split(estimator: Any, y: Any) -> tuple[Any, Any]:
+    """The numbers of the rows to train on, and of those held out; None, None for all."""
+    if not estimator.early_stopping:
+        return None, None
+    rows, held_out = train_test_split(
+        np.arange(len(y)),
+        random_state=estimator._random_state,
+        test_size=estimator.validation_fraction,
+        stratify=y if is_classifier(estimator) and y.shape[1] == 1 else None,
+    )
+    if len(held_out) < 2:
+        raise ValueError(
+            "The validation set is too small. Increase 'validation_fraction' or the size of your "
+            "dataset."
+        )
+    return rows, held_out
+
+
+def _batch_size(estimator: Any, rows: int) -> int:
+    if estimator.batch_size == "auto":
+        return min(200, rows)
+    if estimator.batch_size > rows:
+        warnings.warn(
+            "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+            stacklevel=7,
+        )
+    return min(int(estimator.batch_size), rows)
+
+
+def _descend(
+    estimator: Any,
+    model: MLP,
+    training: Batch,
+    validation: Batch | None,
+    y: Any,
+    *,
+    incremental: bool,
+) -> None:
+    """Train for epochs, and keep the last parameters, or those that score best.
+
+    estimator, model, incremental: as for ``train``.
+    training, validation: rows on the device, with ``Weighted`` targets; None: none are held out.
+    y: the targets of the held-out rows as they came.
+    """
+    optimisation, callbacks = estimator._optimizer, callbacks_of(estimator.callbacks)
+    params, best = params_of(estimator.coefs_, estimator.intercepts_), None
+    estimator.n_iter_ = 0
+    try:
+        for params, loss in _epochs(estimator, model, training):
+            _record(estimator, loss, len(training.x))
+            evaluation = None
+            if validation is not None:
+                evaluation = _validate(estimator, model, params, validation, y)
+            if _count_improvement(estimator):
+                best = params
+            ends = _ends(estimator)
+            if callbacks:
+                on_host = jax.tree.map(np.asarray, params)
+                record = Epoch(estimator.n_iter_, on_host, estimator.loss_, evaluation)
+                ends |= ask_to_end(callbacks, record)
+            if ends or incremental:
+                break
+            if estimator.n_iter_ == estimator.max_iter:
+                warnings.warn(
+                    f"Stochastic Optimizer: Maximum iterations ({estimator.max_iter}) reached and "
+                    "the optimization hasn't converged yet.",
+                    ConvergenceWarning,
+                    stacklevel=6,
+                )
+    except KeyboardInterrupt:
+        warnings.warn("Training interrupted by user.", stacklevel=6)
+        optimisation.state = None  # it may have been given to an epoch that did not end
+    optimisation.state = jax.tree.map(np.asarray, optimisation.state)
+    take(estimator, params)
+    if validation is not None:
+        if best is not None:
+            take(estimator, best)
+            estimator._best = estimator.coefs_, estimator.intercepts_
+        estimator.coefs_, estimator.intercepts_ = estimator._best
+
+
+def _epochs(estimator: Any, model: MLP, training: Batch) -> Iterator[tuple[Params, float]]:
+    """Train -> the parameters after each epoch and its loss; max_iter of them at most."""
+    optimisation, dtype = estimator._optimizer, training.x.dtype
+    rows, params = len(training.x), params_of(estimator.coefs_, estimator.intercepts_)
+    size = _batch_size(estimator, rows)
+    check_own_pieces(model, params, training, size)
+    optimizer, constants = _optimizer(estimator, params)
+    gradient = gradient_of(estimator, estimator._loss_is_mean_of(model))
+    program, run = Program(model, optimizer, gradient, size), None
+    key = None
+    if estimator.dropout:
+        key = jax.random.key(estimator._random_state.randint(2**31 - 1))
+    if optimisation.state is None:
+        optimisation.state = _initial_state(optimizer, params, constants)
+    order = np.arange(rows)
+    for _ in range(estimator.max_iter):
+        if estimator.shuffle:
+            order = shuffle(order, random_state=estimator._random_state)
+        orders = order.astype(np.int32)[None]
+        number, one = np.int32(len(estimator.loss_curve_) + 1), np.int32(1)
+        constants = _with_rate(constants, optimisation.learning_rate, dtype)
+        state = optimisation.state
+        given = params, state, params, training, orders, number, one, key, constants
+        if run is None:
+            run = compiled_epoch(program, *given, ours=is_ours(model) and optimizer.lifted)
+        params, optimisation.state, _, losses, _ = run(*given)
+        yield params, float(losses[0])
+
+
+def _optimizer(estimator: Any, params: Params) -> tuple[Any, Constants]:
+    """The optimiser as a function of its numbers, and they with alpha."""
+    dtype = params[0].weight.dtype
+    alpha = np.asarray(estimator.alpha, dtype)
+    if estimator.optimizer is not None:
+        lifted = without_numbers(Given(estimator.optimizer), params)
+        return lifted.optimizer, Constants(alpha, None, lifted.numbers)
+    if estimator.solver == "adam":
+        rule = Rule("adam")
+        numbers = adam_numbers(estimator.beta_1, estimator.beta_2, estimator.epsilon)
+    else:
+        rule = Rule("sgd", bool(estimator.nesterovs_momentum))
+        numbers = momentum_numbers(estimator.momentum)
+    rate = np.asarray(estimator._optimizer.learning_rate, dtype)
+    return rule, Constants(alpha, rate, (tuple(np.asarray(n, dtype) for n in numbers), ()))
+
+
+def _with_rate(constants: Constants, rate: float, dtype: Any) -> Constants:
+    """The constants with the learning rate of now, unless the optimiser has one of its own."""
+    if constants.learning_rate is None:
+        return constants
+    return constants._replace(learning_rate=np.asarray(rate, dtype))
+
+
+def _initial_state(optimizer: Any, params: Params, constants: Constants) -> Any:
+    if isinstance(optimizer, Rule):  # zeros, which need no program
+        return optimizer(constants).init(params)
+    return initial_state(optimizer)(params, constants)
+
+
+def _record(estimator: Any, loss: float, rows: int) -> None:
+    estimator.n_iter_ += 1
+    estimator.t_ += rows
+    estimator.loss_ = loss
+    estimator.loss_curve_.append(loss)
+    if estimator.verbose:
+        print(f"Iteration {estimator.n_iter_}, loss = {loss:.8f}")
+
+
+def _validate(estimator: Any, model: MLP, params: Params, validation: Batch, y: Any) -> Evaluation:
+    """Score the held-out rows, whose targets are y as they came."""
+    run = evaluated((model, estimator._loss_is_mean_of(model)))
+    predicted, loss = run(params, validation)
+    _, weight = validation.target
+    score = estimator._score(y, np.asarray(predicted), weight)
+    estimator.validation_scores_.append(score)
+    estimator.validation_loss_curve_.append(float(loss))
+    if estimator.verbose:
+        print(f"Validation score: {score:f}")
+    return Evaluation(loss=float(loss), metric=score)
+
+
+def _count_improvement(estimator: Any) -> bool:
+    """Count an epoch without an improvement by tol; whether it is the best so far."""
+    if estimator.early_stopping:
+        score, before = estimator.validation_scores_[-1], estimator.best_validation_score_
+        stays, best = score < before + estimator.tol, score > before
+        estimator.best_validation_score_ = score if best else before
+    else:
+        loss, before = estimator.loss_, estimator.best_loss_
+        stays, best = loss > before - estimator.tol, loss < before
+        estimator.best_loss_ = loss if best else before
+    estimator._no_improvement_count = estimator._no_improvement_count + 1 if stays else 0
+    return bool(best)
+
+
+def _ends(estimator: Any) -> bool:
+    """Set the learning rate of the next epoch; whether there is none."""
+    optimisation = estimator._optimizer
+    schedule = estimator.learning_rate if estimator.solver == "sgd" else "constant"
+    if schedule == "invscaling":
+        time = (estimator.t_ + 1) ** estimator.power_t
+        optimisation.learning_rate = float(estimator.learning_rate_init) / time
+    if np.isnan(estimator.loss_) and not estimator.early_stopping:
+        return True  # a parameter is not finite, and none will be again
+    if estimator._no_improvement_count <= estimator.n_iter_no_change:
+        return False
+    what = "Validation score" if estimator.early_stopping else "Training loss"
+    said = (
+        f"{what} did not improve more than tol={estimator.tol:f} for "
+        f"{estimator.n_iter_no_change} consecutive epochs."
+    )
+    ends = schedule != "adaptive" or optimisation.learning_rate <= _SMALLEST_RATE
+    if ends:
+        said += " Stopping." if schedule != "adaptive" else " Learning rate too small. Stopping."
+    else:
+        optimisation.learning_rate /= 5
+        estimator._no_improvement_count = 0
+        said += f" Setting learning rate to {optimisation.learning_rate:f}"
+    if estimator.verbose:
+        print(said)
+    return ends
