@@ -1,4 +1,4 @@
-"""What the estimators compile: an epoch, an evaluation, the objective for L-BFGS, a prediction.
+"""The programs of the estimators: an epoch, an evaluation, the objective for L-BFGS, a prediction.
 
     E(W) = Σₙ wₙ Lₙ / Σₙ wₙ + ½·alpha·Σ‖W‖² / Σₙ wₙ        of a minibatch, wₙ = 1 without weights
 

@@ -1,4 +1,4 @@
-"""What each parameter of the estimators may be, and the exception for anything else."""
+"""The values that each parameter of the estimators may have, and the exception for any other."""
 
 import math
 from collections.abc import Callable, Mapping

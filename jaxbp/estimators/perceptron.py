@@ -1,7 +1,8 @@
-"""What both estimators share: the start, the call of a solver, and the output of the network."""
+"""The part that both estimators share: the start, the call of a solver, the network's output."""
 
 from collections.abc import Callable
 from itertools import pairwise
+from numbers import Real
 from typing import Any, TypeVar
 
 import jax
@@ -124,10 +125,13 @@ def _is_stochastic(estimator: Any) -> bool:
 
 
 def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
-    """The rows' weights (N,) in the dtype of x.  Raises ValueError for another shape."""
+    """The rows' weights (N,) in the dtype of x.
+
+    Raises ValueError for another shape, and where all are zero.
+    """
     if sample_weight is None:
         return None
-    if np.ndim(sample_weight) == 0:
+    if isinstance(sample_weight, Real):
         return np.full(x.shape[0], sample_weight, x.dtype)
     weight: np.ndarray = check_array(
         sample_weight, ensure_2d=False, dtype=x.dtype, input_name="sample_weight"
@@ -135,4 +139,6 @@ def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
     if weight.ndim != 1:
         raise ValueError(f"sample_weight: got shape {weight.shape}, expected one number a row")
     check_consistent_length(x, weight)
+    if not weight.any():
+        raise ValueError("sample_weight: got a weight of zero for every row, expected one above it")
     return weight

@@ -40,7 +40,7 @@ _SMALLEST_RATE = 1e-6  # at which learning_rate="adaptive" ends
 
 @dataclass
 class Optimisation:
-    """What ``partial_fit`` goes on with: the learning rate and the optimiser's state."""
+    """The learning rate and the optimiser's state, with which ``partial_fit`` goes on."""
 
     learning_rate: float
     state: Any = None  # a tree of NumPy arrays; None: at the start
