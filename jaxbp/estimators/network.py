@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
+from scipy import sparse
 
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
@@ -186,18 +187,23 @@ _compiled_prediction = compiled_for_each(_prediction)
 _AT_ONCE = 4096  # rows
 
 
-def prediction(model: MLP, coefs: Any, intercepts: Any, x: np.ndarray) -> np.ndarray:
-    """ŷ (N, K) in the dtype of coefs.
+def prediction(model: MLP, coefs: Any, intercepts: Any, x: Any) -> np.ndarray:
+    """ŷ (N, K) in the dtype of coefs, of rows x (N, D), which may be sparse.
 
     Rows go in parts, each filled up to a power of two, so that few programs are compiled for any
     number of rows.
     """
-    run, dtype = _compiled_prediction(model), coefs[0].dtype
-    predicted = np.empty((len(x), model.sizes[-1]), dtype)
+    run, dtype, (count, width) = _compiled_prediction(model), coefs[0].dtype, x.shape
+    predicted = np.empty((count, model.sizes[-1]), dtype)
     with jax.enable_x64(dtype == np.float64):
-        for start in range(0, len(x), _AT_ONCE):
-            rows = x[start : start + _AT_ONCE].astype(dtype, copy=False)
-            filled = np.zeros((1 << (len(rows) - 1).bit_length(), x.shape[1]), dtype)
+        for start in range(0, count, _AT_ONCE):
+            rows = dense(x[start : start + _AT_ONCE])
+            filled = np.zeros((1 << (len(rows) - 1).bit_length(), width), dtype)
             filled[: len(rows)] = rows
             predicted[start : start + _AT_ONCE] = run(coefs, intercepts, filled)[: len(rows)]
     return predicted
+
+
+def dense(x: Any) -> Any:
+    """Rows as they are, or those of a sparse matrix as an array."""
+    return x.toarray() if sparse.issparse(x) else x

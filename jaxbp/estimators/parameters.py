@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.estimators.network import ACTIVATIONS, LOSSES
@@ -100,6 +101,10 @@ EXPECTED: dict[str, _Expected] = {
     "callbacks": _Expected(
         "a function of a jaxbp.Epoch, or a list of them, or None",
         lambda v: v is None or all(map(callable, v if isinstance(v, list | tuple) else [v])),
+    ),
+    "compute_dtype": _Expected(
+        "None, jax.numpy.bfloat16 or jax.numpy.float32",
+        lambda v: v is None or v in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"),
     ),
 }
 

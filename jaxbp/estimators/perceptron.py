@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.metaestimators import available_if
@@ -16,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from jaxbp import activations
 from jaxbp.activations import Activation
 from jaxbp.estimators import lbfgs, stochastic
-from jaxbp.estimators.network import ACTIVATIONS, prediction
+from jaxbp.estimators.network import ACTIVATIONS, dense, prediction
 from jaxbp.estimators.parameters import check_parameters, hidden_sizes
 from jaxbp.model import MLP
 
@@ -53,8 +52,6 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         weight = _checked_weight(sample_weight, x)
         if by_class is not None:
             weight = by_class if weight is None else weight * by_class
-        if sparse.issparse(x):
-            x = x.toarray()
         self._random_state = check_random_state(self.random_state)
         sizes = (x.shape[1], *hidden_sizes(self.hidden_layer_sizes), y.shape[1])
         if first:
@@ -68,7 +65,7 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         solver = lbfgs if self.solver == "lbfgs" else stochastic
         with jax.enable_x64(self.coefs_[0].dtype == np.float64):
             model = MLP(sizes, self._unit(), self._head())
-            solver.train(self, model, x, y, weight, first=first, incremental=incremental)
+            solver.train(self, model, dense(x), y, weight, first=first, incremental=incremental)
         if not all(np.isfinite(part).all() for part in (*self.coefs_, *self.intercepts_)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
@@ -160,7 +161,7 @@ def _descend(
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=6)
         optimisation.state = None  # it may have been given to an epoch that did not end
-    optimisation.state = jax.tree.map(np.asarray, optimisation.state)
+    optimisation.state = jax.tree.map(_on_host, optimisation.state)
     take(estimator, params)
     if validation is not None:
         if best is not None:
@@ -215,6 +216,11 @@ def _optimizer(estimator: Any, params: Params) -> tuple[Any, Constants]:
     return rule, Constants(alpha, rate, (tuple(np.asarray(n, dtype) for n in numbers), ()))
 
 
+def _on_host(leaf: Any) -> Any:
+    """A leaf of the state as NumPy's, which a pickle keeps in its dtype; but for JAX's keys."""
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
+
+
 def _with_rate(constants: Constants, rate: float, dtype: Any) -> Constants:
     """The constants with the learning rate of now, unless the optimiser has one of its own."""
     if constants.learning_rate is None:
@@ -267,7 +273,8 @@ def _count_improvement(estimator: Any) -> bool:
 def _ends(estimator: Any) -> bool:
     """Set the learning rate of the next epoch; whether there is none."""
     optimisation = estimator._optimizer
-    schedule = estimator.learning_rate if estimator.solver == "sgd" else "constant"
+    has_schedule = estimator.solver == "sgd" and estimator.optimizer is None
+    schedule = estimator.learning_rate if has_schedule else "constant"
     if schedule == "invscaling":
         time = (estimator.t_ + 1) ** estimator.power_t
         optimisation.learning_rate = float(estimator.learning_rate_init) / time
