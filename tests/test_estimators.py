@@ -60,7 +60,7 @@ TRAININGS = [
     {"solver": "sgd", "learning_rate": "invscaling", "learning_rate_init": 0.5, "power_t": 0.2},
     {"solver": "sgd"} | ADAPTIVE,
     {"solver": "sgd", "early_stopping": True, "n_iter_no_change": 3} | ADAPTIVE,
-    {"solver": "lbfgs", "max_iter": 10},
+    {"solver": "lbfgs", "max_iter": 5},
 ]
 
 
