@@ -151,11 +151,23 @@ def test_another_number_compiles_nothing(caplog):
         with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
             for given in (
                 {"learning_rate_init": 0.2, "alpha": 0.0},
-                {"learning_rate": "invscaling", "momentum": 0.5, "beta_1": 0.5, "epsilon": 1e-3},
+                {"alpha": 2.0, "momentum": 0.5, "beta_1": 0.5, "epsilon": 1e-3},
             ):
                 estimators.MLPClassifier(solver=solver, **settings | given).fit(X, CLASSES)
                 estimators.MLPClassifier(solver=solver, **settings).fit(X, CLASSES).predict(X[:150])
     assert "Compiling" not in caplog.text
+
+
+def test_a_training_ends_among_epochs_that_are_taken_at_once():
+    """The parameters, and the generator of a user, are those after the epoch that ended it."""
+    given, left = {"tol": 0.01, "n_iter_no_change": 2, "max_iter": 100}, []
+    for each in both("MLPRegressor", **given, learning_rate_init=0.05):
+        generator = np.random.RandomState(0)
+        each.set_params(random_state=generator).fit(X, X[:, 0])
+        left.append((each.coefs_[0], each.n_iter_, each.n_iter_ % 16, generator.randint(10**6)))
+    assert left[0][1:] == left[1][1:]
+    assert left[0][2] > 1  # in a block of 16
+    np.testing.assert_allclose(left[0][0], left[1][0], rtol=1e-10)
 
 
 def test_sparse_rows_and_data_frames():

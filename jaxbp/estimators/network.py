@@ -7,13 +7,14 @@ All numbers are arguments of the programs, so that another alpha or rate is no r
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
@@ -26,9 +27,9 @@ from jaxbp.heads import Head
 from jaxbp.mlp import forward
 from jaxbp.model import MLP, Layer, Params, penalty
 from jaxbp.precision import mixed_precision
-from jaxbp.training.constants import with_l2
+from jaxbp.training.constants import Constants, with_l2
 from jaxbp.training.dropout import with_dropout
-from jaxbp.training.epoch import Program, epochs_of, run_epochs
+from jaxbp.training.epoch import Program, epoch_key, one_epoch, repeated
 from jaxbp.training.pieces import check_pieces
 from jaxbp.training.same_program import compiled_for_each, known
 
@@ -114,13 +115,53 @@ def check_own_pieces(model: MLP, params: Params, batch: Batch, batch_size: int |
         check_pieces(model, params, batch, batch_size, backprop, None, params[0].weight.dtype)
 
 
-def compiled_epoch(program: Program, *arguments: Any, ours: bool) -> Callable[..., Any]:
-    """One epoch as ``jaxbp.training.epoch.epochs_of`` has it, for arguments like these.
+def _epochs(
+    program: Program,
+    params: Params,
+    state: optax.OptState,
+    batch: Batch,
+    orders: Array,
+    first: Array,
+    count: Array,
+    key: Array | None,
+    constants: Constants,
+) -> tuple[Params, optax.OptState, Array]:
+    """Take the first so many of some epochs -> (params, state, their losses in front).
+
+    program: without its constants.
+    params, state: to start from, left as they are.
+    batch: all N rows, on the device.
+    orders: (epochs, N) row numbers.
+    first: number of the first epoch, from 1.
+    count: how many to take.
+    key: for a random gradient; else None.
+    constants: of the program.
+    """
+    given = program.given(constants)
+
+    def epoch(place: Array, held: Any) -> tuple[Any, Array]:
+        of_epoch = None if key is None else epoch_key(key, first + place)
+        params, state = held
+        params, state, loss, _ = one_epoch(given, params, state, batch, orders[place], of_epoch)
+        return (params, state), loss
+
+    empty = jnp.zeros(len(orders), params[0].weight.dtype)
+    (params, state), losses = repeated(epoch, (params, state), empty, count)
+    return params, state, losses
+
+
+_compiled_epochs = compiled_for_each(_epochs)
+
+
+def compiled_epochs(program: Program, *arguments: Any, ours: bool) -> Callable[..., Any]:
+    """``_epochs`` of a program, for arguments like these.
 
     ours: whether all pieces are the same objects at every call.  Others are known by what they do.
     """
-    of_one = partial(epochs_of, block=1)
-    return partial(run_epochs(program if ours else known(program, of_one, *arguments)), block=1)
+    run: Callable[..., Any] = _compiled_epochs(
+        program if ours else known(program, _epochs, *arguments)
+    )
+    return run
 
 
 def _evaluated(of: tuple[MLP, int], params: Params, batch: Batch) -> tuple[Array, Array]:

@@ -6,9 +6,10 @@ training ends where n_iter_no_change epochs in a row have not improved by tol.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from sklearn.utils import shuffle
 from jaxbp.estimators.network import (
     batch_of,
     check_own_pieces,
-    compiled_epoch,
+    compiled_epochs,
     evaluated,
     gradient_of,
     is_ours,
@@ -36,6 +37,7 @@ from jaxbp.training.epoch import Program, initial_state
 from jaxbp.training.fitting import Epoch, ask_to_end, callbacks_of
 from jaxbp.training.metrics import Evaluation
 
+_MOST_AT_ONCE = 16  # epochs
 _SMALLEST_RATE = 1e-6  # at which learning_rate="adaptive" ends
 
 
@@ -133,20 +135,22 @@ def _descend(
     training, validation: rows on the device, with ``Weighted`` targets; None: none are held out.
     y: the targets of the held-out rows as they came.
     """
-    optimisation, callbacks = estimator._optimizer, callbacks_of(estimator.callbacks)
-    params, best = params_of(estimator.coefs_, estimator.intercepts_), None
+    callbacks, best = callbacks_of(estimator.callbacks), None
+    watched = validation is not None or bool(callbacks) or incremental
+    at_once = 1 if watched else _at_once(estimator, training)
+    after = None
     estimator.n_iter_ = 0
     try:
-        for params, loss in _epochs(estimator, model, training):
+        for loss, after in _epochs(estimator, model, training, at_once=at_once):
             _record(estimator, loss, len(training.x))
             evaluation = None
             if validation is not None:
-                evaluation = _validate(estimator, model, params, validation, y)
-            if _count_improvement(estimator):
-                best = params
+                evaluation = _validate(estimator, model, after().params, validation, y)
+            if _count_improvement(estimator) and validation is not None:
+                best = after().params
             ends = _ends(estimator)
             if callbacks:
-                on_host = jax.tree.map(np.asarray, params)
+                on_host = jax.tree.map(np.asarray, after().params)
                 record = Epoch(estimator.n_iter_, on_host, estimator.loss_, evaluation)
                 ends |= ask_to_end(callbacks, record)
             if ends or incremental:
@@ -160,8 +164,11 @@ def _descend(
                 )
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=6)
-        optimisation.state = None  # it may have been given to an epoch that did not end
-    optimisation.state = jax.tree.map(_on_host, optimisation.state)
+    if after is None:
+        return  # interrupted before the end of an epoch
+    params, state, random = after()
+    estimator._optimizer.state = jax.tree.map(_on_host, state)
+    estimator._random_state.set_state(random)
     take(estimator, params)
     if validation is not None:
         if best is not None:
@@ -170,33 +177,80 @@ def _descend(
         estimator.coefs_, estimator.intercepts_ = estimator._best
 
 
-def _epochs(estimator: Any, model: MLP, training: Batch) -> Iterator[tuple[Params, float]]:
-    """Train -> the parameters after each epoch and its loss; max_iter of them at most."""
-    optimisation, dtype = estimator._optimizer, training.x.dtype
+def _at_once(estimator: Any, training: Batch) -> int:
+    """Epochs in one call, where nobody asks after each: a small network need not wait for Python.
+
+    They are as many as multiply some 10⁸ numbers, so that Ctrl-C is heard, and few are in vain
+    where training ends among them.  A rate that changes between epochs is set before each.
+    """
+    if estimator.solver == "sgd" and estimator.learning_rate != "constant":
+        return 1
+    weights: int = sum(coef.size for coef in estimator.coefs_)
+    return max(1, min(_MOST_AT_ONCE, 10**8 // (len(training.x) * weights)))
+
+
+class _After(NamedTuple):
+    """An epoch that has ended: what a training can go on from, or end with."""
+
+    params: Params
+    state: Any  # of the optimiser
+    random: Any  # the state of NumPy's generator
+
+
+def _epochs(
+    estimator: Any, model: MLP, training: Batch, *, at_once: int
+) -> Iterator[tuple[float, Callable[[], _After]]]:
+    """Train -> the loss of each epoch, and a function that gives what there is after it.
+
+    estimator, model: as for ``train``.
+    training: rows on the device, with ``Weighted`` targets.
+    at_once: epochs that one call of the program takes at most.
+
+    Of several epochs at once only the last one's parameters are kept; those after another one are
+    computed again from where the call began.
+    """
+    optimisation, draw = estimator._optimizer, estimator._random_state
     rows, params = len(training.x), params_of(estimator.coefs_, estimator.intercepts_)
     size = _batch_size(estimator, rows)
     check_own_pieces(model, params, training, size)
     optimizer, constants = _optimizer(estimator, params)
     gradient = gradient_of(estimator, estimator._loss_is_mean_of(model))
-    program, run = Program(model, optimizer, gradient, size), None
-    key = None
-    if estimator.dropout:
-        key = jax.random.key(estimator._random_state.randint(2**31 - 1))
-    if optimisation.state is None:
-        optimisation.state = _initial_state(optimizer, params, constants)
-    order = np.arange(rows)
-    for _ in range(estimator.max_iter):
-        if estimator.shuffle:
-            order = shuffle(order, random_state=estimator._random_state)
-        orders = order.astype(np.int32)[None]
-        number, one = np.int32(len(estimator.loss_curve_) + 1), np.int32(1)
-        constants = _with_rate(constants, optimisation.learning_rate, dtype)
-        state = optimisation.state
-        given = params, state, params, training, orders, number, one, key, constants
+    program = Program(model, optimizer, gradient, size)
+    key = jax.random.key(draw.randint(2**31 - 1)) if estimator.dropout else None
+    state = optimisation.state
+    if state is None:
+        state = _initial_state(optimizer, params, constants)
+    order, left, run = np.arange(rows), estimator.max_iter, None
+    orders, drawn = np.zeros((at_once, rows), np.int32), [draw.get_state()] * at_once
+    while left:
+        count = min(at_once, left)
+        for place in range(count):
+            if estimator.shuffle:
+                order = shuffle(order, random_state=draw)
+                drawn[place] = draw.get_state()
+            orders[place] = order
+        constants = _with_rate(constants, optimisation.learning_rate)
+        given = params, state, training, orders.copy(), np.int32(len(estimator.loss_curve_) + 1)
         if run is None:
-            run = compiled_epoch(program, *given, ours=is_ours(model) and optimizer.lifted)
-        params, optimisation.state, _, losses, _ = run(*given)
-        yield params, float(losses[0])
+            ours = is_ours(model) and optimizer.lifted
+            run = compiled_epochs(program, *given, np.int32(1), key, constants, ours=ours)
+        first_of = partial(_first_of, run, given, key, constants)
+        params, state, losses = first_of(count)
+        for place, loss in enumerate(np.asarray(losses)[:count].tolist(), 1):
+            ended = (params, state) if place == count else None
+            yield loss, partial(_after, first_of, place, ended, drawn[place - 1])
+        left -= count
+
+
+def _first_of(run: Any, given: Any, key: Any, constants: Constants, count: int) -> Any:
+    """The first so many of some epochs."""
+    return run(*given, np.int32(count), key, constants)
+
+
+def _after(first_of: Any, count: int, ended: Any, random: Any) -> _After:
+    """All that there is after the first so many of some epochs, which may be known."""
+    params, state = ended or first_of(count)[:2]
+    return _After(params, state, random)
 
 
 def _optimizer(estimator: Any, params: Params) -> tuple[Any, Constants]:
@@ -221,11 +275,11 @@ def _on_host(leaf: Any) -> Any:
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
 
 
-def _with_rate(constants: Constants, rate: float, dtype: Any) -> Constants:
+def _with_rate(constants: Constants, rate: float) -> Constants:
     """The constants with the learning rate of now, unless the optimiser has one of its own."""
     if constants.learning_rate is None:
         return constants
-    return constants._replace(learning_rate=np.asarray(rate, dtype))
+    return constants._replace(learning_rate=np.asarray(rate, constants.learning_rate.dtype))
 
 
 def _initial_state(optimizer: Any, params: Params, constants: Constants) -> Any:
