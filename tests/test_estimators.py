@@ -329,6 +329,13 @@ def test_wrong_data_are_named():
         estimators.MLPRegressor(solver="sgd", learning_rate_init=1e9).fit(X, CLASSES)
 
 
+def test_a_warning_shows_the_line_of_the_user():
+    for given in ({"max_iter": 1}, {"max_iter": 1, "solver": "lbfgs"}, {"batch_size": 151}):
+        with pytest.warns() as warned:
+            estimators.MLPClassifier((4,), **given).fit(X, CLASSES)
+        assert {each.filename for each in warned} == {__file__}
+
+
 def test_ctrl_c_keeps_what_there_is():
     def interrupt(epoch):
         if epoch.number == 2:
@@ -343,12 +350,23 @@ def test_ctrl_c_keeps_what_there_is():
 # scikit-learn's own tests
 
 
-@pytest.mark.parametrize(
-    "check", ["check_estimators_pickle", "check_estimator_sparse_array", "check_dict_unchanged"]
-)
-def test_some_checks_of_scikit_learn(check):
-    for estimator in (estimators.MLPClassifier(max_iter=5), estimators.MLPRegressor(max_iter=5)):
-        getattr(estimator_checks, check)(type(estimator).__name__, estimator)
+#: checks that compile little
+QUICK = [
+    "check_parameters_default_constructible",
+    "check_no_attributes_set_in_init",
+    "check_get_params_invariance",
+    "check_set_params",
+    "check_estimators_unfitted",
+    "check_estimators_empty_data_messages",
+    "check_estimators_nan_inf",
+    "check_n_features_in_after_fitting",
+]
+
+
+@pytest.mark.parametrize("kind", [estimators.MLPClassifier, estimators.MLPRegressor])
+def test_some_checks_of_scikit_learn(kind):
+    for check in QUICK:
+        getattr(estimator_checks, check)(kind.__name__, kind(max_iter=5))
 
 
 @pytest.mark.slow

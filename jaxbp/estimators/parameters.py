@@ -91,7 +91,7 @@ EXPECTED: dict[str, _Expected] = {
     "loss": _or(_one_of(*LOSSES), _Expected("a jaxbp.Head", lambda v: isinstance(v, Head))),
     "class_weight": _Expected(
         "None, 'balanced' or a weight by class",
-        lambda v: v is None or v == "balanced" or isinstance(v, Mapping | list),
+        lambda v: v is None or (isinstance(v, str) and v == "balanced") or isinstance(v, Mapping),
     ),
     "dropout": _SHARE,
     "label_smoothing": _real("a number from 0 to 1", lambda value: 0 <= value <= 1),
