@@ -180,6 +180,18 @@ def test_sparse_rows_and_data_frames():
     assert fitted.feature_names_in_.tolist() == ["c0", "c1", "c2", "c3"]
 
 
+def test_large_sparse_rows_are_made_dense_by_minibatches(monkeypatch):
+    settings = {"hidden_layer_sizes": (5,), "max_iter": 5, "random_state": 0, "batch_size": 40}
+    for given in ({}, {"early_stopping": True}, {"solver": "sgd"}):
+        dense = estimators.MLPClassifier(**settings, **given).fit(X, CLASSES, WEIGHT)
+        with monkeypatch.context() as patch:
+            patch.setattr("jaxbp.estimators.stochastic._LARGEST", 0)
+            by_parts = estimators.MLPClassifier(**settings, **given)
+            by_parts.fit(sparse.csc_matrix(X), CLASSES, WEIGHT)
+        np.testing.assert_allclose(by_parts.coefs_[0], dense.coefs_[0], rtol=1e-10)
+        np.testing.assert_allclose(by_parts.loss_curve_, dense.loss_curve_, rtol=1e-10)
+
+
 def test_coefficients_are_what_predicts():
     fitted = estimators.MLPRegressor(hidden_layer_sizes=5, max_iter=2).fit(X, X[:, 0])
     fitted.coefs_[-1][:] = 0

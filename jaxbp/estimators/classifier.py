@@ -73,7 +73,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     "lbfgs", float32 rows     at rounded points, float64 coefs_     in float64, float32 coefs_
     "lbfgs", K > 1 outputs    minimises the squared errors' mean    minimises their sum, along its
     of a regressor            along the gradient of their sum       own gradient
-    sparse rows               multiplied as they are                made dense: N·D numbers
+    sparse rows               multiplied as they are                made dense; by minibatches where
+                                                                    they would take 1 GiB or more
     optimizer, set again      keeps the rate of the first call      takes all but the rate of "sgd"
     between partial_fits                                            and "adam"
 

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from jaxbp.estimators.network import (
     batch_of,
     check_own_pieces,
+    dense,
     gradient_of,
     objective,
     packed,
@@ -34,7 +35,7 @@ def train(
 
     estimator: its parameters say how, and its attributes say afterwards what came of it.
     model: the network, whose l2 is an argument of the objective.
-    x: (N, D) rows.
+    x: (N, D) rows; sparse ones are made dense.
     y: (N, K) targets as they came.
     weight: (N,) of the rows, or None.
     first, incremental: of no meaning here, as one call is a whole training.
@@ -52,7 +53,7 @@ def train(
 
     with jax.enable_x64(True):
         targets = estimator._targets(y, np.float64)
-        batch = jax.device_put(batch_of(x, targets, weight))
+        batch = jax.device_put(batch_of(dense(x), targets, weight))
         start = packed(estimator.coefs_, estimator.intercepts_)
         check_own_pieces(model, unpacked(model.sizes, start), batch, None)
         run = objective((model, gradient_of(estimator)))

@@ -53,6 +53,7 @@ LOSSES: dict[str, Head] = {
 }
 
 
+_AT_ONCE = 4096  # rows
 _OURS = {*activations.BY_NAME.values(), *heads.BY_NAME.values(), *LOSSES.values()}
 
 
@@ -174,7 +175,26 @@ def _evaluated(of: tuple[MLP, int], params: Params, batch: Batch) -> tuple[Array
     return model.head.predict(logits), jnp.sum(share * loss) / mean_of
 
 
-evaluated = compiled_for_each(_evaluated)
+_compiled_evaluation = compiled_for_each(_evaluated)
+
+
+def evaluation(of: tuple[MLP, int], params: Params, batch: Batch) -> tuple[np.ndarray, float]:
+    """``_evaluated`` of many rows, which may be sparse, in parts."""
+    run, predicted, loss, total = _compiled_evaluation(of), [], 0.0, 0.0
+    for start in range(0, batch.x.shape[0], _AT_ONCE):
+        part = rows_of(batch, slice(start, start + _AT_ONCE))
+        _, weight = part.target
+        share = float(len(part.x) if weight is None else weight.sum())
+        values, mean = run(params, part)
+        predicted.append(np.asarray(values))
+        loss, total = loss + share * float(mean), total + share
+    return np.concatenate(predicted), loss / total if total else float("nan")
+
+
+def rows_of(batch: Batch, chosen: Any) -> Batch:
+    """Some rows of a batch, dense."""
+    batch = jax.tree.map(lambda array: array[chosen], batch)
+    return batch._replace(x=dense(batch.x))
 
 
 def _objective(
@@ -224,8 +244,6 @@ def _prediction(model: MLP, coefs: Any, intercepts: Any, x: Array) -> Array:
 
 
 _compiled_prediction = compiled_for_each(_prediction)
-
-_AT_ONCE = 4096  # rows
 
 
 def prediction(model: MLP, coefs: Any, intercepts: Any, x: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from jaxbp import activations
 from jaxbp.activations import Activation
 from jaxbp.estimators import lbfgs, stochastic
-from jaxbp.estimators.network import ACTIVATIONS, dense, prediction
+from jaxbp.estimators.network import ACTIVATIONS, prediction
 from jaxbp.estimators.parameters import check_parameters, hidden_sizes
 from jaxbp.model import MLP
 
@@ -65,7 +65,7 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         solver = lbfgs if self.solver == "lbfgs" else stochastic
         with jax.enable_x64(self.coefs_[0].dtype == np.float64):
             model = MLP(sizes, self._unit(), self._head())
-            solver.train(self, model, dense(x), y, weight, first=first, incremental=incremental)
+            solver.train(self, model, x, y, weight, first=first, incremental=incremental)
         if not all(np.isfinite(part).all() for part in (*self.coefs_, *self.intercepts_)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large "

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -23,10 +24,12 @@ from jaxbp.estimators.network import (
     batch_of,
     check_own_pieces,
     compiled_epochs,
-    evaluated,
+    dense,
+    evaluation,
     gradient_of,
     is_ours,
     params_of,
+    rows_of,
     take,
 )
 from jaxbp.estimators.updates import Rule, adam_numbers, momentum_numbers
@@ -37,6 +40,7 @@ from jaxbp.training.epoch import Program, initial_state
 from jaxbp.training.fitting import Epoch, ask_to_end, callbacks_of
 from jaxbp.training.metrics import Evaluation
 
+_LARGEST = 2**30  # bytes of sparse rows made dense
 _MOST_AT_ONCE = 16  # epochs
 _SMALLEST_RATE = 1e-6  # at which learning_rate="adaptive" ends
 
@@ -56,7 +60,7 @@ def train(
 
     estimator: its parameters say how, and its attributes say afterwards what came of it.
     model: the network, whose l2 is an argument of the epoch.
-    x: (N, D) rows.
+    x: (N, D) rows; sparse ones that would take much memory are made dense by minibatches.
     y: (N, K) targets as they came.
     weight: (N,) of the rows, or None.
     first: whether the record of the training begins anew.
@@ -68,16 +72,19 @@ def train(
         _begin_record(estimator)
     if not incremental or not hasattr(estimator, "_optimizer"):
         estimator._optimizer = Optimisation(float(estimator.learning_rate_init))
+    is_large = np.prod(x.shape, dtype=float) * dtype.itemsize > _LARGEST
+    x = x.tocsr() if sparse.issparse(x) and is_large else dense(x)
+    x = x.astype(dtype, copy=False)
     rows, held_out = _split(estimator, y)
-    everything = batch_of(x.astype(dtype, copy=False), estimator._targets(y, dtype), weight)
-    training, validation = everything, None
+    training, validation = batch_of(x, estimator._targets(y, dtype), weight), None
     if held_out is not None:
         training, validation = (
-            jax.tree.map(lambda array, chosen=chosen: array[chosen], everything)
+            jax.tree.map(lambda array, chosen=chosen: array[chosen], training)
             for chosen in (rows, held_out)
         )
         y = y[held_out]
-    training, validation = jax.device_put((training, validation))
+    if not sparse.issparse(x):
+        training, validation = jax.device_put((training, validation))
     _descend(estimator, model, training, validation, y, incremental=incremental)
 
 
@@ -132,7 +139,8 @@ def _descend(
     """Train for epochs, and keep the last parameters, or those that score best.
 
     estimator, model, incremental: as for ``train``.
-    training, validation: rows on the device, with ``Weighted`` targets; None: none are held out.
+    training, validation: rows with ``Weighted`` targets, on the device unless they are sparse;
+        None: none are held out.
     y: the targets of the held-out rows as they came.
     """
     callbacks, best = callbacks_of(estimator.callbacks), None
@@ -142,7 +150,7 @@ def _descend(
     estimator.n_iter_ = 0
     try:
         for loss, after in _epochs(estimator, model, training, at_once=at_once):
-            _record(estimator, loss, len(training.x))
+            _record(estimator, loss, training.x.shape[0])
             evaluation = None
             if validation is not None:
                 evaluation = _validate(estimator, model, after().params, validation, y)
@@ -168,7 +176,8 @@ def _descend(
         return  # interrupted before the end of an epoch
     params, state, random = after()
     estimator._optimizer.state = jax.tree.map(_on_host, state)
-    estimator._random_state.set_state(random)
+    if random is not None:
+        estimator._random_state.set_state(random)
     take(estimator, params)
     if validation is not None:
         if best is not None:
@@ -183,7 +192,8 @@ def _at_once(estimator: Any, training: Batch) -> int:
     They are as many as multiply some 10⁸ numbers, so that Ctrl-C is heard, and few are in vain
     where training ends among them.  A rate that changes between epochs is set before each.
     """
-    if estimator.solver == "sgd" and estimator.learning_rate != "constant":
+    changes = estimator.solver == "sgd" and estimator.learning_rate != "constant"
+    if changes or sparse.issparse(training.x):
         return 1
     weights: int = sum(coef.size for coef in estimator.coefs_)
     return max(1, min(_MOST_AT_ONCE, 10**8 // (len(training.x) * weights)))
@@ -194,7 +204,7 @@ class _After(NamedTuple):
 
     params: Params
     state: Any  # of the optimiser
-    random: Any  # the state of NumPy's generator
+    random: Any  # the state of NumPy's generator, where it has drawn more since; else None
 
 
 def _epochs(
@@ -203,16 +213,18 @@ def _epochs(
     """Train -> the loss of each epoch, and a function that gives what there is after it.
 
     estimator, model: as for ``train``.
-    training: rows on the device, with ``Weighted`` targets.
+    training: rows with ``Weighted`` targets, on the device unless they are sparse.
     at_once: epochs that one call of the program takes at most.
 
     Of several epochs at once only the last one's parameters are kept; those after another one are
     computed again from where the call began.
     """
     optimisation, draw = estimator._optimizer, estimator._random_state
-    rows, params = len(training.x), params_of(estimator.coefs_, estimator.intercepts_)
+    rows, params = training.x.shape[0], params_of(estimator.coefs_, estimator.intercepts_)
     size = _batch_size(estimator, rows)
-    check_own_pieces(model, params, training, size)
+    is_sparse = sparse.issparse(training.x)
+    sample = rows_of(training, slice(0, size)) if is_sparse else training
+    check_own_pieces(model, params, sample, size)
     optimizer, constants = _optimizer(estimator, params)
     gradient = gradient_of(estimator, estimator._loss_is_mean_of(model))
     program = Program(model, optimizer, gradient, size)
@@ -230,27 +242,63 @@ def _epochs(
                 drawn[place] = draw.get_state()
             orders[place] = order
         constants = _with_rate(constants, optimisation.learning_rate)
-        given = params, state, training, orders.copy(), np.int32(len(estimator.loss_curve_) + 1)
+        first = np.int32(len(estimator.loss_curve_) + 1)
         if run is None:
+            given = params, state, sample, orders, first, np.int32(1), key, constants
             ours = is_ours(model) and optimizer.lifted
-            run = compiled_epochs(program, *given, np.int32(1), key, constants, ours=ours)
-        first_of = partial(_first_of, run, given, key, constants)
-        params, state, losses = first_of(count)
+            run = compiled_epochs(program, *given, ours=ours)
+        call = _Call(run, params, state, training, orders.copy(), first, size, key, constants)
+        params, state, losses = call.epochs(count)
         for place, loss in enumerate(np.asarray(losses)[:count].tolist(), 1):
-            ended = (params, state) if place == count else None
-            yield loss, partial(_after, first_of, place, ended, drawn[place - 1])
+            if place == count:
+                yield loss, partial(_After, params, state, None)
+            else:
+                yield loss, partial(call.after, place, drawn[place - 1])
         left -= count
 
 
-def _first_of(run: Any, given: Any, key: Any, constants: Constants, count: int) -> Any:
-    """The first so many of some epochs."""
-    return run(*given, np.int32(count), key, constants)
+@dataclass(frozen=True)
+class _Call:
+    """A call of the program of an epoch, which may be repeated for fewer epochs."""
 
+    run: Callable[..., Any]
+    params: Params
+    state: Any  # of the optimiser
+    training: Batch
+    orders: np.ndarray  # (epochs, N)
+    first: np.int32  # number of the first epoch
+    size: int  # rows of a minibatch
+    key: Any
+    constants: Constants
 
-def _after(first_of: Any, count: int, ended: Any, random: Any) -> _After:
-    """All that there is after the first so many of some epochs, which may be known."""
-    params, state = ended or first_of(count)[:2]
-    return _After(params, state, random)
+    def epochs(self, count: int) -> tuple[Params, Any, Any]:
+        """Take the first so many of the epochs -> (params, state, their losses)."""
+        if sparse.issparse(self.training.x):
+            return self._by_minibatches()
+        return self._taken(
+            self.params, self.state, self.training, self.orders, self.first, np.int32(count)
+        )
+
+    def after(self, count: int, random: Any) -> _After:
+        """All that there is after the first so many."""
+        params, state, _ = self.epochs(count)
+        return _After(params, state, random)
+
+    def _taken(self, *given: Any) -> tuple[Params, Any, Any]:
+        taken: tuple[Params, Any, Any] = self.run(*given, self.key, self.constants)
+        return taken
+
+    def _by_minibatches(self) -> tuple[Params, Any, Any]:
+        """Take an epoch, each minibatch dense by itself."""
+        params, state, order, total = self.params, self.state, self.orders[0], 0.0
+        starts = range(0, len(order), self.size)
+        for number, start in enumerate(starts, 1 + len(starts) * (int(self.first) - 1)):
+            minibatch = rows_of(self.training, order[start : start + self.size])
+            within = np.arange(len(minibatch.x), dtype=np.int32)[None]
+            marks = np.int32(number), np.int32(1)
+            params, state, losses = self._taken(params, state, minibatch, within, *marks)
+            total += len(minibatch.x) * float(losses[0])
+        return params, state, np.array([total / len(order)])
 
 
 def _optimizer(estimator: Any, params: Params) -> tuple[Any, Constants]:
@@ -299,15 +347,15 @@ def _record(estimator: Any, loss: float, rows: int) -> None:
 
 def _validate(estimator: Any, model: MLP, params: Params, validation: Batch, y: Any) -> Evaluation:
     """Score the held-out rows, whose targets are y as they came."""
-    run = evaluated((model, estimator._loss_is_mean_of(model)))
-    predicted, loss = run(params, validation)
+    of = model, estimator._loss_is_mean_of(model)
+    predicted, loss = evaluation(of, params, validation)
     _, weight = validation.target
-    score = estimator._score(y, np.asarray(predicted), weight)
+    score = estimator._score(y, predicted, weight)
     estimator.validation_scores_.append(score)
-    estimator.validation_loss_curve_.append(float(loss))
+    estimator.validation_loss_curve_.append(loss)
     if estimator.verbose:
         print(f"Validation score: {score:f}")
-    return Evaluation(loss=float(loss), metric=score)
+    return Evaluation(loss=loss, metric=score)
 
 
 def _count_improvement(estimator: Any) -> bool:
