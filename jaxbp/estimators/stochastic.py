@@ -350,7 +350,8 @@ def _validate(estimator: Any, model: MLP, params: Params, validation: Batch, y: 
     of = model, estimator._loss_is_mean_of(model)
     predicted, loss = evaluation(of, params, validation)
     _, weight = validation.target
-    score = estimator._score(y, predicted, weight)
+    on_host = None if weight is None else np.asarray(weight)
+    score = estimator._score(y, predicted, on_host)
     estimator.validation_scores_.append(score)
     estimator.validation_loss_curve_.append(loss)
     if estimator.verbose:
