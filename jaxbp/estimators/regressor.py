@@ -8,7 +8,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import validate_data
 
-from jaxbp.estimators.network import LOSSES
+from jaxbp.estimators.network import LOSSES, dense
 from jaxbp.estimators.perceptron import Perceptron, of_stochastic_solvers
 from jaxbp.heads import Head
 from jaxbp.model import MLP
@@ -89,6 +89,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
             dtype=(np.float64, np.float32),
             reset=reset,
         )
+        y = dense(y)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if self.loss == "poisson" and (y < 0).any():
