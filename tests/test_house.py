@@ -28,6 +28,7 @@ FLOORS = [
     ({"checking", "graph", "data", "diagnostics"}, {"jax", "numpy"}),
     ({"training"}, {"jax", "numpy", "optax"}),
     ({"checkpoint"}, {"jax", "numpy"}),
+    ({"estimators"}, {"jax", "numpy", "optax", "scipy", "sklearn"}),
     ({"cli"}, {"jax", "jaxlib", "numpy", "optax", "matplotlib", "platformdirs", "rich", "tyro"}),
     ({"__main__"}, {"jaxbp_command"}),
 ]
