@@ -55,7 +55,10 @@ adam, sgd = partial(made, optax.adam), partial(made, optax.sgd)
 def thinned(cases, every):
     """The cases, of which the default tests run one in so many, and the slow tests the others."""
     return [
-        case if i % every == 0 else pytest.param(case, marks=pytest.mark.slow)
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if i % every == 0 else pytest.mark.slow,
+        )
         for i, case in enumerate(cases)
     ]
 

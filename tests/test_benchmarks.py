@@ -52,7 +52,7 @@ SLOW = [
     "per_example",
     "curvature",
 ]
-MEASURED = ["training", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+MEASURED = [pytest.param(name, marks=pytest.mark.slow) for name in ("training", *SLOW)]
 
 
 def test_the_page_is_that_of_the_committed_results():

@@ -1558,7 +1558,8 @@ def explained(*values, **options):
 
     with jax.enable_x64(True):
         _, graph = explain.network_graph(explain.Explain("", values, **options))
-        return float(graph[graph.output].value), jax.tree.map(np.asarray, jax.tree.leaves(graph.gradients))
+        gradients = jax.tree.map(np.asarray, jax.tree.leaves(graph.gradients))
+        return float(graph[graph.output].value), gradients
 
 
 def test_explain_reproduces_the_lectures_worked_networks(tmp_path):

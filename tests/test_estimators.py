@@ -94,10 +94,10 @@ NUMBERS = {
 
 
 def cases():
-    """One in some of the grid by default: every target and every training are among them."""
+    """A classifier and a regressor by default, and the whole grid among the slow tests."""
     for place, target in enumerate(TARGETS):
         for number, training in enumerate(TRAININGS):
-            slow = () if number % len(TARGETS) == place else pytest.mark.slow
+            slow = () if number == place and number in {0, 3} else pytest.mark.slow
             yield pytest.param(target, training, marks=slow, id=f"{target}-{number}")
 
 
@@ -125,6 +125,7 @@ def test_a_training_is_scikit_learns(target, training):
                 np.testing.assert_allclose(got, right, rtol=100 * tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_as_scikit_learns_does():
     """partial_fit goes on with the optimiser's state, warm_start with the parameters."""
     for name, y in (("MLPClassifier", CLASSES), ("MLPRegressor", X[:, 0])):
@@ -143,6 +144,7 @@ def test_a_training_goes_on_as_scikit_learns_does():
         assert_alike(theirs, ours, 1e-10)
 
 
+@pytest.mark.slow
 def test_another_number_compiles_nothing(caplog):
     """Neither a rate, nor a penalty, nor another fit of the shape, nor an epoch."""
     settings = {"hidden_layer_sizes": (7,), "max_iter": 4, "random_state": 0}
@@ -158,6 +160,7 @@ def test_another_number_compiles_nothing(caplog):
     assert "Compiling" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_training_ends_among_epochs_that_are_taken_at_once():
     """The parameters, and the generator of a user, are those after the epoch that ended it."""
     given, left = {"tol": 0.01, "n_iter_no_change": 2, "max_iter": 100}, []
@@ -180,6 +183,7 @@ def test_sparse_rows_and_data_frames():
     assert fitted.feature_names_in_.tolist() == ["c0", "c1", "c2", "c3"]
 
 
+@pytest.mark.slow
 def test_large_sparse_rows_are_made_dense_by_minibatches(monkeypatch):
     settings = {"hidden_layer_sizes": (5,), "max_iter": 5, "random_state": 0, "batch_size": 40}
     for given in ({}, {"early_stopping": True}, {"solver": "sgd"}):
@@ -192,6 +196,7 @@ def test_large_sparse_rows_are_made_dense_by_minibatches(monkeypatch):
         np.testing.assert_allclose(by_parts.loss_curve_, dense.loss_curve_, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_coefficients_are_what_predicts():
     fitted = estimators.MLPRegressor(hidden_layer_sizes=5, max_iter=2).fit(X, X[:, 0])
     fitted.coefs_[-1][:] = 0
@@ -203,6 +208,7 @@ def test_coefficients_are_what_predicts():
 # The parameters that scikit-learn does not have
 
 
+@pytest.mark.slow
 def test_class_weight_is_a_weight_by_class():
     settings = {"hidden_layer_sizes": (5,), "max_iter": 3, "random_state": 0}
     y, rows = np.where(CLASSES[20:120] > 0, "yes", "no"), X[20:120]
@@ -215,6 +221,7 @@ def test_class_weight_is_a_weight_by_class():
         weighted.partial_fit(rows, y)
 
 
+@pytest.mark.slow
 def test_activations_and_losses_of_this_package():
     settings = {"hidden_layer_sizes": (5,), "max_iter": 200, "solver": "lbfgs", "random_state": 0}
     named = estimators.MLPRegressor(activation="gelu", **settings).fit(X, X[:, 0])
@@ -233,6 +240,7 @@ def test_activations_and_losses_of_this_package():
         wrong.fit(X, y)
 
 
+@pytest.mark.slow
 def test_smoothed_labels_dropout_and_an_optimiser_of_optax():
     settings = {"hidden_layer_sizes": (16,), "max_iter": 60, "random_state": 0}
     for y, labels in ((CLASSES, [0.8, 0.1, 0.1]), (CLASSES > 0, [0.85, 0.15])):
@@ -255,6 +263,7 @@ def test_smoothed_labels_dropout_and_an_optimiser_of_optax():
     assert noisy.t_ == 300
 
 
+@pytest.mark.slow
 def test_callbacks_are_given_each_epoch_and_end_the_training():
     epochs = []
 
@@ -275,6 +284,7 @@ def test_callbacks_are_given_each_epoch_and_end_the_training():
     assert adam.validation_loss_curve_ == [each.loss for each in scored]
 
 
+@pytest.mark.slow
 def test_mixed_precision():
     settings = {"hidden_layer_sizes": (16,), "max_iter": 30, "random_state": 0}
     rounded = estimators.MLPClassifier(compute_dtype=jnp.bfloat16, **settings)
@@ -283,6 +293,7 @@ def test_mixed_precision():
     assert 0 < np.abs(difference).max() < 0.05
 
 
+@pytest.mark.slow
 def test_verbose_says_what_scikit_learn_says(capsys):
     settings = {"verbose": True, "early_stopping": True, "n_iter_no_change": 1, "tol": 1.0}
     printed = []
@@ -341,6 +352,7 @@ def test_wrong_data_are_named():
         estimators.MLPRegressor(solver="sgd", learning_rate_init=1e9).fit(X, CLASSES)
 
 
+@pytest.mark.slow
 def test_a_warning_shows_the_line_of_the_user():
     for given in ({"max_iter": 1}, {"max_iter": 1, "solver": "lbfgs"}, {"batch_size": 151}):
         with pytest.warns() as warned:
@@ -348,6 +360,7 @@ def test_a_warning_shows_the_line_of_the_user():
         assert {each.filename for each in warned} == {__file__}
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is():
     def interrupt(epoch):
         if epoch.number == 2:
@@ -376,6 +389,7 @@ QUICK = [
 
 
 @pytest.mark.parametrize("kind", [estimators.MLPClassifier, estimators.MLPRegressor])
+@pytest.mark.slow
 def test_some_checks_of_scikit_learn(kind):
     for check in QUICK:
         getattr(estimator_checks, check)(kind.__name__, kind(max_iter=5))

@@ -385,6 +385,7 @@ def test_whose_derivative_it_is():
     assert traced["a"].inside is None
 
 
+@pytest.mark.slow
 def test_a_function_is_made_one_node_and_opened():
     def loss(a, t):
         return jax.nn.logsumexp(a) - a @ t

@@ -23,7 +23,7 @@ from jaxbp.estimators.network import (
     unpacked,
 )
 from jaxbp.model import MLP
-from jaxbp.training.fitting import Epoch, ask_to_end, callbacks_of
+from jaxbp.training.records import Epoch, ask_to_end, callbacks_of
 
 _ENDED_BY_CALLBACK = 99  # SciPy's status
 

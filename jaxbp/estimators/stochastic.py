@@ -37,8 +37,8 @@ from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
 from jaxbp.training.constants import Constants, Given, without_numbers
 from jaxbp.training.epoch import Program, initial_state
-from jaxbp.training.fitting import Epoch, ask_to_end, callbacks_of
 from jaxbp.training.metrics import Evaluation
+from jaxbp.training.records import Epoch, ask_to_end, callbacks_of
 
 _LARGEST = 2**30  # bytes of sparse rows made dense
 _MOST_AT_ONCE = 16  # epochs
