@@ -551,6 +551,7 @@ def verdicts(name, draws):
 
 
 @pytest.mark.parametrize("name", ["one row zero", "times the cotangent for divided by it"])
+@pytest.mark.slow
 def test_planted_bugs_in_black_boxes_are_caught(name):
     check_mutant(name)
 

@@ -101,6 +101,7 @@ def test_digits_by_default(seed, elsewhere):
     assert summary["gradient_check"]["finite_differences"] < 1e-6
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_the_run(elsewhere, capsys):
     assert run("train", "iris", *QUICK, "--output", "here/it") == 0
     folder = elsewhere / "here" / "it"
@@ -1478,6 +1479,7 @@ def test_check_of_our_own_backward(elsewhere, capsys, monkeypatch):
     assert {c["head"] for c in combinations} == set(heads.BY_NAME)
 
 
+@pytest.mark.slow
 def test_check_of_our_own_backward_fails_with_a_planted_bug(elsewhere, capsys, monkeypatch):
     def wrong(model, params, batch):
         loss, grads = jaxbp.backprop(model, params, batch)

@@ -228,6 +228,7 @@ def test_saturated_is_flat_on_most_of_the_batch():
         pytest.param(None, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_fit_records_the_health_of_every_epoch(batch_size):
     batch = batch_of(106)
     model = jaxbp.MLP((20, 8, 5), activations.tanh, CLASSES, l2=1e-3)

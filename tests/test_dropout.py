@@ -62,6 +62,7 @@ def test_every_layer_and_every_key_has_a_mask_of_its_own():
     assert not all(map(np.array_equal, first, second))
 
 
+@pytest.mark.slow
 def test_it_is_a_random_gradient_known_by_what_it_is_made_of():
     assert is_random(by_hand)
     assert jaxbp.with_dropout(0.4)(jaxbp.backprop) is by_hand

@@ -101,6 +101,7 @@ def test_each_network_is_the_one_that_fit_trains(options, networks):
     ("workers", "networks"),
     [(2, ONE), *(pytest.param(workers, ALL, marks=slow) for workers in (1, 2, 5))],
 )
+@pytest.mark.slow
 def test_however_they_are_dealt(workers, networks, monkeypatch, x64):
     """In float64, also in the threads that the groups are trained in; 3 networks on 2 workers
     leave one place to fill."""
@@ -116,6 +117,7 @@ def test_however_they_are_dealt(workers, networks, monkeypatch, x64):
     [(0, 3, ONE), pytest.param(0, 3, ALL, marks=slow), pytest.param(10**9, 6, ALL, marks=slow)],
     ids=["one after another", "one after another, all", "together, all"],
 )
+@pytest.mark.slow
 def test_together_and_one_after_another(multiplications, batch_size, networks, monkeypatch):
     monkeypatch.setattr(many, "_SMALL", multiplications)
     with jax.default_matmul_precision("highest"):

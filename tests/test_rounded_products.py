@@ -205,6 +205,7 @@ def test_a_gradient_of_tf32_is_right_once_that_is_said(toward_zero):
 
 
 @exact_products
+@pytest.mark.slow
 def test_a_failing_gradient_that_rounding_may_explain_is_told_of_precision():
     hint = "if a GPU or TPU made it, precision= says how its products were rounded"
     grads = made_with(10)

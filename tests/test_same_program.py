@@ -278,6 +278,7 @@ class Scaled:
         pytest.param({"on_epoch": lambda epoch: None}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_what_changed_since_is_trained_as_it_is(asked):
     """The same object, and one that was equal to it; jit alone would go on with what it traced."""
     first = Scaled(1.0)

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from combinations import ACTIVATIONS, HEADS, ONE_OF_EACH, any_model, cpu_compiler, numbers
+from combinations import (
+    ACTIVATIONS,
+    HEADS,
+    ONE_OF_EACH,
+    any_model,
+    cpu_compiler,
+    numbers,
+    thinned,
+)
 
 import jaxbp
 from benchmarks.problems import random_batch, random_params
@@ -94,6 +102,7 @@ def test_no_right_gradient_fails(make, pairs):
     assert any("this device's default products" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_a_function_is_held_to_float32s_threshold():
     """Its products are not rounded when it is checked, whatever they are by default."""
     args = case(SMALL, "tanh", "softmax_cross_entropy", 0)
@@ -145,7 +154,7 @@ def row_off(weight):
     return weight.at[row].multiply(factor)
 
 
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("bug", thinned(BUGS, every=2))
 def test_a_bug_of_one_percent_fails(bug):
     for seed, activation in enumerate(("tanh", "relu", "softplus")):
         args = case(SMALL, activation, "softmax_cross_entropy", seed)
