@@ -24,6 +24,7 @@ MODULES = (
     "error_bars",
     "functions",
     "graph_functions",
+    "graph_page",
     "per_example",
     "curvature",
 )

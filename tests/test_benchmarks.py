@@ -49,6 +49,7 @@ SLOW = [
     "error_bars",
     "functions",
     "graph_functions",
+    "graph_page",
     "per_example",
     "curvature",
 ]

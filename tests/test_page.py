@@ -7,7 +7,6 @@ JAXBP_NEEDS_BROWSER is set, as CI sets it.
 import os
 import re
 import shutil
-import time
 from contextlib import contextmanager
 
 import jax
@@ -537,18 +536,15 @@ def summed(x, terms):
     return sum(jnp.sin(k * x) ** 2 for k in range(1, terms))
 
 
-def test_a_large_graph_is_drawn_in_a_second(browser, tmp_path):
-    """In time about linear; and one looks at what happens, not at a line of dust."""
-    seconds = {}
+def test_one_sees_what_happens_in_a_large_graph(browser, tmp_path):
+    """And not a line of dust; ``benchmarks.graph_page`` has the time that it takes."""
     for name, f, args in (
         ("chain", chained, (0.3, 0.9, 75)),
         ("long", chained, (0.3, 0.9, 300)),
         ("sum", summed, (0.3, 100)),
     ):
         traced = graph.trace(lambda *values, f=f, n=args[-1]: f(*values, n), *args[:-1])
-        start = time.perf_counter()
         traced.to_html(tmp_path / f"{name}.html")
-        seconds[name] = time.perf_counter() - start
         browser.get((tmp_path / f"{name}.html").as_uri())
         press(browser, "ARROW_RIGHT", 3)
         assert len(find(browser, ".node")) == len(traced.nodes) >= 290
@@ -561,5 +557,3 @@ def test_a_large_graph_is_drawn_in_a_second(browser, tmp_path):
         assert whole[0] <= drawing["width"]
         assert whole[1] <= drawing["height"]
         assert browser.get_log("browser") == []
-    assert seconds["chain"] < 1 > seconds["sum"], seconds
-    assert seconds["long"] < 8 * seconds["chain"], seconds
