@@ -16,6 +16,11 @@ def numbers(name: str, given: Any) -> Array:
 
     Raises TypeError for what are no real numbers, and ValueError for integers that JAX would wrap.
     """
+    held: Any = getattr(given, "dtype", None)
+    if getattr(held, "kind", "") in {"i", "u", "f"} and not held.isnative:
+        given = given.astype(held.newbyteorder("="))
+    elif getattr(held, "kind", "") == "f" and held.itemsize > 8:  # more than JAX has
+        given = given.astype(float)
     try:
         array = jnp.asarray(given)
     except OverflowError as error:

@@ -13,6 +13,7 @@ _SYMBOLS = dict(zip("·⊙×−±√∂Σ‖→≤≥≠≈∞∇━–—’ᵀ
     "-", "-", "-", "'", "^T",
 ], strict=True))
 # fmt: on
+_PARTS = {0x2212: "-", 0x2044: "/", 0x302: "_hat", 0x303: "_tilde", 0x304: "_bar"}
 
 
 def in_ascii(text: str) -> str:
@@ -20,6 +21,8 @@ def in_ascii(text: str) -> str:
 
     >>> in_ascii("gw⁽¹⁾ = δ⁽¹⁾·xᵀ, 2²·3 ≤ 12")
     'gw^(1) = delta^(1)*x^T, 2^2*3 <= 12'
+    >>> in_ascii("½·(ŷ - y), ä")
+    '1/2*(y_hat - y), \\\\xe4'
     """
     written, raised = "", False
     for letter in text:
@@ -30,8 +33,7 @@ def in_ascii(text: str) -> str:
         elif greek:
             written += greek[1].lower()
         else:
-            parts = unicodedata.normalize("NFKD", letter).translate({0x2212: "-"})
-            plain = "".join(part for part in parts if not unicodedata.combining(part))
+            plain = unicodedata.normalize("NFKD", letter).translate(_PARTS)  # ŷ is y and its hat
             written += "^" if raised and not was_raised else ""
             written += plain if plain.isascii() else letter.encode("unicode_escape").decode()
     return written

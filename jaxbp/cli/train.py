@@ -1,5 +1,6 @@
 """``jaxbp train``: check the gradient, train, and leave a report and a run folder behind."""
 
+import errno
 import json
 import math
 import os
@@ -231,9 +232,12 @@ class _Watch:
         """Write a line to metrics.jsonl, as long as the disk takes it."""
         if self.metrics is None:
             return
+        line, length = f"{json.dumps(plain(record))}\n".encode(), self.metrics.tell()
         try:
-            self.metrics.write(f"{json.dumps(plain(record))}\n".encode())
+            if self.metrics.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            self.metrics.truncate(length)  # whole lines
             self.metrics = None
             reason = f"metrics.jsonl: {error.strerror}: the epochs from here on are not recorded"
             self.bar.console.print(reason, soft_wrap=True)

@@ -129,7 +129,12 @@ def on_one_device(given: dict[str, Any]) -> tuple[Any, ...]:
                 f"{every[0]}",
                 stacklevel=4,
             )
-    if len(every) < 2:
+    on_meshes = any(
+        not isinstance(leaf.sharding, SingleDeviceSharding)
+        for leaf in jax.tree.leaves(tuple(given.values()))
+        if isinstance(leaf, jax.Array)
+    )
+    if len(every) < 2 and not on_meshes:
         return tuple(given.values())
     move = partial(jax.device_put, device=SingleDeviceSharding(every[0]))
     return tuple(

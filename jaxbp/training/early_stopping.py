@@ -1,5 +1,6 @@
 """Early stopping: training ends where the validation loss no longer falls, and the best is kept."""
 
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -15,8 +16,8 @@ class EarlyStopping:
     patience: epochs without a better loss before training ends, at least 1; 10 unless given.
     min_delta: how much lower a loss must be to be better; 0 unless given.
 
-    ``best`` is the ``Epoch`` with the lowest validation loss, and its params (Prechelt 1998).  With
-    ``fit_many`` each of the N networks has its own best epoch, of which number and params are
+    ``best`` is the last ``Epoch`` that was better than all before, and its params (Prechelt 1998).
+    With ``fit_many`` each of the N networks has its own best epoch, of which number and params are
     stacked, and training ends where none gets better.  A new training starts anew.  Raises
     ValueError for other numbers and, when it is called, without validation data.
 
@@ -33,12 +34,15 @@ class EarlyStopping:
     """
 
     def __init__(self, patience: int = 10, *, min_delta: float = 0.0) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        given: Any = patience
+        if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < 1:
             raise ValueError(f"patience: got {patience!r}, expected at least 1 epoch")
-        if not 0 <= min_delta < np.inf:
+        given = min_delta
+        if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < np.inf:
             raise ValueError(f"min_delta: got {min_delta!r}, expected a number of at least 0")
         self.patience, self.min_delta = patience, min_delta
         self.best: Any = None  # an Epoch
+        self.last = 0  # number of the last epoch that was seen
 
     def __repr__(self) -> str:
         return f"EarlyStopping(patience={self.patience}, min_delta={self.min_delta:g})"
@@ -48,12 +52,13 @@ class EarlyStopping:
         if epoch.validation is None:
             raise ValueError("on_epoch: EarlyStopping needs validation data, as validation=")
         loss = np.asarray(epoch.validation.loss)
-        if epoch.number == 1 or self.best is None:
+        goes_on, self.last = epoch.number == self.last + 1, epoch.number
+        if self.best is None or not goes_on:
             number: Any = np.full(loss.shape, epoch.number) if loss.ndim else epoch.number
             self.best = epoch._replace(number=number)
         else:
             lowest = np.asarray(self.best.validation.loss)
-            better = (loss < lowest - self.min_delta) | np.isnan(lowest)
+            better = (loss < lowest - self.min_delta) | (np.isnan(lowest) & ~np.isnan(loss))
             self.best = _chosen(better, epoch, self.best)
         return bool(np.all(epoch.number - np.asarray(self.best.number) >= self.patience))
 

@@ -52,7 +52,9 @@ class Epoch(NamedTuple):
 
         Raises RuntimeError later, when the optimiser's state has become that of another epoch.
         """
-        if self.key is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+        if self.key is None:
+            raise RuntimeError(f"epoch {self.number}: it has a run while fit calls on_epoch")
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
             raise RuntimeError(f"epoch {self.number}: its run is there while on_epoch is called")
         return run_of(self.params, jax.tree.map(jnp.copy, self.state), self.number, self.key)
 
