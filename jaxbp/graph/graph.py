@@ -169,7 +169,8 @@ class Graph:
         The arrow keys, Home and End work as its buttons do.  Raises FileExistsError rather than
         overwrite a file, unless ``overwrite=True``.
         """
-        page = web.to_html(self, title).encode()
+        with jax.enable_x64(self.traced.float64):
+            page = web.to_html(self, title).encode()
         with Path(path).open("wb" if overwrite else "xb") as file:
             file.write(page)
 
