@@ -228,7 +228,6 @@ def raise_unknown(*_: Any, **__: Any) -> None:
 
 GROUP = "tests of autograd"
 COMBINATIONS = 4  # of arguments and options in one of its checks
-WITHOUT_COUNTERPART = ("core", "extend", "tracer", "wrap_util", "misc", "misc.flatten")
 OF_A_MODULE = {"__name__", "__spec__", "__loader__", "__path__", "__package__"}
 
 

@@ -16,11 +16,9 @@ def numbers(name: str, given: Any) -> Array:
 
     Raises TypeError for what are no real numbers, and ValueError for integers that JAX would wrap.
     """
-    held: Any = getattr(given, "dtype", None)
-    if getattr(held, "kind", "") in {"i", "u", "f"} and not held.isnative:
-        given = given.astype(held.newbyteorder("="))
-    elif getattr(held, "kind", "") == "f" and held.itemsize > 8:  # more than JAX has
-        given = given.astype(float)
+    own: Any = getattr(given, "dtype", None)
+    if getattr(own, "kind", "") in {"i", "u", "f"} and native(own) != own:
+        given = given.astype(native(own))
     try:
         array = jnp.asarray(given)
     except OverflowError as error:
@@ -39,6 +37,12 @@ def numbers(name: str, given: Any) -> Array:
                     f"{dtype} without jax_enable_x64"
                 )
     return array
+
+
+def native(dtype: Any) -> Any:
+    """The dtype in the machine's order of bytes, and float64 for longer floats, as JAX has none."""
+    is_longer = dtype.kind == "f" and dtype.itemsize > 8
+    return jnp.dtype(float) if is_longer else dtype.newbyteorder("=")
 
 
 def values(logits: Array, target: ArrayLike) -> Array:

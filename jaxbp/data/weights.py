@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxbp.data.preparation import is_one_hot
+
 
 def class_weights(
     target: Any, weights: Literal["balanced"] | Mapping[Any, float] = "balanced"
@@ -20,9 +22,8 @@ def class_weights(
     ([0.67, 0.67, 0.67, 2.0], [1.0, 3.0])
     """
     classes = np.asarray(target)
-    if classes.ndim == 2 and classes.shape[1] > 1 and classes.dtype.kind in "biuf":
-        one_hot = ((classes == 0) | (classes == 1)).all() and (classes.sum(1) == 1).all()
-        classes = classes.argmax(1) if one_hot else classes
+    if classes.ndim == 2 and classes.shape[1] > 1:
+        classes = classes.argmax(1) if is_one_hot(classes) else classes
     if classes.ndim != 1 or (classes.dtype.kind == "f" and (classes != classes.round()).any()):
         got = f"{classes.dtype} of shape {classes.shape}"
         raise ValueError(f"target: got {got}, expected a class an example, or one-hot rows")

@@ -18,6 +18,7 @@ from jax.extend.core import Literal
 from jaxbp.graph.recording import Recording, Step, is_continuous, is_real
 from jaxbp.graph.reverse import adjoints
 from jaxbp.graph.rules_of_moves import MOVES
+from jaxbp.text import counted
 from jaxbp.trees import opened, subjaxprs
 
 #: primitives that compute nothing
@@ -43,10 +44,9 @@ class Cost:
         return 2 * self.inputs * self.forward
 
     def __str__(self) -> str:
-        word = "operation" if self.forward == 1 else "operations"
         times = f", {self.ratio:.1f} times as many" if self.forward else ""
         return (
-            f"{self.forward} {word} forward, {self.backward} backward{times}; "
+            f"{counted(self.forward, 'operation')} forward, {self.backward} backward{times}; "
             f"central differences: 2·{self.inputs}·{self.forward} = {self.differences}"
         )
 

@@ -43,6 +43,7 @@ class Graph:
     output: str  # the name of the node that the function returns
     notes: tuple[str, ...]
     traced: Traced
+    names: tuple[str, ...]  # of the recording's steps, "" for a number
     found: tuple[Array | None, ...] | None  # every step's adjoint
 
     def __getitem__(self, name: str) -> Node:
@@ -81,7 +82,7 @@ class Graph:
         node = self[name]
         if node.inside is None:
             raise ValueError(f"{name} = {node.operation}: has nothing inside")
-        steps, names = self.traced.recording.steps, self._names
+        steps, names = self.traced.recording.steps, self.names
         step = steps[names.index(name)]
         inside, output = jaxpr_as_fun(node.inside), step.params.get("output", 0)
         values = [steps[operand].value for operand in step.operands]
@@ -97,11 +98,6 @@ class Graph:
             called = [names[step.operands[i]] for i in given]
             traced = trace_arguments(function, tuple(values[i] for i in given), called)
             return graph_of(traced, node.adjoint)
-
-    @cached_property
-    def _names(self) -> list[str]:
-        """The names of the recording's steps, "" for a number."""
-        return names_of(self.traced)
 
     @property
     def gradients(self) -> tuple[Any, ...]:
@@ -232,6 +228,7 @@ def graph_of(traced: Traced, cotangent: ArrayLike | None = 1, *, terse: bool = F
         output=names[recording.output],
         notes=notes(recording, nodes, found, received),
         traced=traced,
+        names=tuple(names),
         found=None if cotangent is None else tuple(found),
     )
 

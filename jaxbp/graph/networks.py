@@ -84,14 +84,13 @@ def trace_network(model: MLP, params: Params, x: ArrayLike, target: ArrayLike) -
     units = [
         partial(_unit, unit, layer) for layer, unit in enumerate(units_of(model)[:-1], start=1)
     ]
-    drawn = model._replace(activation=tuple(units))
+    drawn, dtype = model._replace(activation=tuple(units)), logits.dtype
 
     def loss(params: Params) -> Array:
-        logits, _ = forward(drawn, params, named(jnp.asarray(x, logits_dtype), "x"))
+        logits, _ = forward(drawn, params, named(jnp.asarray(x, dtype), "x"))
         logits = named(logits, _of_layer("a", depth), adjoint=_of_layer("δ", depth))
         return named(_loss(head, written, logits, named(y, "y")), "L")
 
-    logits_dtype = logits.dtype
     names = [_of_layer(letter, layer) for layer in range(1, depth + 1) for letter in "Wb"]
     return graph_of(trace_arguments(loss, (params,), names), terse=True)
 

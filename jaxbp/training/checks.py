@@ -20,6 +20,7 @@ from jaxbp.gradient import Batch, objective
 from jaxbp.model import MLP, Params, check_layers, units_of
 from jaxbp.precision import matmul_precision
 from jaxbp.reprs import short
+from jaxbp.targets import native
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.kernel_choice import KERNELS
 from jaxbp.training.pieces import held_to_shapes
@@ -102,8 +103,7 @@ def dtype_of(batch: Batch) -> DTypeLike:
 
     Rows in half precision save memory; weights in it would lose their updates (``precision``).
     """
-    held = np.dtype(getattr(getattr(batch, "x", None), "dtype", np.float32)).newbyteorder("=")
-    held = np.dtype(np.float64) if held.kind == "f" and held.itemsize > 8 else held
+    held = native(np.dtype(getattr(getattr(batch, "x", None), "dtype", np.float32)))
     dtype: np.dtype = jax.dtypes.canonicalize_dtype(held)
     wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 2
     return dtype if wide else jnp.float32
@@ -274,9 +274,7 @@ def _as_numbers(name: str, values: Any) -> Any:
         raise TypeError(f"{name}: got {short(values)}, {expected}") from error
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biuf"):
         raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # more than JAX has
-        return array.astype(np.float64)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array.astype(native(array.dtype), copy=False)
 
 
 def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
