@@ -227,6 +227,7 @@ def test_digits_that_float32_has_not_are_refused(digits):
         with_rounded_products(jnp.matmul, digits)
 
 
+@pytest.mark.slow
 def test_a_gradient_of_bfloat16_products_too():
     grads = made_with(7)
     assert gradcheck(loss, PARAMS, grads=grads, precision="tensorfloat32").verdict == "fail"
