@@ -27,6 +27,8 @@ from jaxbp.model import Params
 from jaxbp.text import align, counted, plain, significant
 from jaxbp.training.records import History
 
+_MOST_COLUMNS = 20  # that the facts show, of those that are not plainly numbers
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -82,6 +84,9 @@ class Summary:
                 "dropped": decisions.dropped,
                 "stratify": plan.stratified,
                 "notes": decisions.notes,
+                "columns": decisions.columns,
+                "inputs": preparation.columns and preparation.inputs,
+                "weights": decisions.weights or None,
                 "classes": preparation.labels,
                 "network": plan.model.sizes,
                 "activation": options.activation,
@@ -128,7 +133,9 @@ def command_line(options: Design) -> str:
         if not each.init or each.name == "data" or value == each.default:
             continue
         option = each.name.replace("_", "-")
-        if isinstance(value, bool):
+        if each.name in {"drop", "categorical"}:  # whose options are repeated
+            words += [word for one in value for word in (f"--{option}", one)]
+        elif isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
             words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
@@ -200,6 +207,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
     target = [
         fact for fact in (decisions.target and repr(decisions.target), decisions.reason) if fact
     ]
+    further = len(decisions.columns) - _MOST_COLUMNS
     loss = []
     if labels is None and len(preparation.target_mean) == 1 and preparation.target_scale[0] != 1:
         mean, deviation = preparation.target_mean[0], preparation.target_scale[0]
@@ -215,6 +223,9 @@ def facts_table(summary: Summary) -> rich.table.Table:
         ),
         *([("target", ", ".join(target))] if target else []),
         *(("note", note) for note in decisions.notes),
+        *(("column", fact) for fact in decisions.columns[:_MOST_COLUMNS]),
+        *([("", f"and {further} columns more: jaxbp describe")] if further > 0 else []),
+        *([("weights", f"of the rows, {decisions.weights!r}")] if decisions.weights else []),
         *loss,
         ("network", f"{plan.network}, {plan.head}{how}"),
         ("parameters", f"{plan.parameters:,}"),

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxbp.checkpoint import Checkpoint
 from jaxbp.data.cells import quoted
+from jaxbp.data.errors import scikit_learn
 from jaxbp.data.preparation import Preparation
-from jaxbp.data.sources import scikit_learn
 from jaxbp.gradient import Batch
 from jaxbp.heads import Head
 from jaxbp.mlp import forward
