@@ -72,10 +72,10 @@ def run(options: Describe, console: Console) -> int:
         column = fitted(each, rows, options.missing)
         count += 0 if each.refused else len(column.inputs)
         lines.append(_line(column, each))
-    lines += [(name, "", "", "", "left out") for name in raw.dropped]
+    lines += [(_cut(name, 24), "", "", "", "0", "left out") for name in raw.dropped]
     if options.weights is not None:
-        lines.append((options.weights, "weights", "", "", "the weight of each row"))
-    columns = ("column", "kind", "missing", "values", "becomes")
+        lines.append((_cut(options.weights, 24), "", "", "", "0", "weights of the rows"))
+    columns = ("column", "kind", "missing", "values", "inputs", "how")
     console.print(f"{options.data}: {counted(len(rows), 'row')}, {counted(count, 'input')}")
     console.print(_target(raw, task), soft_wrap=True)
     for note in raw.notes:
@@ -112,40 +112,40 @@ def _of_array(raw: RawData) -> Iterator[Examined]:
         yield Examined(Column(name), Values(numbers))
 
 
-def _line(column: Column, examined: Examined) -> tuple[str, str, str, str, str]:
-    """A column's name, kind, missing cells, values, and what becomes of it."""
-    values = examined.values
+def _line(column: Column, examined: Examined) -> tuple[str, ...]:
+    """A column's name, kind, missing cells, values, and how it becomes how many inputs."""
+    values, name = examined.values, _cut(column.name, 24)
     missing = int(values.missing.sum())
+    gaps = str(missing) if missing else ""
     present = values.numbers[~values.missing]
     if examined.refused and not len(present):  # its cells could not be read
-        return column.name, "", "", "", "refused: see below"
+        return name, "", "", "", "0", "refused"
     found, counts = np.unique(present, return_counts=True)
     if column.kind == "category":
         common = [values.names[int(found[each])] for each in np.argsort(-counts, kind="stable")]
-        shown = ", ".join(each if len(each) <= 20 else f"{each[:17]}..." for each in common[:3])
-        what = f"{len(common)} distinct: {shown}{', ...' if len(common) > _EXAMPLES else ''}"
+        more = ", ..." if len(common) > _EXAMPLES else ""
+        what = f"{len(common)}: {', '.join(common[:_EXAMPLES])}{more}"
     else:
-        what = f"{_shown(column, found[0])} to {_shown(column, found[-1])}, {len(found)} distinct"
-    return (
-        column.name,
-        column.kind,
-        str(missing) if missing else "",
-        what,
-        "refused: see below" if examined.refused else _becomes(column, missing),
-    )
+        what = f"{len(found)}: {_shown(column, found[0])} to {_shown(column, found[-1])}"
+    what = _cut(what, 28)
+    if examined.refused:
+        return name, column.kind, gaps, what, "0", "refused"
+    return name, column.kind, gaps, what, str(len(column.inputs)), _how(column, missing)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _shown(column: Column, value: float) -> str:
-    return str(np.datetime64(int(value), "D")) if column.kind == "date" else significant(value, 6)
+    return str(np.datetime64(int(value), "D")) if column.kind == "date" else significant(value, 4)
 
 
-def _becomes(column: Column, missing: int) -> str:
-    inputs = counted(len(column.inputs), "input")
+def _how(column: Column, missing: int) -> str:
     if column.kind == "category":
-        own = ", one for missing" if "" in column.categories else ""
-        return f"{inputs}, one-hot{own}"
-    how = {"number": "", "boolean": " of 0 or 1", "date": ", in days since the first"}[column.kind]
-    comma = ", by a decimal comma" if column.decimal == "," else ""
-    gaps = f"; missing: {fill_of(column)}" if missing else ""
-    further = ", and one that tells" if column.indicator else ""
-    return f"{inputs}{how}{comma}{gaps}{further}"
+        return "one-hot, missing too" if "" in column.categories else "one-hot"
+    how = {"number": "", "boolean": "0 or 1", "date": "days since the first"}[column.kind]
+    parts = [how, "decimal comma" if column.decimal == "," else ""]
+    parts += [fill_of(column).removeprefix("the ") if missing else ""]
+    parts += ["missing or not" if column.indicator else ""]
+    return ", ".join(filter(None, parts))

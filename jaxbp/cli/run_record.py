@@ -18,10 +18,11 @@ from rich.console import Console
 import jaxbp
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load, save
 from jaxbp.cli.files import NETWORK, written
+from jaxbp.cli.importance import permuted
 from jaxbp.cli.options import Design
-from jaxbp.cli.pictures import learning_curve
+from jaxbp.cli.pictures import confusion_matrix, importance, learning_curve
 from jaxbp.cli.plan import Plan, health_after
-from jaxbp.cli.score_tables import further_tables, scores_table
+from jaxbp.cli.score_tables import SHOWN, further_tables, scores_table
 from jaxbp.cli.scores import Score, baselines, score
 from jaxbp.model import Params
 from jaxbp.text import align, counted, plain, significant
@@ -154,7 +155,7 @@ def summarised(plan: Plan, gradient_check: dict[str, float], outcome: Outcome) -
 
 
 def write_run(folder: Path, summary: Summary) -> None:
-    """Write model.safetensors, summary.json and learning_curve.png beside metrics.jsonl."""
+    """Write model.safetensors, summary.json and the pictures beside metrics.jsonl."""
     plan, outcome = summary.plan, summary.outcome
     save(folder / NETWORK, plan.model, outcome.params, plan.dataset.preparation)
     with written(folder / "summary.json") as file:
@@ -167,6 +168,28 @@ def write_run(folder: Path, summary: Summary) -> None:
             title=plan.title,
             training_metric=outcome.training_metric,
         )
+        draw_test(folder, plan, outcome.params, summary.scores["test"])
+
+
+def draw_test(folder: Path, plan: Plan, params: Params, test: Score) -> None:
+    """Draw what the test rows tell: the confusion matrix, and the importance of a table's columns.
+
+    folder: of the run.
+    plan: of the run.
+    params: trained.
+    test: their score on the test rows.
+    """
+    preparation = plan.dataset.preparation
+    if test.confusion is not None:
+        labels = preparation.labels or ()
+        path = folder / "confusion_matrix.png"
+        confusion_matrix(path, test.confusion, labels, title=f"{plan.options.data}: test rows")
+    if preparation.columns is not None:
+        trained = Checkpoint(plan.model, params, preparation)
+        drops = permuted(trained, plan.dataset.test, plan.options.seed)
+        metric = SHOWN["accuracy" if preparation.labels else "r2"]
+        path = folder / "importance.png"
+        importance(path, preparation.features, drops, metric=metric, title=plan.title)
 
 
 def print_run(summary: Summary, console: Console) -> None:

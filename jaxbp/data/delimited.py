@@ -10,7 +10,6 @@ import csv
 import gzip
 import importlib
 import io
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -221,16 +220,17 @@ def _by_polars(layout: _Layout, width: int, *, skipped: int) -> list[Any] | None
         polars = importlib.import_module("polars")
     except ImportError:
         return None
-    quote_after_blank = f'{layout.delimiter} "'.encode()
+    odd = (b"\0", f'{layout.delimiter} "'.encode())
     with _opened(layout.source) as file:
-        plain = Path(layout.source).suffix.lower() not in COMPRESSED
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if plain else file.read()
-        if content.find(b"\0") >= 0 or content.find(quote_after_blank) >= 0:
-            return None
+        before = b""
+        while chunk := file.read(2**24):
+            if any(each in before + chunk for each in odd):
+                return None
+            before = chunk[-2:]
     schema = {str(column): polars.String for column in range(width)}
     try:
         frame = polars.read_csv(
-            layout.source if plain else content,
+            layout.source,
             has_header=False,
             separator=layout.delimiter,
             schema=schema,

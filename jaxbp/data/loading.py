@@ -233,13 +233,23 @@ def _inputs(
         preparation = preparation._replace(mean=mean, scale=scale)
         return preparation, transform(preparation, raw.x)
     columns = tuple(fitted(each, train_rows, missing) for each in raw.inputs)
-    x = encoded(columns, [each.values for each in raw.inputs])
-    mean, scale = moments(x[train_rows], standardize)
-    is_scaled = np.array([each for column in columns for each in column.is_scaled])
-    preparation = preparation._replace(
-        mean=np.where(is_scaled, mean, 0.0), scale=np.where(is_scaled, scale, 1.0), columns=columns
-    )
-    return preparation, scaled(preparation, x)
+    widths = [len(column.inputs) for column in columns]
+    x = np.empty((len(raw.target), sum(widths)), np.float32)
+    mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
+    last = np.cumsum(widths)
+    for start in range(0, len(columns), _AT_ONCE):
+        block = slice(start, start + _AT_ONCE)
+        rows = encoded(columns[block], [each.values for each in raw.inputs[block]])
+        place = slice(last[block][-1] - rows.shape[1], last[block][-1])
+        is_scaled = np.array([each for column in columns[block] for each in column.is_scaled])
+        of_mean, of_scale = moments(rows[train_rows], standardize)
+        mean[place], scale[place] = np.where(is_scaled, [of_mean, of_scale], [[0.0], [1.0]])
+        names = [name for column in columns[block] for name in column.inputs]
+        x[:, place] = scaled(rows, mean[place], scale[place], names)
+    return preparation._replace(mean=mean, scale=scale, columns=columns), x
+
+
+_AT_ONCE = 16  # columns, so that their float64 numbers take little memory beside the inputs
 
 
 def checked_reading(

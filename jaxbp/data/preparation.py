@@ -90,7 +90,7 @@ def transform(preparation: Preparation, x: Any) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise DataError(f"x: expected rows of numbers ({error})") from None
     _check_shape(rows, features)
-    return scaled(preparation, rows)
+    return _scaled(preparation, rows)
 
 
 def _check_shape(rows: np.ndarray, features: Sequence[str]) -> None:
@@ -123,7 +123,7 @@ def prepared(preparation: Preparation, table: Table) -> tuple[np.ndarray, list[s
             check_complete(table, position, values)
         told += told_of(column, values)
         parts.append(encode(column, values))
-    return scaled(preparation, np.hstack(parts)), told
+    return _scaled(preparation, np.hstack(parts)), told
 
 
 def encoded(columns: Sequence[Column], values: Sequence[Values]) -> np.ndarray:
@@ -131,16 +131,23 @@ def encoded(columns: Sequence[Column], values: Sequence[Values]) -> np.ndarray:
     return np.hstack(list(map(encode, columns, values)))
 
 
-def scaled(preparation: Preparation, rows: np.ndarray) -> np.ndarray:
-    """Scale inputs (..., I).  Raises DataError for a value that float32 cannot hold."""
-    scaled: np.ndarray = (rows - preparation.mean) / preparation.scale
-    beyond = np.argwhere(~(np.abs(scaled) <= LARGEST_FLOAT32))
-    if len(beyond):
-        place = tuple(beyond[0])
+def _scaled(preparation: Preparation, rows: np.ndarray) -> np.ndarray:
+    return scaled(rows, preparation.mean, preparation.scale, preparation.inputs)
+
+
+def scaled(
+    rows: np.ndarray, mean: np.ndarray, scale: np.ndarray, names: Sequence[str]
+) -> np.ndarray:
+    """Scale inputs (..., I), which have these names, in float32: (rows - mean) / scale.
+
+    Raises DataError for a value that float32 cannot hold.
+    """
+    numbers = (rows - mean) / scale
+    if numbers.size and not np.abs(numbers).max() <= LARGEST_FLOAT32:
+        place = tuple(np.argwhere(~(np.abs(numbers) <= LARGEST_FLOAT32))[0])
         row = f", row {place[-2]}" if len(place) > 1 else ""
-        name = preparation.inputs[place[-1]]
-        raise DataError(f"x{row}, column {name!r}: {rows[place]:g} is out of range")
-    return np.asarray(scaled, np.float32)
+        raise DataError(f"x{row}, column {names[place[-1]]!r}: {rows[place]:g} is out of range")
+    return np.asarray(numbers, np.float32)
 
 
 _MOST_CLASSES = 20  # an integer target with more different values than this is regression

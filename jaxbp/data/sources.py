@@ -319,8 +319,10 @@ def _read_npy(source: str | Path) -> Table:
     check_is_file(source)
     try:
         array = np.load(source, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{source}: not an .npy of a plain array ({error})") from None
+    except (ValueError, EOFError):
+        raise DataError(
+            f"{source}: not a complete .npy, or one of pickled objects, which are never read"
+        ) from None
     if array.dtype.kind not in "biuf" or array.ndim != 2 or not array.size:
         raise DataError(
             f"{source}: {array.dtype} of shape {array.shape}, expected rows (N, D) of numbers"

@@ -125,8 +125,8 @@ def frame_table(source: Any, name: str = "table") -> Table:
     Raises DataError for two columns of one name, and for columns of different lengths.
     """
     if isinstance(source, Mapping):
-        named = {str(key): _of_array(name, str(key), value) for key, value in source.items()}
-        names, columns = tuple(named), list(named.values())
+        names = tuple(map(str, source))
+        columns = [_of_array(name, str(key), value) for key, value in source.items()]
     else:
         narwhals = reader("narwhals", "a DataFrame", "narwhals")
         try:
@@ -134,7 +134,7 @@ def frame_table(source: Any, name: str = "table") -> Table:
         except TypeError as error:
             raise DataError(f"{name}: got {type(source).__name__} ({error})") from None
         except ValueError as error:  # two columns of one name
-            raise DataError(f"{name}: {error}") from None
+            raise DataError(f"{name}: {' '.join(str(error).split())}") from None
         names = tuple(map(str, frame.columns))
         columns = [_of_series(series) for series in frame.iter_columns()]
     if not columns or not len(columns[0]):
@@ -187,7 +187,7 @@ def read_frame(source: str | Path) -> Table:
     polars = reader("polars", f"{source}: a {suffix}", "polars")
     read = polars.read_parquet if suffix == ".parquet" else polars.read_ipc
     try:
-        frame = read(source) if suffix == ".parquet" else read(source, memory_map=False)
+        frame = read(source)
     except Exception as error:  # polars' own, of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: not a readable {suffix} ({reason})") from None
