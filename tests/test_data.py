@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("sklearn")
 
 from jaxbp import data
-from jaxbp.data import delimited, sources
+from jaxbp.data import arrays, delimited
+from jaxbp.data.errors import DataError, DataWarning
 from jaxbp.data.preparation import alike
-from jaxbp.data.sources import DataError, DataWarning
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_bundled_regression():
 def test_the_split_loses_no_row_and_depends_on_the_seed_alone():
     parts = [data.load("wine", seed=seed, standardize=False) for seed in (3, 3, 4)]
     everything = np.vstack([part.x for part in batches(parts[0])])
-    whole = sources._read_bundled("wine").x
+    whole = arrays.read_bundled("wine").x
     assert sorted(map(tuple, everything)) == sorted(map(tuple, whole.astype(np.float32)))
     np.testing.assert_array_equal(parts[0].test.x, parts[1].test.x)
     assert not np.array_equal(parts[0].test.x, parts[2].test.x)

@@ -6,31 +6,34 @@ column.  Rows of a CSV are its line numbers, as an editor shows them; rows of an
 
 import operator
 import re
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from jaxbp.data.arrays import (
+    BUNDLED,
+    check_width,
+    npz_arrays,
+    npz_features,
+    read_bundled,
+    read_npy,
+    read_npz,
+)
 from jaxbp.data.cells import INTEGER, Decimal, is_number, quoted
 from jaxbp.data.columns import (
-    LARGEST_FLOAT32,
     Column,
-    Examined,
-    Missing,
     Values,
     check_complete,
     examine,
     read,
 )
-from jaxbp.data.delimited import DELIMITED, check_is_file, is_tabular, read_delimited, suffix_of
-from jaxbp.data.errors import DataError, DataWarning, noting, scikit_learn
+from jaxbp.data.delimited import check_is_file, is_tabular, read_delimited, suffix_of
+from jaxbp.data.errors import DataError, DataWarning, noting
 from jaxbp.data.layout import counts_rows
+from jaxbp.data.raw import AS_FOUND, RawData, Reading, Target, Task
 from jaxbp.data.tables import (
-    EXCEL,
     FRAMES,
     Table,
     frame_table,
@@ -42,51 +45,6 @@ from jaxbp.data.tables import (
 from jaxbp.text import counted
 
 __all__ = ["BUNDLED", "DataError", "DataWarning", "RawData", "Reading", "Target", "Task"]
-
-Task = Literal["classification", "regression"]
-
-BUNDLED = ("digits", "breast_cancer", "wine", "iris", "diabetes")  # real sets of scikit-learn
-
-Target = str | int | tuple[str | int, ...] | None  # a column by name or position, or several
-
-
-class Reading(NamedTuple):
-    """How a table is to be read, where it is told and not found."""
-
-    header: bool | None = None  # whether a CSV's first row names the columns
-    drop: tuple[str | int, ...] = ()  # columns that are no inputs
-    categorical: tuple[str | int, ...] = ()  # columns that are categories, whatever their cells are
-    missing: Missing = "impute"  # what becomes of missing cells
-    weights: str | int | None = None  # the column of example weights
-    encoding: str | None = None  # of a CSV
-    decimal: Decimal | None = None  # before a number's fraction
-
-
-AS_FOUND = Reading()
-
-
-class RawData(NamedTuple):
-    """The contents of a source, before they are split and scaled."""
-
-    name: str  # as the user gave it
-    features: tuple[str, ...]  # names of the D columns
-    x: np.ndarray | None  # (N, D), or None where there is a table
-    target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
-    outputs: tuple[str, ...] = ()  # names of the K columns of a target (N, K)
-    labels: tuple[str, ...] | None = None  # of classes 0, 1, ... where the source names them
-    cells: tuple[str, ...] | None = None  # (N,) the target's text where it was read as decimals
-    target_name: str = ""  # of the column or array; a bundled set has one without a name
-    header: bool | None = None  # whether a CSV's first row names its columns
-    dropped: tuple[str, ...] = ()  # names of the columns that are neither input nor target
-    table: Table | None = None  # whose columns the inputs are
-    inputs: tuple[Examined, ...] = ()  # its D columns that are inputs
-    weight: np.ndarray | None = None  # (N,) of the examples
-    notes: tuple[str, ...] = ()  # what may have been read otherwise than it is meant
-    hint: str = ""  # what may be the cause of an error
-
-    def place(self, row: int) -> str:
-        """Name a row as its file counts: a CSV's by its line, the header's being 1 as a rule."""
-        return f"{self.name}, row {row if self.table is None else self.table.line(row)}"
 
 
 def read_table(source: Any, reading: Reading, expected: Sequence[str] = ()) -> Table | None:
@@ -103,7 +61,7 @@ def read_table(source: Any, reading: Reading, expected: Sequence[str] = ()) -> T
     if suffix_of(source) in FRAMES:
         check_is_file(source)
         return read_frame(source)
-    return _read_npy(source) if suffix_of(source) == ".npy" else None
+    return read_npy(source) if suffix_of(source) == ".npy" else None
 
 
 def read_source(source: Any, target: Target, task: Task | None, reading: Reading) -> RawData:
@@ -115,8 +73,8 @@ def read_source(source: Any, target: Target, task: Task | None, reading: Reading
         if getattr(reading, name) not in {None, ()}:
             raise DataError(f"{name}: {source} has no columns with names")
     if suffix_of(source) == ".npz":
-        return _read_npz(source, "y" if target is None else str(target))
-    bundled = _read_bundled(str(source))
+        return read_npz(source, "y" if target is None else str(target))
+    bundled = read_bundled(str(source))
     if target is not None:
         raise DataError(f"target: got {target!r}, but {source} has its own target")
     return bundled
@@ -153,12 +111,12 @@ def read_inputs(
             names=tuple(features), columns=[table.columns[each] for each in positions]
         )
     if suffix_of(source) == ".npz":
-        x = _npz_features(source, _npz_arrays(source))
+        x = npz_features(source, npz_arrays(source))
     else:
-        bundled = _read_bundled(str(source)).x
+        bundled = read_bundled(str(source)).x
         assert bundled is not None
         x = bundled
-    _check_width(source, x.shape[1], features)
+    check_width(source, x.shape[1], features)
     return x
 
 
@@ -184,7 +142,7 @@ def read_labelled(
     if table is None:
         raw = read_source(source, target, None, reading)
         assert raw.x is not None
-        _check_width(source, raw.x.shape[1], features)
+        check_width(source, raw.x.shape[1], features)
         return raw
     chosen = target_positions(table, target)
     others = _inputs_of(table, features, chosen)
@@ -220,117 +178,11 @@ def _inputs_of(table: Table, features: Sequence[str], chosen: Sequence[int]) -> 
     if table.has_header is not False:
         return table.positions(features)
     others = [position for position in range(len(table.names)) if position not in chosen]
-    _check_width(table.source, len(others), features)
+    check_width(table.source, len(others), features)
     return others
 
 
-def _check_width(source: str | Path, width: int, features: Sequence[str]) -> None:
-    if width != len(features):
-        raise DataError(
-            f"{source}: {counted(width, 'column')}, expected the {len(features)} the network was "
-            "trained on, without the target "
-            f"({', '.join(features[:5])}{', ...' if len(features) > 5 else ''})"
-        )
-
-
-# Bundled sets
-
-
-def _read_bundled(name: str) -> RawData:
-    if name not in BUNDLED:
-        near = get_close_matches(name, BUNDLED, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        what = "no kind of file that is read" if Path(name).exists() else f"no such data{hint}"
-        kinds = ", ".join(sorted(DELIMITED | FRAMES | EXCEL | {".npz", ".npy"}))
-        raise DataError(f"{name}: {what} (there are {', '.join(BUNDLED)}, and files in {kinds})")
-    bunch = getattr(scikit_learn("datasets"), f"load_{name}")()
-    features = tuple(map(str, bunch.feature_names))
-    labels = None if name == "diabetes" else tuple(map(str, bunch.target_names))
-    return RawData(name, features, bunch.data, bunch.target, labels=labels)
-
-
-# Arrays
-
-
-def _read_npz(source: str | Path, target: str) -> RawData:
-    arrays = _npz_arrays(source)
-    x = _npz_features(source, arrays)
-    y = _npz_array(source, arrays, target)
-    if y.ndim not in {1, 2} or len(y) != len(x) or not y.size or y.dtype.kind not in "biufU":
-        raise DataError(
-            f"{source}: {target} is {y.dtype} of shape {y.shape}, expected text or numbers for "
-            f"each of x's {len(x)} rows"
-        )
-    if y.dtype.kind == "f":
-        _check_finite(source, target, y)
-    if y.shape[1:] == (1,):
-        y = y[:, 0]
-    features = tuple(f"x{i}" for i in range(x.shape[1]))
-    outputs = tuple(map(str, range(y.shape[1]))) if y.ndim > 1 else ()
-    return RawData(str(source), features, x, y, outputs, target_name=target)
-
-
-def _npz_arrays(source: str | Path) -> dict[str, np.ndarray]:
-    """Load all plain arrays of a file; nothing pickled is ever read."""
-    check_is_file(source)
-    if not zipfile.is_zipfile(source):
-        raise DataError(f"{source}: not a complete .npz")
-    try:
-        with Path(source).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged archive raises any of numpy's and zlib's exceptions
-        pickled = "pickle" in str(error)
-        reason = "it holds pickled objects, which are never read" if pickled else error
-        raise DataError(f"{source}: not an .npz of plain arrays ({reason})") from None
-    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
-
-
-def _npz_array(source: str | Path, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in arrays:
-        raise DataError(f"{source}: no array {name!r}; it holds {', '.join(arrays) or 'nothing'}")
-    return arrays[name]
-
-
-def _npz_features(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Take the array x as numbers (N, D), each image as one row."""
-    x = _npz_array(source, arrays, "x")
-    if x.dtype.kind not in "biuf" or x.ndim < 2 or not x.size:
-        raise DataError(f"{source}: x is {x.dtype} of shape {x.shape}, expected rows of numbers")
-    x = x.reshape(len(x), -1).astype(np.float64)
-    _check_finite(source, "x", x)
-    return x
-
-
-def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
-    beyond = np.argwhere(~(np.abs(array) <= LARGEST_FLOAT32))
-    if len(beyond):
-        first = tuple(beyond[0])
-        column = f", column {first[1]}" if array.ndim > 1 else ""
-        raise DataError(
-            f"{source}: {name}, row {first[0]}{column}: {array[first]:g} is not finite in float32"
-        )
-
-
 # Tables
-
-
-def _read_npy(source: str | Path) -> Table:
-    """Read an array (N, D) of numbers as a table whose columns are called by their positions."""
-    check_is_file(source)
-    try:
-        array = np.load(source, allow_pickle=False)
-    except (ValueError, EOFError):
-        raise DataError(
-            f"{source}: not a complete .npy, or one of pickled objects, which are never read"
-        ) from None
-    if array.dtype.kind not in "biuf" or array.ndim != 2 or not array.size:
-        raise DataError(
-            f"{source}: {array.dtype} of shape {array.shape}, expected rows (N, D) of numbers"
-        )
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8)
-    names = tuple(f"column {i}" for i in range(array.shape[1]))
-    return Table(str(source), names, list(array.T), has_header=False)
 
 
 _NO_NAME = re.compile(r"(Unnamed: \d+(\.\d+)*)?")  # pandas' names for columns without one
