@@ -1,10 +1,10 @@
 """Data: a table or images from a file, as standardised batches to train, validate and test on.
 
 Read ``loading`` first: its ``load`` is the whole way, and calls the others in this order:
-``sources`` reads what there is, by ``tables``, ``arrays`` or, as text, ``delimited``, whose ``layout``
-is guessed where it is not told; ``columns`` tells by the ``cells`` of what kind each is; ``split``
-deals out the rows, ``preparation`` encodes and scales them.  ``weights`` gives every class the same
-part of the objective, however many rows it has.
+``sources`` reads what there is, by ``tables``, ``arrays`` or, as text, ``delimited``, whose
+``layout`` is guessed where it is not told; ``columns`` tells by the ``cells`` of what kind each is;
+``split`` deals out the rows, ``preparation`` encodes and scales them.  ``weights`` gives every
+class the same part of the objective, however many rows it has.
 """
 
 from jaxbp.data.errors import DataError, DataWarning

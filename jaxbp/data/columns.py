@@ -12,7 +12,7 @@ of them miss it, a further input is 1 in rows that do.  A missing category is on
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from jaxbp.data.cells import (
     truth,
 )
 from jaxbp.data.errors import DataError
-from jaxbp.data.tables import Table, all_numbers, is_text, texts
+from jaxbp.data.tables import Table, all_numbers, distinct, is_text, texts
 from jaxbp.text import significant
 
 Kind = Literal["number", "boolean", "date", "category", "empty"]
@@ -113,14 +113,14 @@ def examine(
     name, column = table.names[position], table.columns[position]
     own = Column(name, decimal=decimal or ".")
     if not categorical and not (decimal == "," and is_text(column)):
-        found = all_numbers(column) if is_text(column) else column.astype(np.float64)
+        found = all_numbers(column)
         if found is not None:
             only = found[~np.isnan(found)]
             kind: Kind = "boolean" if ((only == 0) | (only == 1)).all() else "number"
             kind = kind if len(only) else "empty"
             refused = _beyond_float32(table, position, found)
             return Examined(own._replace(kind=kind), Values(found), refused)
-    cells, codes = _distinct(column)
+    cells, codes = distinct(column)
     present = [cell for cell in cells if cell.lower() not in MISSING]
     if not present:
         return Examined(own._replace(kind="empty"), Values(np.full(len(codes), np.nan)))
@@ -198,15 +198,6 @@ def _not_categories(table: Table, name: str, present: list[str], rows: int) -> s
     if len(present) > MOST_CATEGORIES:
         return f"{where}: {len(present)} categories, more than {MOST_CATEGORIES}: {ways}"
     return ""
-
-
-def _distinct(column: Any) -> tuple[list[str], np.ndarray]:
-    """The different cells of a column, and which of them each row has, (N,)."""
-    position: dict[str, int] = {}
-    codes = np.fromiter(
-        (position.setdefault(cell, len(position)) for cell in texts(column)), np.int64, len(column)
-    )
-    return list(position), codes
 
 
 def _as_categories(cells: Sequence[str], codes: np.ndarray) -> Values:
@@ -292,14 +283,14 @@ def read(table: Table, position: int, column: Column) -> Values:
     """Read the cells of a column of new rows by what is remembered of it.  Raises DataError."""
     cells = table.columns[position]
     if column.kind == "category":
-        return _as_categories(*_distinct(cells))
+        return _as_categories(*distinct(cells))
     if not is_text(cells):
         return Values(cells.astype(np.float64))
     if column.kind != "date" and column.decimal == ".":
         found = all_numbers(cells)
         if found is not None and not _beyond_float32(table, position, found):
             return Values(found)
-    names, codes = _distinct(cells)
+    names, codes = distinct(cells)
     return _read_cells(table, position, column, names, codes)
 
 

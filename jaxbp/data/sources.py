@@ -36,6 +36,7 @@ from jaxbp.data.raw import AS_FOUND, RawData, Reading, Target, Task
 from jaxbp.data.tables import (
     FRAMES,
     Table,
+    distinct,
     frame_table,
     is_frame,
     is_text,
@@ -318,7 +319,9 @@ def _target_missing(table: Table, position: int) -> np.ndarray:
     if not is_text(column):
         missing: np.ndarray = np.isnan(column)
         return missing
-    return np.array([cell.lower() in _MISSING_TARGET for cell in texts(column)])
+    cells, codes = distinct(column)
+    absent = np.array([cell.lower() in _MISSING_TARGET for cell in cells])
+    return np.take(absent, codes)
 
 
 def _check_target(table: Table, position: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.cells import INTEGER, quoted
+from jaxbp.data.cells import INTEGER, MISSING, quoted
 from jaxbp.data.errors import DataError, reader
 
 
@@ -90,22 +90,39 @@ def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def all_numbers(column: Any) -> np.ndarray | None:
-    """Read a column as float64 at once; None where any cell is missing or is no number."""
-    if not is_text(column):
-        values = column.astype(np.float64)
-        return None if np.isnan(values).any() else values
+def distinct(column: Any) -> tuple[list[str], np.ndarray]:
+    """The different cells of a column as text, and which of them each row has, (N,)."""
     if not isinstance(column, np.ndarray):
-        polars = reader("polars", "a large table", "polars")
-        cast = column.cast(polars.Float64, strict=False)
-        found: np.ndarray = cast.to_numpy()
-        return None if cast.null_count() or np.isnan(found).any() else found
-    try:
-        values = column.astype(np.float64)
-    except (TypeError, ValueError):
+        cells = column.fill_null("").str.strip_chars()
+        different = cells.unique(maintain_order=True)
+        codes = cells.replace_strict(different, np.arange(len(different)))
+        return different.to_list(), codes.to_numpy()
+    position: dict[str, int] = {}
+    found = (position.setdefault(cell, len(position)) for cell in texts(column))
+    codes = np.fromiter(found, np.int64, len(column))
+    return list(position), codes
+
+
+def all_numbers(column: Any) -> np.ndarray | None:
+    """Read a column as float64 at once, NaN where a cell is missing; None where any is no number.
+
+    What stands for a missing value in an object array, but for "nan", is no number here.
+    """
+    if isinstance(column, np.ndarray):
+        try:
+            values = column.astype(np.float64)
+        except (TypeError, ValueError):
+            return None
+        # to NumPy 1_0 is 10
+        underscore = any("_" in cell for cell in column if isinstance(cell, str))
+        return None if underscore and is_text(column) else values
+    polars = reader("polars", "a large table", "polars")
+    cast = column.cast(polars.Float64, strict=False)
+    others = column.filter(cast.is_null()).fill_null("").unique().to_list()
+    if any(cell.strip().lower() not in MISSING for cell in others):
         return None
-    underscore = any("_" in cell for cell in column if isinstance(cell, str))  # to NumPy 1_0 is 10
-    return None if underscore or np.isnan(values).any() else values
+    found: np.ndarray = cast.fill_null(np.nan).to_numpy()
+    return found
 
 
 # DataFrames, and files of typed columns
