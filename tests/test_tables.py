@@ -81,6 +81,10 @@ def test_categories_are_one_hot_and_not_scaled(load):
     dataset = load(text, categorical="x")
     assert dataset.preparation.inputs == ("x=10", "x=11", "x=12")
     assert "'x': 3 categories" in dataset.decisions.columns
+    rare = load(table(x=lambda i: "pqrst"[i] if i in {3, 4} else "pq"[i % 2]), seed=4)
+    told = "'x': 2 categories; 2 of a category that no training row has: 0 in all of them"
+    assert rare.decisions.columns == (told,)
+    assert (all_rows(rare).sum(axis=1) == 0).sum() == 2
 
 
 def test_a_date_is_the_days_since_the_training_rows_first(load):
@@ -446,6 +450,9 @@ def test_new_rows_become_what_the_training_rows_were(load, tmp_path):
     features = data.read_features(tmp_path / "new.csv", preparation.features)
     with pytest.warns(DataWarning):
         np.testing.assert_array_equal(data.transform(preparation, features), rows)
+    plain = load(table(x=lambda i: i / 4)).preparation
+    with pytest.raises(DataError, match="x, row 0, column 'x': '1,250' where a number belongs"):
+        data.transform(plain, {"x": ["1,250"]})  # which may be 1.25
     strict = load(table(x=lambda i: i), missing="error").preparation
     with pytest.raises(DataError, match="x, row 1, column 'x': missing value"):
         data.transform(strict, {"x": [1, np.nan]})

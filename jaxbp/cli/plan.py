@@ -14,6 +14,7 @@ from itertools import pairwise
 import jax
 import numpy as np
 import optax
+from rich.console import Console
 
 from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
@@ -38,6 +39,7 @@ from jaxbp.training.metrics import metric_name
 from jaxbp.training.records import Epoch, History, NonFiniteLossError
 
 HEADER = {"auto": None, "yes": True, "no": False}  # whether there is one, by the option
+_MOST_COLUMNS = 20  # that are told of
 SAMPLE = 512  # rows that a report is made on
 _LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once
 
@@ -179,6 +181,15 @@ def decide(options: Design) -> Plan:
         batch_size=batch_size,
         patience=patience,
     )
+
+
+def tell_of_columns(plan: Plan, console: Console) -> None:
+    """Print what became of each column that is not plainly numbers, before training."""
+    columns = plan.decisions.columns
+    for fact in columns[:_MOST_COLUMNS]:
+        console.print(f"column {fact}", soft_wrap=True)
+    if len(columns) > _MOST_COLUMNS:
+        console.print(f"and {len(columns) - _MOST_COLUMNS} columns more: jaxbp describe shows them")
 
 
 def _task(options: Design) -> Task | None:

@@ -28,8 +28,6 @@ from jaxbp.model import Params
 from jaxbp.text import align, counted, plain, significant
 from jaxbp.training.records import History
 
-_MOST_COLUMNS = 20  # that the facts show, of those that are not plainly numbers
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -230,7 +228,6 @@ def facts_table(summary: Summary) -> rich.table.Table:
     target = [
         fact for fact in (decisions.target and repr(decisions.target), decisions.reason) if fact
     ]
-    further = len(decisions.columns) - _MOST_COLUMNS
     loss = []
     if labels is None and len(preparation.target_mean) == 1 and preparation.target_scale[0] != 1:
         mean, deviation = preparation.target_mean[0], preparation.target_scale[0]
@@ -246,8 +243,6 @@ def facts_table(summary: Summary) -> rich.table.Table:
         ),
         *([("target", ", ".join(target))] if target else []),
         *(("note", note) for note in decisions.notes),
-        *(("column", fact) for fact in decisions.columns[:_MOST_COLUMNS]),
-        *([("", f"and {further} columns more: jaxbp describe")] if further > 0 else []),
         *([("weights", f"of the rows, {decisions.weights!r}")] if decisions.weights else []),
         *loss,
         ("network", f"{plan.network}, {plan.head}{how}"),

@@ -49,11 +49,14 @@ def decimals_of(cells: Iterable[str]) -> list[Decimal]:
     return [point for point in points if all(map(_WRITTEN[point].fullmatch, cells))]
 
 
-def number(cell: str, decimal: Decimal) -> float | None:
-    """Read a number that is written with this decimal sign; None where the cell is none."""
-    if decimal == "." and is_number(cell):
+def number(cell: str, decimal: Decimal | None) -> float | None:
+    """Read a number that is written with this decimal sign, and perhaps with groups of thousands.
+
+    By None it is written as in Python.  The result is None where the cell is no such number.
+    """
+    if decimal != "," and is_number(cell):
         return float(cell)
-    if not _WRITTEN[decimal].fullmatch(cell):
+    if decimal is None or not _WRITTEN[decimal].fullmatch(cell):
         return None
     group = "," if decimal == "." else "."
     digits = re.sub(r"[ \u00a0\u202f'’]", "", cell.replace(group, ""))
@@ -65,7 +68,7 @@ def truth(cell: str) -> float | None:
     for words in BOOLEANS:
         if cell.lower() in words:
             return float(words.index(cell.lower()))
-    return number(cell, ".")
+    return number(cell, None)
 
 
 _DATE = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?:[T ]+(.*))?")

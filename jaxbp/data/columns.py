@@ -55,7 +55,7 @@ class Column(NamedTuple):
     indicator: bool = False  # whether a further input is 1 where the cell is missing
     categories: tuple[str, ...] = ()  # those of the training rows; "" is a missing one
     origin: float = 0.0  # a date's days are counted from here, in days since 1970
-    decimal: Decimal = "."  # before a number's fraction
+    decimal: Decimal | None = None  # before a number's fraction; None: as Python writes it
     missing: Missing = "impute"  # whether a missing cell is refused
 
     @property
@@ -111,7 +111,7 @@ def examine(
     What cannot be read is told as ``refused``, and not raised.
     """
     name, column = table.names[position], table.columns[position]
-    own = Column(name, decimal=decimal or ".")
+    own = Column(name, decimal=decimal)
     if not categorical and not (decimal == "," and is_text(column)):
         found = all_numbers(column)
         if found is not None:
@@ -165,7 +165,7 @@ def _kind_of(present: list[str], decimal: Decimal | None) -> tuple[Kind, list[De
     """The kind of a column by its different cells that are not missing; of numbers also how they
     may be written."""
     if decimal is None and all(map(is_number, present)):
-        return ("boolean" if {float(cell) for cell in present} <= {0, 1} else "number"), ["."]
+        return ("boolean" if {float(cell) for cell in present} <= {0, 1} else "number"), []
     if decimal is not None and all(number(cell, decimal) is not None for cell in present):
         return "number", [decimal]
     lower = {cell.lower() for cell in present}
@@ -286,7 +286,7 @@ def read(table: Table, position: int, column: Column) -> Values:
         return _as_categories(*distinct(cells))
     if not is_text(cells):
         return Values(cells.astype(np.float64))
-    if column.kind != "date" and column.decimal == ".":
+    if column.kind != "date" and column.decimal != ",":
         found = all_numbers(cells)
         if found is not None and not _beyond_float32(table, position, found):
             return Values(found)
@@ -344,8 +344,12 @@ def facts_of(columns: Iterable[Column], values: Iterable[Values]) -> tuple[str, 
         missing = int(each.missing.sum())
         parts = []
         if column.kind == "category":
-            count = len([name for name in column.categories if name])
-            parts.append(f"{count} categories" if count != 1 else "1 category")
+            known = {name for name in column.categories if name}
+            parts.append(f"{len(known)} categories" if len(known) != 1 else "1 category")
+            present = each.numbers[~each.missing].astype(int)
+            unknown = sum(each.names[code] not in known for code in present.tolist())
+            if unknown:
+                parts.append(f"{unknown} {NO_TRAINING_ROW}: 0 in all of them")
             if missing:
                 own = "a category of their own" if "" in column.categories else "0 in all of them"
                 parts.append(f"{missing} missing: {own}")
