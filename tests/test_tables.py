@@ -236,6 +236,19 @@ def test_text_is_read_as_it_was_written(load):
     assert lines == ("x=p\n2", "x=q\n2")
 
 
+def test_a_table_of_text_alone_may_have_no_header(load, tmp_path):
+    text = "".join(f"{'ep'[i % 2]},{'xyz'[i % 3]},{'xw'[i % 5 > 2]}\n" for i in range(60))
+    with pytest.warns(DataWarning, match="row 1 was read as data; header=True"):
+        dataset = load(text, target=0)
+    assert dataset.decisions.header is False
+    assert len(all_rows(dataset)) == 60
+    assert len(dataset.preparation.inputs) == 5
+    new = tmp_path / "new.csv"
+    new.write_text("z,w\n")
+    assert data.load_rows(dataset.preparation, new)[0].tolist() == [[0, 0, 1, 1, 0]]
+    assert load("kind,cap,ring\n" + text, target=0).preparation.features == ("cap", "ring")
+
+
 # Formats
 
 

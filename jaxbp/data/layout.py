@@ -2,6 +2,7 @@
 
 import csv
 import operator
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice, pairwise
@@ -9,6 +10,7 @@ from typing import IO
 
 from jaxbp.data.cells import INTEGER, MISSING, is_number, quoted
 
+_NO_HEADER = re.compile(r"column \d+")  # names of columns in a file without a header
 READ_AS_DATA = "row 1 was read as data; header=True (--header yes) if it names the columns"
 LOOKED_AT = 1000  # rows, to guess the delimiter and the header by
 
@@ -44,14 +46,21 @@ def guess_header(
 ) -> tuple[bool, str]:
     """Guess whether the first row names the columns; and say so in a sentence if it is in doubt.
 
-    It does if it holds all expected names or no number at all.  Else it is compared with the rows
-    below: names are text above numbers, integers above decimals, or integers that count up like
-    pandas' (0, 1, 2, ...), and neither they nor any text beside them occur again in their column.
+    It does if it holds all expected names, and does not if these are those of columns without
+    names.  It does if it holds no number at all, unless all of its cells occur again in their
+    columns, as in a table of text alone.  Else it is compared with the rows below: names are text
+    above numbers, integers above decimals, or integers that count up like pandas' (0, 1, 2, ...),
+    and neither they nor any text beside them occur again in their column.
     """
     numbers = [cell for cell in first if is_number(cell)]
-    if not numbers or (len(expected) > 0 and set(expected) <= set(first)):
+    if len(expected) > 0 and set(expected) <= set(first):
         return True, ""
+    if len(expected) > 0 and all(map(_NO_HEADER.fullmatch, expected)):
+        return False, ""
     columns = list(zip(first, zip(*below, strict=True), strict=False))
+    if not numbers:
+        recur = bool(below) and all(cell in column for cell, column in columns)
+        return (False, READ_AS_DATA) if recur else (True, "")
     named = any(
         not is_number(cell)
         and cell.lower() not in MISSING
