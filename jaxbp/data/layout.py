@@ -53,14 +53,13 @@ def guess_header(
     and neither they nor any text beside them occur again in their column.
     """
     numbers = [cell for cell in first if is_number(cell)]
-    if len(expected) > 0 and set(expected) <= set(first):
-        return True, ""
-    if len(expected) > 0 and all(map(_NO_HEADER.fullmatch, expected)):
-        return False, ""
+    as_expected = len(expected) > 0 and set(expected) <= set(first)
+    if as_expected or (len(expected) > 0 and all(map(_NO_HEADER.fullmatch, expected))):
+        return as_expected, ""
     columns = list(zip(first, zip(*below, strict=True), strict=False))
     if not numbers:
-        recur = bool(below) and all(cell in column for cell, column in columns)
-        return (False, READ_AS_DATA) if recur else (True, "")
+        all_recur = bool(below) and all(cell in column for cell, column in columns)
+        return (False, READ_AS_DATA) if all_recur else (True, "")
     named = any(
         not is_number(cell)
         and cell.lower() not in MISSING
