@@ -340,6 +340,10 @@ def test_frames_that_are_wrong():
         ({"x": [], "y": []}, "table: no rows"),
         ({"x": [1, 2], 1: [1, 2], "1": [1, 2]}, "table: two columns are called '1'"),
         (type("Frame", (), {"columns": []})(), "table: got Frame"),
+        (polars.LazyFrame(CELLS), "table: got LazyFrame"),
+        (polars.DataFrame({"x": [[1], [2]]}), r"column 'x': got List.*, expected numbers, text"),
+        ({"x": np.array([b"a"])}, r"table, column 'x': got \|S1, expected numbers, text, truth"),
+        ({"x": np.ma.masked_equal([1, 2], 2)}, "table, column 'x': got masked values"),
     ]:
         with pytest.raises(DataError, match=message):
             data.load(frame)

@@ -133,7 +133,7 @@ EXCEL = {".xlsx", ".xls", ".xlsb", ".ods"}
 
 def is_frame(source: Any) -> bool:
     """Whether a source is a DataFrame or a dict of arrays, rather than the name of a file."""
-    return isinstance(source, Mapping) or hasattr(source, "columns")
+    return isinstance(source, Mapping) or hasattr(type(source), "columns")
 
 
 def frame_table(source: Any, name: str = "table") -> Table:
@@ -153,7 +153,7 @@ def frame_table(source: Any, name: str = "table") -> Table:
         except ValueError as error:  # two columns of one name
             raise DataError(f"{name}: {' '.join(str(error).split())}") from None
         names = tuple(map(str, frame.columns))
-        columns = [_of_series(series) for series in frame.iter_columns()]
+        columns = [_of_series(name, series) for series in frame.iter_columns()]
     if not columns or not len(columns[0]):
         raise DataError(f"{name}: no rows")
     lengths = {len(column) for column in columns}
@@ -164,8 +164,10 @@ def frame_table(source: Any, name: str = "table") -> Table:
     return Table(name, names, columns)
 
 
-def _of_series(series: Any) -> np.ndarray:
+def _of_series(source: str, series: Any) -> np.ndarray:
     """A narwhals Series as numbers, NaN where there is none, or as text."""
+    if series.dtype.is_nested():
+        raise _no_cells(source, series.name, series.dtype)
     if series.dtype.is_numeric():
         whole = series.dtype.is_integer() and series.null_count() == 0
         values: np.ndarray = series.to_numpy()
@@ -180,6 +182,9 @@ def _of_array(source: str, name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1:
         raise DataError(f"{source}, column {quoted(name)}: got shape {array.shape}, expected (N,)")
+    if array.dtype.kind in "cmSV" or np.ma.is_masked(values):
+        what = "masked values" if np.ma.is_masked(values) else array.dtype
+        raise _no_cells(source, name, what)
     if array.dtype.kind in "iuf":
         return array
     if array.dtype.kind == "M":
@@ -189,6 +194,12 @@ def _of_array(source: str, name: str, values: Any) -> np.ndarray:
         for value in array.tolist()
     ]
     return _cells(array.tolist(), missing)
+
+
+def _no_cells(source: str, name: str, what: Any) -> DataError:
+    return DataError(
+        f"{source}, column {quoted(name)}: got {what}, expected numbers, text, truth values or dates"
+    )
 
 
 def _cells(values: Sequence[Any], missing: Sequence[bool] | np.ndarray) -> np.ndarray:
