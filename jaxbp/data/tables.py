@@ -197,9 +197,8 @@ def _of_array(source: str, name: str, values: Any) -> np.ndarray:
 
 
 def _no_cells(source: str, name: str, what: Any) -> DataError:
-    return DataError(
-        f"{source}, column {quoted(name)}: got {what}, expected numbers, text, truth values or dates"
-    )
+    kinds = "numbers, text, truth values or dates"
+    return DataError(f"{source}, column {quoted(name)}: got {what}, expected {kinds}")
 
 
 def _cells(values: Sequence[Any], missing: Sequence[bool] | np.ndarray) -> np.ndarray:
