@@ -582,7 +582,7 @@ def test_a_titanic_from_its_file_to_predictions(tmp_path, monkeypatch, capsys):
     assert "'port': 1 of a category that no training row has ('X')" in printed.err
     (tmp_path / "new.csv").write_text("sex,class\nmale,3\n")
     assert run("predict", folder, "new.csv") == 2
-    assert "no column 'age'" in capsys.readouterr().err
+    assert "no column 'age', nor 'fare', 'port', 'alone', 'boarded'" in capsys.readouterr().err
     assert run("evaluate", folder, "titanic.csv", "--weights", "fare", "--json") == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.7
 

@@ -7,6 +7,7 @@ Read ``loading`` first: its ``load`` is the whole way, and calls the others in t
 class the same part of the objective, however many rows it has.
 """
 
+from jaxbp.data.columns import Column
 from jaxbp.data.errors import DataError, DataWarning
 from jaxbp.data.loading import Dataset, Decisions, load, load_for, load_rows
 from jaxbp.data.preparation import Preparation, transform
@@ -15,6 +16,7 @@ from jaxbp.data.weights import class_weights
 
 __all__ = [
     "BUNDLED",
+    "Column",
     "DataError",
     "DataWarning",
     "Dataset",

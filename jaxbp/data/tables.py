@@ -52,15 +52,17 @@ class Table(NamedTuple):
 
     def positions(self, names: Sequence[str]) -> list[int]:
         """Find columns by their names alone."""
-        absent = next((name for name in names if name not in self.names), None)
-        if absent is not None:
-            raise self.no_such_column(absent)
+        absent = [name for name in names if name not in self.names]
+        if absent:
+            raise self.no_such_column(*absent)
         return [self.names.index(name) for name in names]
 
-    def no_such_column(self, wanted: str | int) -> DataError:
-        """The error of a column that is not there, with a name that is near."""
+    def no_such_column(self, wanted: str | int, *others: str) -> DataError:
+        """The error of columns that are not there, with a name that is near the first."""
         near = get_close_matches(str(wanted), self.names, n=1)
         hint = f"; did you mean {quoted(near[0])}?" if near else ""
+        hint += f", nor {', '.join(map(quoted, others[:5]))}" if others else ""
+        hint += ", ..." if len(others) > 5 else ""
         names = ", ".join(map(quoted, self.names[:10])) + (", ..." if len(self.names) > 10 else "")
         note = f"; {self.note}" if self.note else ""
         return DataError(
