@@ -70,6 +70,7 @@ def test_kinds_of_columns(load, cell, kind, inputs):
     assert dataset.preparation.inputs == (*inputs, "n")
     assert dataset.preparation.features == ("x", "n")
     assert dataset.train.x.shape[1] == len(inputs) + 1
+    assert f"columns=(x: {kind}, n: number)" in repr(dataset)
 
 
 def test_categories_are_one_hot_and_not_scaled(load):
@@ -139,7 +140,7 @@ def test_what_can_be_no_input_is_refused_in_a_line(load, cell, message):
 def test_options_that_do_not_fit_a_table(load, options, message):
     with pytest.raises(DataError, match=message):
         load(table(x=lambda i: i, n=lambda i: i % 5 - 1, c=lambda i: "pq"[i % 2]), **options)
-    with pytest.raises(DataError, match="drop: iris has no columns with names"):
+    with pytest.raises(DataError, match="drop: iris is no table, whose columns have names"):
         data.load("iris", drop="x")
 
 

@@ -58,6 +58,9 @@ class Column(NamedTuple):
     decimal: Decimal | None = None  # before a number's fraction; None: as Python writes it
     missing: Missing = "impute"  # whether a missing cell is refused
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind}"
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of its inputs."""

@@ -72,7 +72,7 @@ def read_source(source: Any, target: Target, task: Task | None, reading: Reading
         return _read_columns(table, target, task, reading)
     for name in ("drop", "categorical", "weights"):
         if getattr(reading, name) not in {None, ()}:
-            raise DataError(f"{name}: {source} has no columns with names")
+            raise DataError(f"{name}: {source} is no table, whose columns have names")
     if suffix_of(source) == ".npz":
         return read_npz(source, "y" if target is None else str(target))
     bundled = read_bundled(str(source))
