@@ -488,6 +488,30 @@ def test_a_network_saved_before_there_were_columns_reads_its_table(load, tmp_pat
         data.load_rows(older, tmp_path / "new.csv")
 
 
+def test_new_rows_without_names_may_have_all_the_columns_that_there_were(load, tmp_path):
+    lines = "".join(f"{i / 4},{i % 5},{'pq'[i % 2]},{i / 8}\n" for i in range(60))
+    dataset = load(lines, target=0, drop=2)
+    assert dataset.preparation.features == ("column 1", "column 3")
+    (tmp_path / "all.csv").write_text(lines)
+    (tmp_path / "inputs.csv").write_text("".join(f"{i % 5},{i / 8}\n" for i in range(60)))
+    found, _ = data.load_rows(dataset.preparation, tmp_path / "all.csv")
+    np.testing.assert_array_equal(
+        found, data.load_rows(dataset.preparation, tmp_path / "inputs.csv")[0]
+    )
+    batch = data.load_for(dataset.preparation, tmp_path / "all.csv", target=0)
+    np.testing.assert_array_equal(batch.x, found)
+
+
+def test_the_decimal_sign_of_a_target_can_be_said_of_new_rows(load, tmp_path):
+    dataset = load("x;y\n" + "".join(f"{i};1,{i:03}\n" for i in range(60)), decimal=",")
+    path = tmp_path / "table.csv"
+    with pytest.raises(DataError, match="row 2, column 'y': '1,000' where a number belongs"):
+        data.load_for(dataset.preparation, path)
+    target = data.load_for(dataset.preparation, path, decimal=",").target
+    values = target * dataset.preparation.target_scale + dataset.preparation.target_mean
+    np.testing.assert_allclose(values[:, 0], 1 + np.arange(60) / 1000, rtol=1e-5)
+
+
 def test_a_column_of_weights(load):
     text = table(x=lambda i: i, w=lambda i: i % 3)
     dataset = load(text, weights="w")

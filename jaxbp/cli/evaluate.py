@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from jaxbp.cli.options import Encoding, TrainedRun, Weights
+from jaxbp.cli.options import DecimalSign, Encoding, TrainedRun, Weights
 from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import baselines, score
@@ -45,6 +45,7 @@ class Evaluate:
     ] = None
     weights: Weights = None
     encoding: Encoding = None
+    decimal: DecimalSign = "auto"
     json: Annotated[bool, arg(help="print the scores as JSON and nothing else")] = False
 
 
@@ -65,6 +66,7 @@ def run(options: Evaluate, console: Console) -> int:
         counts=trained.model.head.target == "counts",
         weights=options.weights,
         encoding=options.encoding,
+        decimal=None if options.decimal == "auto" else options.decimal,
     )
     rows = counted(len(batch.x), "row")
     found = score(rows, trained, batch)

@@ -308,6 +308,7 @@ def load_for(
     counts: bool = False,
     weights: str | int | None = None,
     encoding: str | None = None,
+    decimal: Decimal | None = None,
 ) -> Batch:
     """Read all rows of a source, prepared as a network's training rows were -> a batch.
 
@@ -317,6 +318,8 @@ def load_for(
     counts: whether it is counts, of which none is negative; False unless given.
     weights: the column of the examples' weights; all are equal unless given.
     encoding: of a CSV, by Python's name; UTF-8 unless given.
+    decimal: the sign before the fraction of the target and the weights; found by their cells unless
+        given.  Inputs are written as the training rows were.
 
     Raises DataError; a DataWarning tells of categories that no training row has.
 
@@ -325,7 +328,13 @@ def load_for(
     (150, 4)
     """
     batch, told = load_labelled(
-        preparation, source, target=target, counts=counts, weights=weights, encoding=encoding
+        preparation,
+        source,
+        target=target,
+        counts=counts,
+        weights=weights,
+        encoding=encoding,
+        decimal=decimal,
     )
     for each in told:
         if NO_TRAINING_ROW in each:
@@ -341,6 +350,7 @@ def load_labelled(
     counts: bool,
     weights: str | int | None = None,
     encoding: str | None = None,
+    decimal: Decimal | None = None,
 ) -> tuple[Batch, list[str]]:
     """``load_for``, and all that is worth telling of the rows, which it does not warn of.
 
@@ -350,12 +360,13 @@ def load_labelled(
     counts: whether it is counts.
     weights: the column of the examples' weights; all are equal unless given.
     encoding: of a CSV; UTF-8 unless given.
+    decimal: the sign before the target's fraction; found by its cells unless given.
     """
     check_bools(counts=counts)
     check_target(target)
     _check_source(source)
     is_text = preparation.labels is not None and not preparation.several_labels
-    reading = checked_reading(None, (), (), "impute", weights, encoding, None)
+    reading = checked_reading(None, (), (), "impute", weights, encoding, decimal)
     raw = read_labelled(source, preparation.features, target, is_text, reading)
     if counts:
         check_counts(raw)

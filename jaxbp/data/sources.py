@@ -167,7 +167,7 @@ def read_labelled(
         values,
         names if len(chosen) > 1 else (),
         target_name=",".join(names),
-        weight=_weights(table, reading.weights),
+        weight=_weights(table, reading.weights, reading.decimal),
         table=table._replace(
             names=tuple(features), columns=[table.columns[each] for each in others]
         ),
@@ -175,10 +175,14 @@ def read_labelled(
 
 
 def _inputs_of(table: Table, features: Sequence[str], chosen: Sequence[int]) -> list[int]:
-    """Where the inputs are: by name or, in a CSV without a header, all but the target in order."""
-    if table.has_header is not False:
-        return table.positions(features)
+    """Where the inputs are: by name or, in a table without names, all but the target in order.
+
+    Where it has further columns, those of another one without names are found by their positions.
+    """
     others = [position for position in range(len(table.names)) if position not in chosen]
+    more_columns = len(others) > len(features) and {*features} <= {*table.names}
+    if table.has_header is not False or more_columns:
+        return table.positions(features)
     check_width(table.source, len(others), features)
     return others
 
@@ -231,7 +235,7 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
             notes.append(f"{count} without a target left out; missing='error' refuses such a table")
             table = table.take(np.flatnonzero(~missing))
         values, cells = _target_values(table, chosen, task, reading.decimal)
-        weight = _weights(table, reading.weights)
+        weight = _weights(table, reading.weights, reading.decimal)
         examined = {
             position: examine(
                 table, position, categorical=position in categorical, decimal=reading.decimal
@@ -383,12 +387,12 @@ def _target_column(table: Table, position: int, decimal: Decimal | None) -> np.n
 _CODE = re.compile(r"[-+]?0\d+")  # an integer with leading zeros
 
 
-def _weights(table: Table, name: str | int | None) -> np.ndarray | None:
+def _weights(table: Table, name: str | int | None, decimal: Decimal | None) -> np.ndarray | None:
     """The example weights (N,) in a column.  Raises DataError for the first that can be none."""
     if name is None:
         return None
     position = table.position(name)
-    weights = _numeric_columns(table, [position], None)[:, 0]
+    weights = _numeric_columns(table, [position], decimal)[:, 0]
     if (weights < 0).any():
         row = int((weights < 0).argmax())
         place = table.place(row, position)
