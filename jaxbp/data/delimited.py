@@ -10,8 +10,7 @@ import csv
 import gzip
 import importlib
 import io
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -78,12 +77,8 @@ def read_delimited(
     Raises DataError.
     """
     check_is_file(source)
-    if suffix_of(source) in EXCEL:
-        rows: Rows = iter(excel_rows(source))
-        again: Callable[[], Rows] = partial(_sheet, source)
-    else:
-        layout = _layout_of(source, encoding)
-        rows, again = _rows(layout), partial(_rows, layout)
+    layout = None if suffix_of(source) in EXCEL else _layout_of(source, encoding)
+    rows = iter(excel_rows(source)) if layout is None else _rows(layout)
     first = list(islice(rows, LOOKED_AT + 1))
     if not first:
         raise DataError(f"{source}: the file is empty")
@@ -98,27 +93,23 @@ def read_delimited(
     if repeated is not None:
         raise DataError(f"{source}: two columns are called {quoted(repeated)}")
     table = Table(str(source), names, (), has_header=header, note=note, hint=hint)
-    if suffix_of(source) not in EXCEL and len(first) > LOOKED_AT:
+    if layout is not None and len(first) > LOOKED_AT:
         columns = _by_polars(layout, len(names), skipped=int(header))
         if columns is not None:
-            return table._replace(columns=columns, line=_Lines(again, skipped=int(header)))
+            return table._replace(columns=columns, line=_Lines(layout, skipped=int(header)))
     body = chain(first[1:] if header else first, rows)
     lines, text = _of_equal_width(source, body, len(names))
     return table._replace(columns=list(text.T), line=lines.__getitem__)
 
 
-def _sheet(source: str | Path) -> Rows:
-    return iter(excel_rows(source))
-
-
 class _Lines:
     """The line numbers of a file's rows, which are looked up only for a message."""
 
-    def __init__(self, rows: Callable[[], Rows], skipped: int) -> None:
-        self.rows, self.skipped = rows, skipped
+    def __init__(self, layout: _Layout, skipped: int) -> None:
+        self.layout, self.skipped = layout, skipped
 
     def __call__(self, row: int) -> int:
-        line, _ = next(islice(self.rows(), row + self.skipped, None))
+        line, _ = next(islice(_rows(self.layout), row + self.skipped, None))
         return line
 
 
