@@ -149,7 +149,8 @@ def _examine_text(
         numeric = np.array([number(cell, own.decimal) is not None for cell in cells]) & is_present
         rows = int(counts[is_present].sum())
         if 2 * counts[numeric].sum() > rows:  # numbers, and a cell or two that is none
-            return _read_or_refused(table, position, own, cells, codes)
+            found = _read_or_refused(table, position, own, cells, codes)
+            return found._replace(refused=f"{found.refused}; {_ways(own.name)}")
         refused = _not_categories(table, own.name, present, rows)
         return Examined(own._replace(kind=kind), _as_categories(cells, codes), refused)
     if len(points) > 1:
@@ -186,11 +187,7 @@ def _kind_of(present: list[str], decimal: Decimal | None) -> tuple[Kind, list[De
 
 def _not_categories(table: Table, name: str, present: list[str], rows: int) -> str:
     """Why text can be no categories; empty where it can."""
-    ways = (
-        f"drop={quoted(name)} (--drop {name}) leaves it out, categorical={quoted(name)} "
-        f"(--categorical {name}) takes it for categories all the same"
-    )
-    where = f"{table.source}: column {quoted(name)}"
+    where, ways = f"{table.source}: column {quoted(name)}", _ways(name)
     if all(map(DAY_OR_MONTH_FIRST.fullmatch, present)):
         return (
             f"{where}: {quoted(present[0])} may begin with the day or the month: write dates as "
@@ -201,6 +198,14 @@ def _not_categories(table: Table, name: str, present: list[str], rows: int) -> s
     if len(present) > MOST_CATEGORIES:
         return f"{where}: {len(present)} categories, more than {MOST_CATEGORIES}: {ways}"
     return ""
+
+
+def _ways(name: str) -> str:
+    """What can be done about a column that is refused, in words."""
+    return (
+        f"drop={quoted(name)} (--drop {name}) leaves it out, categorical={quoted(name)} "
+        f"(--categorical {name}) takes it for categories all the same"
+    )
 
 
 def _as_categories(cells: Sequence[str], codes: np.ndarray) -> Values:
