@@ -3,6 +3,7 @@
 import datetime
 import gzip
 import json
+import re
 import sys
 import warnings
 
@@ -613,6 +614,28 @@ def test_a_titanic_from_its_file_to_predictions(tmp_path, monkeypatch, capsys):
     assert "no column 'age', nor 'fare', 'port', 'alone', 'boarded'" in capsys.readouterr().err
     assert run("evaluate", folder, "titanic.csv", "--weights", "fare", "--json") == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.7
+
+
+def test_what_can_be_no_input_is_described_all_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    text = table(id=lambda i: f"no. {i}", x=lambda i: "?" if i else "7,5", one=lambda i: 1)
+    (tmp_path / "t.csv").write_text(text.replace("7,5", '"7,500"'))
+    assert run("describe", "t.csv", "--weights", "one") == 0
+    out = capsys.readouterr().out
+    assert "t.csv: 60 rows, 0 inputs" in out
+    for line in (
+        r"id +category +60: no\. 0, .* 0  refused",
+        r"x +0  refused",
+        r"one +0  weights of the rows",
+        "column 'id': text with 60 different values",
+        "column 'x': '7,500' may have a decimal comma",
+    ):
+        assert re.search(line, out), line
+    assert run("describe", "t.csv", "--drop", "id", "--decimal", ",") == 0
+    assert re.search(r"one +number +1: 1 to 1 +1  constant", capsys.readouterr().out)
+    assert run("describe", "iris") == 0
+    assert re.search(r"petal width \(cm\) +number +22: 0\.1 to 2\.5", capsys.readouterr().out)
 
 
 def test_importance_is_of_what_the_network_uses(load):

@@ -130,7 +130,8 @@ def _line(column: Column, examined: Examined) -> tuple[str, ...]:
     what = _cut(what, 28)
     if examined.refused:
         return name, column.kind, gaps, what, "0", "refused"
-    return name, column.kind, gaps, what, str(len(column.inputs)), _how(column, missing)
+    how = _how(column, missing) if missing or len(found) > 1 else "constant"
+    return name, column.kind, gaps, what, str(len(column.inputs)), how
 
 
 def _cut(text: str, length: int) -> str:
