@@ -27,6 +27,7 @@ MODULES = (
     "graph_page",
     "per_example",
     "curvature",
+    "tables",
 )
 INTRODUCTION = """\
 # Benchmarks

@@ -74,6 +74,13 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def fewer_pictures(request, monkeypatch):
+    """The pictures of the test rows take half a second a run: test_tables.py has them drawn."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(run_record, "draw_test", lambda *_: None)
+
+
 def run(*arguments):
     return cli.main(list(map(str, arguments)))
 
@@ -109,6 +116,7 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     assert run("train", "iris", *QUICK, "--output", "here/it") == 0
     folder = elsewhere / "here" / "it"
     assert sorted(file.name for file in folder.iterdir()) == [
+        "confusion_matrix.png",
         "learning_curve.png",
         "metrics.jsonl",
         "model.safetensors",
@@ -1101,7 +1109,7 @@ def test_a_run_is_replaced_when_there_is_another(tmp_path):
         files.new_folder("--output", tmp_path, overwrite=True)
         assert files.make_run_folder(tmp_path, "iris") == tmp_path
         (tmp_path / "metrics.jsonl").write_text("new")
-        assert len(texts()) == 5
+        assert len(texts()) == len(files.RUN) + 1
     files.restore_run_before(tmp_path)
     assert texts() == old
     files.make_run_folder(tmp_path, "iris")

@@ -18,9 +18,10 @@ from rich.text import Text
 
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
-from jaxbp.cli import check, diagnose, evaluate, explain, predict, train
+from jaxbp.cli import check, describe, diagnose, evaluate, explain, predict, train
 from jaxbp.cli.check import Check
 from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
+from jaxbp.cli.describe import Describe
 from jaxbp.cli.diagnose import Diagnose
 from jaxbp.cli.encodings import IN_ASCII
 from jaxbp.cli.evaluate import Evaluate
@@ -29,11 +30,13 @@ from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
 from jaxbp.cli.train import Train
-from jaxbp.data.sources import BUNDLED, DataError
+from jaxbp.data.errors import DataError
+from jaxbp.data.sources import BUNDLED
 
 #: the commands: their options, whose class has the command's name, and what carries them out
 COMMANDS: dict[type, Callable[..., int]] = {
     Train: train.run,
+    Describe: describe.run,
     Predict: predict.run,
     Evaluate: evaluate.run,
     Check: check.run,
@@ -144,6 +147,7 @@ def _parse(arguments: list[str]) -> Any:
 
 _FIRST = {
     "train": "DATA",
+    "describe": "DATA",
     "diagnose": "DATA",
     "predict": "RUN and DATA",
     "evaluate": "RUN and DATA",

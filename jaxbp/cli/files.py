@@ -14,7 +14,10 @@ from jaxbp.cli.options import UsageError
 
 PICTURES = (".png", ".svg", ".pdf")
 NETWORK = "model.safetensors"
-RUN = ("metrics.jsonl", NETWORK, "summary.json", "learning_curve.png")  # its files
+RUN = (  # its files
+    *("metrics.jsonl", NETWORK, "summary.json"),
+    *("learning_curve.png", "confusion_matrix.png", "importance.png"),
+)
 _BEFORE = ".before"  # ends the names of the files of a run that is being replaced
 
 

@@ -1,6 +1,6 @@
 """Pictures, by matplotlib and without a display."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxbp.checking import GradientReport, LeafReport
 from jaxbp.cli.files import naming
+from jaxbp.data.errors import scikit_learn
 from jaxbp.diagnostics.flow import Distributions, Flow
 from jaxbp.diagnostics.health import Health
 from jaxbp.diagnostics.report import LayerReport
@@ -53,6 +54,57 @@ def learning_curve(
         _grid_without_frame(axes)
         _whole_numbers(axes)
         axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def confusion_matrix(
+    path: str | Path, matrix: list[list[int]], labels: Sequence[str], *, title: str
+) -> None:
+    """Draw to a file how many rows of each class are taken for each.
+
+    path: of the new picture; its suffix says which kind.
+    matrix: (K, K) rows by class and by decision.
+    labels: names of the classes.
+    title: heading of the picture.
+    """
+    size = 2.4 + 0.5 * len(labels)
+    figure = Figure(figsize=(size + 1.2, size), layout="constrained")
+    axes = figure.subplots()
+    names = [_drawable(label if len(label) <= 20 else f"{label[:17]}...") for label in labels]
+    display = scikit_learn("metrics").ConfusionMatrixDisplay(np.array(matrix), display_labels=names)
+    turned = "vertical" if max(map(len, names)) > 4 else "horizontal"
+    display.plot(ax=axes, cmap="Blues", colorbar=False, xticks_rotation=turned)
+    axes.set(xlabel="taken for", ylabel="class")
+    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_fontfamily(_fonts())
+    figure.suptitle(_drawable(title), family=_fonts(), fontsize=10)
+    _save(figure, path)
+
+
+_MOST_FEATURES = 20  # that the picture of importance has
+
+
+def importance(
+    path: str | Path, names: Sequence[str], drops: np.ndarray, *, metric: str, title: str
+) -> None:
+    """Draw to a file how much a metric falls where a column is permuted: the largest falls first.
+
+    path: of the new picture; its suffix says which kind.
+    names: of the columns.
+    drops: (columns, repeats) by how much the metric fell each time.
+    metric: its name, "accuracy" or "R²".
+    title: heading of the picture.
+    """
+    mean = drops.mean(axis=1)
+    shown = np.argsort(-mean, kind="stable")[:_MOST_FEATURES][::-1]
+    figure = Figure(figsize=(7, 1.3 + 0.3 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(shown)), mean[shown], xerr=drops[shown].std(axis=1), color=_VALIDATION)
+    cut = [names[each] if len(names[each]) <= 30 else f"{names[each][:27]}..." for each in shown]
+    axes.set_yticks(range(len(shown)), list(map(_drawable, cut)), family=_fonts())
+    axes.set(xlabel=f"{metric} lost on test rows where the column is permuted")
+    _grid_without_frame(axes)
+    figure.suptitle(_drawable(title), family=_fonts(), fontsize=10)
     _save(figure, path)
 
 

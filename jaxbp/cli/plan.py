@@ -14,14 +14,16 @@ from itertools import pairwise
 import jax
 import numpy as np
 import optax
+from rich.console import Console
 
 from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
 from jaxbp.cli.score_tables import SHOWN
 from jaxbp.cli.scores import with_outputs
+from jaxbp.data.errors import DataWarning
 from jaxbp.data.loading import Dataset, Decisions, load
 from jaxbp.data.preparation import Preparation
-from jaxbp.data.sources import DataWarning, Task
+from jaxbp.data.sources import Task
 from jaxbp.data.weights import class_weights
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
@@ -36,6 +38,8 @@ from jaxbp.training.fitting import fit
 from jaxbp.training.metrics import metric_name
 from jaxbp.training.records import Epoch, History, NonFiniteLossError
 
+HEADER = {"auto": None, "yes": True, "no": False}  # whether there is one, by the option
+_MOST_COLUMNS = 20  # that are told of
 SAMPLE = 512  # rows that a report is made on
 _LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once
 
@@ -112,8 +116,14 @@ def decide(options: Design) -> Plan:
             seed=options.seed,
             standardize_target=not counts,
             stratify=options.stratify,
-            header={"auto": None, "yes": True, "no": False}[options.header],
+            header=HEADER[options.header],
             counts=counts,
+            drop=options.drop,
+            categorical=options.categorical,
+            missing=options.missing,
+            weights=options.weights,
+            encoding=options.encoding,
+            decimal=None if options.decimal == "auto" else options.decimal,
         )
     labels = dataset.preparation.labels
     if labels is None and options.label_smoothing > 0:
@@ -136,7 +146,8 @@ def decide(options: Design) -> Plan:
         smoothed = smooth_labels(to_fit.target, options.label_smoothing, classes)
         to_fit = to_fit._replace(target=smoothed)
     if options.class_weight != "none":
-        to_fit = to_fit._replace(weight=class_weights(dataset.train.target))
+        own = 1 if to_fit.weight is None else to_fit.weight
+        to_fit = to_fit._replace(weight=own * class_weights(dataset.train.target))
 
     rows, columns = to_fit.x.shape
     units = tuple(activations.BY_NAME[unit] for unit in options.activation)
@@ -170,6 +181,15 @@ def decide(options: Design) -> Plan:
         batch_size=batch_size,
         patience=patience,
     )
+
+
+def tell_of_columns(plan: Plan, console: Console) -> None:
+    """Print what became of each column that is not plainly numbers, before training."""
+    columns = plan.decisions.columns
+    for fact in columns[:_MOST_COLUMNS]:
+        console.print(f"column {fact}", soft_wrap=True)
+    if len(columns) > _MOST_COLUMNS:
+        console.print(f"and {len(columns) - _MOST_COLUMNS} columns more: jaxbp describe shows them")
 
 
 def _task(options: Design) -> Task | None:

@@ -32,7 +32,7 @@ from jaxbp.cli.files import (
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
-from jaxbp.cli.plan import Plan, decide, fit_plan, initial
+from jaxbp.cli.plan import Plan, decide, fit_plan, initial, tell_of_columns
 from jaxbp.cli.run_record import Outcome, Summary, print_run, summarised, write_run
 from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
@@ -79,6 +79,7 @@ def run(options: Train, console: Console) -> int:
         if os.path.isfile(options.data) and os.path.getsize(options.data) > _LONG["bytes"]:
             console.print(f"reading {options.data}", soft_wrap=True)
         plan = decide(options)
+        tell_of_columns(plan, console)
         interrupts.check()
         params = initial(plan)
         if plan.parameters > _LONG["parameters"]:
