@@ -44,7 +44,7 @@ class Epoch(NamedTuple):
     validation: Evaluation | None
     health: Health | None = None  # each field (L,), with diagnostics
     state: optax.OptState | None = None  # of the optimiser, while on_epoch is called
-    key: Array | None = None  # of ``fit``
+    key: Array | None = None  # of ``fit``; the keys of ``fit_many``
 
     @property
     def run(self) -> Run:
@@ -56,7 +56,10 @@ class Epoch(NamedTuple):
             raise RuntimeError(f"epoch {self.number}: it has a run while fit calls on_epoch")
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
             raise RuntimeError(f"epoch {self.number}: its run is there while on_epoch is called")
-        return run_of(self.params, jax.tree.map(jnp.copy, self.state), self.number, self.key)
+        loss = np.asarray(self.training_loss)
+        diverged = np.isnan(loss) if loss.ndim else None
+        state = jax.tree.map(jnp.copy, self.state)
+        return run_of(self.params, state, self.number, self.key, diverged)
 
     def __repr__(self) -> str:
         return short(self._replace(state=None, key=None))
