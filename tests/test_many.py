@@ -36,14 +36,23 @@ def fit_many(batch=None, **options):
     return jaxbp.fit_many(MODEL, table(10) if batch is None else batch, **defaults | options)
 
 
-def of_network(batch, n):
-    """A batch whose weights may be (N, rows), for network n."""
-    own = batch is not None and np.ndim(batch.weight) == 2
-    return batch._replace(weight=batch.weight[n]) if own else batch
+def of_network(batch, n, rows=None):
+    """A batch whose weights may be (N, rows), for network n, and its rows of it."""
+    if batch is not None and np.ndim(batch.weight) == 2:
+        batch = batch._replace(weight=batch.weight[n])
+    return batch if rows is None else jax.tree.map(itemgetter(rows[n]), batch)
 
 
 def differences(
-    trained, networks, *, batch=None, l2=None, optimizer=optax.sgd, validation=None, **options
+    trained,
+    networks,
+    *,
+    batch=None,
+    l2=None,
+    optimizer=optax.sgd,
+    validation=None,
+    rows=None,
+    **options,
 ):
     """How far networks of these numbers, and their records, are from fit's."""
     params, history = jax.tree.map(np.asarray, trained)
@@ -52,7 +61,7 @@ def differences(
         model = MODEL if l2 is None else MODEL._replace(l2=l2[n])
         alone, record = jaxbp.fit(
             model,
-            table(10) if batch is None else of_network(batch, n),
+            of_network(table(10) if batch is None else batch, n, rows),
             validation=of_network(validation, n),
             key=keys[n],
             optimizer=made(optimizer, RATES[n]),
@@ -79,6 +88,7 @@ def folds(rows, networks=3):
     return table(rows)._replace(weight=weight), table(rows)._replace(weight=held_out.astype("f"))
 
 
+ROWS = np.array([[0, 3, 4, 8, 9], [1, 2, 3, 3, 7], [9, 8, 5, 4, 0]])
 FOLDS = dict(zip(("batch", "validation"), folds(12), strict=True))
 
 #: one network costs fit a program of its own, for its rate: by default the last is compared
@@ -91,7 +101,7 @@ L2 = [0.0, 0.1, 1.0]
     [
         ({"l2": L2, "optimizer": optax.adam, "validation": table(7, 1), "batch_size": None}, ONE),
         ({"gradient": noisy, "batch_size": 5, "compute_dtype": jnp.bfloat16}, ONE),
-        ({"batch_size": 2, "optimizer": optax.adam, "l2": L2} | FOLDS, ONE),
+        ({"rows": ROWS, "batch_size": 2, "optimizer": optax.adam, "l2": L2} | FOLDS, ONE),
         *(
             pytest.param(options, ALL, marks=slow)
             for options in (
@@ -102,13 +112,15 @@ L2 = [0.0, 0.1, 1.0]
                 {"batch_size": 2, "optimizer": optax.adam, "l2": L2} | FOLDS,
                 {"batch_size": None} | FOLDS,
                 {"kernel": "interpret"} | FOLDS,
+                {"rows": ROWS, "batch_size": 2, "validation": table(7, 1)},
+                {"rows": ROWS, "batch_size": None, "optimizer": optax.adam} | FOLDS,
             )
         ),
     ],
     ids=[
         "l2, validation, full batch",
         "random gradient, mixed precision",
-        "held-out rows",
+        "own rows, of which some are held out",
         "l2 and validation",
         "full batch",
         "random gradient",
@@ -116,6 +128,8 @@ L2 = [0.0, 0.1, 1.0]
         "held-out rows, all",
         "held-out rows, full batch",
         "held-out rows, one kernel",
+        "own rows, all",
+        "own rows, full batch",
     ],
 )
 def test_each_network_is_the_one_that_fit_trains(options, networks):
@@ -422,6 +436,9 @@ def test_control_c_keeps_what_there_is():
             ValueError,
             r"validation.weight: got shape \(3, 6\), expected \(7,\) or",
         ),
+        ({"rows": [[0, 1], [2, 10], [3, 4]]}, ValueError, "rows: got 0 to 10, expected .* 0 to 9"),
+        ({"rows": np.ones((3, 2))}, TypeError, "rows: got float64, expected whole numbers"),
+        ({"rows": [0, 1, 2]}, ValueError, r"rows: got shape \(3,\), expected \(3, R\), as keys"),
         ({"resume": "a run"}, TypeError, "resume: got 'a run', expected a jaxbp.Run"),
         ({"batch": table(10)._replace(target=np.ones(10))}, ValueError, "target: got shape"),
         ({"validation": "none"}, TypeError, "validation: got str"),

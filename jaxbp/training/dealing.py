@@ -73,19 +73,32 @@ def workers() -> list[jax.Device]:
 
 
 def orders_by_group(
-    dealt: Dealt, seeds: list[list[int]], rows: int, block: int, first: int, count: int
+    dealt: Dealt,
+    seeds: list[list[int]],
+    rows: int | np.ndarray,
+    block: int,
+    first: int,
+    count: int,
 ) -> list[np.ndarray]:
-    """The orders of some epochs, at most a block, of each network (block, n, rows), by group.
+    """The orders of some epochs, at most a block, of each network (block, n, R), by group.
 
-    seeds are the keys' data.
+    dealt: how the networks are dealt.
+    seeds: the data of their keys.
+    rows: how many there are, or the numbers (N, R) of those that each network trains on.
+    block: epochs at most.
+    first: number of the first epoch.
+    count: of epochs.
     """
-    orders = np.zeros((len(seeds), block, rows), np.int32)
+    size = rows if isinstance(rows, int) else rows.shape[1]
+    orders = np.zeros((len(seeds), block, size), np.int32)
     drawn: dict[tuple[int, ...], np.ndarray] = {}  # networks with one key have one order
     for n, seed in enumerate(seeds):
         if tuple(seed) not in drawn:
             for place in range(count):
-                orders[n, place] = shuffled_rows(seed, first + place, rows)
-        orders[n] = drawn.setdefault(tuple(seed), orders[n])
+                orders[n, place] = shuffled_rows(seed, first + place, size)
+            drawn[tuple(seed)] = orders[n].copy()
+        order = drawn[tuple(seed)]
+        orders[n] = order if isinstance(rows, int) else rows[n][order]
     return [np.swapaxes(each, 0, 1) for each in dealt.deal(orders)]
 
 

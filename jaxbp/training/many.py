@@ -82,6 +82,7 @@ def fit_many(
     optimizer: MakeOptimizer = optax.sgd,
     epochs: int,
     batch_size: int | None,
+    rows: ArrayLike | None = None,
     resume: Run | None = None,
     validation: Batch | None = None,
     gradient: Gradient = backprop,
@@ -108,6 +109,8 @@ def fit_many(
         ``lambda rate: optax.sgd(rate, momentum=0.9)``.
     epochs: passes over the rows, at least 1, those of a run that is resumed included.
     batch_size: rows a step; None: all.
+    rows: (N, R) numbers of the rows that each network trains on; all unless given.  Network n is
+        then the one that ``fit`` trains on these alone, and none costs time that is held out.
     resume: the ``Run`` to go on with, ``history.run`` or an epoch's ``run``, for the same data and
         arguments, as for ``fit``; a network that had diverged is trained no further.
     validation: rows to evaluate after each epoch; none unless given.  Their weights may be
@@ -144,7 +147,7 @@ def fit_many(
     assert keys is not None
     rates = _one_each("learning_rate", learning_rate, count)
     penalties = _one_each("l2", model.l2 if l2 is None else l2, count)
-    _warn_of_equals(keys, rates, penalties, own_weights(batch))
+    _warn_of_equals(keys, rates, penalties, own_weights(batch), rows)
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     first = optimizer(rates[0])
@@ -157,10 +160,15 @@ def fit_many(
     if resume is not None:
         check_like(resume, *_stacked((shapes, lifted.state), count))
     batch, validation = _checked_data(model, shapes, batch, validation, count)
-    batch_size = batch_size and min(batch_size, len(batch.x))
+    own_rows = None if rows is None else _checked_rows(rows, count, len(batch.x))
+    if own_rows is not None:
+        batch = _relative_to_own(batch, own_rows)
+    visited = len(batch.x) if own_rows is None else own_rows.shape[1]
+    batch_size = batch_size and min(batch_size, visited)
     seeds = np.asarray(jax.random.key_data(keys))  # on the host, which deals without a program
     penalised = l2 is not None or model.l2 != 0
-    each = seeds, rates.astype(dtype), penalties.astype(dtype) if penalised else None
+    by_device = own_rows if batch_size is None or draws_on_device() else None
+    each = seeds, rates.astype(dtype), penalties.astype(dtype) if penalised else None, by_device
     bare = model._replace(l2=0.0)
     program = Program(bare, lifted.optimizer, mixed, batch_size, precision=precision)
     start = Start(
@@ -172,12 +180,10 @@ def fit_many(
         keeps_keys=random or draws_on_device(),
     )
     dealt = Dealt(count, workers()[:count])
-    work = _Work(start, resume, keys, dealt, each, lifted.numbers, batch, validation)
+    work = _Work(start, resume, keys, dealt, each, own_rows, lifted.numbers, batch, validation)
     if check:
-        key = keys[0]
-        params = partial(initial_params, key, model, dtype=dtype)
-        own = model, params, _of_network(batch, 0), batch_size, gradient
-        check_pieces(*own, key if random else None, dtype)
+        own = model, lambda: initial_params(keys[0], model, dtype=dtype), _of_network(work, 0)
+        check_pieces(*own, batch_size, gradient, keys[0] if random else None, dtype)
     at_once = count
     if jax.default_backend() != "cpu":  # devices with a memory of their own
         at_once = -(-count // len(work.dealt.devices))
@@ -192,7 +198,8 @@ class _Work(NamedTuple):
     run: Run | None  # to go on with
     keys: Array  # (N,)
     dealt: Dealt
-    each: Any  # seeds, learning rates and l2, (N, ...), by the host
+    each: Any  # seeds, learning rates, l2 and rows that the device draws from, (N, ...)
+    rows: np.ndarray | None  # (N, R) numbers of those that each network trains on; None: all
     numbers: Any  # of the optimiser, which all networks share
     batch: Batch
     validation: Batch | None
@@ -214,7 +221,7 @@ def _trained(
     epochs, kernel: as for ``fit``.
     callbacks: those of on_epoch.
     """
-    _, run, keys, dealt, each, numbers, batch, validation = work
+    _, run, keys, dealt, each, rows, numbers, batch, validation = work
     done = 0 if run is None else epochs_done(run)
     record: list[Epoch] = []
 
@@ -250,7 +257,8 @@ def _trained(
         orders = None
         if program.batch_size is not None:
             block = max(1, min(block, 2**22 // (dealt.total * len(batch.x))))  # 16 MiB, or one
-            orders = partial(orders_by_group, dealt, each[0].tolist(), len(batch.x), block)
+            visited = len(batch.x) if rows is None else rows
+            orders = partial(orders_by_group, dealt, each[0].tolist(), visited, block)
         all_epochs = epochs_on_host(program, groups, orders, done, epochs, block)
     with carrying(so_far, done):
         for groups, outcomes in all_epochs:
@@ -271,12 +279,11 @@ def _trained(
 
 def _dealt_networks(work: _Work) -> list[Networks]:
     """The networks at the start, or those of a run, by group."""
-    start, run, keys, dealt, each, numbers, *_ = work
+    start, run, keys, dealt, each, _, numbers, *_ = work
     if run is None:
         return [started(start)(*own, numbers) for own in dealt.deal(each)]
-    _, rates, penalties = each
     kept = keys if start.keeps_keys else None
-    networks = resumed(jax.tree.map(np.asarray, run), kept, rates, penalties)
+    networks = resumed(jax.tree.map(np.asarray, run), kept, *each[1:])
     dealt_out: list[Networks] = dealt.deal(networks)
     return dealt_out
 
@@ -300,11 +307,11 @@ def _stepped_back(
     The losses of an epoch are those before each update: that the last one led astray shows in the
     next epoch.
     """
-    *_, penalties = work.each
+    _, _, penalties, _ = work.each
     for n in np.flatnonzero(np.isnan(history.training_loss[:, -1])):
         of_one = model if penalties is None else model._replace(l2=float(penalties[n]))
         own = jax.tree.map(itemgetter(n), params)
-        if np.isfinite(compiled_objective(of_one, own, _of_network(work.batch, n), precision)):
+        if np.isfinite(compiled_objective(of_one, own, _of_network(work, n), precision)):
             continue
         params = jax.tree.map(lambda after, first: after.at[n].set(first[n]), params, before)  # noqa: B023
         last = np.flatnonzero(np.isfinite(history.training_loss[n]))[-1:]
@@ -320,10 +327,24 @@ def _gathered(dealt: Dealt, groups: list[Group], *fields: str) -> list[Any]:
     return jax.tree.map(jnp.asarray, trees)  # type: ignore[no-any-return]
 
 
-def _of_network(batch: Batch, n: Any) -> Any:
-    """The batch with the weights of network n."""
-    own = own_weights(batch)
-    return batch if own is None else weighted(batch, own[n])
+def _of_network(work: _Work, n: Any) -> Batch:
+    """The rows that network n trains on, with its weights."""
+    own, batch = own_weights(work.batch), work.batch
+    alone: Batch = batch if own is None else weighted(batch, own[n])
+    if work.rows is not None:
+        alone = jax.tree.map(itemgetter(work.rows[n]), alone)
+    return alone
+
+
+def _relative_to_own(batch: Batch, rows: np.ndarray) -> Batch:
+    """The batch with weights, if it has some, (N, rows) relative to their mean over own rows."""
+    if batch.weight is None:
+        return batch
+    weight = np.broadcast_to(np.asarray(batch.weight), (len(rows), len(batch.x)))
+    mean = np.take_along_axis(weight, rows, axis=1).mean(axis=1, keepdims=True)
+    if not mean.all():
+        raise ValueError(f"weight: network {mean.argmin()}: all of its rows have weight 0")
+    return batch._replace(weight=weight / mean)
 
 
 def _stacked(shapes: Any, count: int) -> Any:
@@ -368,9 +389,23 @@ def _checked_count(keys: Array | None) -> int:
     return len(keys)
 
 
+def _checked_rows(rows: ArrayLike, count: int, total: int) -> np.ndarray:
+    """(N, R) int32 numbers of rows, from 0 to total - 1."""
+    array = np.asarray(rows)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"rows: got {array.dtype}, expected whole numbers")
+    if array.ndim != 2 or len(array) != count or not array.size:
+        raise ValueError(f"rows: got shape {array.shape}, expected ({count}, R), as keys")
+    if array.min() < 0 or array.max() >= total:
+        raise ValueError(
+            f"rows: got {array.min()} to {array.max()}, expected numbers from 0 to {total - 1}"
+        )
+    return array.astype(np.int32)
+
+
 def _warn_of_equals(keys: Array, *settings: Any) -> None:
     """Warn where two networks have one key and the same settings, and so will be equal."""
-    given = [np.asarray(each) for each in settings if each is not None and len(each) == len(keys)]
+    given = [np.asarray(each) for each in settings if np.shape(each)[:1] == keys.shape]
     columns = np.column_stack([np.asarray(jax.random.key_data(keys)), *given])
     different = len(np.unique(columns, axis=0))
     if different < len(keys):

@@ -45,6 +45,7 @@ class Networks(NamedTuple):
     learning_rate: Array
     l2: Array | None  # None: 0 for all
     key: Array | None  # None: nothing is drawn from it
+    rows: Array | None  # (n, R) numbers of those that each trains on; None: all, or by the orders
 
 
 class Start(NamedTuple):
@@ -59,9 +60,20 @@ class Start(NamedTuple):
 
 
 def _started(
-    start: Start, seeds: Array, rates: Array, penalties: Array | None, numbers: Any
+    start: Start,
+    seeds: Array,
+    rates: Array,
+    penalties: Array | None,
+    rows: Array | None,
+    numbers: Any,
 ) -> Networks:
-    """Networks with initial parameters, and with the initial states of their optimisers."""
+    """Networks with initial parameters, and with the initial states of their optimisers.
+
+    start: what it is compiled for.
+    seeds: (n, ...) the data of their keys.
+    rates, penalties, rows: as ``Networks`` has them.
+    numbers: of the optimiser.
+    """
     keys = jax.random.wrap_key_data(seeds, impl=start.key)
     params = mapped(keys)(lambda key: draw(start.sizes, start.schemes, start.dtype, key, 0.0), keys)
     state = jax.vmap(
@@ -69,16 +81,22 @@ def _started(
     )(params, rates)
     finite = jnp.ones(rates.shape, bool)
     kept = keys if start.keeps_keys else None
-    return Networks(params, params, state, finite, rates, penalties, kept)
+    return Networks(params, params, state, finite, rates, penalties, kept, rows)
 
 
 started = compiled_for_each(_started, runs_once=True)
 
 
-def resumed(run: Run, key: Any, rates: Array, penalties: Array | None) -> Networks:
-    """Networks that go on with a run; key is (n,), or None where nothing is drawn from it."""
+def resumed(
+    run: Run, key: Any, rates: Array, penalties: Array | None, rows: Array | None
+) -> Networks:
+    """Networks that go on with a run.
+
+    run: of ``fit_many``.
+    key, rates, penalties, rows: as ``Networks`` has them.
+    """
     finite = jnp.asarray(np.ones(rates.shape, bool) if run.diverged is None else ~run.diverged)
-    return Networks(run.params, run.params, run.state, finite, rates, penalties, key)
+    return Networks(run.params, run.params, run.state, finite, rates, penalties, key, rows)
 
 
 def epochs_of_each(
@@ -155,9 +173,14 @@ def _one_epoch_each(
         return network, record
 
     if order is None and program.batch_size is not None and networks.key is not None:
+        count = len(batch.x) if networks.rows is None else networks.rows.shape[1]
         order = mapped(networks.key)(  # on the device
-            lambda key: drawn_rows(key, number, len(batch.x)), networks.key
+            lambda key: drawn_rows(key, number, count), networks.key
         )
+        if networks.rows is not None:
+            order = jnp.take_along_axis(networks.rows, order, axis=1)
+    elif order is None:
+        order = networks.rows
     if _together(program, batch):
         return jax.vmap(train)(networks, order, *own)
     after: tuple[Networks, Any] = jax.lax.map(lambda each: train(*each), (networks, order, *own))
