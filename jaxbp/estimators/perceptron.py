@@ -49,7 +49,7 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
             raise ValueError("partial_fit does not support early_stopping=True")
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         x, y, by_class = self._checked(X, y, incremental=incremental, reset=first)
-        weight = _checked_weight(sample_weight, x)
+        weight = checked_weight(sample_weight, x)
         if by_class is not None:
             weight = by_class if weight is None else weight * by_class
         self._random_state = check_random_state(self.random_state)
@@ -121,7 +121,7 @@ def _is_stochastic(estimator: Any) -> bool:
     return True
 
 
-def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
+def checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
     """The rows' weights (N,) in the dtype of x.
 
     Raises ValueError for another shape, and where all are zero.
