@@ -55,7 +55,7 @@ from jaxbp.training.networks import (
     started,
     weighted,
 )
-from jaxbp.training.pieces import check_pieces
+from jaxbp.training.pieces import are_the_packages, check_pieces
 from jaxbp.training.records import (
     Epoch,
     History,
@@ -181,7 +181,7 @@ def fit_many(
     )
     dealt = Dealt(count, workers()[:count])
     work = _Work(start, resume, keys, dealt, each, own_rows, lifted.numbers, batch, validation)
-    if check:
+    if check and not are_the_packages(model, gradient):
         own = model, lambda: initial_params(keys[0], model, dtype=dtype), _of_network(work, 0)
         check_pieces(*own, batch_size, gradient, keys[0] if random else None, dtype)
     at_once = count
