@@ -14,6 +14,7 @@ from jaxbp.diagnostics.health import Health
 from jaxbp.model import Params
 from jaxbp.reprs import short
 from jaxbp.text import Table, fields, html, significant
+from jaxbp.training.curves import plotted, table_of
 from jaxbp.training.metrics import Evaluation
 from jaxbp.training.run import Run, run_of
 
@@ -29,6 +30,22 @@ class History(NamedTuple):
 
     def __repr__(self) -> str:
         return short(self._replace(run=None))
+
+    def to_frame(self) -> Any:
+        """A ``pandas.DataFrame``: epoch, training_loss, validation_loss, metric.
+
+        It has a row an epoch, by fit_many a row a network and epoch, and no column for what was not
+        validated.  Raises ModuleNotFoundError without pandas.
+        """
+        return table_of(self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw losses, and the metric at the right, by epoch -> matplotlib's Axes.
+
+        axes are those to draw on; a new figure's unless given.  Raises ModuleNotFoundError without
+        matplotlib.
+        """
+        return plotted(self, axes)
 
     def _repr_html_(self) -> str:
         shown = self._replace(run=None)
