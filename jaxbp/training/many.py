@@ -56,6 +56,7 @@ from jaxbp.training.networks import (
     weighted,
 )
 from jaxbp.training.pieces import are_the_packages, check_pieces
+from jaxbp.training.progress import shown
 from jaxbp.training.records import (
     Epoch,
     History,
@@ -90,6 +91,7 @@ def fit_many(
     precision: str | None = None,
     kernel: str = "auto",
     on_epoch: OnEpoch = None,
+    progress: bool = False,
     check: bool = True,
 ) -> tuple[Params, History]:
     """Train N networks in one call -> (params, History), with N in front of every shape.
@@ -119,6 +121,7 @@ def fit_many(
     compute_dtype, precision, kernel: as for ``fit``.
     on_epoch: a function, or a list of them, called after each epoch with an ``Epoch`` of all
         networks, each field (N,).  If one returns True, training ends there.
+    progress: as for ``fit``; the losses beside the bar are the networks' medians.
     check: as for ``fit``.
 
     A UserWarning says so where two networks have equal keys and settings, and so are one.
@@ -137,7 +140,7 @@ def fit_many(
     >>> best_of(params, history).n
     1
     """
-    check_bools(check=check)
+    check_bools(progress=progress, check=check)
     check_concrete(keys=keys, batch=batch, validation=validation, resume=resume)
     if resume is not None:
         check_resumed(resume, None, epochs)
@@ -188,7 +191,7 @@ def fit_many(
     if jax.default_backend() != "cpu":  # devices with a memory of their own
         at_once = -(-count // len(work.dealt.devices))
     with memory_shortage_named(shapes, lifted.state, networks=at_once):
-        return _trained(program, first, work, epochs, kernel, callbacks)
+        return _trained(program, first, work, epochs, kernel, callbacks, progress=progress)
 
 
 class _Work(NamedTuple):
@@ -212,13 +215,15 @@ def _trained(
     epochs: int,
     kernel: str,
     callbacks: tuple[Callable[[Epoch], Any], ...],
+    *,
+    progress: bool,
 ) -> tuple[Params, History]:
     """Train for some epochs, by arguments of ``fit_many`` that are checked already.
 
     program: without a kernel; kernel says which to take.
     optimizer: optax's, of the first learning rate.
     work: networks and data.
-    epochs, kernel: as for ``fit``.
+    epochs, kernel, progress: as for ``fit``.
     callbacks: those of on_epoch.
     """
     _, run, keys, dealt, each, rows, numbers, batch, validation = work
@@ -260,11 +265,13 @@ def _trained(
             visited = len(batch.x) if rows is None else rows
             orders = partial(orders_by_group, dealt, each[0].tolist(), visited, block)
         all_epochs = epochs_on_host(program, groups, orders, done, epochs, block)
-    with carrying(so_far, done):
+    with carrying(so_far, done), shown(progress, done, epochs) as show:
         for groups, outcomes in all_epochs:
             loss, validated = dealt.gather(outcomes)
             number = done + len(record) + 1
-            record.append(Epoch(number, (), loss, validated and Evaluation(*validated)))
+            evaluation = validated and Evaluation(*validated)
+            record.append(Epoch(number, (), loss, evaluation))
+            show(number, loss, evaluation)
             if not callbacks:
                 continue
             params, state = _gathered(dealt, groups, "params", "state")
