@@ -24,6 +24,7 @@ class MLPClassifierCV(Search, ClassifierMixin, BaseEstimator):  # type: ignore[m
         stratified.
     scoring: the name of a score or a function (estimator, X, y); None is the accuracy.
     refit: whether to train the best on all rows, which ``predict`` and ``score`` need; True.
+    verbose: whether a bar is shown, by rich, as ``fit_many`` does with ``progress``; False.
 
     All other parameters are those of ``MLPClassifier``: hidden_layer_sizes, activation, solver,
     batch_size, max_iter, momentum, nesterovs_momentum, beta_1, beta_2, epsilon, class_weight,
@@ -68,6 +69,7 @@ class MLPClassifierCV(Search, ClassifierMixin, BaseEstimator):  # type: ignore[m
         cv: Any = None,
         scoring: Any = None,
         refit: bool = True,
+        verbose: bool | int = False,
         solver: str = "adam",
         batch_size: int | str = "auto",
         max_iter: int = 200,

@@ -39,6 +39,7 @@ class MLPRegressorCV(Search, RegressorMixin, BaseEstimator):  # type: ignore[mis
         cv: Any = None,
         scoring: Any = None,
         refit: bool = True,
+        verbose: bool | int = False,
         solver: str = "adam",
         batch_size: int | str = "auto",
         max_iter: int = 200,

@@ -12,10 +12,12 @@ are scikit-learn's for that seed; its orders of the rows are not.
 
 import time
 import warnings
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from numbers import Integral
 from operator import itemgetter
+from threading import Thread
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +48,7 @@ from jaxbp.training.run import Run
 #: parameters of the search, of which each may have several values
 GRID = ("learning_rate_init", "alpha", "random_state")
 #: parameters of the search that its networks do not have
-_OF_SEARCH = {"cv", "scoring", "refit"}
+_OF_SEARCH = {"cv", "scoring", "refit", "verbose"}
 
 
 class Folds(NamedTuple):
@@ -78,6 +80,7 @@ class Search:
     cv: Any
     scoring: Any
     refit: Any
+    verbose: Any
     max_iter: Any
     get_params: Any
 
@@ -108,8 +111,13 @@ class Search:
         splits = check_cv(self.cv, y, classifier=is_classifier(self)).split(x, y, groups)
         folds = Folds(*map(list, zip(*splits, strict=True)))
         self.n_splits_, self.scorer_ = len(folds.training), check_scoring(template, self.scoring)
+        beside = Thread(target=_compile, args=(template, candidates[0], X, y, sample_weight))
+        if self.refit:
+            beside.start()
         started = time.perf_counter()
-        trained = _trained(template, candidates, x, targets, weight, folds)
+        trained = _trained(
+            template, candidates, x, targets, weight, folds, progress=bool(self.verbose)
+        )
         seconds = (time.perf_counter() - started) / (len(candidates) * self.n_splits_)
         weighted = None if callable(self.scoring) else given
         scored = _scores(self, template, trained, x, y, weighted, folds)
@@ -124,6 +132,7 @@ class Search:
             best = clone(template).set_params(**self.best_params_)
             with warnings.catch_warnings():  # that max_iter was reached, as it is to be
                 warnings.simplefilter("ignore", ConvergenceWarning)
+                beside.join()
                 self.best_estimator_ = best.fit(X, y, sample_weight)
             self.refit_time_ = time.perf_counter() - started
         return self
@@ -140,7 +149,9 @@ class Search:
         template = self._network(**fixed, tol=0.0, n_iter_no_change=np.inf)
         candidates = list(ParameterGrid(grid))
         for candidate in candidates:
-            check_parameters(template.get_params(deep=False) | candidate)
+            check_parameters(
+                template.get_params(deep=False) | candidate | {"verbose": given["verbose"]}
+            )
         return template, candidates
 
     @of_the_best
@@ -176,6 +187,18 @@ def _values(name: str, given: Any) -> list[Any]:
 # Training
 
 
+def _compile(template: Any, candidate: dict[str, Any], x: Any, y: Any, sample_weight: Any) -> None:
+    """Compile the training on all rows, by a few epochs of it.
+
+    template: a network.
+    candidate: of the grid; another one needs no other program.
+    x, y, sample_weight: as they came.
+    """
+    short = clone(template).set_params(**candidate, tol=np.inf, n_iter_no_change=1)
+    with suppress(Exception):  # what is wrong is told where the best is trained
+        short.fit(x, y, sample_weight)
+
+
 def _trained(
     template: Any,
     candidates: list[dict[str, Any]],
@@ -183,6 +206,8 @@ def _trained(
     targets: Any,
     weight: np.ndarray | None,
     folds: Folds,
+    *,
+    progress: bool,
 ) -> tuple[Params, History]:
     """Train all networks in float32 by ``fit_many``.
 
@@ -192,6 +217,7 @@ def _trained(
     targets: (N, K) as they came.
     weight: (N,) of the rows, or None.
     folds: of the rows.
+    progress: whether to show a bar.
     """
     sizes = (x.shape[1], *hidden_sizes(template.hidden_layer_sizes), targets.shape[1])
     batch = Batch(dense(x).astype(np.float32), template._targets(targets, np.float32), weight)
@@ -212,6 +238,7 @@ def _trained(
         resume=_start(template, sizes, grid["random_state"], optimizer),
         gradient=with_dropout(template.dropout)(backprop) if template.dropout else backprop,
         compute_dtype=template.compute_dtype,
+        progress=progress,
     )
 
 
