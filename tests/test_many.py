@@ -175,6 +175,8 @@ def test_an_accelerator_draws_the_orders_and_trains_blocks_of_epochs(monkeypatch
     with jax.default_matmul_precision("highest"):
         trained = fit_many(epochs=5, validation=validation)  # blocks of 2, 2 and 1
         assert max(differences(trained, [2], epochs=5, validation=validation)) < 1e-5
+        own = {"rows": ROWS, "batch_size": 2}
+        assert max(differences(fit_many(**own), [1], **own)) < 1e-5
         seen = []
 
         def stop(epoch):
