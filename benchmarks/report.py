@@ -17,6 +17,7 @@ MODULES = (
     "manual_vs_auto",
     "training",
     "latency",
+    "search",
     "one_kernel",
     "limit",
     "scaling",

@@ -43,6 +43,7 @@ from jaxbp import activations
 SLOW = [
     "manual_vs_auto",
     "latency",
+    "search",
     "limit",
     "scaling",
     "checkers",

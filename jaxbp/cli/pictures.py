@@ -17,11 +17,10 @@ from jaxbp.data.errors import scikit_learn
 from jaxbp.diagnostics.flow import Distributions, Flow
 from jaxbp.diagnostics.health import Health
 from jaxbp.diagnostics.report import LayerReport
+from jaxbp.training.curves import TRAINING, VALIDATION, draw_curve, draw_losses
 from jaxbp.training.records import History
 
-_TRAINING, _VALIDATION = "#8c8c8c", "#1f5fa8"
 _PASS, _FAIL, _INCONCLUSIVE = "#2e8b57", "#c0392b", "#c98a00"
-_LOG_FROM = 30  # a loss that falls further than this is drawn by its logarithm
 
 
 def learning_curve(
@@ -43,12 +42,13 @@ def learning_curve(
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     figure.suptitle(_drawable(title), family=_fonts(), fontsize=11)
     losses, metrics = figure.subplots(1, 2)
-    _curve(losses, history.training_loss, "training", _TRAINING)
-    _curve(losses, history.validation_loss, "validation", _VALIDATION)
-    _curve(metrics, training_metric, "training", _TRAINING)
-    _curve(metrics, history.metric, "validation", _VALIDATION)
-    if 0 < _LOG_FROM * min(history.training_loss) < max(history.training_loss):
-        losses.set_yscale("log")
+    draw_losses(losses, history)
+    for values, label, color in (
+        (training_metric, "training", TRAINING),
+        (history.metric, "validation", VALIDATION),
+    ):
+        if values is not None:
+            draw_curve(metrics, np.arange(1, len(values) + 1), values, label, color)
     for axes, name in ((losses, "loss"), (metrics, metric)):
         axes.set(xlabel="epoch", ylabel=name)
         _grid_without_frame(axes)
@@ -113,13 +113,6 @@ def _save(figure: Figure, path: str | Path) -> None:
         figure.savefig(path, dpi=150)
 
 
-def _curve(axes: Axes, values: np.ndarray | None, label: str, color: str) -> None:
-    if values is not None:
-        axes.plot(
-            range(1, len(values) + 1), values, marker=_marker(values), label=label, color=color
-        )
-
-
 def step_curves(path: str | Path, report: GradientReport) -> None:
     """Draw to a file how far each leaf's difference quotient is from the claimed slope, by step.
 
@@ -149,7 +142,7 @@ def _step_curve(axes: Axes, leaf: LeafReport) -> None:
     shown = np.isfinite(error) & (error > 0)
     color = {"pass": _PASS, "fail": _FAIL, "inconclusive": _INCONCLUSIVE}[leaf.verdict]
     axes.loglog(curve.steps[shown], error[shown], color=color, marker=".", label="|D(t) - claimed|")
-    axes.loglog(curve.steps, curve.rounding, color=_TRAINING, ls=":", label="rounding")
+    axes.loglog(curve.steps, curve.rounding, color=TRAINING, ls=":", label="rounding")
     apart = max(abs(leaf.measured - leaf.claimed), leaf.error / 10)
     axes.errorbar(
         curve.chosen,
@@ -255,8 +248,8 @@ def _flow_before_and_after(axes: Axes, start: LayerReport, health: Health | None
     before = np.array([row.delta for row in start.layers])
     numbers = np.arange(1, len(before) + 1)
     axes.plot(numbers, 0.25 ** (len(before) - numbers), color="black", ls=":", label="(¼)ᵏ")
-    curves = [("before training", _TRAINING, before)]
-    curves += [] if health is None else [("after", _VALIDATION, np.asarray(health.delta[-1]))]
+    curves = [("before training", TRAINING, before)]
+    curves += [] if health is None else [("after", VALIDATION, np.asarray(health.delta[-1]))]
     for label, color, delta in curves:
         none = delta == 0
         relative = np.where(none, np.nan, delta) / (delta[-1] or 1.0)

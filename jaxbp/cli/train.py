@@ -11,13 +11,7 @@ from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from tyro.conf import arg
 
 from jaxbp.cli.compile_time import CompileTime
@@ -41,10 +35,11 @@ from jaxbp.text import plain
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.metrics import compiled_evaluation
+from jaxbp.training.progress import bar_of_epochs
 from jaxbp.training.records import Epoch
 
 _LONG = {"bytes": 50e6, "parameters": 2e6}  # of a file, of a network: what takes seconds to begin
-_COLUMNS = {"bar": 80, "metric": 60}  # of text that the terminal needs to show them in a line
+_COLUMNS = 60  # of text that the terminal needs to show the metric in a line
 _BETWEEN_LINES = 5.0  # seconds, where no bar can be shown
 
 
@@ -125,15 +120,7 @@ def train(
     console: that shows the bar.
     interrupts: whether Ctrl-C was pressed.
     """
-    epoch = TextColumn("epoch {task.completed}/{task.total}", markup=False)
-    live = TextColumn("{task.fields[live]}", markup=False)
-    times = TimeElapsedColumn(), TimeRemainingColumn(compact=True)
-    narrow = console.width < _COLUMNS["bar"]
-    bar = Progress(
-        *((epoch, live) if narrow else (epoch, BarColumn(bar_width=10), live, *times)),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    bar = bar_of_epochs(console)
     path = folder / "metrics.jsonl"
     unbuffered = path.open("xb", buffering=0)  # so that after an error nothing is left to write
     with naming(path), unbuffered as metrics, bar:
@@ -214,7 +201,7 @@ class _Watch:
         self._record(record)
         metric = f"{self.shown_metric} {decimals(validation.metric)}"
         live = f"loss {decimals(training.loss)}"
-        if self.bar.disable or self.bar.console.width >= _COLUMNS["metric"]:
+        if self.bar.disable or self.bar.console.width >= _COLUMNS:
             live += f", validation {metric}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch

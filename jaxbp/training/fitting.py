@@ -49,6 +49,7 @@ from jaxbp.training.metrics import (
     evaluation_on,
 )
 from jaxbp.training.pieces import check_pieces, looked_up
+from jaxbp.training.progress import shown
 from jaxbp.training.records import (
     Epoch,
     History,
@@ -81,6 +82,7 @@ def fit(
     kernel: str = "auto",
     diagnostics: bool = False,
     on_epoch: OnEpoch = None,
+    progress: bool = False,
     check: bool = True,
 ) -> tuple[Params, History]:
     """Train by (stochastic) gradient descent (Bishop 2006, section 5.2.4) -> (params, History).
@@ -117,6 +119,7 @@ def fit(
         spread over the batch, with the last step's update.
     on_epoch: a function, or a list of them, called with an ``Epoch`` after each.  If one returns
         True, training ends there; else they return False or nothing.
+    progress: whether a bar is shown, in a terminal or a notebook, by rich; False unless given.
     check: whether a head, an activation or a gradient that is not of this package is compared with
         ``jax.grad`` before training (see ``jaxbp.training.pieces``), True unless given.  A gradient
         that draws at random is not compared, and shapes and dtypes are checked in any case.
@@ -136,7 +139,7 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
-    check_bools(diagnostics=diagnostics, check=check)
+    check_bools(diagnostics=diagnostics, progress=progress, check=check)
     check_concrete(key=key, params=params, batch=batch, validation=validation, resume=resume)
     if resume is not None:
         check_resumed(resume, params, epochs)
@@ -185,6 +188,7 @@ def fit(
         kernel,
         callbacks,
         random=random,
+        progress=progress,
     )
 
 
@@ -209,6 +213,7 @@ def _trained(
     callbacks: tuple[Callable[[Epoch], Any], ...],
     *,
     random: bool,
+    progress: bool,
 ) -> tuple[Params, History]:
     """Train for some epochs, by arguments of ``fit`` that are checked already.
 
@@ -220,6 +225,7 @@ def _trained(
     epochs, key, kernel: as for ``fit``.
     callbacks: those of on_epoch.
     random: whether the gradient is given a key.
+    progress: as for ``fit``.
     """
     model, precision = with_l2(program.model, constants.l2), program.precision
     one_by_one = bool(callbacks) or validation is not None
@@ -240,6 +246,7 @@ def _trained(
         evaluated = evaluation_on(model, params, validation, precision)
     with (
         carrying(lambda: (done + len(record) + 1, params, history()), done),
+        shown(progress, done, epochs) as show,
         memory_shortage_named(params, jax.eval_shape(optimizer.init, params), kept),
     ):
         if state is None:
@@ -275,6 +282,7 @@ def _trained(
                 if not record:
                     check_finite(params)
                 raise NonFiniteLossError(done + len(record) + 1, params, history())
+            show(done + len(record), record[-1].training_loss, record[-1].validation)
             if ask_to_end(callbacks, record[-1]._replace(params=params, state=state, key=key)):
                 break
     return params, history()._replace(run=run_of(params, state, done + len(record), key))
