@@ -29,6 +29,7 @@ FLOORS = [
     ({"training"}, {"jax", "numpy", "optax"}),
     ({"checkpoint"}, {"jax", "numpy"}),
     ({"estimators"}, {"jax", "numpy", "optax", "scipy", "sklearn"}),
+    ({"interop"}, {"jax", "numpy"}),
     ({"cli"}, {"jax", "jaxlib", "numpy", "optax", "matplotlib", "platformdirs", "rich", "tyro"}),
     ({"__main__"}, {"jaxbp_command"}),
 ]
