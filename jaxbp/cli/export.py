@@ -18,7 +18,7 @@ from jaxbp.cli.options import ActivationName, HeadName, TrainedRun, UsageError
 from jaxbp.data.cells import quoted
 from jaxbp.interop.exported import Exported, exported, plain_preparation, preparation_of
 from jaxbp.interop.onnx_file import to_onnx
-from jaxbp.interop.pytorch import of_weights, read_weights
+from jaxbp.interop.pytorch import FILES, of_weights, read_weights
 from jaxbp.interop.source_files import network_of_npz, numpy_files, torch_files
 from jaxbp.interop.stablehlo_file import to_stablehlo
 
@@ -149,6 +149,8 @@ def run_import(options: Import, console: Console) -> int:
     if options.to.exists():
         raise UsageError(f"--to: {options.to} exists, and nothing is overwritten")
     new_folder("--to", options.to)
+    if options.file.suffix not in {*_PAIRS["numpy"], *FILES}:
+        raise UsageError(f"FILE: got {options.file}, expected a name in .npz, {', '.join(FILES)}")
     reader = _of_numpy if options.file.suffix in _PAIRS["numpy"] else _of_torch
     found = _told(lambda: reader(options))
     trained = found

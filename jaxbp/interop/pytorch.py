@@ -20,7 +20,8 @@ from jaxbp.model import MLP, Layer, Params
 
 #: in the metadata of a safetensors file of ``jaxbp export``: what a state_dict does not tell
 METADATA = "jaxbp"
-_FILES = (".safetensors", ".pt", ".pth")
+#: the suffixes of files with a state_dict
+FILES = (".safetensors", ".pt", ".pth")
 
 
 def _to_torch(nn: Any) -> dict[str, Callable[..., Any]]:
@@ -189,8 +190,8 @@ def _layers(weights: Mapping[str, Any]) -> list[Layer]:
 
 def read_weights(path: Path) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
     """The state_dict of a file, and what a file of ``jaxbp export`` tells beside it."""
-    if path.suffix not in _FILES:
-        raise ValueError(f"source: got {path}, expected a name in {', '.join(_FILES)}")
+    if path.suffix not in FILES:
+        raise ValueError(f"{path}: expected a name in {', '.join(FILES)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
