@@ -372,6 +372,8 @@ def test_stacks_of_jax_that_differ():
         interop.from_nnx(nnx.Sequential(dense[0], nnx.Dropout(0.1, rngs=rngs)), head=head)
     with pytest.raises(ValueError, match=r"^network, step 0: Linear has no bias"):
         interop.from_nnx(nnx.Sequential(nnx.Linear(3, 2, use_bias=False, rngs=rngs)), head=head)
+    with pytest.raises(ValueError, match=r"^module, step 0: computes in bfloat16, expect"):
+        interop.from_linen(linen.Sequential([linen.Dense(2, dtype="bfloat16")]), {}, head=head)
     module = linen.Sequential([linen.Dense(4), partial(linen.leaky_relu, negative_slope=0.5)])
     with pytest.raises(ValueError, match=r"^head: leaky_relu of Flax after the last layer is no"):
         interop.from_linen(module, module.init(key, X), head=head)
@@ -423,6 +425,10 @@ def test_layers_of_keras_that_differ():
         (
             [layers.Dense(4), layers.Dropout(0.1)],
             r"^network: Dropout \(dropout.*\) has no counterp",
+        ),
+        (
+            [layers.Dense(2, dtype="mixed_bfloat16")],
+            "^network: dense.* computes in bfloat16, expect",
         ),
         ([layers.Dense(2, use_bias=False)], "^network: dense.* has no bias, expected one"),
         ([layers.Dense(4), layers.ReLU(6.0), layers.Dense(2)], "^activation: ReLU .* has no count"),

@@ -113,7 +113,7 @@ def _files(to: str, output: Path, trained: Checkpoint) -> tuple[Exported, dict[P
 
 
 def _hints(to: str, network: Exported) -> list[str]:
-    """What is not in the file, or not exact there."""
+    """Say what is not in the file, or not exact there."""
     hints, preparation = [], network.preparation
     if to == "stablehlo":
         hints.append(f"columns: {', '.join(map(quoted, preparation.features))}")

@@ -65,7 +65,7 @@ def from_equinox(
     Raises TypeError for another module, ValueError for what has no counterpart or is not given.
     """
     eqx = library("equinox")
-    if not isinstance(network, eqx.nn.MLP):
+    if type(network) is not eqx.nn.MLP:
         raise TypeError(f"network: got {type(network).__name__}, expected an equinox.nn.MLP")
     no_function = inspect.signature(eqx.nn.MLP.__init__).parameters["final_activation"].default
     stack: list[Layer | Unit] = []

@@ -58,7 +58,7 @@ class Exported(NamedTuple):
         return f"A network of {columns}, {layers} and {self.outputs} {outputs}"
 
     def told(self) -> dict[str, Any]:
-        """What weights and biases do not tell, as JSON takes it."""
+        """All that weights and biases do not tell, as JSON takes it."""
         preparation = self.preparation._asdict()
         return {
             "activations": self.activations,

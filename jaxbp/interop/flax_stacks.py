@@ -52,17 +52,27 @@ def from_nnx(
     Raises TypeError for another module, ValueError for what has no counterpart or is not given.
     """
     nnx = library("flax.nnx")
-    if not isinstance(network, nnx.Sequential):
+    if type(network) is not nnx.Sequential:
         raise TypeError(f"network: got {type(network).__name__}, expected a flax.nnx.Sequential")
     stack: list[Layer | Unit] = []
     for place, step in enumerate(network.layers):
         if type(step) is nnx.Linear:
             if step.bias is None:
                 raise ValueError(f"network, step {place}: Linear has no bias, expected one")
+            _check_dtype("network", place, step)
             stack.append(Layer(np.asarray(step.kernel[...]).T, np.asarray(step.bias[...])))  # type: ignore[arg-type]
         else:
             stack.append(_step(step, place, nnx.Module))
     return assembled(stack, activation, head, "Flax")
+
+
+def _check_dtype(name: str, place: int, dense: Any) -> None:
+    """Raise ValueError for a layer that computes in another dtype than its weights have."""
+    if dense.dtype is not None and np.dtype(dense.dtype) != np.dtype(dense.param_dtype):
+        raise ValueError(
+            f"{name}, step {place}: computes in {np.dtype(dense.dtype)}, expected "
+            f"{np.dtype(dense.param_dtype)}, as its weights (jaxbp.mixed_precision trains so)"
+        )
 
 
 def _step(step: Any, place: int, module: type) -> Unit:
@@ -108,12 +118,13 @@ def from_linen(
     Raises TypeError for another module, ValueError for what has no counterpart or is not given.
     """
     linen = library("flax.linen")
-    if not isinstance(module, linen.Sequential):
+    if type(module) is not linen.Sequential:
         raise TypeError(f"module: got {type(module).__name__}, expected a flax.linen.Sequential")
     held = variables.get("params", variables)
     stack: list[Layer | Unit] = []
     for place, step in enumerate(module.layers):
         if type(step) is linen.Dense:
+            _check_dtype("module", place, step)
             name = f"layers_{place}"
             if set(held.get(name, ())) != {"kernel", "bias"}:
                 raise ValueError(

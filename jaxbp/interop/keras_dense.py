@@ -82,7 +82,7 @@ def from_keras(
     Raises TypeError for another model, ValueError for what has no counterpart or is not given.
     """
     keras = library("keras")
-    if not isinstance(network, keras.Sequential):
+    if type(network) is not keras.Sequential:
         raise TypeError(f"network: got {type(network).__name__}, expected a keras.Sequential")
     table, stack = _from_keras(keras), list[Layer | Unit]()
     for step in network.layers:
@@ -103,6 +103,11 @@ def _dense(dense: Any) -> Layer:
         raise ValueError(f"network: {dense.name} has no weights yet; call the network, or build it")
     if not dense.use_bias:
         raise ValueError(f"network: {dense.name} has no bias, expected one")
+    if dense.compute_dtype != dense.variable_dtype:
+        raise ValueError(
+            f"network: {dense.name} computes in {dense.compute_dtype}, expected "
+            f"{dense.variable_dtype}, as its weights (jaxbp.mixed_precision trains so)"
+        )
     kernel, bias = dense.get_weights()
     return Layer(np.asarray(kernel).T, np.asarray(bias))  # type: ignore[arg-type]
 

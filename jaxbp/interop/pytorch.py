@@ -17,6 +17,7 @@ from jaxbp.activations import Activation
 from jaxbp.heads import Head
 from jaxbp.interop.stack import Unit, activation_of, assembled, library, units_and_layers
 from jaxbp.model import MLP, Layer, Params
+from jaxbp.text import one_line
 
 #: in the metadata of a safetensors file of ``jaxbp export``: what a state_dict does not tell
 METADATA = "jaxbp"
@@ -39,8 +40,8 @@ def _to_torch(nn: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _from_torch(nn: Any) -> dict[Any, Callable[[Any], Unit]]:
-    """What a module of each type is here; PyTorch's softplus is linear from its threshold on, by
-    default 20, where float32 does not tell."""
+    """Tell by the type of a module what it is here.  PyTorch's softplus is linear from its
+    threshold on, by default 20, where float32 does not tell."""
     return {
         nn.Identity: lambda unit: Unit(str(unit), activations.identity, "linear"),
         nn.Sigmoid: lambda unit: Unit(str(unit), activations.sigmoid, "sigmoid"),
@@ -110,7 +111,7 @@ def from_torch(
     if isinstance(source, Mapping):
         return of_weights(source, None, activation, head)
     nn = library("torch").nn
-    if not isinstance(source, nn.Sequential):
+    if type(source) is not nn.Sequential:  # one derived from it may do anything
         raise TypeError(
             f"source: got {type(source).__name__}, expected a torch.nn.Sequential, a state_dict, "
             "or the path of one"
@@ -200,10 +201,9 @@ def read_weights(path: Path) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds: a damaged zip, a pickle that would run code
-        reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{path}: no weights alone, as torch.save(network.state_dict(), path) writes them "
-            f"({reason})"
+            f"({one_line(error)})"
         ) from None
     if not isinstance(held, Mapping):
         raise ValueError(f"{path}: holds a {type(held).__name__}, expected a state_dict")

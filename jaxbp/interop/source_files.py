@@ -163,7 +163,7 @@ def numpy_files(network: Exported) -> dict[str, bytes]:
 def _ending(
     network: Exported, *, output: str, both: str, exact: str, several: str, one: str
 ) -> dict[str, str]:
-    """What the two sources share: how they begin and end, by the names in their templates.
+    """Fill in how both sources begin and end, by the names in their templates.
 
     network: the one to write.
     output: what makes y, the output unit's value, of the logits a.
