@@ -4,12 +4,11 @@ import inspect
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxbp.activations import Activation
 from jaxbp.heads import Head
 from jaxbp.interop.jax_functions import TO_JAX, unit_of
-from jaxbp.interop.stack import Unit, assembled, described, library, units_and_layers
+from jaxbp.interop.stack import Unit, affine, assembled, described, layers_and_units, library
 from jaxbp.model import MLP, Layer, Params, units_of
 
 
@@ -22,7 +21,7 @@ def to_equinox(model: MLP, params: Params) -> Any:
     ImportError without Equinox.
     """
     eqx = library("equinox")
-    layers = units_and_layers(model, params, TO_JAX, "JAX")
+    layers = layers_and_units(model, params, TO_JAX, "Equinox")
     first, *widths, last = model.sizes
     if len(set(widths)) > 1:
         raise ValueError(
@@ -30,8 +29,8 @@ def to_equinox(model: MLP, params: Params) -> Any:
             "equinox.nn.MLP has"
         )
     units = units_of(model)[:-1]
-    if len({str(described(unit, "JAX")) for unit in units}) > 1:
-        names = ", ".join(described(unit, "JAX")[0] for unit in units)
+    if len({str(described(unit, "Equinox")) for unit in units}) > 1:
+        names = ", ".join(described(unit, "Equinox")[0] for unit in units)
         raise ValueError(
             f"activation: got {names}, expected one for all hidden layers, as equinox.nn.MLP has"
         )
@@ -72,7 +71,7 @@ def from_equinox(
     for place, layer in enumerate(network.layers):
         if layer.bias is None:
             raise ValueError(f"network, layer {place}: has no bias, expected one")
-        stack.append(Layer(np.asarray(layer.weight), np.asarray(layer.bias)))  # type: ignore[arg-type]
+        stack.append(affine(layer.weight, layer.bias))
         is_last = place == len(network.layers) - 1
         function = network.final_activation if is_last else network.activation
         stack.append(unit_of(jax.nn.identity if function is no_function else function))

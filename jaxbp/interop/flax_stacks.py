@@ -8,7 +8,7 @@ import numpy as np
 from jaxbp.activations import Activation
 from jaxbp.heads import Head
 from jaxbp.interop.jax_functions import TO_JAX, unit_of
-from jaxbp.interop.stack import Unit, assembled, library, named, units_and_layers
+from jaxbp.interop.stack import Unit, affine, assembled, layers_and_units, library, named
 from jaxbp.model import MLP, Layer, Params
 
 
@@ -20,7 +20,7 @@ def to_nnx(model: MLP, params: Params) -> Any:
     """
     nnx = library("flax.nnx")
     steps = []
-    for layer, unit in units_and_layers(model, params, TO_JAX, "JAX"):
+    for layer, unit in layers_and_units(model, params, TO_JAX, "Flax"):
         outputs, inputs = layer.weight.shape
         linear = nnx.Linear(
             inputs,
@@ -60,7 +60,7 @@ def from_nnx(
             if step.bias is None:
                 raise ValueError(f"network, step {place}: Linear has no bias, expected one")
             _check_dtype("network", place, step)
-            stack.append(Layer(np.asarray(step.kernel[...]).T, np.asarray(step.bias[...])))  # type: ignore[arg-type]
+            stack.append(affine(step.kernel[...].T, step.bias[...]))
         else:
             stack.append(_step(step, place, nnx.Module))
     return assembled(stack, activation, head, "Flax")
@@ -94,7 +94,7 @@ def to_linen(model: MLP, params: Params) -> tuple[Any, dict[str, Any]]:
     linen = library("flax.linen")
     steps: list[Any] = []
     variables = {}
-    for layer, unit in units_and_layers(model, params, TO_JAX, "JAX"):
+    for layer, unit in layers_and_units(model, params, TO_JAX, "Flax"):
         variables[f"layers_{len(steps)}"] = {"kernel": layer.weight.T, "bias": layer.bias}
         dense = linen.Dense(len(layer.bias), param_dtype=layer.weight.dtype)
         steps += [dense] if unit is None else [dense, unit]
@@ -131,8 +131,7 @@ def from_linen(
                     f"variables: got {named(sorted(held.get(name, ())))} for {name}, expected "
                     "kernel and bias"
                 )
-            part = held[name]
-            stack.append(Layer(np.asarray(part["kernel"]).T, np.asarray(part["bias"])))  # type: ignore[arg-type]
+            stack.append(affine(held[name]["kernel"].T, held[name]["bias"]))
         else:
             stack.append(_step(step, place, linen.Module))
     return assembled(stack, activation, head, "Flax")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxbp import activations
 from jaxbp.activations import Activation
 from jaxbp.heads import Head
-from jaxbp.interop.stack import Unit, activation_of, assembled, library, units_and_layers
+from jaxbp.interop.stack import Unit, activation_of, affine, assembled, layers_and_units, library
 from jaxbp.model import MLP, Layer, Params
 
 
@@ -55,7 +55,7 @@ def to_keras(model: MLP, params: Params) -> Any:
     """
     keras = library("keras")
     network = keras.Sequential([keras.Input((model.sizes[0],))])
-    for layer, unit in units_and_layers(model, params, _to_keras(keras), "Keras"):
+    for layer, unit in layers_and_units(model, params, _to_keras(keras), "Keras"):
         is_layer = isinstance(unit, keras.layers.Layer)
         function = None if is_layer else unit
         dense = keras.layers.Dense(
@@ -109,7 +109,7 @@ def _dense(dense: Any) -> Layer:
             f"{dense.variable_dtype}, as its weights (jaxbp.mixed_precision trains so)"
         )
     kernel, bias = dense.get_weights()
-    return Layer(np.asarray(kernel).T, np.asarray(bias))  # type: ignore[arg-type]
+    return affine(kernel.T, bias)
 
 
 def _layer(keras: Any, step: Any) -> Unit:

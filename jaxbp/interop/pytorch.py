@@ -15,7 +15,7 @@ import numpy as np
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
 from jaxbp.heads import Head
-from jaxbp.interop.stack import Unit, activation_of, assembled, library, units_and_layers
+from jaxbp.interop.stack import Unit, activation_of, assembled, layers_and_units, library
 from jaxbp.model import MLP, Layer, Params
 from jaxbp.text import one_line
 
@@ -73,7 +73,7 @@ def to_torch(model: MLP, params: Params) -> Any:
     torch = library("torch")
     nn = torch.nn
     steps = []
-    for layer, unit in units_and_layers(model, params, _to_torch(nn), "PyTorch"):
+    for layer, unit in layers_and_units(model, params, _to_torch(nn), "PyTorch"):
         weight, bias = (_tensor(torch, part) for part in layer)
         outputs, inputs = weight.shape
         linear = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=weight.dtype)

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxbp import activations, heads
 from jaxbp.heads import Head
-from jaxbp.interop.stack import Unit, assembled
+from jaxbp.interop.stack import Unit, affine, assembled
 from jaxbp.model import MLP, Layer, Params
 
 #: heads by the estimator's out_activation_ and loss
@@ -45,5 +45,5 @@ def from_sklearn(estimator: Any) -> tuple[MLP, Params]:
         )
     stack: list[Layer | Unit] = []
     for weight, bias in zip(estimator.coefs_, estimator.intercepts_, strict=True):
-        stack += [Layer(weight.T, bias), Unit(str(estimator.activation), unit)]
+        stack += [affine(weight.T, bias), Unit(str(estimator.activation), unit)]
     return assembled(stack[:-1], None, head, "scikit-learn")

@@ -16,7 +16,7 @@ from jaxbp.checkpoint import Checkpoint, CheckpointError
 from jaxbp.heads import BY_NAME
 from jaxbp.interop.exported import Exported, preparation_of
 from jaxbp.interop.pytorch import METADATA
-from jaxbp.interop.stack import Unit, activation_of, assembled, library
+from jaxbp.interop.stack import Unit, activation_of, affine, assembled, library
 from jaxbp.model import Layer
 
 _SIGMOID = "np.exp(-np.logaddexp(0, -a))"
@@ -149,10 +149,10 @@ def numpy_files(network: Exported) -> dict[str, bytes]:
         erf=erf,
         activations="\n".join(f'    "{text}": lambda a: {table[text]},' for text in table),
     )
+    told = network.told() | {"activations": [_text(*unit) for unit in units]}
     arrays: dict[str, Any] = {
-        name: np.asarray(part) for name, part in network.told().items() if part is not None
+        name: np.array(part) for name, part in told.items() if part is not None
     }
-    arrays["activations"] = np.array([_text(*unit) for unit in units])
     for number, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True), 1):
         arrays |= {f"weight{number}": weight, f"bias{number}": bias}
     file = io.BytesIO()
@@ -173,11 +173,7 @@ def _ending(
     one: the label that each row has.
     """
     preparation, predict = network.preparation, ""
-    result = (
-        f"    {output}\n    return y\n"
-        if preparation.labels
-        else (f"    {output}\n    return {exact}\n")
-    )
+    result = f"    {output}\n    return {'y' if preparation.labels else exact}\n"
     if network.has_two_classes:  # σ(-a) = 1 - σ(a), however small
         result = f"    a = {both}\n{result}"
     if preparation.labels:
@@ -207,7 +203,7 @@ def network_of_npz(arrays: dict[str, np.ndarray]) -> Checkpoint:
         units = [_unit(str(text)) for text in arrays["activations"]]
         stack: list[Layer | Unit] = []
         for number, unit in enumerate(units, 1):
-            stack += [Layer(arrays[f"weight{number}"], arrays[f"bias{number}"]), unit]  # type: ignore[arg-type]
+            stack += [affine(arrays[f"weight{number}"], arrays[f"bias{number}"]), unit]
         told = {name: array.tolist() for name, array in arrays.items()}
         model, params = assembled(stack[:-1], None, BY_NAME[told["head"]], "the file")
         return Checkpoint(model, params, preparation_of(told))

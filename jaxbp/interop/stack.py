@@ -39,6 +39,12 @@ class Unit(NamedTuple):
     output: str | None = None  # where it stands after the last layer: one of OUTPUT_UNITS
 
 
+def affine(weight: Any, bias: Any) -> Layer:
+    """A layer of another library's W (O, I) and b (O,), which NumPy can read."""
+    parts: Any = np.asarray(weight), np.asarray(bias)
+    return Layer(*parts)
+
+
 def assembled(
     stack: Sequence[Layer | Unit], activation: Any, head: Head | None, library: str
 ) -> tuple[MLP, Params]:
@@ -49,7 +55,7 @@ def assembled(
     ValueError for what cannot be read off or has no counterpart, and where the two disagree.
     """
     layers, after = _paired(stack, library)
-    params = tuple(Layer(*(jnp.array(np.asarray(part)) for part in layer)) for layer in layers)
+    params = tuple(Layer(*map(jnp.array, layer)) for layer in layers)
     sizes = (params[0].weight.shape[1], *(len(layer.bias) for layer in params))
     hidden = _hidden(after[:-1], activation, library)
     model = MLP(sizes, hidden, _head(after[-1], head, library))
@@ -65,14 +71,15 @@ def _paired(stack: Sequence[Layer | Unit], library: str) -> tuple[list[Layer], l
         if isinstance(step, Layer):
             layers.append(step)
             after.append(None)
-        elif not layers or after[-1] is not None:
-            where = "before the first layer" if not layers else f"right after {after[-1].text}"  # type: ignore[union-attr]
+        elif layers and after[-1] is None:
+            after[-1] = step
+        else:
+            before = after[-1] if after else None
+            where = "before the first layer" if before is None else f"right after {before.text}"
             raise ValueError(
                 f"{library}, step {place}: {step.text} stands {where}, expected layers with one "
                 "activation between them"
             )
-        else:
-            after[-1] = step
     if not layers:
         raise ValueError(f"{library}: no layer, expected at least one")
     return layers, after
@@ -141,7 +148,7 @@ def _head(unit: Unit | None, given: Head | None, library: str) -> Head:
     return next(iter(fitting.values())) if given is None else given
 
 
-def units_and_layers(
+def layers_and_units(
     model: MLP, params: Params, table: dict[str, Callable[..., Any]], library: str
 ) -> list[tuple[Layer, Any]]:
     """Each layer with a library's counterpart of its activation; None after the last.
