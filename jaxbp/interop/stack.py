@@ -161,6 +161,8 @@ def layers_and_units(
     made: list[Any] = []
     for unit in units_of(model)[:-1]:
         name, keywords = described(unit, library)
+        if name not in table:
+            raise ValueError(f"activation: {short(unit)} has no counterpart in {library}")
         made.append(table[name](**keywords))
     return list(zip(params, [*made, None], strict=True))
 
@@ -177,7 +179,8 @@ def described(unit: Activation, library: str) -> tuple[str, dict[str, float]]:
 def activation_of(name: str, **keywords: float) -> Activation:
     """The activation of a name and keywords, without those that are its defaults."""
     function = activations.BY_NAME[name]
-    other = {key: value for key, value in keywords.items() if value != _defaults(function)[key]}
+    given = {key: float(value) for key, value in keywords.items()}
+    other = {key: value for key, value in given.items() if value != _defaults(function)[key]}
     return partial(function, **other) if other else function
 
 
