@@ -6,7 +6,7 @@ map of the rest: what to read, what proves a gradient, and what trains with one.
 
 import sys
 
-from jaxbp import activations, curvature, data, diagnostics, graph, heads, per_example
+from jaxbp import activations, curvature, data, diagnostics, graph, heads, interop, per_example
 from jaxbp.activations import with_slope
 from jaxbp.checking import (
     Comparison,
@@ -134,4 +134,5 @@ __all__ = [  # noqa: RUF022 (by door)
     "save",
     "load",
     "Checkpoint",
+    "interop",
 ]

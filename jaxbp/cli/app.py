@@ -18,7 +18,7 @@ from rich.text import Text
 
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
-from jaxbp.cli import check, describe, diagnose, evaluate, explain, predict, train
+from jaxbp.cli import check, describe, diagnose, evaluate, explain, export, predict, train
 from jaxbp.cli.check import Check
 from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
 from jaxbp.cli.describe import Describe
@@ -26,6 +26,7 @@ from jaxbp.cli.diagnose import Diagnose
 from jaxbp.cli.encodings import IN_ASCII
 from jaxbp.cli.evaluate import Evaluate
 from jaxbp.cli.explain import Explain
+from jaxbp.cli.export import Export, Import
 from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
@@ -42,6 +43,8 @@ COMMANDS: dict[type, Callable[..., int]] = {
     Check: check.run,
     Diagnose: diagnose.run,
     Explain: explain.run,
+    Export: export.run_export,
+    Import: export.run_import,
 }
 _REQUEST_ERRORS = (UsageError, DataError, CheckpointError, OSError)
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
@@ -151,6 +154,8 @@ _FIRST = {
     "diagnose": "DATA",
     "predict": "RUN and DATA",
     "evaluate": "RUN and DATA",
+    "export": "RUN",
+    "import": "FILE",
 }
 
 
