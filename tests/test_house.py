@@ -34,6 +34,7 @@ FLOORS = [
 ]
 #: what a caller of ``import jaxbp`` must not have to install
 EXTRAS = {"sklearn", "safetensors", "matplotlib", "rich", "tyro", "platformdirs", "filelock"}
+EXTRAS |= {"orbax"}
 
 
 #: every module of the package, and the file it is written in

@@ -63,6 +63,11 @@ class EarlyStopping:
         return bool(np.all(epoch.number - np.asarray(self.best.number) >= self.patience))
 
 
+def stopping_in(callbacks: tuple[Any, ...]) -> EarlyStopping | None:
+    """The first of some functions that is early stopping; None where there is none."""
+    return next((each for each in callbacks if isinstance(each, EarlyStopping)), None)
+
+
 def _chosen(better: np.ndarray, new: Epoch, old: Epoch) -> Epoch:
     """The new epoch where it is better, and the old one elsewhere."""
     if better.all() and not better.ndim:
