@@ -142,7 +142,8 @@ def _difference(name: str, saved: Any, given: Any) -> str:
 
 def _listed(number: Any) -> Any:
     """A number as JSON has it, or the digest of an array."""
-    array = np.asarray(number)
+    is_key = jnp.issubdtype(jnp.result_type(number), jax.dtypes.prng_key)
+    array = np.asarray(jax.random.key_data(number) if is_key else number)
     return array.item() if array.ndim == 0 else sha256(array.tobytes()).hexdigest()
 
 
