@@ -7,9 +7,10 @@ diagnose`` share them.
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -29,12 +30,13 @@ from jaxbp.gradient import Batch
 from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.targets import smooth_labels
+from jaxbp.training.checkpoints import Saved
 from jaxbp.training.device import wait_for
 from jaxbp.training.dropout import with_dropout
 from jaxbp.training.epoch import initial_params, shapes_of
 from jaxbp.training.fitting import fit
 from jaxbp.training.metrics import metric_name
-from jaxbp.training.records import Epoch, History, NonFiniteLossError
+from jaxbp.training.records import History, NonFiniteLossError, OnEpoch
 
 SAMPLE = 512  # rows that a report is made on
 _LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once
@@ -228,6 +230,7 @@ class Trained:
     params: Params  # after the last epoch that was finite throughout
     history: History
     diverged: int | None  # the epoch in which something was no longer finite
+    full_disk: OSError | None = None  # what ended it, if checkpoints could not be written
 
 
 def initial(plan: Plan) -> Params:
@@ -243,10 +246,24 @@ def initial(plan: Plan) -> Params:
 
 
 def fit_plan(
-    plan: Plan, params: Params, on_epoch: Callable[[Epoch], bool], validation: Batch | None = None
+    plan: Plan,
+    params: Params,
+    on_epoch: OnEpoch,
+    validation: Batch | None = None,
+    *,
+    checkpoints: tuple[Path, int | timedelta] | None = None,
+    saved: Saved | None = None,
 ) -> Trained:
-    """Train by a plan; on_epoch and validation as ``fit`` takes them.  It may diverge."""
+    """Train by a plan.  It may diverge, or its checkpoints may meet a full disk.
+
+    plan: all that was decided.
+    params: to start from, unless something is saved.
+    on_epoch, validation: as for ``fit``.
+    checkpoints: a folder, and how often to write one there; none unless given.
+    saved: what to go on with.
+    """
     options, gradient = plan.options, GRADIENTS[plan.options.gradient]
+    folder, every = checkpoints or (None, 1)
     try:
         params, history = fit(
             plan.model,
@@ -255,7 +272,11 @@ def fit_plan(
             epochs=options.epochs,
             batch_size=plan.batch_size,
             key=jax.random.key(options.seed),
-            params=params,
+            params=params if saved is None else None,
+            resume=saved,
+            checkpoint=folder,
+            checkpoint_every=every,
+            checkpoint_keep=2,
             validation=validation,
             gradient=with_dropout(options.dropout)(gradient) if options.dropout else gradient,
             compute_dtype=None if options.compute_dtype == "float32" else options.compute_dtype,
@@ -265,6 +286,11 @@ def fit_plan(
         )
     except NonFiniteLossError as error:
         return Trained(error.params, error.history, error.epoch)
+    except OSError as error:
+        carried = vars(error)
+        if "history" not in carried:  # before the first epoch has ended
+            raise
+        return Trained(carried["params"], carried["history"], None, error)
     return Trained(params, history, None)
 
 
