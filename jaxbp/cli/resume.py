@@ -98,7 +98,7 @@ def going_on(folder: Path, options: _Options) -> _Options:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def saved_in(folder: Path, plan: Plan) -> Saved | None:
