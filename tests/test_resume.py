@@ -152,16 +152,19 @@ def test_other_data_are_refused(tmp_path, capsys):
     rows[7, 1] += 0.1
     np.savetxt(table, rows, delimiter=",", header="a,b,y", comments="")
     capsys.readouterr()
+    options = (tmp_path / "run" / "options.json").read_text()
     assert run("train", "--resume", tmp_path / "run", "--epochs", 4) == 2
     err = capsys.readouterr().err
-    assert "is of another run: data was " in err
+    assert "run is of other data: data was 39 rows with the digest" in err
     assert err.count("\n") == 1
+    assert (tmp_path / "run" / "options.json").read_text() == options
 
 
 @slow
 def test_early_stopping_and_schedules_go_on(tmp_path, capsys):
     """Killed after each epoch, which leaves the best of all; a raised schedule is told."""
     begun = ["diabetes", "--hidden", 8, "--patience", 3, "--checkpoint-every", 1, "--epochs", 60]
+    begun += ["--learning-rate", 0.05]
     assert run("train", *begun, "--output", tmp_path / "whole") == 0
     stopped = len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
     assert stopped < 60
