@@ -130,6 +130,7 @@ def measured(cell: tuple[str, int]) -> dict[str, Any]:
                 ended, _ = session(run, rng.uniform(0, seconds) if done < kills else None)
                 if not ended:
                     done += 1
+                    print(f"{way}: killed {done} times", end="\r", flush=True)
                     lost += steps_in(run / "checkpoints")[-1:] < before
                     in_writing += any(run.glob("checkpoints/*.orbax-checkpoint-tmp"))
             runs, equal = runs + 1, equal + is_equal(outcome(way, run), expected)
