@@ -70,7 +70,7 @@ from jaxbp.training.records import (
     carrying,
     history_of,
 )
-from jaxbp.training.run import Run, check_resumed, check_state, key_of, run_of
+from jaxbp.training.run import Run, check_resumed, check_state, key_of
 from jaxbp.trees import check_bools
 
 
@@ -298,7 +298,7 @@ def _trained(
     record = list(known)
     unknown = done - len(record)  # epochs before the first of the record
     before = params  # what the last epoch started from
-    stopping = stopping_in(callbacks)
+    stopping, key_data = stopping_in(callbacks), np.asarray(jax.random.key_data(key))
 
     def history() -> History:
         layers = len(params) if program.diagnostics else None
@@ -319,7 +319,7 @@ def _trained(
         if state is None:
             state = initial_state(program.optimizer)(params, constants)
         else:
-            state = jax.tree.map(jnp.copy, state)  # it will be donated
+            state = _copied(state)  # it will be donated
         wait_for(state)
         blocks = _Blocks(
             batch=batch,
@@ -353,13 +353,20 @@ def _trained(
             epoch = record[-1]._replace(params=params, state=state, key=key)
             asked = ask_to_end(callbacks, epoch)
             if checkpoints is not None:
-                checkpoints.after(epoch.run, record, None if stopping is None else stopping.best)
+                run = Run(params, _copied(state), epoch.number, key_data)
+                checkpoints.after(run, record, None if stopping is None else stopping.best)
             if asked:
                 break
-    run = run_of(params, state, unknown + len(record), key)
+    run = Run(params, state, unknown + len(record), key_data)
     if keep_best and stopping is not None:
         params = stopping.best.params
     return params, history()._replace(run=run)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    """A copy of a tree's arrays, in one program."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _outputs_kept(program: Program, model: MLP, params: Params, batch: Batch) -> Any:
