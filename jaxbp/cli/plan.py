@@ -30,13 +30,13 @@ from jaxbp.gradient import Batch
 from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.targets import smooth_labels
-from jaxbp.training.checkpoints import Saved
 from jaxbp.training.device import wait_for
 from jaxbp.training.dropout import with_dropout
 from jaxbp.training.epoch import initial_params, shapes_of
 from jaxbp.training.fitting import fit
 from jaxbp.training.metrics import metric_name
 from jaxbp.training.records import History, NonFiniteLossError, OnEpoch
+from jaxbp.training.saved import Saved
 
 SAMPLE = 512  # rows that a report is made on
 _LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once

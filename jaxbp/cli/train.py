@@ -55,11 +55,12 @@ from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params
 from jaxbp.text import plain
-from jaxbp.training.checkpoints import Saved, alone_in
+from jaxbp.training.checkpoints import alone_in
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.metrics import compiled_evaluation
 from jaxbp.training.records import Epoch, history_of
+from jaxbp.training.saved import Saved
 
 _LONG = {"bytes": 50e6, "parameters": 2e6}  # of a file, of a network: what takes seconds to begin
 _COLUMNS = {"bar": 80, "metric": 60}  # of text that the terminal needs to show them in a line

@@ -23,7 +23,7 @@ from jaxbp.initialisation import check_key
 from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
 from jaxbp.precision import mixed_precision
-from jaxbp.training.checkpoints import Checkpoints, Folder, Saved, resumed
+from jaxbp.training.checkpoints import Checkpoints
 from jaxbp.training.checks import (
     check_arguments,
     check_concrete,
@@ -71,6 +71,7 @@ from jaxbp.training.records import (
     history_of,
 )
 from jaxbp.training.run import Run, check_resumed, check_state, key_of
+from jaxbp.training.saved import Folder, Saved, resumed
 from jaxbp.trees import check_bools
 
 
@@ -168,7 +169,7 @@ def fit(
     if keep_best and validation is None:
         raise ValueError("keep_best: got True, and no validation data by which an epoch is best")
     checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume)
-    saved, run = resumed(resume, checkpoints, optimizer)
+    saved, run = resumed(resume, optimizer, begins=checkpoints is not None and checkpoints.begins)
     if saved is not None:
         check_inputs(saved.folder, saved.inputs, network_of(model))
     if run is not None:
