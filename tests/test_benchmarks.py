@@ -52,6 +52,7 @@ SLOW = [
     "graph_page",
     "per_example",
     "curvature",
+    "kills",
 ]
 MEASURED = [pytest.param(name, marks=pytest.mark.slow) for name in ("training", *SLOW)]
 
