@@ -54,6 +54,7 @@ SLOW = [
     "per_example",
     "curvature",
     "tables",
+    "kills",
 ]
 MEASURED = [pytest.param(name, marks=pytest.mark.slow) for name in ("training", *SLOW)]
 

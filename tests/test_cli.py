@@ -116,10 +116,12 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     assert run("train", "iris", *QUICK, "--output", "here/it") == 0
     folder = elsewhere / "here" / "it"
     assert sorted(file.name for file in folder.iterdir()) == [
+        "checkpoints",
         "confusion_matrix.png",
         "learning_curve.png",
         "metrics.jsonl",
         "model.safetensors",
+        "options.json",
         "summary.json",
     ]
     summary = summary_of(folder)
@@ -142,7 +144,8 @@ def test_a_run_never_overwrites_another(elsewhere, capsys):
     for _ in range(2):
         assert run("train", "iris", *PLAIN, "--epochs", 1, "--hidden") == 0
     assert sorted(path.name for path in (elsewhere / "runs").iterdir()) == ["iris-1", "iris-2"]
-    before = {path: path.read_bytes() for path in (elsewhere / "runs" / "iris-1").iterdir()}
+    run_before = (elsewhere / "runs" / "iris-1").rglob("*")
+    before = {path: path.read_bytes() for path in run_before if path.is_file()}
     message = refused(capsys, "train", "iris", *QUICK, "--output", "runs/iris-1")
     assert "--output: runs/iris-1 exists, and nothing is overwritten" in message
     assert {path: path.read_bytes() for path in before} == before
@@ -325,7 +328,7 @@ def test_control_c_ends_the_epoch_and_saves(elsewhere, python, sigint):
     metrics = elsewhere / "run" / "metrics.jsonl"
     training.until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
     training.process.send_signal(sigint)
-    out, _ = training.ended()
+    out, _ = training.ended(130)
     assert "ending after this epoch" in out
     assert "interrupted: training ended with epoch" in out
     summary = summary_of(elsewhere / "run")
@@ -355,7 +358,7 @@ def press_before(monkeypatch):
 def test_control_c_before_training_leaves_nothing(number, elsewhere, press_before, capsys, sigint):
     usual = signal.getsignal(number)
     press_before("checked_gradient", number)
-    assert run("train", "iris", *QUICK) == 130
+    assert run("train", "iris", *QUICK) == 128 + number
     assert "interrupted; nothing was saved" in capsys.readouterr().err
     assert not list(elsewhere.iterdir())
     assert signal.getsignal(number) is usual
@@ -366,7 +369,7 @@ def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, cap
     for name in ("train", "fit_plan"):
         press_before(name, interrupts.SIGNALS[-1])
         press_before(name, interrupts.SIGNALS[-1])
-    assert run("train", "iris", *QUICK, "--epochs", 50) == 0
+    assert run("train", "iris", *QUICK, "--epochs", 50) == 128 + interrupts.SIGNALS[-1]
     assert "interrupted: training ended with epoch 1" in capsys.readouterr().out
     assert summary_of(elsewhere / "runs" / "iris-1")["epochs"] == 1
     assert (elsewhere / "runs" / "iris-1" / "model.safetensors").exists()
@@ -377,7 +380,7 @@ def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_be
     for name in ("save", "learning_curve"):
         press_before(name, module=run_record)
     assert run("train", "iris", *QUICK) == 0
-    assert len(list((elsewhere / "runs" / "iris-1").iterdir())) == 4
+    assert len(list((elsewhere / "runs" / "iris-1").iterdir())) == len(files.RUN)
     assert signal.getsignal(sigint) is not signal.SIG_IGN
 
 
@@ -690,7 +693,7 @@ def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
     (folder / "mine.txt").unlink()
     assert run("train", "iris", *QUICK, "--output", "run", "--overwrite") == 0
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == len(files.RUN)
 
 
 def test_a_title_has_no_boxes_and_no_formulas(elsewhere, monkeypatch):

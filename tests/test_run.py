@@ -79,7 +79,8 @@ def run_of(**changes):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"resume": "a run"}, TypeError, "resume: got 'a run', expected a jaxbp.Run, such as hist"),
+        ({"resume": 3}, TypeError, "resume: got 3, expected a jaxbp.Run, such as history.run, or"),
+        ({"resume": "gone"}, FileNotFoundError, "resume: gone holds no checkpoint"),
         ({"epochs": 3}, ValueError, "epochs: got 3, and the run is complete: it has done 3"),
         ({"params": ()}, ValueError, "params: got params beside resume, expected one of them"),
         ({"key": jax.random.key(5)}, ValueError, "key: got another one than the run's"),

@@ -18,7 +18,7 @@ from rich.text import Text
 
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
-from jaxbp.cli import check, describe, diagnose, evaluate, explain, export, predict, train
+from jaxbp.cli import check, describe, diagnose, evaluate, explain, export, predict, resume, train
 from jaxbp.cli.check import Check
 from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
 from jaxbp.cli.describe import Describe
@@ -55,8 +55,8 @@ CLOSED_PIPE = 141  # the exit status that shells give a program that writes to a
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, that of the process unless arguments are given; the exit status.
 
-    It is 0, 1 for a run that failed, 2 for a wrong request, 130 for an interrupted run, or 141 if
-    standard output is closed.
+    It is 0, 1 for a run that failed, 2 for a wrong request, 128 and the signal's number for an
+    interrupted run (130 for Ctrl-C, 143 for SIGTERM), or 141 if standard output is closed.
     """
     try:
         try:
@@ -128,8 +128,12 @@ def _parse(arguments: list[str]) -> Any:
     name = arguments[0] if arguments else ""
     config = (tyro.conf.OmitArgPrefixes,)
     if name in commands:  # by itself, so that a mistake is answered with its own help
+        own: dict[str, Any] = {"prog": f"jaxbp {name}", "args": arguments[1:], "config": config}
+        recorded = resume.recorded_by(arguments, Train) if name == "train" else None
+        if recorded is not None:  # what the command line leaves out is as it was
+            own["default"] = recorded
         try:
-            return tyro.cli(commands[name], prog=f"jaxbp {name}", args=arguments[1:], config=config)
+            return tyro.cli(commands[name], **own)
         except SystemExit as end:
             if end.code == 2:
                 for hint in _hints(name, arguments[1:]):
@@ -197,7 +201,7 @@ def _description() -> str:
 def _explain(error: BaseException) -> tuple[int, str]:
     """The exit status and the one line of an error that is not a bug."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, NOTHING_SAVED
+        return (error.args or (INTERRUPTED,))[0], NOTHING_SAVED
     if isinstance(error, MemoryError) and str(error).startswith("out of memory"):
         return 1, str(error)
     if isinstance(error, _RUN_ERRORS):

@@ -5,6 +5,7 @@ Nothing is overwritten but a run, and that only where ``--overwrite`` says so.
 
 import itertools
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +15,12 @@ from jaxbp.cli.options import UsageError
 
 PICTURES = (".png", ".svg", ".pdf")
 NETWORK = "model.safetensors"
-RUN = (  # its files
-    *("metrics.jsonl", NETWORK, "summary.json"),
+METRICS, OPTIONS, CHECKPOINTS = "metrics.jsonl", "options.json", "checkpoints"
+RESULTS = (  # what a run comes to
+    *(NETWORK, "summary.json"),
     *("learning_curve.png", "confusion_matrix.png", "importance.png"),
 )
+RUN = (METRICS, OPTIONS, CHECKPOINTS, *RESULTS)  # its files, and the folder of its checkpoints
 _BEFORE = ".before"  # ends the names of the files of a run that is being replaced
 
 
@@ -59,7 +62,8 @@ def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> No
                 f"{option}: {path} holds {others[0]}, which is not of a run, and is not overwritten"
             )
         if others:
-            of_a_run = "; --overwrite replaces the run in it" if {*others} <= {*RUN} else ""
+            how = "; --overwrite replaces the run in it, and --resume goes on with it"
+            of_a_run = how if {*others} <= {*RUN} else ""
             raise UsageError(f"{option}: {path} exists, and nothing is overwritten{of_a_run}")
     elif os.path.lexists(path):
         raise UsageError(f"{option}: {path} exists, and nothing is overwritten")
@@ -124,11 +128,7 @@ def make_run_folder(output: Path | None, data: str) -> Path:
     """
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        is_whole = (output / NETWORK).exists()
-        for file in (output / name for name in RUN):
-            if is_whole and file.exists():
-                file.replace(_before(file))
-            file.unlink(missing_ok=True)
+        set_aside(output)
         return output
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
@@ -139,20 +139,37 @@ def make_run_folder(output: Path | None, data: str) -> Path:
             return folder
 
 
+def set_aside(folder: Path, names: Collection[str] = RUN) -> None:
+    """Give the files of a run a name of their own, if it has a network, and else remove them."""
+    is_whole = (folder / NETWORK).exists()
+    for file in (folder / name for name in names):
+        if is_whole and file.exists():
+            _remove(_before(file))
+            file.replace(_before(file))
+        _remove(file)
+
+
 def forget_run_before(folder: Path) -> None:
     """Remove the files of the run that another one has replaced."""
     for name in RUN:
-        _before(folder / name).unlink(missing_ok=True)
+        _remove(_before(folder / name))
 
 
-def restore_run_before(folder: Path) -> None:
+def restore_run_before(folder: Path, names: Collection[str] = RUN) -> None:
     """Bring back the run that was to be replaced, where there is no new network."""
     if (folder / NETWORK).exists() or not _before(folder / NETWORK).exists():
         return
-    for file in (folder / name for name in RUN):
-        file.unlink(missing_ok=True)
+    for file in (folder / name for name in names):
+        _remove(file)
         with suppress(FileNotFoundError):
             _before(file).replace(file)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _before(file: Path) -> Path:

@@ -16,8 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
-INTERRUPTED = 130  # the exit status that shells give an end by Ctrl-C
+INTERRUPTED = 130  # the exit status that shells give an end by Ctrl-C; SIGTERM's is 143
 NOTHING_SAVED = "interrupted; nothing was saved"
+NOTHING_MORE = "interrupted; nothing was saved after the last checkpoint"
 
 #: what ends a run: Ctrl-C; ``kill``, Slurm, Docker and Kubernetes; a terminal that is closed
 SIGNALS = [
@@ -37,7 +38,7 @@ def ending_in_time(console: Console) -> Iterator[None]:
 
     def hear(number: int) -> None:
         if number == signal.SIGINT and not over.wait(_GRACE):
-            _end_now(console)
+            _end_now(console, number)
 
     def again(lost: Any) -> None:
         if lost.exc_type is KeyboardInterrupt:
@@ -67,6 +68,7 @@ class Interrupts:
 
     def __init__(self, console: Console) -> None:
         self.console, self.asked = console, False
+        self.status = INTERRUPTED  # the exit status of the signal that was heard last
         self.trains, self.heard = False, False
         self.over = threading.Event()
         self.usual: dict[signal.Signals, Any] = {}
@@ -90,26 +92,26 @@ class Interrupts:
         """Ask the main thread to end, between two of its steps."""
         if number == getattr(signal, "SIGHUP", None):
             _leave_the_terminal()
-        self.asked = True
+        self.asked, self.status = True, 128 + number
 
     def _hear(self, number: int) -> None:
         """Tell what becomes of a signal, or end the process, while the main thread may compile."""
         first, self.heard = not self.heard, True
         if not first:
             if number == signal.SIGINT:
-                _end_now(self.console)
+                _end_now(self.console, number, NOTHING_MORE if self.trains else NOTHING_SAVED)
             return
         if not self.trains and self.over.wait(_GRACE):
             return
         if not self.trains:
-            _end_now(self.console)
+            _end_now(self.console, number)
         with suppress(OSError):  # of a terminal that is gone
             self.console.print("ending after this epoch (Ctrl-C again: at once, without saving)")
 
     def check(self) -> None:
         """End the command here if that was asked for."""
         if self.asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self.status)
 
     def begin(self) -> None:
         """Say that training begins: from now on there is something to save."""
@@ -150,13 +152,13 @@ def _heard_at_once(hear: Callable[[int], None]) -> Iterator[None]:
         reader.close()
 
 
-def _end_now(console: Console) -> None:
+def _end_now(console: Console, number: int, said: str = NOTHING_SAVED) -> None:
     """End the process, whatever its main thread does."""
     with suppress(OSError):
         console.show_cursor()  # which a progress bar hides
         sys.stdout.flush()
-        print(f"jaxbp: {NOTHING_SAVED}", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
+        print(f"jaxbp: {said}", file=sys.stderr, flush=True)
+    os._exit(128 + number)
 
 
 def _is_main_thread() -> bool:

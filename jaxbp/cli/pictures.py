@@ -99,7 +99,7 @@ def importance(
     shown = np.argsort(-mean, kind="stable")[:_MOST_FEATURES][::-1]
     figure = Figure(figsize=(7, 1.3 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(shown)), mean[shown], xerr=drops[shown].std(axis=1), color=_VALIDATION)
+    axes.barh(range(len(shown)), mean[shown], xerr=drops[shown].std(axis=1), color=VALIDATION)
     cut = [names[each] if len(names[each]) <= 30 else f"{names[each][:27]}..." for each in shown]
     axes.set_yticks(range(len(shown)), list(map(_drawable, cut)), family=_fonts())
     axes.set(xlabel=f"{metric} lost on test rows where the column is permuted")

@@ -7,9 +7,10 @@ diagnose`` share them.
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -36,7 +37,8 @@ from jaxbp.training.dropout import with_dropout
 from jaxbp.training.epoch import initial_params, shapes_of
 from jaxbp.training.fitting import fit
 from jaxbp.training.metrics import metric_name
-from jaxbp.training.records import Epoch, History, NonFiniteLossError
+from jaxbp.training.records import History, NonFiniteLossError, OnEpoch
+from jaxbp.training.saved import Saved
 
 HEADER = {"auto": None, "yes": True, "no": False}  # whether there is one, by the option
 _MOST_COLUMNS = 20  # that are told of
@@ -248,6 +250,7 @@ class Trained:
     params: Params  # after the last epoch that was finite throughout
     history: History
     diverged: int | None  # the epoch in which something was no longer finite
+    full_disk: OSError | None = None  # what ended it, if checkpoints could not be written
 
 
 def initial(plan: Plan) -> Params:
@@ -263,10 +266,24 @@ def initial(plan: Plan) -> Params:
 
 
 def fit_plan(
-    plan: Plan, params: Params, on_epoch: Callable[[Epoch], bool], validation: Batch | None = None
+    plan: Plan,
+    params: Params,
+    on_epoch: OnEpoch,
+    validation: Batch | None = None,
+    *,
+    checkpoints: tuple[Path, int | timedelta] | None = None,
+    saved: Saved | None = None,
 ) -> Trained:
-    """Train by a plan; on_epoch and validation as ``fit`` takes them.  It may diverge."""
+    """Train by a plan.  It may diverge, or its checkpoints may meet a full disk.
+
+    plan: all that was decided.
+    params: to start from, unless something is saved.
+    on_epoch, validation: as for ``fit``.
+    checkpoints: a folder, and how often to write one there; none unless given.
+    saved: what to go on with.
+    """
     options, gradient = plan.options, GRADIENTS[plan.options.gradient]
+    folder, every = checkpoints or (None, 1)
     try:
         params, history = fit(
             plan.model,
@@ -275,7 +292,11 @@ def fit_plan(
             epochs=options.epochs,
             batch_size=plan.batch_size,
             key=jax.random.key(options.seed),
-            params=params,
+            params=params if saved is None else None,
+            resume=saved,
+            checkpoint=folder,
+            checkpoint_every=every,
+            checkpoint_keep=2,
             validation=validation,
             gradient=with_dropout(options.dropout)(gradient) if options.dropout else gradient,
             compute_dtype=None if options.compute_dtype == "float32" else options.compute_dtype,
@@ -285,6 +306,11 @@ def fit_plan(
         )
     except NonFiniteLossError as error:
         return Trained(error.params, error.history, error.epoch)
+    except OSError as error:
+        carried = vars(error)
+        if "history" not in carried:  # before the first epoch has ended
+            raise
+        return Trained(carried["params"], carried["history"], None, error)
     return Trained(params, history, None)
 
 

@@ -39,12 +39,14 @@ class Outcome:
     kept_epoch: int  # the one params are from
     compile_seconds: float
     seconds: float  # of training without compiling; evaluation after each epoch included
+    trained: int  # epochs in these seconds; those of a run that went on had others before
     ended: str  # why before its time; empty if not
-    diverged: bool
+    status: int  # the exit status: of a run that diverged 1, and of one that a signal ended its own
+    full_disk: OSError | None = None  # what ended it, if checkpoints could not be written
 
     def samples_per_second(self, rows: int) -> float:
-        """All rows of all epochs over the seconds of training."""
-        return rows * len(self.history.training_loss) / self.seconds
+        """All rows of the epochs over the seconds of training."""
+        return rows * self.trained / self.seconds
 
 
 @dataclass(frozen=True)

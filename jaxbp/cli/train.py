@@ -5,7 +5,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -16,27 +19,43 @@ from tyro.conf import arg
 
 from jaxbp.cli.compile_time import CompileTime
 from jaxbp.cli.files import (
+    CHECKPOINTS,
+    METRICS,
     NETWORK,
+    RESULTS,
+    RUN,
     forget_run_before,
     make_run_folder,
     naming,
     new_folder,
     restore_run_before,
+    set_aside,
 )
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
-from jaxbp.cli.plan import Plan, decide, fit_plan, initial, tell_of_columns
+from jaxbp.cli.plan import Plan, Trained, decide, fit_plan, initial, tell_of_columns
+from jaxbp.cli.resume import (
+    end_of,
+    going_on,
+    lines_until,
+    remember,
+    saved_in,
+    tell_where,
+    telling,
+)
 from jaxbp.cli.run_record import Outcome, Summary, print_run, summarised, write_run
 from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params
 from jaxbp.text import plain
+from jaxbp.training.checkpoints import alone_in
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.metrics import compiled_evaluation
 from jaxbp.training.progress import bar_of_epochs
-from jaxbp.training.records import Epoch
+from jaxbp.training.records import Epoch, history_of
+from jaxbp.training.saved import Saved
 
 _LONG = {"bytes": 50e6, "parameters": 2e6}  # of a file, of a network: what takes seconds to begin
 _COLUMNS = 60  # of text that the terminal needs to show the metric in a line
@@ -63,19 +82,37 @@ class Train(Design):
     overwrite: Annotated[bool, arg(help="replace the run that the folder of --output holds")] = (
         False
     )
+    resume: Annotated[
+        Path | None,
+        arg(
+            metavar="RUN",
+            help="the run folder to go on with, as it was begun; --epochs may be raised",
+            help_behavior_hint="(default: a new run)",
+        ),
+    ] = None
+    checkpoint_every: Annotated[
+        int | Literal["minute"],
+        arg(
+            metavar="EPOCHS",
+            help="epochs from one checkpoint to the next, which --resume goes on from",
+            help_behavior_hint="(default: minute, one a minute; and one at the end)",
+        ),
+    ] = "minute"
 
 
 def run(options: Train, console: Console) -> int:
     """Train as the options say, report to the console and to the run folder; the exit status."""
-    if options.overwrite and options.output is None:
-        raise UsageError("--overwrite: name the folder of the run to replace by --output")
-    new_folder("--output", options.output, overwrite=options.overwrite)
-    with Interrupts(console) as interrupts:
+    before, options = _checked(options)
+    told = nullcontext() if before is None else telling(console)
+    with Interrupts(console) as interrupts, told:
         if os.path.isfile(options.data) and os.path.getsize(options.data) > _LONG["bytes"]:
             console.print(f"reading {options.data}", soft_wrap=True)
         plan = decide(options)
         tell_of_columns(plan, console)
         interrupts.check()
+        saved = None if before is None else saved_in(before, plan)
+        if before is not None and _is_complete(before, plan, saved, console):
+            return 0
         params = initial(plan)
         if plan.parameters > _LONG["parameters"]:
             console.print(f"checking the gradient by {plan.parameters:,} parameters")
@@ -84,17 +121,52 @@ def run(options: Train, console: Console) -> int:
             console.print("the hand-written gradient is not the gradient: nothing trained")
             return 1
         interrupts.begin()
-        folder = make_run_folder(options.output, options.data)
-        try:
-            outcome = train(plan, params, folder, console, interrupts)
-            interrupts.ignore()  # what has been trained is now to be saved
-            summary = summarised(plan, errors, outcome)
-            _save(folder, summary, console)
-        finally:
-            restore_run_before(folder)
-        forget_run_before(folder)
+        replaced: Collection[str] = RUN if before is None else RESULTS
+        if before is None:
+            folder = make_run_folder(options.output, options.data)
+        else:
+            tell_where(before, plan, saved, console)
+            folder = before
+        with alone_in(folder):
+            try:
+                outcome = train(plan, params, folder, console, interrupts, saved)
+                interrupts.ignore()  # what has been trained is now to be saved
+                summary = summarised(plan, errors, outcome)
+                if before is not None:
+                    set_aside(folder, replaced)
+                _save(folder, summary, console)
+            finally:
+                restore_run_before(folder, replaced)
+            forget_run_before(folder)
         console.print(f"saved in {folder}", soft_wrap=True)
-    return 1 if outcome.diverged else 0
+    if outcome.full_disk is not None:
+        raise outcome.full_disk
+    return outcome.status
+
+
+def _checked(options: Train) -> tuple[Path | None, Train]:
+    """The folder of the run that is to go on, if there is one, and the options to go on with.
+
+    Raises UsageError for what cannot be carried out, before any work.
+    """
+    before = options.resume
+    if before is not None:
+        options = going_on(before, options)
+    elif options.overwrite and options.output is None:
+        raise UsageError("--overwrite: name the folder of the run to replace by --output")
+    else:
+        new_folder("--output", options.output, overwrite=options.overwrite)
+    if options.checkpoint_every != "minute" and options.checkpoint_every < 1:
+        raise UsageError(f"--checkpoint-every: got {options.checkpoint_every}, expected at least 1")
+    return before, options
+
+
+def _is_complete(folder: Path, plan: Plan, saved: Saved | None, console: Console) -> bool:
+    """Whether a run has its results and nothing to go on to; if so, say why."""
+    why = "" if saved is None or not (folder / NETWORK).exists() else end_of(plan, saved)
+    if why:
+        console.print(f"{folder} is complete: {why}", soft_wrap=True)
+    return bool(why)
 
 
 def _save(folder: Path, summary: Summary, console: Console) -> None:
@@ -110,23 +182,33 @@ def _save(folder: Path, summary: Summary, console: Console) -> None:
 
 
 def train(
-    plan: Plan, params: Params, folder: Path, console: Console, interrupts: Interrupts
+    plan: Plan,
+    params: Params,
+    folder: Path,
+    console: Console,
+    interrupts: Interrupts,
+    saved: Saved | None = None,
 ) -> Outcome:
     """Fit with a progress bar, a line an epoch in metrics.jsonl, early stopping, and Ctrl-C.
 
     plan: all that was decided.
     params: to start from.
-    folder: of the run; it has no metrics.jsonl yet.
+    folder: of the run.
     console: that shows the bar.
     interrupts: whether Ctrl-C was pressed.
+    saved: what to go on with; None unless given, and the folder then has no metrics.jsonl.
     """
     bar = bar_of_epochs(console)
-    path = folder / "metrics.jsonl"
-    unbuffered = path.open("xb", buffering=0)  # so that after an error nothing is left to write
+    done = 0 if saved is None else saved.run.epochs
+    lines = lines_until(folder, done)
+    remember(folder, plan.options)
+    path = folder / METRICS
+    unbuffered = path.open("ab", buffering=0)  # so that after an error nothing is left to write
     with naming(path), unbuffered as metrics, bar:
         watch = _Watch(plan, params, bar, metrics, interrupts)
+        watch.go_on(lines, saved)
         with CompileTime(watch.show_compiling) as compiling:
-            trained = fit_plan(plan, params, watch, plan.parts["validation"])
+            trained = _fitted(plan, params, folder, watch, saved)
         seconds = time.perf_counter() - watch.started
     kept = watch.kept
     if trained.diverged is not None:
@@ -137,6 +219,9 @@ def train(
             f"parameters after epoch {kept.number}. Try a smaller --learning-rate"
         )
     recorded = len(trained.history.training_loss)
+    failed, ended = trained.full_disk, watch.ended
+    if failed is not None:
+        ended = f"ended after epoch {recorded}: {failed.filename}: {failed.strerror}"
     return Outcome(
         params=kept.params,
         history=trained.history._replace(training_loss=np.array(watch.training_loss[:recorded])),
@@ -144,8 +229,37 @@ def train(
         kept_epoch=kept.number,
         compile_seconds=compiling.seconds,
         seconds=seconds - compiling.seconds,
-        ended=watch.ended,
-        diverged=trained.diverged is not None,
+        trained=len(watch.seconds),
+        ended=ended,
+        status=1 if trained.diverged is not None else watch.status,
+        full_disk=failed,
+    )
+
+
+def _fitted(
+    plan: Plan, params: Params, folder: Path, watch: "_Watch", saved: Saved | None
+) -> Trained:
+    """The training, or what is saved where there is nothing to go on to.
+
+    plan: all that was decided.
+    params: to start from.
+    folder: of the run.
+    watch: of its epochs.
+    saved: what to go on with, or None.
+    """
+    if saved is not None and end_of(plan, saved):  # it was killed while its results were written
+        validated = bool(saved.record) and saved.record[0].validation is not None
+        layers = len(params) if plan.options.diagnostics else None
+        history = history_of(list(saved.record), validated=validated, layers=layers)
+        return Trained(saved.run.params, history, None)
+    every = plan.options.checkpoint_every  # type: ignore[attr-defined]
+    return fit_plan(
+        plan,
+        params,
+        [watch] if watch.stopping is None else [watch.stopping, watch],
+        plan.parts["validation"],
+        checkpoints=(folder / CHECKPOINTS, timedelta(minutes=1) if every == "minute" else every),
+        saved=saved,
     )
 
 
@@ -173,7 +287,21 @@ class _Watch:
         self.latest = Epoch(0, params, math.nan, None)
         self.ended = ""
         self.started = time.perf_counter()
-        self.seconds: list[float] = []  # when each epoch ended
+        self.seconds: list[float] = []  # when each epoch of this session ended
+        self.before = 0.0  # seconds of the sessions before
+        self.status = 0
+
+    def go_on(self, lines: list[dict[str, Any]], saved: Saved | None) -> None:
+        """Take up the lines of the epochs that are done, and what is saved of them."""
+        if saved is None:
+            return
+        self.training_loss = [line["training_loss"] for line in lines]
+        self.training_metric = [line[f"training_{self.metric}"] for line in lines]
+        self.latest = Epoch(saved.run.epochs, saved.run.params, math.nan, None)
+        if self.stopping is not None and saved.best is not None:
+            self.stopping.best, self.stopping.last = saved.best, saved.run.epochs
+        self.before = lines[-1]["seconds"] if lines else 0.0
+        self.bar.update(self.task, completed=saved.run.epochs)
 
     def show_compiling(self, goes_on: bool) -> None:
         """Say what is done where there is no loss to show yet: compiling, or the first epoch."""
@@ -194,7 +322,7 @@ class _Watch:
             "running_loss": epoch.training_loss,  # of the steps, each before its update
             "validation_loss": validation.loss,
             f"validation_{self.metric}": validation.metric,
-            "seconds": round(self.seconds[-1], 6),
+            "seconds": round(self.before + self.seconds[-1], 6),
         }
         if epoch.health is not None:
             record["layers"] = epoch.health._asdict()
@@ -205,9 +333,10 @@ class _Watch:
             live += f", validation {metric}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
-        stops = self.stopping is not None and self.stopping(epoch)
+        stops = self.stopping is not None and self.stopping.stopped
         if self.interrupts.asked:
             self.ended = f"interrupted: training ended with epoch {epoch.number}"
+            self.status = self.interrupts.status
         elif stops:
             self.ended = (
                 f"stopped early: the validation loss was best after epoch {self.kept.number} "
@@ -236,7 +365,8 @@ class _Watch:
         if not self.bar.disable or not (last or now - self.last_line >= _BETWEEN_LINES):
             return
         self.last_line = now
-        pace = (now - self.seconds[0]) / (number - 1) if number > 1 else 0.0  # seconds an epoch
+        others = len(self.seconds) - 1  # epochs of this session after the first, which compiles
+        pace = (now - self.seconds[0]) / others if others else 0.0  # seconds an epoch
         left = f", about {(self.epochs - number) * pace:.0f} s left" if pace and not last else ""
         self.bar.console.print(
             f"epoch {number}/{self.epochs}: {live}, after {now:.1f} s{left}", soft_wrap=True

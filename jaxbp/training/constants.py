@@ -68,6 +68,11 @@ class Optimizer:
         """Whether its numbers are arguments of its program."""
         return self._both is not None
 
+    @property
+    def traced(self) -> tuple[Any, ...]:
+        """The jaxprs of its init and its update; none where its numbers are part of its program."""
+        return () if self._both is None else tuple(each.traced for each in self._both)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Optimizer) and self._key == other._key
 
@@ -161,23 +166,23 @@ class _Lifted:
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._function, self._shapes = function, _shapes_of(arguments)
-        self._traced, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        self.traced, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
         self._tree: Any = jax.tree.structure(result)
-        self.numbers: Numbers = (*self._traced.consts, *_literals(self._traced))
+        self.numbers: Numbers = (*self.traced.consts, *_literals(self.traced))
         #: the operations of the function, whatever its numbers
         self.program = as_value(jax.make_jaxpr(self)(self.numbers, *arguments)), self._tree
         hash(self.program)
 
     def __call__(self, numbers: Numbers, *arguments: Any) -> Any:
         """The result with these numbers."""
-        count = len(self._traced.consts)
+        count = len(self.traced.consts)
         others = iter(numbers[count:])
 
         def literal(operand: Any, equation: Any) -> Any:
             return next(others) if _is_number(operand, equation) else operand.val
 
         leaves = jax.tree.leaves(arguments)
-        results = evaluated(self._traced, numbers[:count], leaves, literal)
+        results = evaluated(self.traced, numbers[:count], leaves, literal)
         return self._tree.unflatten(results)
 
     def at(self, *arguments: Any) -> "_Lifted":

@@ -61,7 +61,19 @@ class EarlyStopping:
             lowest = np.asarray(self.best.validation.loss)
             better = (loss < lowest - self.min_delta) | (np.isnan(lowest) & ~np.isnan(loss))
             self.best = _chosen(better, epoch, self.best)
-        return bool(np.all(epoch.number - np.asarray(self.best.number) >= self.patience))
+        return self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last epoch that was seen ended the training."""
+        if self.best is None:
+            return False
+        return bool(np.all(self.last - np.asarray(self.best.number) >= self.patience))
+
+
+def stopping_in(callbacks: tuple[Any, ...]) -> EarlyStopping | None:
+    """The first of some functions that is early stopping; None where there is none."""
+    return next((each for each in callbacks if isinstance(each, EarlyStopping)), None)
 
 
 def _chosen(better: np.ndarray, new: Epoch, old: Epoch) -> Epoch:

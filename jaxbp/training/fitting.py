@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from operator import itemgetter
@@ -21,6 +23,7 @@ from jaxbp.initialisation import check_key
 from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
 from jaxbp.precision import mixed_precision
+from jaxbp.training.checkpoints import Checkpoints
 from jaxbp.training.checks import (
     check_arguments,
     check_concrete,
@@ -30,8 +33,15 @@ from jaxbp.training.checks import (
     dtype_of,
     on_one_device,
 )
-from jaxbp.training.constants import Constants, Given, with_l2, without_l2, without_numbers
+from jaxbp.training.constants import (
+    Constants,
+    Given,
+    with_l2,
+    without_l2,
+    without_numbers,
+)
 from jaxbp.training.device import PATIENCE, epochs_at_once, wait_for, without_a_mesh
+from jaxbp.training.early_stopping import EarlyStopping, stopping_in
 from jaxbp.training.epoch import (
     Program,
     epochs_of,
@@ -42,6 +52,7 @@ from jaxbp.training.epoch import (
     run_epochs,
     shapes_of,
 )
+from jaxbp.training.inputs import Inputs, check_inputs, inputs_of, network_of
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import (
     check_metric,
@@ -60,7 +71,8 @@ from jaxbp.training.records import (
     carrying,
     history_of,
 )
-from jaxbp.training.run import Run, check_resumed, check_state, key_of, run_of
+from jaxbp.training.run import Run, check_resumed, check_state, key_of
+from jaxbp.training.saved import Folder, Saved, resumed
 from jaxbp.trees import check_bools
 
 
@@ -74,8 +86,12 @@ def fit(
     batch_size: int | None,
     key: Array | None = None,
     params: Params | None = None,
-    resume: Run | None = None,
+    resume: Run | Saved | Folder | None = None,
+    checkpoint: Folder | None = None,
+    checkpoint_every: int | timedelta = timedelta(minutes=1),
+    checkpoint_keep: int = 3,
     validation: Batch | None = None,
+    keep_best: bool = False,
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
     precision: str | None = None,
@@ -103,8 +119,18 @@ def fit(
         whole numbers.
     resume: the ``Run`` to go on with, ``history.run`` or an epoch's ``run``, for the same data and
         arguments; history is that of the epochs to come.  On one device 10 epochs and 10 more are
-        20, to the last bit.
+        20, to the last bit.  Or a folder of checkpoints: the newest that is whole is gone on with,
+        one of other inputs is refused, and history is that of all epochs.  Where ``checkpoint`` is
+        the same folder, and holds none yet, a new run begins.
+    checkpoint: a folder, new or empty, to write checkpoints to (see ``jaxbp.training.checkpoints``)
+        while training goes on, and at its end, SIGTERM and Ctrl-C included; none unless given.
+    checkpoint_every: epochs, or ``datetime.timedelta``, from one to the next; a minute unless
+        given.
+    checkpoint_keep: how many of the newest stay; 3 unless given.
     validation: rows to evaluate after each epoch; none unless given.
+    keep_best: whether params are those of the epoch with the lowest validation loss, or with the
+        one that an ``EarlyStopping`` of on_epoch calls best, instead of the last; False unless
+        given.  ``history.run`` is that of the last in any case.
     gradient: ``backprop``, ``autodiff``, or your own of their signature; one that draws at random
         (see ``random_gradient``) is given another key at every step.
     compute_dtype: of the products, such as ``jnp.bfloat16``: see ``mixed_precision``; else that of
@@ -125,7 +151,8 @@ def fit(
         that draws at random is not compared, and shapes and dtypes are checked in any case.
 
     Raises ValueError or TypeError for arguments that do not fit, targets that the head cannot mean
-    among them, and MemoryError for a network that is too large, all before any training; and two
+    among them, MemoryError for a network that is too large, and OSError for a folder that holds
+    something else or cannot be written, all before any training; OSError for a full disk; and two
     exceptions that carry parameters and history: NonFiniteLossError when training diverges, and
     TrainingInterrupt, a KeyboardInterrupt, for Ctrl-C.  Any other exception after the first epoch,
     such as a callback's own, is given the same attributes, epoch, params and history.
@@ -139,26 +166,34 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
-    check_bools(diagnostics=diagnostics, progress=progress, check=check)
+    check_bools(diagnostics=diagnostics, progress=progress, check=check, keep_best=keep_best)
     check_concrete(key=key, params=params, batch=batch, validation=validation, resume=resume)
-    if resume is not None:
-        check_resumed(resume, params, epochs)
-        key, params = key_of(resume, key), resume.params
+    check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
+    if keep_best and validation is None:
+        raise ValueError("keep_best: got True, and no validation data by which an epoch is best")
+    checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume)
+    saved, run = resumed(resume, optimizer, begins=checkpoints is not None and checkpoints.begins)
+    if saved is not None:
+        check_inputs(saved.folder, saved.inputs, network_of(model))
+    if run is not None:
+        check_resumed(run, params, epochs)
+        key, params = key_of(run, key), run.params
     check_key(key)
     assert key is not None
-    check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
-    state = None if resume is None else resume.state
+    state = None if run is None else run.state
     batch, params, state, validation = on_one_device(
         {"batch": batch, "params": params, "resume": state, "validation": validation}
     )
     callbacks, random = callbacks_of(on_epoch), is_random(gradient)
+    if validation is not None and (keep_best or checkpoints) and not stopping_in(callbacks):
+        callbacks = EarlyStopping(patience=epochs), *callbacks  # ends nothing, and knows the best
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
     shapes = shapes_of(model, dtype_of(batch)) if params is None else params
     check_layers(shapes)
     lifted = without_numbers(Given(optimizer), tuple(shapes))
     check_full_batch(lifted.state, batch_size)
-    if resume is not None:
-        check_state(resume, lifted.state)
+    if run is not None:
+        check_state(run, lifted.state)
     if params is None:
         with memory_shortage_named(shapes, lifted.state):
             params = initial_params(key, model, dtype=dtype_of(batch))
@@ -171,11 +206,15 @@ def fit(
     constants = Constants(l2, None, lifted.numbers)
     if validation is not None:
         check_metric(model, params, validation, precision)
+    drawn_with = key if random else None
     if check:
-        drawn_with, dtype = key if random else None, params[0].weight.dtype
         own = model, params, batch, batch_size, gradient
-        check_pieces(*own, drawn_with, dtype)
-    start = _Start(params, state, 0 if resume is None else resume.epochs)
+        check_pieces(*own, drawn_with, params[0].weight.dtype)
+    start = _Start(params, state, 0 if run is None else run.epochs)
+    if saved is not None or checkpoints is not None:
+        data = batch, validation, params, drawn_with
+        inputs = inputs_of(model, program, lifted, *data, compute_dtype)
+        start = _going_on(start, saved, checkpoints, inputs, callbacks)
     return _trained(
         program,
         optimizer,
@@ -187,9 +226,37 @@ def fit(
         key,
         kernel,
         callbacks,
+        checkpoints,
         random=random,
         progress=progress,
+        keep_best=keep_best,
     )
+
+
+def _going_on(
+    start: "_Start",
+    saved: Saved | None,
+    checkpoints: Checkpoints | None,
+    inputs: Inputs,
+    callbacks: tuple[Callable[[Epoch], Any], ...],
+) -> "_Start":
+    """The start with the record that was saved, and checkpoints ready to be written.
+
+    start: of the training.
+    saved: what it goes on with; refused with ValueError where it had other inputs.
+    checkpoints: to be written.
+    inputs: of the run.
+    callbacks: among them, early stopping is told of the best epoch.
+    """
+    if saved is not None:
+        check_inputs(saved.folder, saved.inputs, inputs)
+        start = start._replace(record=saved.record)
+        stopping = stopping_in(callbacks)
+        if stopping is not None and saved.best is not None:
+            stopping.best, stopping.last = saved.best, start.epochs
+    if checkpoints is not None:
+        checkpoints.begin(inputs, start.epochs)
+    return start
 
 
 class _Start(NamedTuple):
@@ -198,6 +265,7 @@ class _Start(NamedTuple):
     params: Params
     state: optax.OptState | None  # of the optimiser; None: its initial one
     epochs: int  # done before
+    record: tuple[Epoch, ...] = ()  # of the last of them, where it is known
 
 
 def _trained(
@@ -211,9 +279,11 @@ def _trained(
     key: Array,
     kernel: str,
     callbacks: tuple[Callable[[Epoch], Any], ...],
+    checkpoints: Checkpoints | None,
     *,
     random: bool,
     progress: bool,
+    keep_best: bool,
 ) -> tuple[Params, History]:
     """Train for some epochs, by arguments of ``fit`` that are checked already.
 
@@ -224,35 +294,40 @@ def _trained(
     batch, validation: on the device.
     epochs, key, kernel: as for ``fit``.
     callbacks: those of on_epoch.
+    checkpoints: to write, or None.
     random: whether the gradient is given a key.
     progress: as for ``fit``.
+    keep_best: as for ``fit``.
     """
     model, precision = with_l2(program.model, constants.l2), program.precision
     one_by_one = bool(callbacks) or validation is not None
-    record: list[Epoch] = []
-    params, state, done = start
+    params, state, done, known = start
+    record = list(known)
+    unknown = done - len(record)  # epochs before the first of the record
     before = params  # what the last epoch started from
+    stopping, key_data = stopping_in(callbacks), np.asarray(jax.random.key_data(key))
 
     def history() -> History:
         layers = len(params) if program.diagnostics else None
         return history_of(record, validated=validation is not None, layers=layers)
 
-    kept = ()
-    if program.gradient in {backprop, autodiff}:  # another one may keep less
-        rows = program.batch_size or len(batch.x)
-        kept = outputs_kept(model, rows, jnp.result_type(params[0].weight))
     evaluated = None
     if validation is not None:
         evaluated = evaluation_on(model, params, validation, precision)
     with (
-        carrying(lambda: (done + len(record) + 1, params, history()), done),
+        carrying(lambda: (unknown + len(record) + 1, params, history()), done),
         shown(progress, done, epochs) as show,
-        memory_shortage_named(params, jax.eval_shape(optimizer.init, params), kept),
+        memory_shortage_named(
+            params,
+            jax.eval_shape(optimizer.init, params),
+            _outputs_kept(program, model, params, batch),
+        ),
+        checkpoints or nullcontext(),
     ):
         if state is None:
             state = initial_state(program.optimizer)(params, constants)
         else:
-            state = jax.tree.map(jnp.copy, state)  # it will be donated
+            state = _copied(state)  # it will be donated
         wait_for(state)
         blocks = _Blocks(
             batch=batch,
@@ -264,28 +339,51 @@ def _trained(
             at_most=1 if one_by_one else _most_epochs(len(batch.x), params),
             kernel=kernel,
             optimizer=optimizer,
+            every=None if checkpoints is None else checkpoints.epochs,
         )
         for ended in blocks.run(program, params, state):
+            evaluation = None
             if ended.losses.size:
                 params, before, state = ended.params, ended.before, ended.state
-            evaluation = None
-            if evaluated is not None and ended.losses.size:
-                evaluation = evaluated(params)
+                evaluation = evaluated and evaluated(params)
             for place, loss in enumerate(ended.losses):
                 health = jax.tree.map(itemgetter(place), ended.healths)
-                number = done + len(record) + 1
+                number = unknown + len(record) + 1
                 record.append(Epoch(number, (), float(loss), evaluation, health))
             if ended.broke:
-                if record and not _is_finite(record[-1], model, params, batch, precision):
+                trained = len(record) > len(known)
+                if trained and not _is_finite(record[-1], model, params, batch, precision):
                     params = before
                     record.pop()
-                if not record:
+                if len(record) == len(known):
                     check_finite(params)
-                raise NonFiniteLossError(done + len(record) + 1, params, history())
-            show(done + len(record), record[-1].training_loss, record[-1].validation)
-            if ask_to_end(callbacks, record[-1]._replace(params=params, state=state, key=key)):
+                raise NonFiniteLossError(unknown + len(record) + 1, params, history())
+            epoch = record[-1]._replace(params=params, state=state, key=key)
+            show(epoch.number, epoch.training_loss, epoch.validation)
+            asked = ask_to_end(callbacks, epoch)
+            if checkpoints is not None:
+                run = Run(params, _copied(state), epoch.number, key_data)
+                checkpoints.after(run, record, None if stopping is None else stopping.best)
+            if asked:
                 break
-    return params, history()._replace(run=run_of(params, state, done + len(record), key))
+    run = Run(params, state, unknown + len(record), key_data)
+    if keep_best and stopping is not None:
+        params = stopping.best.params
+    return params, history()._replace(run=run)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    """A copy of a tree's arrays, in one program."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _outputs_kept(program: Program, model: MLP, params: Params, batch: Batch) -> Any:
+    """The arrays that a step keeps of every layer, as far as it is known."""
+    if program.gradient not in {backprop, autodiff}:  # another one may keep less
+        return ()
+    rows = program.batch_size or len(batch.x)
+    return outputs_kept(model, rows, jnp.result_type(params[0].weight))
 
 
 class _Ended(NamedTuple):
@@ -316,12 +414,13 @@ class _Blocks:
     at_most: int  # in one call
     kernel: str
     optimizer: optax.GradientTransformation
+    every: int | None  # epochs from one checkpoint to the next, which end a call
 
     def run(self, program: Program, params: Params, state: optax.OptState) -> Iterator[_Ended]:
         """Train -> after each call what has ended; none follows one that broke."""
         first, before, block = self.done + 1, params, self.at_most
         seconds = _guess(program, len(self.batch.x))
-        count = epochs_at_once(block, self.epochs - self.done, seconds)
+        count = epochs_at_once(block, self._left(first), seconds)
         orders = self._orders(program, first, count)
         while count:
             numbers = jax.device_put((np.int32(first), np.int32(count)))
@@ -334,7 +433,7 @@ class _Blocks:
                 run = run_epochs(looked_up(program, partial(epochs_of, block=block), *given))
             started = time.perf_counter()
             params, state, before, *records = run(*given, block=block)
-            upcoming = epochs_at_once(block, self.epochs + 1 - first - count, seconds)
+            upcoming = epochs_at_once(block, self._left(first + count), seconds)
             orders = self._orders(program, first + count, upcoming)  # while the device is at work
             if is_first or seconds * count > PATIENCE:
                 wait_for(records[0])
@@ -344,6 +443,11 @@ class _Blocks:
             good = count if finite.all() else int(finite.argmin())
             yield _Ended(params, before, state, losses[:good], healths, good < count)
             first, count = first + count, upcoming
+
+    def _left(self, first: int) -> int:
+        """How many epochs, from the first on, are left before the end or the next checkpoint."""
+        to_checkpoint = self.epochs if self.every is None else self.every - (first - 1) % self.every
+        return min(self.epochs + 1 - first, to_checkpoint)
 
     def _orders(self, program: Program, first: int, count: int) -> Array | None:
         if program.batch_size is None or not count:

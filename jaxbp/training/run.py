@@ -52,7 +52,10 @@ def epochs_done(run: Run) -> int:
 def check_resumed(run: Any, params: Params | None, epochs: int) -> None:
     """Raise TypeError or ValueError for what is no run, or has nothing to go on to."""
     if not isinstance(run, Run):
-        raise TypeError(f"resume: got {short(run)}, expected a jaxbp.Run, such as history.run")
+        raise TypeError(
+            f"resume: got {short(run)}, expected a jaxbp.Run, such as history.run, or a folder of "
+            "checkpoints"
+        )
     if params is not None:
         raise ValueError("params: got params beside resume, expected one of them: a run has params")
     if not isinstance(epochs, bool) and isinstance(epochs, int) and epochs <= epochs_done(run):
