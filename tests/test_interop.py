@@ -15,6 +15,7 @@ import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import activations, heads, interop
 from jaxbp.checkpoint import Checkpoint
+from jaxbp.data.columns import Column
 from jaxbp.data.preparation import transform
 from jaxbp.interop.exported import exported, plain_preparation
 
@@ -39,6 +40,11 @@ def assert_same(network, other):
     (model, params), (right, right_params) = network, other
     assert model == right
     assert jaxbp.compare(params, right_params).relative_error == 0
+
+
+def assert_same_preparation(preparation, right):
+    for part, other in zip(preparation, right, strict=True):
+        assert np.array_equal(part, other) if isinstance(other, np.ndarray) else part == other
 
 
 # scikit-learn
@@ -454,13 +460,17 @@ KINDS = [
     of_head(heads.exp_poisson, 1),
 ]
 ROWS = (X * [3, 2, 0.5] + [1, 1000, -4]).astype(np.float32)
+ROWS[1, 0] = np.nan  # a gap, which is filled
 HOSTILE = ('"""\n', "<b>", "größe \\")
 
 
 def trained(model, **change):
     """A network of random parameters, with a preparation that does not leave rows as they are."""
     preparation = plain_preparation(model)._replace(
-        features=HOSTILE, mean=np.array([1.0, 1000.0, -4.0]), scale=np.array([3, 2, 0.5])
+        features=HOSTILE,
+        columns=tuple(map(Column, HOSTILE, ("number", "boolean", "number"), (7.0, 1.0, 2.0))),
+        mean=np.array([1.0, 1000.0, -4.0]),
+        scale=np.array([3, 2, 0.5]),
     )
     if preparation.labels is None:
         quantities = model.sizes[-1]
@@ -513,22 +523,30 @@ def test_numpy_has_every_activation_and_output_unit(tmp_path):
         with np.load(tmp_path / f"network{number}.npz") as file:
             back = source_files.network_of_npz(dict(file))
         assert_same(back[:2], network[:2])
-        for part, right in zip(back.preparation, network.preparation, strict=True):
-            np.testing.assert_array_equal(part, right)
+        assert_same_preparation(back.preparation, network.preparation)
     with pytest.raises(ValueError, match=r"x: got shape \(7, 1\), expected \(N, 3\)"):
         module.predict(ROWS[:, :1])
     with pytest.raises(ValueError, match="x: a number is missing, or infinite"):
-        module.predict(ROWS * np.nan)
+        module.predict(ROWS * np.inf)
 
 
 def test_what_cannot_be_exported_is_refused():
     own = jaxbp.with_slope(jax.numpy.sin)
     model = jaxbp.MLP((3, 2, 2), own, heads.linear_huber)
+    plain = model._replace(activation=activations.relu)
     head = jaxbp.with_error(lambda a, y: jax.numpy.sum((a - y) ** 4, -1))
     head = head._replace(predict=jax.numpy.tanh)
     for network, message in [
         (trained(model), "^activation: sin has no counterpart in the files of exports"),
-        (trained(model._replace(activation=activations.relu, head=head)), "^head: the output unit"),
+        (trained(plain._replace(head=head)), "^head: the output unit"),
+        (
+            trained(plain, columns=(Column("a"), Column("b", "category"), Column("c"))),
+            "^preparation: column 'b' is a category, and only numbers can be exported",
+        ),
+        (
+            trained(plain, columns=(Column("a", indicator=True), Column("b"), Column("c"))),
+            "^preparation: column 'a' has an input of its own for missing cells",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             exported(network)
@@ -542,7 +560,7 @@ def command(tmp_path, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     network = trained(KINDS[1], features=("a", "b", "c"))
     jaxbp.save(tmp_path / "run" / "model.safetensors", *network)
-    np.savez(tmp_path / "rows.npz", x=ROWS)
+    np.savez(tmp_path / "rows.npz", x=np.nan_to_num(ROWS))
 
     def run(*arguments):
         capsys.readouterr()
@@ -653,6 +671,7 @@ def test_onnx():
 
 @pytest.mark.slow
 def test_stablehlo_in_a_process_without_jaxbp(command, python, tmp_path):
+    np.savez(tmp_path / "gaps.npz", x=ROWS)
     for name, model in zip("abcde", KINDS, strict=True):
         network = trained(model, features=("a", "b", "c"))
         jaxbp.save(tmp_path / f"{name}.safetensors", *network)
@@ -670,7 +689,7 @@ def test_stablehlo_in_a_process_without_jaxbp(command, python, tmp_path):
         code = (
             "import sys; sys.modules['jaxbp'] = None; import numpy as np; from jax import export\n"
             f"program = export.deserialize(bytearray(open({f'{name}.hlo'!r}, 'rb').read()))\n"
-            f"x = np.load('rows.npz')['x']; np.save('{name}.npy', program.call(x))\n"
+            f"x = np.load('gaps.npz')['x']; np.save('{name}.npy', program.call(x))\n"
             f"np.testing.assert_allclose(program.call(x[:2]), np.load('{name}.npy')[:2], rtol=1e-5)"
         )
         python("-c", code).ended()
@@ -699,5 +718,4 @@ def test_source_for_torch(command, tmp_path):
         interop.to_torch(*network[:2]).load_state_dict(load_file(path))
         assert command("import", path, "--to", f"back{number}")[0] == 0
         back = jaxbp.load(tmp_path / f"back{number}")
-        for part, right in zip(back.preparation, network.preparation, strict=True):
-            np.testing.assert_array_equal(part, right)
+        assert_same_preparation(back.preparation, network.preparation)

@@ -1,6 +1,6 @@
 """A network in plain parts: all that a file needs to predict from raw rows, without this package.
 
-rows x (N, D) → (x - mean) / scale, in float64 → float32 → layers → output unit
+rows x (N, D), gaps filled → (x - mean) / scale, in float64 → float32 → layers → output unit
 → probabilities and labels, or ŷ · target_scale + target_mean
 """
 
@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.checkpoint import Checkpoint
+from jaxbp.data.cells import quoted
+from jaxbp.data.columns import Column
 from jaxbp.data.preparation import Preparation
 from jaxbp.interop.stack import OUTPUT_UNITS, described
 from jaxbp.model import MLP, units_of
 from jaxbp.reprs import short
 from jaxbp.text import counted
 
-#: of ``Preparation``: what the files of this package's exports hold
+#: of ``Preparation``: what the files of exports hold, beside the kinds and fills of its columns
 _HELD = ("features", "mean", "scale", "labels", "target_mean", "target_scale", "targets")
 _ARRAYS = ("mean", "scale", "target_mean", "target_scale")
 
@@ -29,6 +31,14 @@ class Exported(NamedTuple):
     head: str  # its name
     output: str  # one of OUTPUT_UNITS
     preparation: Preparation
+
+    @property
+    def fill(self) -> np.ndarray | None:
+        """What stands for a missing number (D,), NaN where nothing does; None: it does nowhere."""
+        columns = self.preparation.columns
+        if columns is None:
+            return None
+        return np.array([each.fill if each.missing == "impute" else np.nan for each in columns])
 
     @property
     def is_scaled(self) -> bool:
@@ -59,7 +69,7 @@ class Exported(NamedTuple):
 
     def told(self) -> dict[str, Any]:
         """All that weights and biases do not tell, as JSON takes it."""
-        preparation = self.preparation._asdict()
+        preparation, columns = self.preparation._asdict(), self.preparation.columns
         return {
             "activations": self.activations,
             "head": self.head,
@@ -68,6 +78,8 @@ class Exported(NamedTuple):
                 for name, part in preparation.items()
                 if name in _HELD
             },
+            "kinds": None if columns is None else [each.kind for each in columns],
+            "fill": None if self.fill is None else self.fill.tolist(),
         }
 
 
@@ -82,8 +94,16 @@ def exported(trained: Checkpoint) -> Exported:
     if preparation is None:
         preparation = plain_preparation(model)
     for name, part in preparation._asdict().items():
-        if name not in _HELD and part is not None:
+        if name not in {*_HELD, "columns"} and part is not None:
             raise ValueError(f"preparation: {name} ({short(part)}) cannot be exported")
+    for column in preparation.columns or ():
+        if column.kind not in {"number", "boolean"} or column.indicator:
+            why = f"is a {column.kind}"
+            if column.indicator:
+                why = "has an input of its own for missing cells"
+            raise ValueError(
+                f"preparation: column {quoted(column.name)} {why}, and only numbers can be exported"
+            )
     output = next((name for name, fn in OUTPUT_UNITS.items() if fn == model.head.predict), None)
     if output is None:
         raise ValueError(f"head: the output unit of {model.head} cannot be exported")
@@ -122,4 +142,9 @@ def preparation_of(told: dict[str, Any]) -> Preparation:
     for name in _HELD:
         if name not in _ARRAYS:
             parts[name] = None if told.get(name) is None else tuple(told[name])
+    if told.get("kinds") is not None:
+        parts["columns"] = tuple(
+            Column(name, kind, missing="error") if np.isnan(fill) else Column(name, kind, fill)
+            for name, kind, fill in zip(told["features"], told["kinds"], told["fill"], strict=True)
+        )
     return Preparation(**parts)

@@ -58,8 +58,11 @@ def to_onnx(network: Exported) -> Any:
     onnx = library("onnx")
     graph, float32, float64 = _Graph(onnx), onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
     preparation, z = network.preparation, "X"
-    if network.is_scaled:
+    if network.is_scaled or network.fill is not None:
         z = graph.node("Cast", z, output="exact", to=float64)
+        if network.fill is not None:
+            gap = graph.node("IsNaN", z, output="gap")
+            z = graph.node("Where", gap, graph.constant("fill", network.fill), z, output="filled")
         z = graph.node("Sub", z, graph.constant("mean", preparation.mean), output="centred")
         z = graph.node("Div", z, graph.constant("scale", preparation.scale), output="scaled")
         z = graph.node("Cast", z, output="standardised", to=float32)

@@ -55,6 +55,11 @@ _OUTPUT_IN_TORCH = {
     "softmax": "y = torch.softmax(a, 1)",
     "exponential": "y = torch.exp(a)",
 }
+_FILL_IN_NUMPY = '    z = np.where(np.isnan(z), NETWORK["fill"], z)  # what stands for a gap\n'
+_FILL_IN_TORCH = """\
+    fill = torch.tensor(TOLD["fill"], dtype=torch.float64)  # what stands for a gap
+    z = torch.where(z.isnan(), fill, z)
+"""
 
 _NUMPY = Template('''\
 """$title (exported by jaxbp $version).
@@ -80,7 +85,7 @@ def $function(x):
     z = np.asarray(x, np.float64)
     if z.ndim != 2 or z.shape[1] != len(FEATURES):
         raise ValueError(f"x: got shape {z.shape}, expected (N, {len(FEATURES)})")
-    if not np.isfinite(z).all():
+${fill}    if not np.isfinite(z).all():
         raise ValueError("x: a number is missing, or infinite")
     z = ((z - NETWORK["mean"]) / NETWORK["scale"]).astype(np.float32)
     for number, activation in enumerate(NETWORK["activations"], 1):
@@ -120,7 +125,7 @@ def $function(x):
     z = torch.as_tensor(x, dtype=torch.float64)
     if z.ndim != 2 or z.shape[1] != len(FEATURES):
         raise ValueError(f"x: got shape {tuple(z.shape)}, expected (N, {len(FEATURES)})")
-    if not z.isfinite().all():
+${fill}    if not z.isfinite().all():
         raise ValueError("x: a number is missing, or infinite")
     a = network(((z - MEAN) / SCALE).float())
 $result$predict''')
@@ -147,6 +152,7 @@ def numpy_files(network: Exported) -> dict[str, bytes]:
         imports="import math\n" if has_erf else "",
         names='LABELS = NETWORK["labels"]\n' if network.preparation.labels else "",
         erf=erf,
+        fill="" if network.fill is None else _FILL_IN_NUMPY,
         activations="\n".join(f'    "{text}": lambda a: {table[text]},' for text in table),
     )
     told = network.told() | {"activations": [_text(*unit) for unit in units]}
@@ -245,6 +251,7 @@ def torch_files(network: Exported) -> dict[str, bytes]:
         ),
         layers="\n".join(f"    {layer}," for layer in layers),
         metadata=METADATA,
+        fill="" if network.fill is None else _FILL_IN_TORCH,
         names='LABELS = TOLD["labels"]\n' if network.preparation.labels else "",
     )
     metadata = {"format": "pt", METADATA: json.dumps(network.told())}

@@ -31,7 +31,10 @@ def to_stablehlo(trained: Checkpoint) -> bytes:
     preparation = network.preparation
 
     def predicted(x: Array) -> Array:
-        rows = (x.astype(jnp.float64) - preparation.mean) / preparation.scale
+        rows = x.astype(jnp.float64)
+        if network.fill is not None:
+            rows = jnp.where(jnp.isnan(rows), network.fill, rows)
+        rows = (rows - preparation.mean) / preparation.scale
         logits, _ = forward(model, params, rows.astype(jnp.float32))
         if network.has_two_classes:  # σ(-a) = 1 - σ(a), however small
             logits = jnp.concatenate([-logits, logits], 1)
