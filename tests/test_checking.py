@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from combinations import thinned
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
@@ -390,6 +391,7 @@ def test_a_missing_second_opinion_is_noted():
     assert report.notes == ("jax.grad of f raises RuntimeError: no backward pass",)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_for_a_leaf_does_not_depend_on_another():
     """Of a wrong claim the same line is the worst one, whatever the rounding of the device."""
 
@@ -465,6 +467,7 @@ def test_memory_is_bounded_by_chunk_and_nothing_changes():
         assert report.ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "dtype"),
     [
@@ -995,11 +998,14 @@ def test_an_interruption_is_no_objection_to_float64():
 
 @pytest.mark.parametrize(
     "f",
-    [
-        lambda x: lax.cond(x > 0, jnp.sin, jnp.cos, x),
-        jax.jit(lambda x: lax.switch(jnp.int32(x > 0), [jnp.cos, jnp.sin], x)),
-        lambda x: lax.while_loop(lambda y: y > 1e-2, lambda y: y * jnp.sin(y), x),
-    ],
+    thinned(
+        [
+            lambda x: lax.cond(x > 0, jnp.sin, jnp.cos, x),
+            jax.jit(lambda x: lax.switch(jnp.int32(x > 0), [jnp.cos, jnp.sin], x)),
+            lambda x: lax.while_loop(lambda y: y > 1e-2, lambda y: y * jnp.sin(y), x),
+        ],
+        every=3,
+    ),
     ids=["cond", "switch in jit", "while"],
 )
 def test_the_gradient_of_a_graph_with_branches_is_a_claim(f):

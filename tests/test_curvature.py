@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from combinations import ACTIVATIONS, HEADS, ONE_OF_EACH, any_model, made, numbers, sgd
+from combinations import ACTIVATIONS, HEADS, ONE_OF_EACH, any_model, made, numbers, sgd, thinned
 from jax.flatten_util import ravel_pytree
 
 import jaxbp
@@ -57,7 +57,7 @@ def any_hessian_products(above, activation, head, *args):
 
 
 @pytest.mark.parametrize("above", [ACTIVATIONS["tanh"], pytest.param(None, marks=slow)])
-@pytest.mark.parametrize(("activation", "head"), ONE_OF_EACH)
+@pytest.mark.parametrize(("activation", "head"), thinned(ONE_OF_EACH, every=4))
 def test_the_r_operator_is_the_derivative_of_the_gradient(activation, head, above, x64):
     model, params, batch = problem(activation, head)
     vectors = two_vectors(model)
@@ -115,7 +115,7 @@ def any_gauss_newton_products(head, *args):
     return gauss_newton_products(any_model(SIZES, ACTIVATIONS["silu"], head, l2=0.3), *args)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", thinned(HEADS, every=2))
 def test_gauss_newton_is_symmetric_positive_semidefinite_and_right(head, x64):
     model, params, batch = problem("silu", head)
     decays = np.concatenate([np.ravel(leaf) for layer in params for leaf in penalty_of(layer)])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from combinations import ACTIVATIONS, HEADS
+from combinations import ACTIVATIONS, HEADS, thinned
 
 import jaxbp
 from benchmarks.problems import random_batch, random_params
@@ -134,7 +134,7 @@ def test_every_planted_fault_is_looked_for():
     assert [name for name, *_ in FAULTS] == list(PLANTED)
 
 
-@pytest.mark.parametrize(("name", "layer", "verdict", "said"), FAULTS)
+@pytest.mark.parametrize(("name", "layer", "verdict", "said"), thinned(FAULTS, every=2))
 def test_a_planted_fault_is_found_at_its_layer(name, layer, verdict, said):
     report = diagnostics.layer_report(*plant(name))
     assert not report
@@ -159,6 +159,7 @@ def test_nothing_is_found_in_a_healthy_network(activation):
     assert not report.findings
 
 
+@pytest.mark.slow
 def test_nothing_is_found_in_a_healthy_network_of_every_activation():
     units = tuple(ACTIVATIONS[name] for name in HEALTHY)
     report = diagnostics.layer_report(*network(units, (64,) * len(units)), batch_of())
@@ -249,6 +250,7 @@ def test_fit_records_the_health_of_every_epoch(batch_size):
     assert history.health.update_to_weight.max() < 0.3
 
 
+@pytest.mark.slow
 def test_the_update_is_the_last_steps():
     """Plain gradient descent on all rows: ΔW = -η W̄ before the step."""
     batch = batch_of(40)
@@ -269,6 +271,7 @@ def test_the_update_is_the_last_steps():
     np.testing.assert_allclose(history.health.update_to_weight[0], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_health_costs_one_compilation_and_no_epoch_of_its_own():
     """Within the compiled epoch: the same number of programs run with it as without."""
     model, params = network(activations.tanh, (6,))

@@ -119,6 +119,7 @@ def test_every_function_has_a_derivative():
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-14, err_msg=text)
 
 
+@pytest.mark.slow
 def test_a_function_that_is_one_node_can_be_opened():
     """Inside are its operations, and their adjoints are those that the node passes on."""
     text = "s = softmax(v); n = norm(v); l = logsumexp(v); u = elu(v); r = leaky_relu(v); "

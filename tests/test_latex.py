@@ -1,12 +1,15 @@
 """The equations of a graph in LaTeX: well-formed, of macros that amsmath has, and the formula's."""
 
 import re
+import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from combinations import lecture
+from combinations import ONE_OF_EACH, lecture
+from test_networks import drawn
 
 from jaxbp import graph
 from jaxbp.cli.expressions import parse
@@ -149,3 +152,19 @@ def test_another_reader_of_mathematics_agrees_that_it_is():
             if "&" in line:
                 plain = line.removesuffix(r" \\").replace("&", " ").replace(r"\text", r"\mathrm")
                 parser.parse(f"${plain}$")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no TeX here")
+def test_pdflatex_sets_it(tmp_path, x64):
+    """Expressions, networks, and their nodes opened."""
+    equations = [graph.trace(parse(text).function(), 2.0, 3.0).to_latex() for text in EXPRESSIONS]
+    for activation, head in ONE_OF_EACH:
+        network = drawn(activation, head)[-1]
+        equations += [network.to_latex(), network.opened("L").to_latex()]
+    lines = [r"\documentclass{article}", r"\usepackage{amsmath}", r"\begin{document}"]
+    page = "\n\n".join([*lines, *equations, r"\end{document}"])
+    (tmp_path / "page.tex").write_text(page, encoding="ascii")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-2000:]

@@ -271,6 +271,7 @@ def classes(model, seed):
     return random_batch(model, WIDTH, seed, weighted=False, integer=True, dtype=np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -397,7 +398,7 @@ def test_muzaffar_cost_is_linear_in_the_weights():
     [
         ("nonlinear_cg", {"method": "polak_ribiere"}),
         pytest.param("bfgs", {}, marks=pytest.mark.slow),
-        ("truncated_newton", {}),
+        pytest.param("truncated_newton", {}, marks=pytest.mark.slow),
     ],
 )
 def test_muzaffar_batch_methods_decrease_the_error_at_each_iteration(method, options):

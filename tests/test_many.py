@@ -201,6 +201,7 @@ def test_on_two_devices(python):
     np.testing.assert_allclose(metric, history.metric, rtol=1e-5)
 
 
+@slow
 def test_a_network_that_diverges_leaves_the_others_alone():
     alone, _ = fit_many()
     params, history = fit_many(learning_rate=[RATES[0], 1e30, RATES[2]])

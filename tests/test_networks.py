@@ -68,6 +68,12 @@ def test_the_lecture_on_classification(x64):
     }
 
 
+def test_what_passes_nothing_on_is_not_written(x64):
+    """Also where it is broadcast: sign inside of the absolute error of one output."""
+    *_, graph = drawn("identity", "linear_absolute_error", (2, 1))
+    assert graph.opened("L")["a"].formula == "gc ⊙ b"
+
+
 def test_a_formula_that_is_not_the_heads_error_is_not_shown(x64):
     """ŷ - y is the error of labels that sum to 1; of others it is the head's own."""
     model = jaxbp.MLP((2, 3), (), HEADS["softmax_cross_entropy"])

@@ -251,6 +251,7 @@ def test_no_gradient_of_an_example_is_ever_formed(of, x64):
         assert ours == theirs
 
 
+@slow
 def test_bounds_and_noise_may_be_traced_and_rows_fitted_exactly(x64):
     """So that a bound can follow the norms; and no derivative is NaN where a gradient is 0."""
     model, params, batch = problem(head="linear_squared_error", sizes=(3, 2))

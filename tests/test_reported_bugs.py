@@ -79,11 +79,14 @@ def test_a_value_may_be_off_by_the_threshold(by):
 
 @pytest.mark.parametrize(
     ("f", "at"),
-    [
-        (lambda x: softplus(x - 1), 1.0),
-        (lambda x: jnp.sum(jnp.where(x == 1, 1.0, x**2)), np.array([1.0, 2.0])),
-        (lambda x: jnp.where(x > 1, x, 1.0) + jnp.where(x < 1, x, 1.0), 1.0),
-    ],
+    thinned(
+        [
+            (lambda x: softplus(x - 1), 1.0),
+            (lambda x: jnp.sum(jnp.where(x == 1, 1.0, x**2)), np.array([1.0, 2.0])),
+            (lambda x: jnp.where(x > 1, x, 1.0) + jnp.where(x < 1, x, 1.0), 1.0),
+        ],
+        every=3,
+    ),
     ids=["absolute value", "where", "branches"],
 )
 def test_a_claim_that_is_wrong_at_this_point_alone_fails(f, at):
@@ -95,7 +98,8 @@ def test_a_claim_that_is_wrong_at_this_point_alone_fails(f, at):
 
 @pytest.mark.parametrize("at", thinned([1.0, 0.0], every=2))
 @pytest.mark.parametrize(
-    ("slope", "verdict"), [(0.3, "pass"), (1.0, "pass"), (2.0, "fail"), (-1.5, "fail")]
+    ("slope", "verdict"),
+    thinned([(0.3, "pass"), (1.0, "pass"), (2.0, "fail"), (-1.5, "fail")], every=2),
 )
 def test_at_a_single_kink_a_claim_outside_its_two_slopes_fails(at, slope, verdict):
     rule = jax.custom_jvp(jnp.abs)
@@ -109,7 +113,9 @@ def relu_and_sine(x):
     return jnp.sum(jax.nn.relu(x) + jnp.sin(x))
 
 
-@pytest.mark.parametrize(("slope", "passes"), [(0.5, True), (1, True), (1.2, False), (-1, False)])
+@pytest.mark.parametrize(
+    ("slope", "passes"), thinned([(0.5, True), (1, True), (1.2, False), (-1, False)], every=2)
+)
 def test_where_kinks_meet_no_entry_lies_outside_those_beside_them(slope, passes):
     rule = jax.jit(lambda x: jnp.where(x == 0, slope, x > 0) + jnp.cos(x))
     assert gradcheck(relu_and_sine, jnp.zeros(3), grads=rule).ok == passes
@@ -140,6 +146,7 @@ def test_where_kinks_meet_that_no_line_shows_a_limit_of_gradients_does_not_fail(
     assert gradcheck(jnp.median, jnp.zeros(4), grads=jnp.full(4, 0.3)).verdict != "pass"
 
 
+@pytest.mark.slow
 def test_a_switch_that_rounding_throws_excuses_no_error_elsewhere():
     """At |x| = 1 ndtr changes its formula, whose slopes differ where one of them is wrong."""
 
@@ -165,12 +172,15 @@ def quotient(numerator, power, limit):
 
 @pytest.mark.parametrize(
     ("f", "slope"),
-    [
-        (quotient(lambda x: jnp.exp(x) - 1, 1, 1.0), 1 / 2),
-        (quotient(lambda x: jnp.exp(x) - 1 - x, 2, 0.5), 1 / 6),
-        (quotient(lambda x: 1 - jnp.cos(x) + x**3, 2, 0.5), 1.0),
-        (lambda x: 100 * x + quotient(lambda x: jnp.exp(x) - 1, 1, 1.0)(x), 100.5),
-    ],
+    thinned(
+        [
+            (quotient(lambda x: jnp.exp(x) - 1, 1, 1.0), 1 / 2),
+            (quotient(lambda x: jnp.exp(x) - 1 - x, 2, 0.5), 1 / 6),
+            (quotient(lambda x: 1 - jnp.cos(x) + x**3, 2, 0.5), 1.0),
+            (lambda x: 100 * x + quotient(lambda x: jnp.exp(x) - 1, 1, 1.0)(x), 100.5),
+        ],
+        every=4,
+    ),
     ids=["first order", "second order", "cosine", "beside a line"],
 )
 def test_a_quotient_whose_numerator_cancels_is_measured_above_its_rounding(f, slope):
@@ -269,7 +279,7 @@ def test_a_function_that_is_flat_beside_the_point_is_no_such_quotient():
 # The claim's own arithmetic
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", thinned([jnp.float32, jnp.bfloat16], every=2))
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.3, "fail")])
 def test_the_coarsest_dtype_on_the_claims_way_bounds_what_it_can_know(dtype, factor, verdict):
     rng = np.random.default_rng(0)

@@ -236,6 +236,7 @@ def test_a_gradient_of_bfloat16_products_too():
     assert wrong.diagnosis == "params[1].weight: off by a factor of 2"
 
 
+@pytest.mark.slow
 def test_an_exact_gradient_is_right_whatever_is_said_of_its_products():
     exact = jax.jit(by_hand)(PARAMS)
     for precision in (None, "default", "high", "tensorfloat32", "bfloat16"):

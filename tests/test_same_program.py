@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from combinations import thinned
 
 import jaxbp
 from jaxbp import Batch, activations, heads
@@ -86,6 +87,7 @@ def test_another_l2_is_no_other_program_for_fit_and_evaluate():
         np.testing.assert_allclose(loss, jaxbp.objective(model, params, BATCH), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_other_rates_keys_and_l2_of_many_are_no_other_program():
     def many(seed, rates, l2, b1):
         return jaxbp.fit_many(
@@ -306,7 +308,7 @@ class Momentum:
         return self.inner().update(grads, state, params)
 
 
-@pytest.mark.parametrize("asked", [{}, {"validation": BATCH}])
+@pytest.mark.parametrize("asked", thinned([{}, {"validation": BATCH}], every=2))
 def test_an_optimizer_that_changed_since_is_what_it_is_now(asked):
     first = Momentum()
     train(optimizer=optax.GradientTransformation(first.init, first.update))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from combinations import CONTRACTIONS, HEADS, network
+from combinations import CONTRACTIONS, HEADS, network, thinned
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import jaxbp
@@ -21,7 +21,7 @@ from jaxbp import activations
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.metrics import loss_and_metric
 
-of_all = pytest.mark.parametrize("name", CONTRACTIONS)
+of_all = pytest.mark.parametrize("name", thinned(CONTRACTIONS, every=3))
 MESH = AbstractMesh((4,), ("rows",), axis_types=(AxisType.Explicit,))  # as jax.make_mesh has them
 
 
@@ -104,7 +104,7 @@ def test_strict_settings(name):
         trace()
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", thinned(HEADS, every=3))
 def test_every_head_and_activation_by_strict_settings(name):
     model, params, _ = network()
     batch = random_batch(model, 8, 0, dtype=np.float32)
@@ -123,6 +123,7 @@ def test_arrays_on_the_device_stay_there():
     assert all(ours is given for ours, given in zip(checked, batch, strict=True))
 
 
+@pytest.mark.slow
 def test_debug_nans_does_not_stop_a_report_of_nan():
     model, params, batch = network()
     with jax.debug_nans(True):

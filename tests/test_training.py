@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from combinations import HEADS, adam, initial, sgd
+from combinations import HEADS, adam, initial, sgd, thinned
 
 import jaxbp
 from benchmarks.problems import random_params
@@ -1013,7 +1013,7 @@ def test_training_is_not_to_be_traced():
         jax.jit(lambda batch: fit(batch=batch, key=key)[0])(table())
 
 
-@pytest.mark.parametrize("rate", [0.1, 3e3])
+@pytest.mark.parametrize("rate", thinned([0.1, 3e3], every=2))
 def test_epochs_in_one_call_are_those_that_are_watched_one_by_one(rate):
     """Also where training diverges within a call."""
     found = []
@@ -1029,6 +1029,7 @@ def test_epochs_in_one_call_are_those_that_are_watched_one_by_one(rate):
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
+@slow
 def test_short_whole_numbers_stay_as_they_are_on_the_device():
     """Images of uint8 are a quarter of the memory; a gradient is given them in params' dtype."""
     images = np.random.default_rng(0).integers(0, 256, (10, 3), np.uint8)

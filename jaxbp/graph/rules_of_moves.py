@@ -46,7 +46,7 @@ def unbroadcast(gy: Any, operand: Any) -> Any:
     if gy.shape == operand.shape:
         return gy
     if isinstance(gy, Symbol):
-        return Symbol(f"sum({gy})", shape=operand.shape)
+        return Symbol("0" if str(gy) == "0" else f"sum({gy})", shape=operand.shape)
     missing = gy.ndim - operand.ndim
     sizes = ((1,) * missing + operand.shape, gy.shape)
     repeated = [axis for axis, (one, size) in enumerate(zip(*sizes, strict=True)) if one != size]
