@@ -20,6 +20,8 @@ from jaxbp.cli.options import SCHEDULES, Design, UsageError
 from jaxbp.cli.plan import Plan
 from jaxbp.text import significant
 from jaxbp.training.checkpoints import Saved, newest, steps_in
+from jaxbp.training.checks import checked_data
+from jaxbp.training.inputs import AnotherRunError, check_inputs, data_of
 
 _Options = TypeVar("_Options", bound=Design)
 
@@ -98,20 +100,26 @@ def going_on(folder: Path, options: _Options) -> _Options:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def saved_in(folder: Path, plan: Plan) -> Saved | None:
     """The newest whole checkpoint of a run; None where it has none yet.
 
-    Its optimiser's numbers and program are not compared: they are made of the run's own options,
-    and where epochs have been raised a schedule has other ones.
+    Raises UsageError where it is of other data.  The optimiser's numbers and program are not
+    compared: they are made of the run's own options, and where epochs are raised a schedule has
+    others.
     """
     checkpoints = folder / CHECKPOINTS
     if not steps_in(checkpoints):
         return None
     try:
         saved = newest(checkpoints, plan.optimizer)
+        own = plan.to_fit, plan.parts["validation"]
+        data = checked_data(plan.model, saved.run.params, *own)
+        check_inputs(folder, saved.inputs, data_of(*data))
+    except AnotherRunError as error:
+        raise UsageError(f"--resume: {folder} is of other data: {error.differs}") from None
     except ValueError as error:
         raise UsageError(f"--{error}") from None
     made = {"optimizer's numbers": None, "optimizer's program": None}

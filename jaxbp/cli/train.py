@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -106,7 +107,8 @@ class Train(Design):
 def run(options: Train, console: Console) -> int:
     """Train as the options say, report to the console and to the run folder; the exit status."""
     before, options = _checked(options)
-    with Interrupts(console) as interrupts, telling(console):
+    told = nullcontext() if before is None else telling(console)
+    with Interrupts(console) as interrupts, told:
         if os.path.isfile(options.data) and os.path.getsize(options.data) > _LONG["bytes"]:
             console.print(f"reading {options.data}", soft_wrap=True)
         plan = decide(options)

@@ -62,8 +62,7 @@ def inputs_of(
     programs = lifted.optimizer.traced, _traced(gradient, params, batch, *drawn_with)
     return {
         **network_of(model),
-        "data": _data_digest(batch),
-        "validation": "none" if validation is None else _data_digest(validation),
+        **data_of(batch, validation),
         "batch_size": program.batch_size or "all",
         "optimizer": _without_addresses(short(lifted.state)),
         "optimizer's numbers": [_listed(each) for each in jax.tree.leaves(lifted.numbers)],
@@ -80,13 +79,32 @@ def inputs_of(
 
 
 def network_of(model: MLP) -> Inputs:
-    """The network, as one of the inputs."""
+    """The network, among the inputs."""
     described = _without_addresses(repr(model._replace(l2=0.0)))
     return {"network": described.removesuffix(", l2=0)") + ")", "l2": float(model.l2)}
 
 
+def data_of(batch: Batch, validation: Batch | None) -> Inputs:
+    """The data, as they are trained and validated on, among the inputs."""
+    return {
+        "data": _data_digest(batch),
+        "validation": "none" if validation is None else _data_digest(validation),
+    }
+
+
+class AnotherRunError(ValueError):
+    """A checkpoint is of another run; ``differs`` says in what."""
+
+    def __init__(self, folder: Any, differs: str) -> None:
+        super().__init__(
+            f"resume: the checkpoint in {folder} is of another run: {differs}. To go on with it "
+            "all the same, give resume=jaxbp.load_run(folder, optimizer)"
+        )
+        self.differs = differs
+
+
 def check_inputs(folder: Any, saved: Inputs, given: Inputs) -> None:
-    """Raise ValueError, naming what differs, where a checkpoint is of another run.
+    """Raise AnotherRunError, naming what differs, where a checkpoint is of another run.
 
     folder: of the checkpoint, for the message.
     saved: the checkpoint's inputs.
@@ -104,10 +122,7 @@ def check_inputs(folder: Any, saved: Inputs, given: Inputs) -> None:
     told = worded or ([] if elsewhere else differing)
     if told:
         said = "; ".join(_difference(name, saved[name], given[name]) for name in told)
-        raise ValueError(
-            f"resume: the checkpoint in {folder} is of another run: {said}. To go on with it all "
-            "the same, give resume=jaxbp.load_run(folder, optimizer)"
-        )
+        raise AnotherRunError(folder, said)
     if elsewhere:
         before, now = (
             ", ".join(f"{name} {value}" for name, value in each.items())
