@@ -17,6 +17,7 @@ import jax
 import jaxbp
 from jaxbp import cli
 from jaxbp.cli import files
+from jaxbp.training.checkpoints import alone_in
 
 BEGUN = ["--hidden", "--optimizer", "momentum", "--batch-size", "full"]  # compiles fast
 BEGUN += ["--schedule", "constant", "--checkpoint-every", "1"]
@@ -80,31 +81,27 @@ def test_a_complete_run_says_so_and_goes_on(runs, two, capsys):
 
 
 def test_a_killed_run_goes_on(runs, four, capsys):
-    """It was killed before a checkpoint of its last epoch, whose line it had written; then while it
-    wrote its results; and each time something else is wrong."""
+    """After a line of an epoch whose checkpoint is damaged, and half a line and a checkpoint of
+    another; then while its results were written."""
     for name in files.RESULTS:
         (four / name).unlink()
-    shutil.rmtree(four / "checkpoints" / "4")
+    shutil.rmtree(four / "checkpoints" / "4" / "record")
     (four / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()
     with (four / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"epoch": 5, "trai')
-    assert run("train", "--resume", four) == 0
-    assert "going on after epoch 3 of 4\n" in capsys.readouterr().out
-    assert_equal(four, runs / "4")
-    for name in files.RESULTS:
-        (four / name).unlink()
-    assert run("train", "--resume", four) == 0
-    assert_equal(four, runs / "4")
-    (four / files.NETWORK).unlink()
-    for name in ("arrays", "record"):
-        shutil.rmtree(four / "checkpoints" / "4" / name)
     assert run("train", "--resume", four) == 0
     out = capsys.readouterr().out
     assert "checkpoints/4 is damaged, and passed over" in out
     assert "going on after epoch 3 of 4\n" in out
     assert_equal(four, runs / "4")
+    assert sorted(path.name for path in (four / "checkpoints").iterdir()) == ["3", "4"]
+    for name in files.RESULTS:
+        (four / name).unlink()
+    assert run("train", "--resume", four) == 0
+    assert_equal(four, runs / "4")
 
 
+@slow
 def test_without_a_checkpoint_it_begins_anew(runs, two, capsys):
     for name in (*files.RESULTS, "metrics.jsonl"):
         (two / name).unlink()
@@ -137,6 +134,9 @@ def test_what_contradicts_the_run_is_refused(two, capsys):
     (two / "metrics.jsonl").write_text(lines[0])
     assert run("train", "--resume", two, "--epochs", 4) == 2
     assert "metrics.jsonl has not the lines of the 2 epochs" in capsys.readouterr().err
+    with alone_in(two):
+        assert run("train", "--resume", two, "--epochs", 4) == 2
+    assert capsys.readouterr().err == f"jaxbp: {two}: in use by another process\n"
     (two / "options.json").write_text('{"seed": 1, "colour": "red"}')
     assert run("train", "--resume", two) == 2
     assert "no run to go on with (options.json: KeyError('colour'))" in capsys.readouterr().err

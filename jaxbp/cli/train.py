@@ -55,7 +55,7 @@ from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params
 from jaxbp.text import plain
-from jaxbp.training.checkpoints import Saved
+from jaxbp.training.checkpoints import Saved, alone_in
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.metrics import compiled_evaluation
@@ -130,17 +130,17 @@ def run(options: Train, console: Console) -> int:
         else:
             tell_where(before, plan, saved, console)
             folder = before
-        try:
-            remember(folder, options)
-            outcome = train(plan, params, folder, console, interrupts, saved)
-            interrupts.ignore()  # what has been trained is now to be saved
-            summary = summarised(plan, errors, outcome)
-            if before is not None:
-                set_aside(folder, replaced)
-            _save(folder, summary, console)
-        finally:
-            restore_run_before(folder, replaced)
-        forget_run_before(folder)
+        with alone_in(folder):
+            try:
+                outcome = train(plan, params, folder, console, interrupts, saved)
+                interrupts.ignore()  # what has been trained is now to be saved
+                summary = summarised(plan, errors, outcome)
+                if before is not None:
+                    set_aside(folder, replaced)
+                _save(folder, summary, console)
+            finally:
+                restore_run_before(folder, replaced)
+            forget_run_before(folder)
         console.print(f"saved in {folder}", soft_wrap=True)
     if outcome.full_disk is not None:
         raise outcome.full_disk
@@ -212,6 +212,7 @@ def train(
     )
     done = 0 if saved is None else saved.run.epochs
     lines = lines_until(folder, done)
+    remember(folder, plan.options)
     path = folder / METRICS
     unbuffered = path.open("ab", buffering=0)  # so that after an error nothing is left to write
     with naming(path), unbuffered as metrics, bar:

@@ -43,6 +43,11 @@ from jaxbp.training.records import Epoch, NonFiniteLossError, history_of
 from jaxbp.training.run import Run
 from jaxbp.trees import named_leaves
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 Folder = str | os.PathLike[str]
 
 _FORMAT = "jaxbp run 1"
@@ -74,7 +79,7 @@ def load_run(folder: Folder, optimizer: optax.GradientTransformation) -> Run:
 def resumed(
     resume: Any, checkpoints: "Checkpoints | None", optimizer: optax.GradientTransformation
 ) -> tuple[Saved | None, Any]:
-    """What the newest checkpoint holds, and the run to go on with; None for what there is not.
+    """Read the newest checkpoint -> (its contents, the run to go on with); None for what is not.
 
     resume: as for ``fit``.
     checkpoints: to be written.
@@ -231,6 +236,29 @@ def _epochs(done: int, arrays: dict[str, np.ndarray]) -> tuple[Epoch, ...]:
     )
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let no other process write a run to a folder; BlockingIOError where one is at it.
+
+    The lock goes with the process.  Where the system has none of this kind, there is none.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise BlockingIOError(error.errno, "in use by another process", str(folder)) from None
+    except OSError:  # as of some file systems on a network
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 class Checkpoints:
     """The checkpoints that a training writes to a folder: a context of the training.
 
@@ -287,6 +315,7 @@ class Checkpoints:
         return self
 
     def __enter__(self) -> "Checkpoints":
+        self._stack.enter_context(alone_in(self.folder))
         self._at = time.monotonic()
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -163,7 +163,7 @@ def _listed(number: Any) -> Any:
 
 
 def _without_addresses(text: str) -> str:
-    """What Python prints of an object that has no name is another address in each process."""
+    """The text without the addresses that Python prints of objects, another one in each process."""
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
@@ -186,7 +186,7 @@ def _program_digest(jaxprs: tuple[Any, ...]) -> str | None:
 
 
 def _parts(jaxpr: Any) -> Iterator[Any]:
-    """What a jaxpr consists of, in words that are the same in every process."""
+    """The parts of a jaxpr, in words that are the same in every process."""
     for constant in getattr(jaxpr, "consts", ()):
         yield _listed(constant)
     place: dict[Any, int] = {}
