@@ -17,6 +17,7 @@ all (Xu et al. 2021): forward and backward pass are the same lines as on one dev
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -104,7 +105,7 @@ def spread(model: MLP, mesh: Mesh, params: Params, rest: Any) -> tuple[Params, A
     Of the rest, what has the shape of params, as a moment of Adam, lies as they do; what is split
     over axes of the mesh already stays so; all else is whole on every device.
     """
-    laid_out, everywhere = layout(model, mesh), _sharding(mesh)
+    laid_out, on_all = layout(model, mesh), _sharding(mesh)
     shapes = jax.tree.map(jax.numpy.shape, params)
 
     def is_like_params(node: Any) -> bool:
@@ -112,12 +113,31 @@ def spread(model: MLP, mesh: Mesh, params: Params, rest: Any) -> tuple[Params, A
 
     def placed(node: Any) -> Any:
         if is_like_params(node):
-            return jax.device_put(node, laid_out)
+            return jax.tree.map(put, node, laid_out)
         axes = tuple(getattr(getattr(node, "sharding", None), "spec", ()))
         lies_here = {*axes} <= {*mesh.axis_names, None}
-        return jax.device_put(node, _sharding(mesh, *axes) if lies_here else everywhere)
+        return put(node, _sharding(mesh, *axes) if lies_here else on_all)
 
-    return jax.device_put(params, laid_out), jax.tree.map(placed, rest, is_leaf=is_like_params)
+    rest = jax.tree.map(placed, rest, is_leaf=is_like_params)
+    return jax.tree.map(put, params, laid_out), rest
+
+
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """A tree of the host's arrays on every device of a mesh; on the default one without a mesh."""
+    if mesh is None:
+        return jax.device_put(tree)
+    return jax.tree.map(lambda leaf: put(leaf, _sharding(mesh)), tree)
+
+
+def put(leaf: Any, sharding: NamedSharding) -> Array:
+    """An array as it is to lie; on devices of other processes too, which hold the same numbers."""
+    if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
+        return jax.device_put(leaf, sharding)
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        numbers = put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+    here = np.asarray(leaf)
+    return jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
 
 
 def checked_mesh(mesh: Any) -> Mesh:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import jax
@@ -43,6 +44,25 @@ def test_a_mesh_trains_as_one_device_does(python, monkeypatch):
     ]
     assert found["lies"][:4] == ["P('model', None)", "P('model',)", "P(None, 'model')", "P()"]
     assert set(found["on"]) == {4}
+
+
+@pytest.mark.slow
+def test_processes_train_as_one_does(python, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    program = Path(__file__).with_name("process.py")
+
+    def trained_by(count):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = [python(program, number, count, port) for number in range(count)]
+        return [json.loads(process.ended()[0].splitlines()[-1]) for process in started]
+
+    (alone,) = trained_by(1)
+    for found in [*trained_by(2), *trained_by(4)]:
+        for one, other in zip(found, alone, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
 
 
 def test_a_mesh_that_is_none_is_named():

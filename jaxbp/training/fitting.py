@@ -23,7 +23,7 @@ from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.initialisation import check_key
 from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
-from jaxbp.parallel import checked_mesh, spread
+from jaxbp.parallel import checked_mesh, everywhere, spread
 from jaxbp.precision import mixed_precision
 from jaxbp.training.checkpoints import Checkpoints, Folder, Saved, resumed
 from jaxbp.training.checks import (
@@ -431,7 +431,7 @@ class _Blocks:
         count = epochs_at_once(block, self._left(first), seconds)
         orders = self._orders(program, first, count)
         while count:
-            numbers = jax.device_put((np.int32(first), np.int32(count)))
+            numbers = everywhere((np.int32(first), np.int32(count)), program.mesh)
             key = self.key if self.random else None
             given = (params, state, before, self.batch, orders, *numbers, key, self.constants)
             is_first = first == self.done + 1
@@ -460,7 +460,9 @@ class _Blocks:
     def _orders(self, program: Program, first: int, count: int) -> Array | None:
         if program.batch_size is None or not count:
             return None
-        return orders_of(self.key, len(self.batch.x), first, count, self.at_most)
+        orders = orders_of(self.key, len(self.batch.x), first, count, self.at_most)
+        on_all: Array = everywhere(orders, program.mesh)
+        return on_all
 
 
 def _most_epochs(rows: int, params: Params) -> int:
