@@ -43,6 +43,13 @@ ULPS = 1_000  # units in the last place of the largest entry, or of 1, that coun
 
 def verdict(f: Callable[..., Any], args: tuple[Any, ...], argnums: tuple[int, ...]) -> str:
     """How the graph's gradients compare with jax.grad's: "equal", or what they are instead."""
+
+    def of_those(*chosen: Any) -> Any:
+        """f, as a function of what it is differentiated by."""
+        given = dict(enumerate(args)) | dict(zip(argnums, chosen, strict=True))
+        return f(*given.values())
+
+    chosen = tuple(args[n] for n in argnums)
     try:
         expected = jax.grad(f, argnums)(*args)
     except (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError) as error:
@@ -51,17 +58,17 @@ def verdict(f: Callable[..., Any], args: tuple[Any, ...], argnums: tuple[int, ..
         by_grad = graph.grad(f, argnums)(*args)
     except (TypeError, NotImplementedError, ValueError, AttributeError) as error:
         return f"refused: {first_line(error)}"
-    eps = coarsest(f, args)
+    eps = coarsest(of_those, chosen)
     word = compared(by_grad, expected, eps)
     if word != EQUAL or jax.tree.leaves(args)[0].dtype == np.float32:
         return word
     try:
-        traced = graph.trace(f, *args).gradients
+        traced = graph.trace(of_those, *chosen).gradients
     except graph.DomainError:
         return word if not np.isfinite(f(*args)) else "refused: DomainError, though f is finite"
     except (TypeError, NotImplementedError, ValueError, AttributeError) as error:
         return f"refused by trace: {first_line(error)}"
-    return compared(tuple(traced[n] for n in argnums), expected, eps)
+    return compared(traced, expected, eps)
 
 
 def compared(got: Any, expected: Any, eps: float) -> str:

@@ -28,7 +28,7 @@ import jaxbp
 from benchmarks import protocol
 from benchmarks.problems import random_batch
 from jaxbp import activations, cli, heads
-from jaxbp.training.checkpoints import newest, steps_in
+from jaxbp.training.saved import newest, steps_in
 
 KILLS = 100  # of each way to train
 EPOCHS = {"command": 20, "fit": 30}

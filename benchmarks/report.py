@@ -17,6 +17,7 @@ MODULES = (
     "manual_vs_auto",
     "training",
     "latency",
+    "search",
     "one_kernel",
     "limit",
     "scaling",
@@ -27,6 +28,7 @@ MODULES = (
     "graph_page",
     "per_example",
     "curvature",
+    "tables",
 )
 INTRODUCTION = """\
 # Benchmarks

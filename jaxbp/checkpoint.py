@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxbp import activations, heads
 from jaxbp.activations import Activation
+from jaxbp.data.columns import Column
 from jaxbp.data.preparation import Preparation
 from jaxbp.mlp import predict
 from jaxbp.model import MLP, Layer, Params
@@ -216,22 +217,28 @@ def _activation_from(described: str | dict[str, Any]) -> Activation:
 
 
 def _listed(preparation: Preparation) -> dict[str, Any]:
+    columns = preparation.columns
     return {
         name: value.tolist() if isinstance(value, np.ndarray) else value
         for name, value in preparation._asdict().items()
-    }
+    } | {"columns": columns and [column._asdict() for column in columns]}
 
 
 def _preparation_from(listed: dict[str, Any]) -> Preparation:
     return Preparation(
         features=tuple(listed["features"]),
         labels=None if listed["labels"] is None else tuple(listed["labels"]),
-        **{
-            name: np.array(listed[name])
-            for name in ("mean", "scale", "target_mean", "target_scale")
-        },
+        mean=np.array(listed["mean"]),
+        scale=np.array(listed["scale"]),
+        target_mean=np.array(listed["target_mean"]),
+        target_scale=np.array(listed["target_scale"]),
         targets=tuple(listed.get("targets") or ()) or None,  # earlier files have none
+        columns=tuple(map(_column_from, listed.get("columns") or ())) or None,  # nor these
     )
+
+
+def _column_from(listed: dict[str, Any]) -> Column:
+    return Column(**{**listed, "categories": tuple(listed["categories"])})
 
 
 def _safetensors(module: str = "") -> Any:

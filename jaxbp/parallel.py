@@ -131,13 +131,16 @@ def everywhere(tree: Any, mesh: Mesh | None) -> Any:
 
 def put(leaf: Any, sharding: NamedSharding) -> Array:
     """An array as it is to lie; on devices of other processes too, which hold the same numbers."""
+    array: Array
     if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
-        return jax.device_put(leaf, sharding)
-    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        array = jax.device_put(leaf, sharding)
+    elif jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         numbers = put(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
-    here = np.asarray(leaf)
-    return jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
+        array = jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+    else:
+        here = np.asarray(leaf)
+        array = jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
+    return array
 
 
 def checked_mesh(mesh: Any) -> Mesh:

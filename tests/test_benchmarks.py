@@ -43,6 +43,7 @@ from jaxbp import activations
 SLOW = [
     "manual_vs_auto",
     "latency",
+    "search",
     "limit",
     "scaling",
     "checkers",
@@ -52,6 +53,8 @@ SLOW = [
     "graph_page",
     "per_example",
     "curvature",
+    "tables",
+    "kills",
 ]
 MEASURED = [pytest.param(name, marks=pytest.mark.slow) for name in ("training", *SLOW)]
 

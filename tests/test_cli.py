@@ -74,6 +74,13 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def fewer_pictures(request, monkeypatch):
+    """The pictures of the test rows take half a second a run: test_tables.py has them drawn."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(run_record, "draw_test", lambda *_: None)
+
+
 def run(*arguments):
     return cli.main(list(map(str, arguments)))
 
@@ -110,6 +117,7 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
     folder = elsewhere / "here" / "it"
     assert sorted(file.name for file in folder.iterdir()) == [
         "checkpoints",
+        "confusion_matrix.png",
         "learning_curve.png",
         "metrics.jsonl",
         "model.safetensors",

@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("sklearn")
 
 from jaxbp import data
-from jaxbp.data import sources
+from jaxbp.data import arrays, delimited
+from jaxbp.data.errors import DataError, DataWarning
 from jaxbp.data.preparation import alike
-from jaxbp.data.sources import DataError, DataWarning
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_bundled_regression():
 def test_the_split_loses_no_row_and_depends_on_the_seed_alone():
     parts = [data.load("wine", seed=seed, standardize=False) for seed in (3, 3, 4)]
     everything = np.vstack([part.x for part in batches(parts[0])])
-    whole = sources._read_bundled("wine").x
+    whole = arrays.read_bundled("wine").x
     assert sorted(map(tuple, everything)) == sorted(map(tuple, whole.astype(np.float32)))
     np.testing.assert_array_equal(parts[0].test.x, parts[1].test.x)
     assert not np.array_equal(parts[0].test.x, parts[2].test.x)
@@ -124,7 +124,7 @@ def test_a_first_row_of_data_is_data(write, text):
     below = "".join(f"{i % 9},{i % 7}.5,{i % 5},{'ab'[i % 2]}\n" for i in range(40))
     if "?" in text:
         with pytest.raises(DataError, match="row 1, column 'column 2': missing value"):
-            data.load(write(text + below))
+            data.load(write(text + below), missing="error")
         return
     dataset = data.load(write(text + below))
     assert dataset.decisions.header is False
@@ -137,7 +137,7 @@ def test_a_first_row_in_doubt_is_told_of_in_a_warning_and_in_errors(write):
         dataset = data.load(write("0,1,2\n" + bits))
     assert sum(len(part.x) for part in batches(dataset)) == 41
     with pytest.raises(DataError, match=r"missing value; row 1 was read as data; header=True"):
-        data.load(write("0,1,2\n" + bits + "1,,3\n"))
+        data.load(write("0,1,2\n" + bits + "1,,3\n"), missing="error")
     with pytest.raises(DataError, match=r"'id' where a number.*; row 1 was read as data"):
         data.load(write("id,0.5,kind\n" + LABELLED))
     assert data.load(write("0,1,2\n" + bits), header=False).decisions.notes == ()
@@ -174,9 +174,9 @@ def test_a_column_that_counts_the_rows_is_left_out(write, name, start):
     ],
 )
 def test_the_delimiter_is_the_one_that_cuts_all_rows_alike(write, text):
-    cells = sources._read_cells(write(text))
-    assert len(cells.names) == 3
-    np.testing.assert_array_equal(cells.text, [["1", "2", "a"]])
+    table = delimited.read_delimited(write(text))
+    assert len(table.names) == 3
+    np.testing.assert_array_equal(np.array(table.columns).T, [["1", "2", "a"]])
 
 
 def told_of_classes_alike(alike=True):
@@ -529,7 +529,7 @@ def test_a_class_of_one_row_needs_a_split_without_stratifying(write):
 )
 def test_a_csv_that_is_wrong(write, text, message):
     with pytest.raises(DataError, match=message) as error:
-        data.load(write(text))
+        data.load(write(text), missing="error")
     assert "\n" not in str(error.value)
 
 

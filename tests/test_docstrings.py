@@ -21,6 +21,7 @@ FACES = [
     jaxbp.diagnostics,
     jaxbp.graph,
     jaxbp.heads,
+    jaxbp.interop,
     jaxbp.per_example,
     jaxbp.training,
 ]

@@ -293,6 +293,29 @@ def test_mixed_precision():
     assert 0 < np.abs(difference).max() < 0.05
 
 
+ON_ANOTHER_DEVICE = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp
+import numpy as np
+from jaxbp.estimators import MLPClassifier
+seen = []
+def where(epoch):
+    seen.append(jnp.zeros(1).device.id)
+x, y = np.eye(4), np.arange(4) % 2
+default = MLPClassifier((3,), max_iter=2, random_state=0).fit(x, y)
+there = MLPClassifier((3,), max_iter=2, random_state=0, device="cpu:1", callbacks=where).fit(x, y)
+assert seen == [1, 1], seen
+np.testing.assert_allclose(there.predict_proba(x), default.predict_proba(x))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone two devices can be made")
+def test_another_device(python):
+    python("-W", "ignore", "-c", ON_ANOTHER_DEVICE).ended()
+
+
 @pytest.mark.slow
 def test_verbose_says_what_scikit_learn_says(capsys):
     settings = {"verbose": True, "early_stopping": True, "n_iter_no_change": 1, "tol": 1.0}
@@ -328,6 +351,8 @@ def test_verbose_says_what_scikit_learn_says(capsys):
         ({"optimizer": "adam"}, "optimizer: got 'adam', expected an optax.GradientTransformation"),
         ({"callbacks": 3}, "callbacks: got 3, expected a function of a jaxbp.Epoch"),
         ({"compute_dtype": "float16"}, "compute_dtype: got 'float16', expected None, jax.numpy.b"),
+        ({"device": 1}, "device: got 1, expected None or the name of a device, such as 'cpu'"),
+        ({"device": "abacus:7"}, "device: got 'abacus:7', expected one of "),
         ({"class_weight": 2}, "class_weight: got 2, expected None, 'balanced' or a weight by"),
         ({"label_smoothing": 2}, "label_smoothing: got 2, expected a number from 0 to 1"),
     ],

@@ -1,5 +1,6 @@
 """Computation graphs: reverse mode on a graph, as matrices and by jax.grad are three answers."""
 
+import math
 from functools import partial
 from html import escape
 from itertools import combinations, pairwise
@@ -384,6 +385,22 @@ def test_another_cotangent():
     scalar = graph.trace(lecture, 2.0, 3.0)
     assert scalar.backward().gradients == scalar.gradients
     assert_same(scalar.backward(2).gradients, [2 * g for g in scalar.gradients])
+
+
+def test_what_it_is_not_differentiated_by_stays_as_it_is():
+    def f(x, parts, name):
+        return sum(getattr(jnp, name)(part).sum() ** 2 for part in jnp.split(x, parts))
+
+    np.testing.assert_allclose(graph.grad(f)(W, 2, "sin"), jax.grad(f)(W, 2, "sin"))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda x: x if x > 0 else -x, math.sin, lambda x: x * np.ones(3)[x.astype(int)]],
+)
+def test_what_python_asks_for_is_refused_by_name(f):
+    with pytest.raises(TypeError, match=r"f: asks in Python for the value .* jax\.lax\.cond or"):
+        graph.grad(f)(0.5)
 
 
 def test_whole_numbers_are_real_unless_in_arrays():

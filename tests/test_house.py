@@ -29,11 +29,13 @@ FLOORS = [
     ({"training"}, {"jax", "numpy", "optax"}),
     ({"checkpoint"}, {"jax", "numpy"}),
     ({"estimators"}, {"jax", "numpy", "optax", "scipy", "sklearn"}),
+    ({"interop"}, {"jax", "numpy"}),
     ({"cli"}, {"jax", "jaxlib", "numpy", "optax", "matplotlib", "platformdirs", "rich", "tyro"}),
     ({"__main__"}, {"jaxbp_command"}),
 ]
 #: what a caller of ``import jaxbp`` must not have to install
 EXTRAS = {"sklearn", "safetensors", "matplotlib", "rich", "tyro", "platformdirs", "filelock"}
+EXTRAS |= {"polars", "narwhals", "zstandard", "python_calamine"}
 EXTRAS |= {"orbax"}
 
 
@@ -77,7 +79,15 @@ def test_importing_jaxbp_needs_jax_and_optax_alone(python):
 
 
 def test_every_subject_can_be_imported_by_its_name():
-    for name in ("batch_methods", "checking", "curvature", "data", "diagnostics", "graph"):
+    for name in (
+        "batch_methods",
+        "checking",
+        "curvature",
+        "data",
+        "diagnostics",
+        "graph",
+        "interop",
+    ):
         module = importlib.import_module(f"jaxbp.{name}")
         assert module is getattr(jaxbp, name)
 
@@ -126,7 +136,7 @@ def test_examples_run_and_print_what_they_say(code, below, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
     pytest.importorskip("safetensors")
-    for name in ("dp_accounting", "torch"):
+    for name in ("dp_accounting", "torch", "flax", "equinox", "onnxruntime"):
         if name in code:
             pytest.importorskip(name)
     exec(compile(code, "a page", "exec"), {"__name__": "page"})

@@ -36,7 +36,24 @@ def fit_many(batch=None, **options):
     return jaxbp.fit_many(MODEL, table(10) if batch is None else batch, **defaults | options)
 
 
-def differences(trained, networks, *, batch=None, l2=None, optimizer=optax.sgd, **options):
+def of_network(batch, n, rows=None):
+    """A batch whose weights may be (N, rows), for network n, and its rows of it."""
+    if batch is not None and np.ndim(batch.weight) == 2:
+        batch = batch._replace(weight=batch.weight[n])
+    return batch if rows is None else jax.tree.map(itemgetter(rows[n]), batch)
+
+
+def differences(
+    trained,
+    networks,
+    *,
+    batch=None,
+    l2=None,
+    optimizer=optax.sgd,
+    validation=None,
+    rows=None,
+    **options,
+):
     """How far networks of these numbers, and their records, are from fit's."""
     params, history = jax.tree.map(np.asarray, trained)
     keys = three_keys()
@@ -44,7 +61,8 @@ def differences(trained, networks, *, batch=None, l2=None, optimizer=optax.sgd, 
         model = MODEL if l2 is None else MODEL._replace(l2=l2[n])
         alone, record = jaxbp.fit(
             model,
-            table(10) if batch is None else batch,
+            of_network(table(10) if batch is None else batch, n, rows),
+            validation=of_network(validation, n),
             key=keys[n],
             optimizer=made(optimizer, RATES[n]),
             **{"epochs": 3, "batch_size": 4} | options,
@@ -63,6 +81,16 @@ def noisy(model, params, batch, *, key):
     return loss, jax.tree.map(lambda leaf: leaf + noise, grads)
 
 
+def folds(rows, networks=3):
+    """A table of which each network holds out a third of the rows."""
+    held_out = np.arange(rows) % networks == np.arange(networks)[:, None]
+    weight = np.where(held_out, 0, table(rows).weight).astype("f")
+    return table(rows)._replace(weight=weight), table(rows)._replace(weight=held_out.astype("f"))
+
+
+ROWS = np.array([[0, 3, 4, 8, 9], [1, 2, 3, 3, 7], [9, 8, 5, 4, 0]])
+FOLDS = dict(zip(("batch", "validation"), folds(12), strict=True))
+
 #: one network costs fit a program of its own, for its rate: by default the last is compared
 ONE, ALL = [2], [0, 1, 2]
 L2 = [0.0, 0.1, 1.0]
@@ -73,6 +101,7 @@ L2 = [0.0, 0.1, 1.0]
     [
         ({"l2": L2, "optimizer": optax.adam, "validation": table(7, 1), "batch_size": None}, ONE),
         ({"gradient": noisy, "batch_size": 5, "compute_dtype": jnp.bfloat16}, ONE),
+        ({"rows": ROWS, "batch_size": 2, "optimizer": optax.adam, "l2": L2} | FOLDS, ONE),
         *(
             pytest.param(options, ALL, marks=slow)
             for options in (
@@ -80,16 +109,27 @@ L2 = [0.0, 0.1, 1.0]
                 {"batch_size": None, "optimizer": optax.adam},
                 {"gradient": noisy, "batch_size": 5},
                 {"compute_dtype": jnp.bfloat16, "gradient": jaxbp.autodiff},
+                {"batch_size": 2, "optimizer": optax.adam, "l2": L2} | FOLDS,
+                {"batch_size": None} | FOLDS,
+                {"kernel": "interpret"} | FOLDS,
+                {"rows": ROWS, "batch_size": 2, "validation": table(7, 1)},
+                {"rows": ROWS, "batch_size": None, "optimizer": optax.adam} | FOLDS,
             )
         ),
     ],
     ids=[
         "l2, validation, full batch",
         "random gradient, mixed precision",
+        "own rows, of which some are held out",
         "l2 and validation",
         "full batch",
         "random gradient",
         "mixed precision",
+        "held-out rows, all",
+        "held-out rows, full batch",
+        "held-out rows, one kernel",
+        "own rows, all",
+        "own rows, full batch",
     ],
 )
 def test_each_network_is_the_one_that_fit_trains(options, networks):
@@ -105,7 +145,7 @@ def test_each_network_is_the_one_that_fit_trains(options, networks):
 def test_however_they_are_dealt(workers, networks, monkeypatch, x64):
     """In float64, also in the threads that the groups are trained in; 3 networks on 2 workers
     leave one place to fill."""
-    monkeypatch.setattr(many, "_workers", lambda: jax.local_devices()[:1] * workers)
+    monkeypatch.setattr(many, "workers", lambda: jax.local_devices()[:1] * workers)
     batch = table(10, dtype=np.float64)
     trained = fit_many(batch)
     assert trained[0][0].weight.dtype == np.float64
@@ -119,7 +159,7 @@ def test_however_they_are_dealt(workers, networks, monkeypatch, x64):
 )
 @pytest.mark.slow
 def test_together_and_one_after_another(multiplications, batch_size, networks, monkeypatch):
-    monkeypatch.setattr(many, "_SMALL", multiplications)
+    monkeypatch.setattr("jaxbp.training.networks._SMALL", multiplications)
     with jax.default_matmul_precision("highest"):
         trained = fit_many(batch_size=batch_size)
         assert max(differences(trained, networks, batch_size=batch_size)) < 1e-5
@@ -135,6 +175,8 @@ def test_an_accelerator_draws_the_orders_and_trains_blocks_of_epochs(monkeypatch
     with jax.default_matmul_precision("highest"):
         trained = fit_many(epochs=5, validation=validation)  # blocks of 2, 2 and 1
         assert max(differences(trained, [2], epochs=5, validation=validation)) < 1e-5
+        own = {"rows": ROWS, "batch_size": 2}
+        assert max(differences(fit_many(**own), [1], **own)) < 1e-5
         seen = []
 
         def stop(epoch):
@@ -161,6 +203,64 @@ def test_keys_of_another_kind_draw_as_they_do_in_fit(monkeypatch, on_device):
             MODEL, table(10), key=keys[1], optimizer=optimizer, epochs=1, batch_size=4
         )
     assert jaxbp.compare(jax.tree.map(itemgetter(1), params), alone).relative_error < 1e-5
+
+
+def test_a_minibatch_without_a_row_of_its_own_is_no_step():
+    """But one of the penalty: no loss, no number that is not one."""
+    weight = np.zeros((3, 10), "f")
+    weight[np.arange(3), np.arange(3)] = 1
+    batch = table(10)._replace(weight=weight)
+    params, history = fit_many(batch, batch_size=1, epochs=1, l2=0.0)
+    assert np.isfinite(history.training_loss).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("options", "as_blocks"),
+    [
+        ({"optimizer": optax.adam}, False),
+        *(
+            pytest.param(options, True, marks=slow)
+            for options in (
+                {"optimizer": optax.adam, "gradient": noisy} | FOLDS,
+                {"learning_rate": [RATES[0], 1e30, RATES[2]]},
+                {"optimizer": MOMENTUM, "batch_size": None},
+                {"l2": L2},
+            )
+        ),
+    ],
+)
+def test_some_epochs_and_some_more_are_all_of_them(options, as_blocks):
+    """To the last bit, from the end of a training and from an epoch in its midst; a network that
+    diverged stays as it was."""
+    runs = []
+    if not as_blocks:  # then a program for single epochs is all that is compiled
+        options["on_epoch"] = lambda epoch: None
+    watched = options | {"on_epoch": lambda epoch: runs.append(epoch.run)}
+    params, history = fit_many(epochs=4, **watched)
+    _, first = fit_many(epochs=1, **options)
+    assert first.run.epochs.tolist() == [1, 1, 1]
+    for run in (first.run, runs[2]):
+        again, rest = fit_many(epochs=4, keys=None, resume=run, **options)
+        equal(again, params)
+        equal(rest.run, history.run)
+        np.testing.assert_array_equal(rest.training_loss, history.training_loss[:, run.epochs[0] :])
+    assert history.run.diverged.tolist() == np.isnan(history.training_loss[:, -1]).tolist()
+
+
+@slow
+def test_fit_goes_on_with_the_best():
+    best = jaxbp.best_of(*fit_many())
+    optimizer = made(optax.sgd, RATES[best.n])
+    options = {"optimizer": optimizer, "epochs": 5, "batch_size": 4}
+    params, _ = jaxbp.fit(MODEL, table(10), resume=best.history.run, **options)
+    assert max(differences(fit_many(epochs=5), [best.n], epochs=5)) < 1e-5
+    alone = jax.tree.map(itemgetter(best.n), fit_many(epochs=5)[0])
+    assert jaxbp.compare(params, alone).relative_error < 1e-5
+
+
+def equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 TWO_DEVICES = """
@@ -320,6 +420,29 @@ def test_control_c_keeps_what_there_is():
         ({"l2": [0.1, np.nan, 0.1]}, ValueError, "l2: got .*, expected finite numbers"),
         ({"optimizer": optax.sgd(0.1)}, TypeError, "optimizer: got .*, expected a function of the"),
         ({"epochs": 0}, ValueError, "epochs: got 0"),
+        (
+            {"batch": table(10)._replace(weight=np.ones((2, 10)))},
+            ValueError,
+            r"weight: got shape \(2, 10\), expected \(10,\) or \(3, 10\)",
+        ),
+        (
+            {
+                "batch": table(10)._replace(
+                    weight=np.eye(3, 10)[[0, 0, 1]] - np.eye(3, 10)[[0, 1, 1]]
+                )
+            },
+            ValueError,
+            "weight: network 0: expected finite weights ≥ 0, not all zero",
+        ),
+        (
+            {"validation": table(7)._replace(weight=np.ones((3, 6)))},
+            ValueError,
+            r"validation.weight: got shape \(3, 6\), expected \(7,\) or",
+        ),
+        ({"rows": [[0, 1], [2, 10], [3, 4]]}, ValueError, "rows: got 0 to 10, expected .* 0 to 9"),
+        ({"rows": np.ones((3, 2))}, TypeError, "rows: got float64, expected whole numbers"),
+        ({"rows": [0, 1, 2]}, ValueError, r"rows: got shape \(3,\), expected \(3, R\), as keys"),
+        ({"resume": "a run"}, TypeError, "resume: got 'a run', expected a jaxbp.Run"),
         ({"batch": table(10)._replace(target=np.ones(10))}, ValueError, "target: got shape"),
         ({"validation": "none"}, TypeError, "validation: got str"),
         ({"compute_dtype": "float16"}, ValueError, "compute_dtype: got 'float16'"),

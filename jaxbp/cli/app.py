@@ -18,27 +18,33 @@ from rich.text import Text
 
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
-from jaxbp.cli import check, diagnose, evaluate, explain, predict, resume, train
+from jaxbp.cli import check, describe, diagnose, evaluate, explain, export, predict, resume, train
 from jaxbp.cli.check import Check
 from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
+from jaxbp.cli.describe import Describe
 from jaxbp.cli.diagnose import Diagnose
 from jaxbp.cli.encodings import IN_ASCII
 from jaxbp.cli.evaluate import Evaluate
 from jaxbp.cli.explain import Explain
+from jaxbp.cli.export import Export, Import
 from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
 from jaxbp.cli.train import Train
-from jaxbp.data.sources import BUNDLED, DataError
+from jaxbp.data.errors import DataError
+from jaxbp.data.sources import BUNDLED
 
 #: the commands: their options, whose class has the command's name, and what carries them out
 COMMANDS: dict[type, Callable[..., int]] = {
     Train: train.run,
+    Describe: describe.run,
     Predict: predict.run,
     Evaluate: evaluate.run,
     Check: check.run,
     Diagnose: diagnose.run,
     Explain: explain.run,
+    Export: export.run_export,
+    Import: export.run_import,
 }
 _REQUEST_ERRORS = (UsageError, DataError, CheckpointError, OSError)
 _RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
@@ -148,9 +154,12 @@ def _parse(arguments: list[str]) -> Any:
 
 _FIRST = {
     "train": "DATA",
+    "describe": "DATA",
     "diagnose": "DATA",
     "predict": "RUN and DATA",
     "evaluate": "RUN and DATA",
+    "export": "RUN",
+    "import": "FILE",
 }
 
 

@@ -15,7 +15,7 @@ from jaxbp.cli.files import PICTURES, new_file, next_free
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import L2, Design, Epochs, Hidden, OptimizerOption, fixed
 from jaxbp.cli.pictures import flow_by_depth, health_by_epoch
-from jaxbp.cli.plan import SAMPLE, decide, fit_plan, health_after, initial
+from jaxbp.cli.plan import SAMPLE, decide, fit_plan, health_after, initial, tell_of_columns
 from jaxbp.diagnostics.flow import Distributions, Flow, distributions, gradient_flow
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import layer_report
@@ -95,6 +95,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
         interrupts.ignore()
         for note in plan.decisions.notes:
             console.print(f"note: {note}", soft_wrap=True)
+        tell_of_columns(plan, console)
         console.print(_COLUMNS, end="\n\n")
         console.print("before training", at_start.text(console.width), sep="\n", soft_wrap=True)
         report, losses = at_start, trained.history.training_loss

@@ -9,12 +9,12 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from jaxbp.cli.options import TrainedRun
+from jaxbp.cli.options import DecimalSign, Encoding, TrainedRun, Weights
 from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import baselines, score
-from jaxbp.data.loading import load_for
-from jaxbp.data.sources import Target
+from jaxbp.data.loading import load_labelled
+from jaxbp.data.sources import BUNDLED, Target
 from jaxbp.text import align, counted
 
 
@@ -30,7 +30,7 @@ class Evaluate:
         tyro.conf.Positional[str],
         arg(
             metavar="DATA",
-            help="a .csv with the columns trained on and the target, an .npz with arrays x and y, "
+            help="a table with the columns trained on and the target, an .npz with arrays x and y, "
             "or the name of a bundled set",
         ),
     ]
@@ -38,11 +38,14 @@ class Evaluate:
         str | None,
         arg(
             metavar="COLUMN",
-            help="the target: a CSV's column by name or position, several with commas between, or "
-            "the name of an .npz array",
+            help="the target: a table's column by name or position, several with commas between, "
+            "or the name of an .npz array",
             help_behavior_hint="(default: the one that the run learnt)",
         ),
     ] = None
+    weights: Weights = None
+    encoding: Encoding = None
+    decimal: DecimalSign = "auto"
     json: Annotated[bool, arg(help="print the scores as JSON and nothing else")] = False
 
 
@@ -52,18 +55,27 @@ def run(options: Evaluate, console: Console) -> int:
     preparation = trained.preparation
     assert preparation is not None
     target: Target = options.target
-    if target is None and Path(options.data).suffix.lower() in {".csv", ".npz"}:
+    if target is None and options.data not in BUNDLED:
         several = preparation.labels if preparation.several_labels else preparation.targets
-        by_name = several is not None and Path(options.data).suffix.lower() == ".csv"
+        by_name = several is not None and Path(options.data).suffix.lower() != ".npz"
         target = several if by_name else record_of(options.run).get("target") or None
-    counts = trained.model.head.target == "counts"
-    batch = load_for(preparation, options.data, target=target, counts=counts)
+    batch, told = load_labelled(
+        preparation,
+        options.data,
+        target=target,
+        counts=trained.model.head.target == "counts",
+        weights=options.weights,
+        encoding=options.encoding,
+        decimal=None if options.decimal == "auto" else options.decimal,
+    )
     rows = counted(len(batch.x), "row")
     found = score(rows, trained, batch)
     if options.json:
         classes = {} if preparation.labels is None else {"classes": preparation.labels}
         print(json.dumps({"rows": len(batch.x), **classes, **found.to_dict()}, indent=2))
         return 0
+    for each in told:
+        console.print(f"{options.data}: {each}", soft_wrap=True)
     simplest = baselines(preparation, batch, rows, batch)[:1]  # what DATA teach is no contender
     table = scores_table([found], simplest, preparation, batch)
     tables = (table, *further_tables(found, preparation))

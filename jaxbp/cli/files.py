@@ -16,7 +16,10 @@ from jaxbp.cli.options import UsageError
 PICTURES = (".png", ".svg", ".pdf")
 NETWORK = "model.safetensors"
 METRICS, OPTIONS, CHECKPOINTS = "metrics.jsonl", "options.json", "checkpoints"
-RESULTS = (NETWORK, "summary.json", "learning_curve.png")  # what a run comes to
+RESULTS = (  # what a run comes to
+    *(NETWORK, "summary.json"),
+    *("learning_curve.png", "confusion_matrix.png", "importance.png"),
+)
 RUN = (METRICS, OPTIONS, CHECKPOINTS, *RESULTS)  # its files, and the folder of its checkpoints
 _BEFORE = ".before"  # ends the names of the files of a run that is being replaced
 

@@ -17,6 +17,7 @@ from tyro.conf import arg
 from tyro.extras import literal_type_from_choices
 
 from jaxbp import activations, heads
+from jaxbp.data.delimited import is_tabular
 from jaxbp.gradient import Gradient, autodiff, backprop
 from jaxbp.training import batch_methods
 
@@ -94,6 +95,74 @@ Epochs = Annotated[int, arg(metavar="N", help="passes over the training rows")]
 L2 = Annotated[float, arg(help="penalty: adds ½ · l2 · Σ‖W‖² to the objective")]
 
 
+Target = Annotated[
+    str | None,
+    arg(
+        metavar="COLUMN",
+        help="what to learn: a table's column by name or position, several with commas between, "
+        "or the name of an .npz array",
+        help_behavior_hint="(default: the last column, or y)",
+    ),
+]
+TaskChoice = Annotated[
+    Literal["auto", "classification", "regression"],
+    arg(
+        help="what kind of target it is",
+        help_behavior_hint="(default: auto, the head's; else classification for text and for "
+        "at most 20 different integers, and for several columns of 0 and 1)",
+    ),
+]
+Header = Annotated[
+    Literal["auto", "yes", "no"],
+    arg(
+        help="whether a CSV's first row names its columns",
+        help_behavior_hint="(default: auto, where no number is in it, or its cells are unlike "
+        "those below)",
+    ),
+]
+Drop = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    arg(metavar="COLUMN", help="a column to leave out, by name or position; may be repeated"),
+]
+Categorical = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="COLUMN",
+        help="a column whose numbers are categories, as text is anyhow; may be repeated",
+    ),
+]
+MissingCells = Annotated[
+    Literal["impute", "error"],
+    arg(
+        help="what becomes of missing cells: impute takes the training rows' median for a number, "
+        "a category of its own for text, and leaves out rows without a target"
+    ),
+]
+Weights = Annotated[
+    str | None,
+    arg(
+        metavar="COLUMN",
+        help="the column of the rows' weights in the objective, at least 0",
+        help_behavior_hint="(default: all rows are equal)",
+    ),
+]
+Encoding = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help="of a CSV's text, such as latin-1",
+        help_behavior_hint="(default: UTF-8, or what a byte order mark says)",
+    ),
+]
+DecimalSign = Annotated[
+    Literal["auto", ".", ","],
+    arg(
+        help="the sign before a number's fraction; the other one groups thousands",
+        help_behavior_hint="(default: auto, the one by which all numbers of a column can be read)",
+    ),
+]
+
+
 def fixed(value: Any) -> Any:
     """A decision that a command has made, and does not offer as an option."""
     return field(default=value, init=False)
@@ -110,34 +179,19 @@ class Design:
         tyro.conf.Positional[str],
         arg(
             metavar="[DATA]",
-            help="digits, breast_cancer, wine, iris, diabetes, or the path of a .csv or .npz file",
+            help="digits, breast_cancer, wine, iris, diabetes, or the path of a table (.csv, also "
+            ".gz or .zst, .parquet, .feather, .xlsx, .npy) or of an .npz file",
         ),
     ] = "digits"
-    target: Annotated[
-        str | None,
-        arg(
-            metavar="COLUMN",
-            help="what to learn: a CSV's column by name or position, several with commas between, "
-            "or the name of an .npz array",
-            help_behavior_hint="(default: the last column, or y)",
-        ),
-    ] = None
-    task: Annotated[
-        Literal["auto", "classification", "regression"],
-        arg(
-            help="what kind of target it is",
-            help_behavior_hint="(default: auto, the head's; else classification for text and for "
-            "at most 20 different integers, and for several columns of 0 and 1)",
-        ),
-    ] = "auto"
-    header: Annotated[
-        Literal["auto", "yes", "no"],
-        arg(
-            help="whether a CSV's first row names its columns",
-            help_behavior_hint="(default: auto, where no number is in it, or its cells are unlike "
-            "those below)",
-        ),
-    ] = "auto"
+    target: Target = None
+    task: TaskChoice = "auto"
+    header: Header = "auto"
+    drop: Drop = ()
+    categorical: Categorical = ()
+    missing: MissingCells = "impute"
+    weights: Weights = None
+    encoding: Encoding = None
+    decimal: DecimalSign = "auto"
     stratify: Annotated[
         bool, arg(help="keep the classes' proportions in the training, validation and test rows")
     ] = True
@@ -242,8 +296,9 @@ class Design:
 
 def check_design(options: Design) -> None:
     """Raise UsageError for a value out of range, or for two that exclude each other."""
-    if options.header != "auto" and not options.data.lower().endswith(".csv"):
-        raise UsageError(f"--header is for a .csv, and not for {options.data}")
+    for name, default in (("header", "auto"), ("encoding", None)):
+        if getattr(options, name) != default and not is_tabular(options.data):
+            raise UsageError(f"--{name} is for a .csv, and not for {options.data}")
     at_least = {"epochs": 1, "l2": 0, "patience": 0, "seed": 0}
     for name, least in at_least.items():
         value = getattr(options, name)

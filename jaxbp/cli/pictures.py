@@ -1,6 +1,6 @@
 """Pictures, by matplotlib and without a display."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxbp.checking import GradientReport, LeafReport
 from jaxbp.cli.files import naming
+from jaxbp.data.errors import scikit_learn
 from jaxbp.diagnostics.flow import Distributions, Flow
 from jaxbp.diagnostics.health import Health
 from jaxbp.diagnostics.report import LayerReport
+from jaxbp.training.curves import TRAINING, VALIDATION, draw_curve, draw_losses
 from jaxbp.training.records import History
 
-_TRAINING, _VALIDATION = "#8c8c8c", "#1f5fa8"
 _PASS, _FAIL, _INCONCLUSIVE = "#2e8b57", "#c0392b", "#c98a00"
-_LOG_FROM = 30  # a loss that falls further than this is drawn by its logarithm
 
 
 def learning_curve(
@@ -42,12 +42,13 @@ def learning_curve(
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     figure.suptitle(_drawable(title), family=_fonts(), fontsize=11)
     losses, metrics = figure.subplots(1, 2)
-    _curve(losses, history.training_loss, "training", _TRAINING)
-    _curve(losses, history.validation_loss, "validation", _VALIDATION)
-    _curve(metrics, training_metric, "training", _TRAINING)
-    _curve(metrics, history.metric, "validation", _VALIDATION)
-    if 0 < _LOG_FROM * min(history.training_loss) < max(history.training_loss):
-        losses.set_yscale("log")
+    draw_losses(losses, history)
+    for values, label, color in (
+        (training_metric, "training", TRAINING),
+        (history.metric, "validation", VALIDATION),
+    ):
+        if values is not None:
+            draw_curve(metrics, np.arange(1, len(values) + 1), values, label, color)
     for axes, name in ((losses, "loss"), (metrics, metric)):
         axes.set(xlabel="epoch", ylabel=name)
         _grid_without_frame(axes)
@@ -56,16 +57,60 @@ def learning_curve(
     _save(figure, path)
 
 
+def confusion_matrix(
+    path: str | Path, matrix: list[list[int]], labels: Sequence[str], *, title: str
+) -> None:
+    """Draw to a file how many rows of each class are taken for each.
+
+    path: of the new picture; its suffix says which kind.
+    matrix: (K, K) rows by class and by decision.
+    labels: names of the classes.
+    title: heading of the picture.
+    """
+    size = 2.4 + 0.5 * len(labels)
+    figure = Figure(figsize=(size + 1.2, size), layout="constrained")
+    axes = figure.subplots()
+    names = [_drawable(label if len(label) <= 20 else f"{label[:17]}...") for label in labels]
+    display = scikit_learn("metrics").ConfusionMatrixDisplay(np.array(matrix), display_labels=names)
+    turned = "vertical" if max(map(len, names)) > 4 else "horizontal"
+    display.plot(ax=axes, cmap="Blues", colorbar=False, xticks_rotation=turned)
+    axes.set(xlabel="taken for", ylabel="class")
+    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_fontfamily(_fonts())
+    figure.suptitle(_drawable(title), family=_fonts(), fontsize=10)
+    _save(figure, path)
+
+
+_MOST_FEATURES = 20  # that the picture of importance has
+
+
+def importance(
+    path: str | Path, names: Sequence[str], drops: np.ndarray, *, metric: str, title: str
+) -> None:
+    """Draw to a file how much a metric falls where a column is permuted: the largest falls first.
+
+    path: of the new picture; its suffix says which kind.
+    names: of the columns.
+    drops: (columns, repeats) by how much the metric fell each time.
+    metric: its name, "accuracy" or "R²".
+    title: heading of the picture.
+    """
+    mean = drops.mean(axis=1)
+    shown = np.argsort(-mean, kind="stable")[:_MOST_FEATURES][::-1]
+    figure = Figure(figsize=(7, 1.3 + 0.3 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(shown)), mean[shown], xerr=drops[shown].std(axis=1), color=VALIDATION)
+    cut = [names[each] if len(names[each]) <= 30 else f"{names[each][:27]}..." for each in shown]
+    axes.set_yticks(range(len(shown)), list(map(_drawable, cut)), family=_fonts())
+    axes.set(xlabel=f"{metric} lost on test rows where the column is permuted")
+    _grid_without_frame(axes)
+    figure.suptitle(_drawable(title), family=_fonts(), fontsize=10)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: str | Path) -> None:
     with naming(path):
         figure.savefig(path, dpi=150)
-
-
-def _curve(axes: Axes, values: np.ndarray | None, label: str, color: str) -> None:
-    if values is not None:
-        axes.plot(
-            range(1, len(values) + 1), values, marker=_marker(values), label=label, color=color
-        )
 
 
 def step_curves(path: str | Path, report: GradientReport) -> None:
@@ -97,7 +142,7 @@ def _step_curve(axes: Axes, leaf: LeafReport) -> None:
     shown = np.isfinite(error) & (error > 0)
     color = {"pass": _PASS, "fail": _FAIL, "inconclusive": _INCONCLUSIVE}[leaf.verdict]
     axes.loglog(curve.steps[shown], error[shown], color=color, marker=".", label="|D(t) - claimed|")
-    axes.loglog(curve.steps, curve.rounding, color=_TRAINING, ls=":", label="rounding")
+    axes.loglog(curve.steps, curve.rounding, color=TRAINING, ls=":", label="rounding")
     apart = max(abs(leaf.measured - leaf.claimed), leaf.error / 10)
     axes.errorbar(
         curve.chosen,
@@ -203,8 +248,8 @@ def _flow_before_and_after(axes: Axes, start: LayerReport, health: Health | None
     before = np.array([row.delta for row in start.layers])
     numbers = np.arange(1, len(before) + 1)
     axes.plot(numbers, 0.25 ** (len(before) - numbers), color="black", ls=":", label="(¼)ᵏ")
-    curves = [("before training", _TRAINING, before)]
-    curves += [] if health is None else [("after", _VALIDATION, np.asarray(health.delta[-1]))]
+    curves = [("before training", TRAINING, before)]
+    curves += [] if health is None else [("after", VALIDATION, np.asarray(health.delta[-1]))]
     for label, color, delta in curves:
         none = delta == 0
         relative = np.where(none, np.nan, delta) / (delta[-1] or 1.0)

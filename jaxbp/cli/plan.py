@@ -15,14 +15,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from rich.console import Console
 
 from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
 from jaxbp.cli.score_tables import SHOWN
 from jaxbp.cli.scores import with_outputs
+from jaxbp.data.errors import DataWarning
 from jaxbp.data.loading import Dataset, Decisions, load
 from jaxbp.data.preparation import Preparation
-from jaxbp.data.sources import DataWarning, Task
+from jaxbp.data.sources import Task
 from jaxbp.data.weights import class_weights
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
@@ -30,14 +32,16 @@ from jaxbp.gradient import Batch
 from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.targets import smooth_labels
-from jaxbp.training.checkpoints import Saved
 from jaxbp.training.device import wait_for
 from jaxbp.training.dropout import with_dropout
 from jaxbp.training.epoch import initial_params, shapes_of
 from jaxbp.training.fitting import fit
 from jaxbp.training.metrics import metric_name
 from jaxbp.training.records import History, NonFiniteLossError, OnEpoch
+from jaxbp.training.saved import Saved
 
+HEADER = {"auto": None, "yes": True, "no": False}  # whether there is one, by the option
+_MOST_COLUMNS = 20  # that are told of
 SAMPLE = 512  # rows that a report is made on
 _LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once
 
@@ -114,8 +118,14 @@ def decide(options: Design) -> Plan:
             seed=options.seed,
             standardize_target=not counts,
             stratify=options.stratify,
-            header={"auto": None, "yes": True, "no": False}[options.header],
+            header=HEADER[options.header],
             counts=counts,
+            drop=options.drop,
+            categorical=options.categorical,
+            missing=options.missing,
+            weights=options.weights,
+            encoding=options.encoding,
+            decimal=None if options.decimal == "auto" else options.decimal,
         )
     labels = dataset.preparation.labels
     if labels is None and options.label_smoothing > 0:
@@ -138,7 +148,8 @@ def decide(options: Design) -> Plan:
         smoothed = smooth_labels(to_fit.target, options.label_smoothing, classes)
         to_fit = to_fit._replace(target=smoothed)
     if options.class_weight != "none":
-        to_fit = to_fit._replace(weight=class_weights(dataset.train.target))
+        own = 1 if to_fit.weight is None else to_fit.weight
+        to_fit = to_fit._replace(weight=own * class_weights(dataset.train.target))
 
     rows, columns = to_fit.x.shape
     units = tuple(activations.BY_NAME[unit] for unit in options.activation)
@@ -172,6 +183,15 @@ def decide(options: Design) -> Plan:
         batch_size=batch_size,
         patience=patience,
     )
+
+
+def tell_of_columns(plan: Plan, console: Console) -> None:
+    """Print what became of each column that is not plainly numbers, before training."""
+    columns = plan.decisions.columns
+    for fact in columns[:_MOST_COLUMNS]:
+        console.print(f"column {fact}", soft_wrap=True)
+    if len(columns) > _MOST_COLUMNS:
+        console.print(f"and {len(columns) - _MOST_COLUMNS} columns more: jaxbp describe shows them")
 
 
 def _task(options: Design) -> Task | None:

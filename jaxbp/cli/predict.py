@@ -13,11 +13,10 @@ from tyro.conf import arg
 
 from jaxbp.checkpoint import Checkpoint
 from jaxbp.cli.files import new_file, written
-from jaxbp.cli.options import TrainedRun
+from jaxbp.cli.options import Encoding, TrainedRun
 from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.scores import names_of_outputs, outputs
-from jaxbp.data.preparation import transform
-from jaxbp.data.sources import read_features
+from jaxbp.data.loading import load_rows
 from jaxbp.text import counted
 
 
@@ -33,8 +32,8 @@ class Predict:
         tyro.conf.Positional[str],
         arg(
             metavar="DATA",
-            help="rows to predict: a .csv with the columns trained on (others are ignored), an "
-            ".npz with an array x, or the name of a bundled set",
+            help="rows to predict: a table with the columns trained on, in any order (others are "
+            "ignored), an .npz with an array x, or the name of a bundled set",
         ),
     ]
     output: Annotated[
@@ -45,6 +44,7 @@ class Predict:
             help_behavior_hint="(default: standard output)",
         ),
     ] = None
+    encoding: Encoding = None
 
 
 def run(options: Predict, console: Console) -> int:
@@ -53,8 +53,10 @@ def run(options: Predict, console: Console) -> int:
     trained = trained_network(options.run)
     preparation = trained.preparation
     assert preparation is not None
-    rows = read_features(options.data, preparation.features)
-    header, table = tabulate(trained, rows)
+    x, told = load_rows(preparation, options.data, encoding=options.encoding)
+    for each in told:
+        console.print(f"{options.data}: {each}", soft_wrap=True)
+    header, table = tabulate(trained, x)
     record = record_of(options.run)
     smoothing = record.get("label_smoothing")
     if record.get("class_weight") == "balanced":
@@ -85,15 +87,15 @@ def write_csv(file: IO[str], header: list[str], table: list[list[str]]) -> None:
     writer.writerows(table)
 
 
-def tabulate(trained: Checkpoint, rows: np.ndarray) -> tuple[list[str], list[list[str]]]:
+def tabulate(trained: Checkpoint, x: np.ndarray) -> tuple[list[str], list[list[str]]]:
     """Column names and cells: each row's label, or several with semicolons between, and every
     label's probability; or its quantities.
 
-    A number is the shortest text that reads back as the same float32.
+    x (N, I) is prepared.  A number is the shortest text that reads back as the same float32.
     """
     preparation = trained.preparation
     assert preparation is not None
-    found = outputs(trained, transform(preparation, rows))
+    found = outputs(trained, x)
     labels = preparation.labels
     if labels is None:
         columns = zip(found.T, preparation.target_mean, preparation.target_scale, strict=True)

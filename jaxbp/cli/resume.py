@@ -19,9 +19,9 @@ from jaxbp.cli.files import CHECKPOINTS, METRICS, OPTIONS, naming
 from jaxbp.cli.options import SCHEDULES, Design, UsageError
 from jaxbp.cli.plan import Plan
 from jaxbp.text import significant
-from jaxbp.training.checkpoints import Saved, newest, steps_in
 from jaxbp.training.checks import checked_data
 from jaxbp.training.inputs import AnotherRunError, check_inputs, data_of
+from jaxbp.training.saved import Saved, newest, steps_in
 
 _Options = TypeVar("_Options", bound=Design)
 

@@ -18,10 +18,11 @@ from rich.console import Console
 import jaxbp
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load, save
 from jaxbp.cli.files import NETWORK, written
+from jaxbp.cli.importance import permuted
 from jaxbp.cli.options import Design
-from jaxbp.cli.pictures import learning_curve
+from jaxbp.cli.pictures import confusion_matrix, importance, learning_curve
 from jaxbp.cli.plan import Plan, health_after
-from jaxbp.cli.score_tables import further_tables, scores_table
+from jaxbp.cli.score_tables import SHOWN, further_tables, scores_table
 from jaxbp.cli.scores import Score, baselines, score
 from jaxbp.model import Params
 from jaxbp.text import align, counted, plain, significant
@@ -84,6 +85,9 @@ class Summary:
                 "dropped": decisions.dropped,
                 "stratify": plan.stratified,
                 "notes": decisions.notes,
+                "columns": decisions.columns,
+                "inputs": preparation.columns and preparation.inputs,
+                "weights": decisions.weights or None,
                 "classes": preparation.labels,
                 "network": plan.model.sizes,
                 "activation": options.activation,
@@ -130,7 +134,9 @@ def command_line(options: Design) -> str:
         if not each.init or each.name == "data" or value == each.default:
             continue
         option = each.name.replace("_", "-")
-        if isinstance(value, bool):
+        if each.name in {"drop", "categorical"}:  # whose options are repeated
+            words += [word for one in value for word in (f"--{option}", one)]
+        elif isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
             words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
@@ -149,7 +155,7 @@ def summarised(plan: Plan, gradient_check: dict[str, float], outcome: Outcome) -
 
 
 def write_run(folder: Path, summary: Summary) -> None:
-    """Write model.safetensors, summary.json and learning_curve.png beside metrics.jsonl."""
+    """Write model.safetensors, summary.json and the pictures beside metrics.jsonl."""
     plan, outcome = summary.plan, summary.outcome
     save(folder / NETWORK, plan.model, outcome.params, plan.dataset.preparation)
     with written(folder / "summary.json") as file:
@@ -162,6 +168,28 @@ def write_run(folder: Path, summary: Summary) -> None:
             title=plan.title,
             training_metric=outcome.training_metric,
         )
+        draw_test(folder, plan, outcome.params, summary.scores["test"])
+
+
+def draw_test(folder: Path, plan: Plan, params: Params, test: Score) -> None:
+    """Draw what the test rows tell: the confusion matrix, and the importance of a table's columns.
+
+    folder: of the run.
+    plan: of the run.
+    params: trained.
+    test: their score on the test rows.
+    """
+    preparation = plan.dataset.preparation
+    if test.confusion is not None:
+        labels = preparation.labels or ()
+        path = folder / "confusion_matrix.png"
+        confusion_matrix(path, test.confusion, labels, title=f"{plan.options.data}: test rows")
+    if preparation.columns is not None:
+        trained = Checkpoint(plan.model, params, preparation)
+        drops = permuted(trained, plan.dataset.test, plan.options.seed)
+        metric = SHOWN["accuracy" if preparation.labels else "r2"]
+        path = folder / "importance.png"
+        importance(path, preparation.features, drops, metric=metric, title=plan.title)
 
 
 def print_run(summary: Summary, console: Console) -> None:
@@ -217,6 +245,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
         ),
         *([("target", ", ".join(target))] if target else []),
         *(("note", note) for note in decisions.notes),
+        *([("weights", f"of the rows, {decisions.weights!r}")] if decisions.weights else []),
         *loss,
         ("network", f"{plan.network}, {plan.head}{how}"),
         ("parameters", f"{plan.parameters:,}"),

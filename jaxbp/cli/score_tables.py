@@ -25,7 +25,8 @@ _UNEQUAL = 1.5  # the commonest class's rows over the rarest's, from which accur
 def scores_table(
     scores: list[Score], others: list[Score], preparation: Preparation, batch: Batch
 ) -> Table:
-    """Tabulate scores, a line each: where a batch's classes are equal, loss and accuracy alone.
+    """Tabulate scores, a line each: where a batch's classes are equal, loss and accuracy alone; of
+    two classes the area under the ROC curve as well.
 
     scores: of the network.
     others: without a network; not shown where classes are equal.
@@ -39,9 +40,10 @@ def scores_table(
         shown = ["loss", "accuracy", "macro_f1", "log_loss"]
     elif _unequal(labels, batch):
         shown = ["loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
-        shown += ["auc"] if len(labels) == 2 else []
     else:
         shown, others = ["loss", "accuracy"], []
+    if labels is not None and len(labels) == 2 and not preparation.several_labels:
+        shown.append("auc")
     rows = [
         (name, *(_shown(metric, metrics.get(metric)) for metric in shown))
         for name, metrics, *_ in [*scores, *others]

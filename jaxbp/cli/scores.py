@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxbp.checkpoint import Checkpoint
 from jaxbp.data.cells import quoted
+from jaxbp.data.errors import scikit_learn
 from jaxbp.data.preparation import Preparation
-from jaxbp.data.sources import scikit_learn
 from jaxbp.gradient import Batch
 from jaxbp.heads import Head
 from jaxbp.mlp import forward
@@ -111,41 +111,45 @@ def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) 
         rows = np.tile(prediction, (len(batch.x), 1))
         return measure(f"{name}, always {what}", preparation, batch, rows)
 
+    weight = _weight(fitted)
     if preparation.several_labels:
-        return [always(np.mean(fitted.target, axis=0), "the commonest")]
+        return [always(np.average(fitted.target, 0, weight), "the commonest")]
     if labels is not None:
-        shares = np.bincount(np.asarray(fitted.target), minlength=len(labels)) / len(fitted.x)
+        counts = np.bincount(np.asarray(fitted.target), weight, minlength=len(labels))
+        shares = counts / counts.sum()
         return [always(shares, quoted(labels[int(shares.argmax())]))]
     train = _quantities(preparation, fitted)
-    found = [always(train.mean(0), "the mean")]
+    found = [always(np.average(train, 0, weight), "the mean")]
     x = np.asarray(fitted.x, np.float64)
     if x.shape[0] * x.shape[1] ** 2 <= _LARGEST_LEAST_SQUARES:
-        linear = scikit_learn("linear_model").LinearRegression().fit(x, train)
+        linear = scikit_learn("linear_model").LinearRegression().fit(x, train, weight)
         predicted = linear.predict(np.asarray(batch.x, np.float64)).reshape(len(batch.x), -1)
         found.append(measure(f"{name}, linear regression", preparation, batch, predicted))
     return found
 
 
 def measure(name: str, preparation: Preparation, batch: Batch, found: np.ndarray) -> Score:
-    """Measure predictions by every metric of their task.
+    """Measure predictions by every metric of their task, weighted as the rows are.
+
+    A confusion matrix counts rows, whatever their weights.
 
     name: of the rows, and of who predicts.
     preparation: of the data.
     batch: the rows, as for ``score``.
     found: the predictions (N, K), as ``outputs`` gives them.
     """
-    labels = preparation.labels
+    labels, weight = preparation.labels, _weight(batch)
     if labels is None:
         truth = _quantities(preparation, batch)
         if truth.shape[1] == 1:
-            return Score(name, _of_quantities(truth, found))
+            return Score(name, _of_quantities(truth, found, weight))
         columns = zip(names_of_outputs(preparation), truth.T, found.T, strict=True)
-        each = {output: _of_quantities(t[:, None], y[:, None]) for output, t, y in columns}
-        return Score(name, _of_quantities(truth, found), each)
+        each = {output: _of_quantities(t[:, None], y[:, None], weight) for output, t, y in columns}
+        return Score(name, _of_quantities(truth, found, weight), each)
     target = np.asarray(batch.target)
     if preparation.several_labels:
         of_labels = zip(labels, target.astype(int).T, found.T, strict=True)
-        each = {label: _of_label(truth, shares) for label, truth, shares in of_labels}
+        each = {label: _of_label(truth, shares, weight) for label, truth, shares in of_labels}
 
         def mean(metric: str) -> float:
             return float(np.mean([metrics[metric] for metrics in each.values()]))
@@ -156,7 +160,12 @@ def measure(name: str, preparation: Preparation, batch: Batch, found: np.ndarray
     if len(labels) <= MOST_CLASSES:
         matrix = scikit_learn("metrics").confusion_matrix
         confusion = matrix(target, found.argmax(1), labels=np.arange(len(labels))).tolist()
-    return Score(name, _of_classes(target, found), confusion=confusion)
+    return Score(name, _of_classes(target, found, weight), confusion=confusion)
+
+
+def _weight(batch: Batch) -> np.ndarray | None:
+    """The weights of a batch's rows (N,); None where all are equal."""
+    return None if batch.weight is None else np.asarray(batch.weight, np.float64)
 
 
 def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
@@ -165,7 +174,9 @@ def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
     return np.asarray(target * preparation.target_scale + preparation.target_mean)
 
 
-def _of_classes(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+def _of_classes(
+    target: np.ndarray, shares: np.ndarray, weight: np.ndarray | None
+) -> dict[str, float]:
     """Metrics of probabilities (N, K), each row scaled to a sum of 1, of the most probable classes.
 
     The log loss of probabilities that are not finite is NaN.  Of two classes the AUC, the area
@@ -175,40 +186,48 @@ def _of_classes(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
     present, decided = np.unique(target), shares.argmax(1)
     total = shares.sum(axis=1, keepdims=True, dtype=np.float64)
     shares = np.where(total == 0, 1 / shares.shape[1], shares / np.where(total == 0, 1, total))
-    recalled = {"labels": present, "average": "macro"}
+    rows = {"sample_weight": weight}
+    recalled = {"labels": present, "average": "macro", "zero_division": 0}  # of weight 0: none
     measured = {
-        "accuracy": metrics.accuracy_score(target, decided),
-        "balanced_accuracy": metrics.recall_score(target, decided, **recalled),
-        "macro_f1": metrics.f1_score(target, decided, average="macro", zero_division=0),
+        "accuracy": metrics.accuracy_score(target, decided, **rows),
+        "balanced_accuracy": metrics.recall_score(target, decided, **recalled, **rows),
+        "macro_f1": metrics.f1_score(target, decided, average="macro", zero_division=0, **rows),
         "log_loss": np.nan,
     }
     of_two = shares.shape[1] == len(present) == 2
     if of_two:
         measured["auc"] = np.nan
     if np.isfinite(shares).all():
-        measured["log_loss"] = metrics.log_loss(target, shares, labels=np.arange(shares.shape[1]))
+        classes = np.arange(shares.shape[1])
+        measured["log_loss"] = metrics.log_loss(target, shares, labels=classes, **rows)
         if of_two:
-            measured["auc"] = metrics.roc_auc_score(target, shares[:, 1])
+            measured["auc"] = metrics.roc_auc_score(target, shares[:, 1], **rows)
     return {name: float(value) for name, value in measured.items()}
 
 
-def _of_label(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+def _of_label(
+    target: np.ndarray, shares: np.ndarray, weight: np.ndarray | None
+) -> dict[str, float]:
     """Metrics of the probabilities (N,) of a label; one that all rows have, or none, has no AUC."""
-    measured = _of_classes(target, np.stack([1 - shares, shares], axis=1))
-    f1 = scikit_learn("metrics").f1_score(target, shares > 0.5, zero_division=0)
+    measured = _of_classes(target, np.stack([1 - shares, shares], axis=1), weight)
+    f1_score = scikit_learn("metrics").f1_score
+    f1 = f1_score(target, shares > 0.5, zero_division=0, sample_weight=weight)
     kept = ("accuracy", "log_loss", "auc")
     return {"f1": float(f1), **{name: measured[name] for name in kept if name in measured}}
 
 
-def _of_quantities(target: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def _of_quantities(
+    target: np.ndarray, found: np.ndarray, weight: np.ndarray | None
+) -> dict[str, float]:
     """R², and errors in the target's units, averaged over outputs; NaN where one is not finite."""
     if not np.isfinite(found).all():
         return dict.fromkeys(("mae", "rmse", "r2"), np.nan)
     metrics = scikit_learn("metrics")
+    rows = {"sample_weight": weight}
     measured = {
-        "mae": float(metrics.mean_absolute_error(target, found)),
-        "rmse": float(metrics.root_mean_squared_error(target, found)),
+        "mae": float(metrics.mean_absolute_error(target, found, **rows)),
+        "rmse": float(metrics.root_mean_squared_error(target, found, **rows)),
     }
     if len(target) > 1:
-        measured["r2"] = float(metrics.r2_score(target, found))
+        measured["r2"] = float(metrics.r2_score(target, found, **rows))
     return measured

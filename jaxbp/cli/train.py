@@ -14,13 +14,7 @@ from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from tyro.conf import arg
 
 from jaxbp.cli.compile_time import CompileTime
@@ -40,7 +34,7 @@ from jaxbp.cli.files import (
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
-from jaxbp.cli.plan import Plan, Trained, decide, fit_plan, initial
+from jaxbp.cli.plan import Plan, Trained, decide, fit_plan, initial, tell_of_columns
 from jaxbp.cli.resume import (
     end_of,
     going_on,
@@ -55,14 +49,16 @@ from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params
 from jaxbp.text import plain
-from jaxbp.training.checkpoints import Saved, alone_in
+from jaxbp.training.checkpoints import alone_in
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.metrics import compiled_evaluation
+from jaxbp.training.progress import bar_of_epochs
 from jaxbp.training.records import Epoch, history_of
+from jaxbp.training.saved import Saved
 
 _LONG = {"bytes": 50e6, "parameters": 2e6}  # of a file, of a network: what takes seconds to begin
-_COLUMNS = {"bar": 80, "metric": 60}  # of text that the terminal needs to show them in a line
+_COLUMNS = 60  # of text that the terminal needs to show the metric in a line
 _BETWEEN_LINES = 5.0  # seconds, where no bar can be shown
 
 
@@ -112,6 +108,7 @@ def run(options: Train, console: Console) -> int:
         if os.path.isfile(options.data) and os.path.getsize(options.data) > _LONG["bytes"]:
             console.print(f"reading {options.data}", soft_wrap=True)
         plan = decide(options)
+        tell_of_columns(plan, console)
         interrupts.check()
         saved = None if before is None else saved_in(before, plan)
         if before is not None and _is_complete(before, plan, saved, console):
@@ -201,15 +198,7 @@ def train(
     interrupts: whether Ctrl-C was pressed.
     saved: what to go on with; None unless given, and the folder then has no metrics.jsonl.
     """
-    epoch = TextColumn("epoch {task.completed}/{task.total}", markup=False)
-    live = TextColumn("{task.fields[live]}", markup=False)
-    times = TimeElapsedColumn(), TimeRemainingColumn(compact=True)
-    narrow = console.width < _COLUMNS["bar"]
-    bar = Progress(
-        *((epoch, live) if narrow else (epoch, BarColumn(bar_width=10), live, *times)),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    bar = bar_of_epochs(console)
     done = 0 if saved is None else saved.run.epochs
     lines = lines_until(folder, done)
     remember(folder, plan.options)
@@ -340,7 +329,7 @@ class _Watch:
         self._record(record)
         metric = f"{self.shown_metric} {decimals(validation.metric)}"
         live = f"loss {decimals(training.loss)}"
-        if self.bar.disable or self.bar.console.width >= _COLUMNS["metric"]:
+        if self.bar.disable or self.bar.console.width >= _COLUMNS:
             live += f", validation {metric}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch

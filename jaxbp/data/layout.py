@@ -2,36 +2,43 @@
 
 import csv
 import operator
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice, pairwise
 from typing import IO
 
-import numpy as np
-
 from jaxbp.data.cells import INTEGER, MISSING, is_number, quoted
 
+_NO_HEADER = re.compile(r"column \d+")  # names of columns in a file without a header
 READ_AS_DATA = "row 1 was read as data; header=True (--header yes) if it names the columns"
 LOOKED_AT = 1000  # rows, to guess the delimiter and the header by
 
 
-def guess_delimiter(file: IO[str]) -> str:
+def guess_delimiter(file: IO[str]) -> tuple[str, int]:
     """Guess the delimiter: the one that cuts the most rows into equally many cells, at least two.
 
-    (``csv.Sniffer`` also guesses how cells are quoted, and takes letters for delimiters.)
+    The second result is how many cells, 0 where nothing cuts the rows.  (``csv.Sniffer`` also
+    guesses how cells are quoted, and takes letters for delimiters.)
     """
 
     def agreement(delimiter: str) -> tuple[int, int]:
         """The rows that agree, and the number of their cells."""
         file.seek(0)
         try:
-            rows = list(islice(csv.reader(file, delimiter=delimiter), LOOKED_AT))
+            rows = list(
+                islice(
+                    csv.reader(file, delimiter=delimiter, skipinitialspace=True),
+                    LOOKED_AT,
+                )
+            )
         except csv.Error:
             return 0, 0
         widths = Counter(len(row) for row in rows if len(row) > 1)
         return max(((count, width) for width, count in widths.items()), default=(0, 0))
 
-    return max("\t;,", key=agreement)  # of equals the first: a comma may be a decimal one
+    best = max("\t;,", key=agreement)  # of equals the first: a comma may be a decimal one
+    return best, agreement(best)[1]
 
 
 def guess_header(
@@ -39,14 +46,20 @@ def guess_header(
 ) -> tuple[bool, str]:
     """Guess whether the first row names the columns; and say so in a sentence if it is in doubt.
 
-    It does if it holds all expected names or no number at all.  Else it is compared with the rows
-    below: names are text above numbers, integers above decimals, or integers that count up like
-    pandas' (0, 1, 2, ...), and neither they nor any text beside them occur again in their column.
+    It does if it holds all expected names, and does not if these are those of columns without
+    names.  It does if it holds no number at all, unless all of its cells occur again in their
+    columns, as in a table of text alone.  Else it is compared with the rows below: names are text
+    above numbers, integers above decimals, or integers that count up like pandas' (0, 1, 2, ...),
+    and neither they nor any text beside them occur again in their column.
     """
     numbers = [cell for cell in first if is_number(cell)]
-    if not numbers or (len(expected) > 0 and set(expected) <= set(first)):
-        return True, ""
+    as_expected = len(expected) > 0 and set(expected) <= set(first)
+    if as_expected or (len(expected) > 0 and all(map(_NO_HEADER.fullmatch, expected))):
+        return as_expected, ""
     columns = list(zip(first, zip(*below, strict=True), strict=False))
+    if not numbers:
+        all_recur = bool(below) and all(cell in column for cell, column in columns)
+        return (False, READ_AS_DATA) if all_recur else (True, "")
     named = any(
         not is_number(cell)
         and cell.lower() not in MISSING
@@ -102,8 +115,8 @@ def _is_far_off(value: int, column: Sequence[str]) -> bool:
     return max(low - value, value - high) > max(high - low, 1)
 
 
-def counts_rows(column: np.ndarray) -> bool:
+def counts_rows(cells: Sequence[str]) -> bool:
     """Whether a column counts its rows, from 0 or from 1."""
     return any(
-        all(cell == str(number) for number, cell in enumerate(column, start)) for start in (0, 1)
+        all(cell == str(number) for number, cell in enumerate(cells, start)) for start in (0, 1)
     )

@@ -1,6 +1,7 @@
 """Preparation: raw columns become a network's input, and a target becomes classes or values."""
 
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -8,20 +9,43 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.data.cells import is_number, quoted
-from jaxbp.data.sources import LARGEST_FLOAT32, DataError, RawData, Task, scikit_learn
+from jaxbp.data.columns import (
+    LARGEST_FLOAT32,
+    NO_TRAINING_ROW,
+    Column,
+    Values,
+    check_complete,
+    encode,
+    read,
+    told_of,
+)
+from jaxbp.data.errors import DataError, DataWarning, scikit_learn
+from jaxbp.data.sources import RawData, Task
+from jaxbp.data.tables import Table, frame_table, is_frame
 from jaxbp.text import counted
 
 
 class Preparation(NamedTuple):
-    """The scaling of a network's inputs, and the names or units of its output."""
+    """How rows become a network's inputs, and the names or units of its output.
+
+    The I inputs are the D columns themselves, unless ``columns`` says what they become.
+    """
 
     features: tuple[str, ...]  # the D input columns, in order
-    mean: np.ndarray  # (D,) of the training rows
-    scale: np.ndarray  # (D,) their standard deviation; 1 for a constant column
+    mean: np.ndarray  # (I,) of the training rows
+    scale: np.ndarray  # (I,) their standard deviation; 1 for a constant input
     labels: tuple[str, ...] | None  # names of the classes or of several labels; None for regression
     target_mean: np.ndarray  # (K,) of a regression's target; 0 and 1 where it is left as it is
     target_scale: np.ndarray  # (K,)
     targets: tuple[str, ...] | None = None  # names of several quantities
+    columns: tuple[Column, ...] | None = None  # (D,) of a table; None: each is a number
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the I inputs."""
+        if self.columns is None:
+            return self.features
+        return tuple(name for column in self.columns for name in column.inputs)
 
     @property
     def several_labels(self) -> bool:
@@ -30,42 +54,100 @@ class Preparation(NamedTuple):
 
 
 def transform(preparation: Preparation, x: Any) -> np.ndarray:
-    """Scale raw rows (N, D) to a network's input: (x - mean) / scale, in float32.
+    """Turn raw rows (N, D) into a network's input: (x - mean) / scale, in float32.
 
-    Columns of a DataFrame are taken by name, those of an array as they stand.  Raises DataError for
-    a column that is not there, for a row of another width, and for a value that is out of float32's
-    range, before or after.
+    Columns of a DataFrame or of a dict are taken by name, those of an array as they stand; text and
+    missing cells become what ``preparation.columns`` says.  Raises DataError for a column that is
+    not there, for a row of another width, for a cell that cannot be read, and for a value that is
+    out of float32's range, before or after.  A DataWarning tells of categories that no training
+    row has.
     """
     features = preparation.features
-    if hasattr(x, "columns"):
-        by_name = {str(name): name for name in x.columns}
-        absent = next((name for name in features if name not in by_name), None)
+    if is_frame(x):
+        table = frame_table(x, "x")
+        absent = next((name for name in features if name not in table.names), None)
         if absent is not None:
             raise DataError(
                 f"x: no column {quoted(absent)}, which the network was trained on (the columns "
-                f"are {', '.join(map(quoted, by_name))}; an array of them is taken in order)"
+                f"are {', '.join(map(quoted, table.names))}; an array of them is taken in order)"
             )
-        x = x[[by_name[name] for name in features]]
+        columns = [table.columns[table.names.index(name)] for name in features]
+        return _warned(preparation, table._replace(names=features, columns=columns))
     if np.ma.is_masked(x):
         raise DataError("x: some values are masked, expected an array without a mask")
     if np.asarray(x).dtype.kind in "cmM":  # complex numbers, durations, dates
         raise DataError(f"x: got {np.asarray(x).dtype}, expected rows of numbers")
+    if preparation.columns is not None:
+        rows = np.asarray(x)
+        if rows.dtype.kind not in "biuf":
+            rows = np.asarray(x, object)
+        _check_shape(rows, features)
+        flat = rows.reshape(-1, len(features))
+        table = frame_table(dict(enumerate(flat.T)), "x")._replace(names=features)
+        return _warned(preparation, table).reshape(*rows.shape[:-1], -1)
     try:
         rows = np.asarray(x, np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"x: expected rows of numbers ({error})") from None
+    _check_shape(rows, features)
+    return _scaled(preparation, rows)
+
+
+def _check_shape(rows: np.ndarray, features: Sequence[str]) -> None:
     if rows.shape[-1:] != (len(features),):
         raise DataError(
             f"x: got shape {rows.shape}, expected rows of {counted(len(features), 'column')}"
         )
-    scaled: np.ndarray = (rows - preparation.mean) / preparation.scale
-    beyond = np.argwhere(~(np.abs(scaled) <= LARGEST_FLOAT32))
-    if len(beyond):
-        place = tuple(beyond[0])
+
+
+def _warned(preparation: Preparation, table: Table) -> np.ndarray:
+    x, told = prepared(preparation, table)
+    for each in told:
+        if NO_TRAINING_ROW in each:
+            warnings.warn(f"{table.source}: {each}", DataWarning, stacklevel=3)
+    return x
+
+
+def prepared(preparation: Preparation, table: Table) -> tuple[np.ndarray, list[str]]:
+    """The inputs (N, I) of new rows, and what is worth telling of them.
+
+    table has the columns of ``preparation.features``, in order.  Raises DataError.
+    """
+    columns = preparation.columns or [
+        Column(name, missing="error") for name in preparation.features
+    ]
+    parts, told = [], []
+    for position, column in enumerate(columns):
+        values = read(table, position, column)
+        if column.missing == "error":
+            check_complete(table, position, values)
+        told += told_of(column, values)
+        parts.append(encode(column, values))
+    return _scaled(preparation, np.hstack(parts)), told
+
+
+def encoded(columns: Sequence[Column], values: Sequence[Values]) -> np.ndarray:
+    """The inputs (N, I) of the columns of a table, unscaled."""
+    return np.hstack(list(map(encode, columns, values)))
+
+
+def _scaled(preparation: Preparation, rows: np.ndarray) -> np.ndarray:
+    return scaled(rows, preparation.mean, preparation.scale, preparation.inputs)
+
+
+def scaled(
+    rows: np.ndarray, mean: np.ndarray, scale: np.ndarray, names: Sequence[str]
+) -> np.ndarray:
+    """Scale inputs (..., I), which have these names, in float32: (rows - mean) / scale.
+
+    Raises DataError for a value that float32 cannot hold.
+    """
+    numbers = (rows - mean) / scale
+    if numbers.size and not np.abs(numbers).max() <= LARGEST_FLOAT32:
+        place = tuple(np.argwhere(~(np.abs(numbers) <= LARGEST_FLOAT32))[0])
         row = f", row {place[-2]}" if len(place) > 1 else ""
-        name = features[place[-1]]
-        raise DataError(f"x{row}, column {name!r}: {rows[place]:g} is out of range")
-    return np.asarray(scaled, np.float32)
+        raise DataError(f"x{row}, column {names[place[-1]]!r}: {rows[place]:g} is out of range")
+    return np.asarray(numbers, np.float32)
 
 
 _MOST_CLASSES = 20  # an integer target with more different values than this is regression
@@ -211,7 +293,7 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
     if -1 in classes:
         row = classes.index(-1)
         raise DataError(
-            f"{_place(raw, row)}: the target {quoted(target[row])} is none of the network's "
+            f"{raw.place(row)}: the target {quoted(target[row])} is none of the network's "
             f"classes ({', '.join(map(quoted, labels[:10]))}{', ...' if len(labels) > 10 else ''})"
         )
     return np.array(classes, np.int32)
@@ -247,12 +329,7 @@ def _check_each(raw: RawData, values: np.ndarray, right: np.ndarray, expected: s
     if not right.all():
         row, column = np.argwhere(~right)[0]
         value = values[row, column]
-        raise DataError(f"{_place(raw, row)}: the target is {value:g}, expected {expected}")
-
-
-def _place(raw: RawData, row: int) -> str:
-    """Name a row as its file counts: a CSV's by its line, the header's being 1 as a rule."""
-    return f"{raw.name}, row {row if raw.lines is None else raw.lines[row]}"
+        raise DataError(f"{raw.place(row)}: the target is {value:g}, expected {expected}")
 
 
 def moments(values: np.ndarray, standardize: bool) -> tuple[np.ndarray, np.ndarray]:

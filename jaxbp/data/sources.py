@@ -1,98 +1,132 @@
-"""Sources: a CSV, an ``.npz`` or one of scikit-learn's bundled sets, read as raw arrays.
+"""Sources: a table, an ``.npz`` or one of scikit-learn's bundled sets, read as it is.
 
 Anything wrong with a file is a ``DataError`` of one line that names the file, the row and the
 column.  Rows of a CSV are its line numbers, as an editor shows them; rows of an array count from 0.
 """
 
-import csv
-import importlib
 import operator
 import re
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
-from jaxbp.data.cells import INTEGER, MISSING, is_number, quoted
-from jaxbp.data.layout import LOOKED_AT, READ_AS_DATA, counts_rows, guess_delimiter, guess_header
+from jaxbp.data.arrays import (
+    BUNDLED,
+    check_width,
+    npz_arrays,
+    npz_features,
+    read_bundled,
+    read_npy,
+    read_npz,
+)
+from jaxbp.data.cells import INTEGER, Decimal, is_number, quoted
+from jaxbp.data.columns import (
+    Column,
+    Values,
+    check_complete,
+    examine,
+    read,
+)
+from jaxbp.data.delimited import check_is_file, is_tabular, read_delimited, suffix_of
+from jaxbp.data.errors import DataError, DataWarning, noting
+from jaxbp.data.layout import counts_rows
+from jaxbp.data.raw import AS_FOUND, RawData, Reading, Target, Task
+from jaxbp.data.tables import (
+    FRAMES,
+    Table,
+    distinct,
+    frame_table,
+    is_frame,
+    is_text,
+    read_frame,
+    texts,
+)
 from jaxbp.text import counted
 
-Task = Literal["classification", "regression"]
-
-BUNDLED = ("digits", "breast_cancer", "wine", "iris", "diabetes")  # real sets of scikit-learn
+__all__ = ["BUNDLED", "DataError", "DataWarning", "RawData", "Reading", "Target", "Task"]
 
 
-class DataError(ValueError):
-    """Something is wrong with the data; the message says where."""
+def read_table(source: Any, reading: Reading, expected: Sequence[str] = ()) -> Table | None:
+    """Read a file of columns, a DataFrame or a dict of arrays; None where a source is none of them.
+
+    expected holds names that the columns may have.  Raises DataError.
+    """
+    if is_frame(source):
+        return frame_table(source)
+    if is_tabular(source):
+        return read_delimited(
+            source, header=reading.header, expected=expected, encoding=reading.encoding
+        )
+    if suffix_of(source) in FRAMES:
+        check_is_file(source)
+        return read_frame(source)
+    return read_npy(source) if suffix_of(source) == ".npy" else None
 
 
-class DataWarning(UserWarning):
-    """The data may have been read otherwise than they are meant; the message says how."""
-
-
-Target = str | int | tuple[str | int, ...] | None  # a column by name or position, or several
-
-
-class RawData(NamedTuple):
-    """The contents of a source, before they are split and scaled."""
-
-    name: str  # as the user gave it
-    features: tuple[str, ...]  # names of the D columns of x
-    x: np.ndarray  # (N, D)
-    target: np.ndarray  # (N,) text or numbers, or (N, K) numbers
-    outputs: tuple[str, ...] = ()  # names of the K columns of a target (N, K)
-    labels: tuple[str, ...] | None = None  # of classes 0, 1, ... where the source names them
-    cells: tuple[str, ...] | None = None  # (N,) the target's text where it was read as decimals
-    target_name: str = ""  # of the column or array; a bundled set has one without a name
-    header: bool | None = None  # whether a CSV's first row names its columns
-    dropped: tuple[str, ...] = ()  # names of the columns that are neither input nor target
-    lines: tuple[int, ...] | None = None  # (N,) each row's line number in a CSV
-    notes: tuple[str, ...] = ()  # what may have been read otherwise than it is meant
-    hint: str = ""  # what may be the cause of an error
-
-
-def read_source(
-    source: str | Path, target: Target, task: Task | None, header: bool | None
-) -> RawData:
-    """Read a CSV, an ``.npz`` or a bundled set, unscaled.  Raises DataError."""
-    suffix = Path(source).suffix.lower()
-    if suffix == ".csv":
-        return _read_csv(source, target, task, header)
-    if suffix == ".npz":
-        return _read_npz(source, "y" if target is None else str(target))
-    bundled = _read_bundled(str(source))
+def read_source(source: Any, target: Target, task: Task | None, reading: Reading) -> RawData:
+    """Read a table, an ``.npz`` or a bundled set, unscaled.  Raises DataError."""
+    table = read_table(source, reading)
+    if table is not None:
+        return _read_columns(table, target, task, reading)
+    for name in ("drop", "categorical", "weights"):
+        if getattr(reading, name) not in {None, ()}:
+            raise DataError(f"{name}: {source} is no table, whose columns have names")
+    if suffix_of(source) == ".npz":
+        return read_npz(source, "y" if target is None else str(target))
+    bundled = read_bundled(str(source))
     if target is not None:
         raise DataError(f"target: got {target!r}, but {source} has its own target")
     return bundled
 
 
-def read_features(source: str | Path, features: Sequence[str]) -> np.ndarray:
-    """Read the named columns of a source as raw numbers (N, D), to predict from; no target needed.
+def read_features(source: Any, features: Sequence[str]) -> np.ndarray:
+    """Read the named columns of a source as raw rows (N, D), to predict from; no target needed.
 
-    A CSV with a header is read by name.  A CSV without one, and an ``.npz``, must hold exactly
-    these columns in this order.  Raises DataError.
+    A table with names is read by them.  A CSV without a header, and an ``.npz``, must hold exactly
+    these columns in this order.  The rows are numbers where all cells are, else text, which
+    ``transform`` reads.  Raises DataError.
     """
-    suffix = Path(source).suffix.lower()
-    if suffix == ".csv":
-        cells = _read_cells(source, expected=features)
-        if cells.has_header:
-            return _numeric_columns(cells, _positions(cells, features))
-        _check_width(source, len(cells.names), features)
-        return _numeric_columns(cells, range(len(features)))
-    if suffix == ".npz":
-        x = _npz_features(source, _npz_arrays(source))
+    table = read_inputs(source, features)
+    if isinstance(table, np.ndarray):
+        return table
+    read_columns = [examine(table, position) for position in range(len(features))]
+    if all(
+        each.column.kind in {"number", "boolean"}
+        and not (each.refused or each.values.missing.any())
+        for each in read_columns
+    ):
+        return np.stack([each.values.numbers for each in read_columns], axis=1)
+    return np.array([texts(column) for column in table.columns], object).T
+
+
+def read_inputs(
+    source: Any, features: Sequence[str], reading: Reading = AS_FOUND
+) -> Table | np.ndarray:
+    """Read the named columns of a source: a table of them in order, or an array (N, D)."""
+    table = read_table(source, reading, expected=features)
+    if table is not None:
+        positions = _inputs_of(table, features, ())
+        return table._replace(
+            names=tuple(features), columns=[table.columns[each] for each in positions]
+        )
+    if suffix_of(source) == ".npz":
+        x = npz_features(source, npz_arrays(source))
     else:
-        x = _read_bundled(str(source)).x
-    _check_width(source, x.shape[1], features)
+        bundled = read_bundled(str(source)).x
+        assert bundled is not None
+        x = bundled
+    check_width(source, x.shape[1], features)
     return x
 
 
 def read_labelled(
-    source: str | Path, features: Sequence[str], target: Target, is_text: bool
+    source: Any,
+    features: Sequence[str],
+    target: Target,
+    is_text: bool,
+    reading: Reading = AS_FOUND,
 ) -> RawData:
     """Read the named columns of a source and its target, to evaluate a network on.
 
@@ -100,310 +134,166 @@ def read_labelled(
     features: names of the columns, found as by ``read_features``; a CSV without a header holds
         these in order, and the target.
     target: as ``load`` takes it.
-    is_text: whether a CSV's target is the names of classes, and not quantities.
+    is_text: whether a table's target is the names of classes, and not quantities.
+    reading: how; as it is found unless given.
 
     Raises DataError.
     """
-    suffix = Path(source).suffix.lower()
-    if suffix != ".csv":
-        raw = read_source(source, target, None, None)
-        _check_width(source, raw.x.shape[1], features)
+    table = read_table(source, reading, expected=features)
+    if table is None:
+        raw = read_source(source, target, None, reading)
+        assert raw.x is not None
+        check_width(source, raw.x.shape[1], features)
         return raw
-    cells = _read_cells(source, expected=features)
-    chosen = _target_positions(cells, target)
-    if cells.has_header:
-        others = _positions(cells, features)
-    else:
-        others = [position for position in range(len(cells.names)) if position not in chosen]
-        _check_width(source, len(others), features)
+    chosen = target_positions(table, target)
+    others = _inputs_of(table, features, chosen)
     for position in chosen:
         if position in others:
-            name = quoted(cells.names[position])
-            raise DataError(f"{source}: column {name} is one of the inputs; name the target")
+            name = quoted(table.names[position])
+            raise DataError(f"{table.source}: column {name} is one of the inputs; name the target")
+    for position in chosen:
+        _check_target(table, position)
     if len(chosen) > 1:
-        values = _numeric_columns(cells, chosen)
+        values = _numeric_columns(table, chosen, reading.decimal)
     elif is_text:
-        _check_no_target_is_missing(cells, chosen[0])
-        values = cells.text[:, chosen[0]].astype(str)
+        values = np.array(texts(table.columns[chosen[0]]))
     else:
-        values = _numeric_columns(cells, chosen)[:, 0]
-    names = tuple(cells.names[position] for position in chosen)
+        values = _numeric_columns(table, chosen, reading.decimal)[:, 0]
+    names = tuple(table.names[position] for position in chosen)
     return RawData(
-        str(source),
+        table.source,
         tuple(features),
-        _numeric_columns(cells, others),
+        None,
         values,
         names if len(chosen) > 1 else (),
         target_name=",".join(names),
-        lines=cells.lines,
+        weight=_weights(table, reading.weights, reading.decimal),
+        table=table._replace(
+            names=tuple(features), columns=[table.columns[each] for each in others]
+        ),
     )
 
 
-def _check_width(source: str | Path, width: int, features: Sequence[str]) -> None:
-    if width != len(features):
-        raise DataError(
-            f"{source}: {counted(width, 'column')}, expected the {len(features)} the network was "
-            "trained on, without the target "
-            f"({', '.join(features[:5])}{', ...' if len(features) > 5 else ''})"
-        )
+def _inputs_of(table: Table, features: Sequence[str], chosen: Sequence[int]) -> list[int]:
+    """Where the inputs are: by name or, in a table without names, all but the target in order.
+
+    Where it has further columns, those of another one without names are found by their positions.
+    """
+    others = [position for position in range(len(table.names)) if position not in chosen]
+    more_columns = len(others) > len(features) and {*features} <= {*table.names}
+    if table.has_header is not False or more_columns:
+        return table.positions(features)
+    check_width(table.source, len(others), features)
+    return others
 
 
-# Bundled sets
-
-
-def _read_bundled(name: str) -> RawData:
-    if name not in BUNDLED:
-        near = get_close_matches(name, BUNDLED, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        what = "neither a .csv nor an .npz" if Path(name).exists() else f"no such data{hint}"
-        raise DataError(f"{name}: {what} (there are {', '.join(BUNDLED)}, and .csv and .npz files)")
-    bunch = getattr(scikit_learn("datasets"), f"load_{name}")()
-    features = tuple(map(str, bunch.feature_names))
-    labels = None if name == "diabetes" else tuple(map(str, bunch.target_names))
-    return RawData(name, features, bunch.data, bunch.target, labels=labels)
-
-
-def scikit_learn(module: str) -> Any:
-    """Import a module of scikit-learn, which only an extra installs."""
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise ImportError("jaxbp.data needs scikit-learn: pip install 'jaxbp[cli]'") from error
-
-
-# Arrays
-
-
-def _read_npz(source: str | Path, target: str) -> RawData:
-    arrays = _npz_arrays(source)
-    x = _npz_features(source, arrays)
-    y = _npz_array(source, arrays, target)
-    if y.ndim not in {1, 2} or len(y) != len(x) or not y.size or y.dtype.kind not in "biufU":
-        raise DataError(
-            f"{source}: {target} is {y.dtype} of shape {y.shape}, expected text or numbers for "
-            f"each of x's {len(x)} rows"
-        )
-    if y.dtype.kind == "f":
-        _check_finite(source, target, y)
-    if y.shape[1:] == (1,):
-        y = y[:, 0]
-    features = tuple(f"x{i}" for i in range(x.shape[1]))
-    outputs = tuple(map(str, range(y.shape[1]))) if y.ndim > 1 else ()
-    return RawData(str(source), features, x, y, outputs, target_name=target)
-
-
-def _npz_arrays(source: str | Path) -> dict[str, np.ndarray]:
-    """Load all plain arrays of a file; nothing pickled is ever read."""
-    _check_is_file(source)
-    if not zipfile.is_zipfile(source):
-        raise DataError(f"{source}: not a complete .npz")
-    try:
-        with Path(source).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged archive raises any of numpy's and zlib's exceptions
-        pickled = "pickle" in str(error)
-        reason = "it holds pickled objects, which are never read" if pickled else error
-        raise DataError(f"{source}: not an .npz of plain arrays ({reason})") from None
-    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
-
-
-def _npz_array(source: str | Path, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in arrays:
-        raise DataError(f"{source}: no array {name!r}; it holds {', '.join(arrays) or 'nothing'}")
-    return arrays[name]
-
-
-def _npz_features(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Take the array x as numbers (N, D), each image as one row."""
-    x = _npz_array(source, arrays, "x")
-    if x.dtype.kind not in "biuf" or x.ndim < 2 or not x.size:
-        raise DataError(f"{source}: x is {x.dtype} of shape {x.shape}, expected rows of numbers")
-    x = x.reshape(len(x), -1).astype(np.float64)
-    _check_finite(source, "x", x)
-    return x
-
-
-LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-
-
-def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
-    beyond = np.argwhere(~(np.abs(array) <= LARGEST_FLOAT32))
-    if len(beyond):
-        first = tuple(beyond[0])
-        column = f", column {first[1]}" if array.ndim > 1 else ""
-        raise DataError(
-            f"{source}: {name}, row {first[0]}{column}: {array[first]:g} is not finite in float32"
-        )
-
-
-def _check_is_file(source: str | Path) -> None:
-    if not Path(source).is_file():
-        exists = Path(source).exists()
-        raise DataError(f"{source}: {'a folder, expected a file' if exists else 'no such file'}")
-
-
-# CSV
+# Tables
 
 
 _NO_NAME = re.compile(r"(Unnamed: \d+(\.\d+)*)?")  # pandas' names for columns without one
 
 
-class _Cells(NamedTuple):
-    """A CSV as text, before any cell is read as a number."""
-
-    source: str | Path
-    names: tuple[str, ...]  # of the columns
-    has_header: bool
-    note: str  # where it is in doubt whether the first row is a header
-    hint: str  # to errors, where it was guessed that it is none
-    lines: tuple[int, ...]  # (N,) each row's line number in the file
-    text: np.ndarray  # (N, columns)
-
-
-def _read_csv(
-    source: str | Path, target: Target, task: Task | None, header: bool | None
-) -> RawData:
-    cells = _read_cells(source, header=header)
-    if len(cells.names) < 2:
-        raise DataError(
-            f"{source}: one column, expected features and a target with a comma, semicolon or tab "
-            "between"
-        )
-    chosen = _target_positions(cells, target)
-    others = [position for position in range(len(cells.names)) if position not in chosen]
+def _read_columns(table: Table, target: Target, task: Task | None, reading: Reading) -> RawData:
+    """Tell target, weights and inputs of a table apart, and read them."""
+    if len(table.names) < 2:
+        between = " with a comma, semicolon or tab between" if table.has_header is not None else ""
+        raise DataError(f"{table.source}: one column, expected features and a target{between}")
+    chosen = target_positions(table, target)
+    dropped, categorical = (
+        [table.position(name) for name in getattr(reading, option)]
+        for option in ("drop", "categorical")
+    )
+    weights = [] if reading.weights is None else [table.position(reading.weights)]
+    for option, positions in (
+        ("drop", dropped),
+        ("categorical", categorical),
+        ("weights", weights),
+    ):
+        if {*positions} & {*chosen}:
+            name = quoted(table.names[next(each for each in positions if each in chosen)])
+            raise DataError(f"{option}: column {name} is the target")
+    out = {*chosen, *dropped, *weights}
+    others = [position for position in range(len(table.names)) if position not in out]
     if not others:
-        raise DataError(f"{source}: every column is a target, expected an input at least")
-    notes = [cells.note] if cells.note else []
-    dropped: tuple[str, ...] = ()
-    while cells.has_header and _NO_NAME.fullmatch(cells.names[others[0]]):
+        raise DataError(f"{table.source}: every column is a target, expected an input at least")
+    notes = [table.note] if table.note else []
+    while table.has_header is not False and _NO_NAME.fullmatch(table.names[others[0]]):
         column = others[0]
-        first = "the first column" if column == 0 else f"column {quoted(cells.names[column])}"
-        if not counts_rows(cells.text[:, column]) or len(others) == 1:
+        first = "the first column" if column == 0 else f"column {quoted(table.names[column])}"
+        if not counts_rows(texts(table.columns[column])) or len(others) == 1:
             notes.append(f"{first} has no name, and is an input like the others")
             break
         others.remove(column)
-        dropped += (cells.names[column],)
+        dropped.append(column)
         notes.append(f"{first} has no name and counts the rows: it is left out")
-    text = None
-    with noting([*notes, cells.hint]):
-        if len(chosen) > 1:
-            values = _numeric_columns(cells, chosen)
-        elif task == "regression":
-            values = _numeric_columns(cells, chosen)[:, 0]
-        else:
-            values = _target_column(cells, chosen[0])
-            text = tuple(cells.text[:, chosen[0]]) if values.dtype.kind == "f" else None
-        names = tuple(cells.names[position] for position in chosen)
-        return RawData(
-            name=str(source),
-            features=tuple(cells.names[position] for position in others),
-            x=_numeric_columns(cells, others),
-            target=values,
-            outputs=names if len(chosen) > 1 else (),
-            cells=text,
-            target_name=",".join(names),
-            header=cells.has_header,
-            dropped=dropped,
-            lines=cells.lines,
-            notes=tuple(notes),
-            hint=cells.hint,
-        )
-
-
-@contextmanager
-def noting(notes: Sequence[str]) -> Iterator[None]:
-    """Add to a DataError what may be its cause."""
-    try:
-        yield
-    except DataError as error:
-        said = [note for note in dict.fromkeys(notes) if note and note not in str(error)]
-        if not said:
-            raise
-        raise DataError("; ".join([str(error), *said])) from None
-
-
-def _read_cells(
-    source: str | Path, *, header: bool | None = None, expected: Sequence[str] = ()
-) -> _Cells:
-    """Read a CSV as text.
-
-    header: whether the first row names the columns; guessed unless given.
-    expected: names that the columns may have.
-    """
-    _check_is_file(source)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        with Path(source).open(encoding="utf-8-sig", newline="") as file:
-            delimiter = guess_delimiter(file)
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            line = 1
-            for cells in reader:
-                row = [cell.strip() for cell in cells]
-                if any("\0" in cell for cell in row):  # which NumPy cuts off at a text's end
-                    raise csv.Error(f"row {line} holds a NUL, as UTF-16 does")
-                if any(row):
-                    rows.append((line, row))
-                line = reader.line_num + 1  # a quoted cell may go over several lines
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: not a readable CSV ({error})") from None
-    if not rows:
-        raise DataError(f"{source}: the file is empty")
-    _, first = rows[0]
-    note = hint = ""
-    if header is None:
-        below = [row for _, row in rows[1 : LOOKED_AT + 1] if len(row) == len(first)]
-        header, note = guess_header(first, below, expected)
-        hint = "" if header else READ_AS_DATA
-    names = tuple(first) if header else tuple(f"column {i}" for i in range(len(first)))
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise DataError(f"{source}: two columns are called {quoted(repeated)}")
-    body = rows[1:] if header else rows
-    if not body:
-        raise DataError(f"{source}: a header and no rows")
-    for line, row in body:
-        if len(row) != len(names):
-            raise DataError(
-                f"{source}, row {line}: {counted(len(row), 'column')}, expected {len(names)}"
+    with noting([*notes, table.hint]):
+        missing = np.any([_target_missing(table, position) for position in chosen], axis=0)
+        if missing.any():
+            if reading.missing == "error" or missing.all():
+                _check_target(table, next(p for p in chosen if _target_missing(table, p).any()))
+            count = counted(int(missing.sum()), "row")
+            notes.append(f"{count} without a target left out; missing='error' refuses such a table")
+            table = table.take(np.flatnonzero(~missing))
+        values, cells = _target_values(table, chosen, task, reading.decimal)
+        weight = _weights(table, reading.weights, reading.decimal)
+        examined = {
+            position: examine(
+                table, position, categorical=position in categorical, decimal=reading.decimal
             )
-    lines, text = zip(*body, strict=True)
-    return _Cells(source, names, header, note, hint, lines, np.array(text, object))
+            for position in others
+        }
+        if reading.missing == "error":
+            for position, each in examined.items():
+                if not each.refused:
+                    check_complete(table, position, each.values)
+    for position in [p for p, each in examined.items() if each.column.kind == "empty"]:
+        notes.append(f"column {quoted(table.names[position])} is empty: it is left out")
+        others.remove(position)
+        dropped.append(position)
+    names = tuple(table.names[position] for position in chosen)
+    return RawData(
+        name=table.source,
+        features=tuple(table.names[position] for position in others),
+        x=None,
+        target=values,
+        outputs=names if len(chosen) > 1 else (),
+        cells=cells,
+        target_name=",".join(names),
+        header=table.has_header,
+        dropped=tuple(table.names[position] for position in dropped),
+        table=table._replace(columns=()),  # whose cells have been read
+        inputs=tuple(examined[position] for position in others),
+        weight=weight,
+        notes=tuple(notes),
+        hint=table.hint,
+    )
 
 
-def _position(cells: _Cells, target: str | int) -> int:
-    """Find a column given by name or by position; a negative position counts from the end."""
-    if isinstance(target, str):
-        if target in cells.names:
-            return cells.names.index(target)
-        if not INTEGER.fullmatch(target):
-            raise _no_such_column(cells, target)
-    try:
-        return range(len(cells.names))[int(target)]
-    except IndexError:
-        raise _no_such_column(cells, target) from None
+def check_inputs(raw: RawData) -> None:
+    """Raise DataError for the first column that can be no input, with the names of the others."""
+    refused = [each for each in raw.inputs if each.refused]
+    if refused:
+        others = ", ".join(quoted(each.column.name) for each in refused[1:6])
+        more = f" (nor can {others}{', ...' if len(refused) > 6 else ''})" if others else ""
+        with noting([*raw.notes, raw.hint]):
+            raise DataError(refused[0].refused + more)
+    if not raw.inputs and raw.table is not None:
+        raise DataError(f"{raw.name}: every column is empty or the target")
 
 
-def _target_positions(cells: _Cells, target: Target) -> list[int]:
+def target_positions(table: Table, target: Target) -> list[int]:
     """Find the target's column, the last one unless given, or several with commas between."""
     if target is None:
-        return [len(cells.names) - 1]
+        return [len(table.names) - 1]
     names: str | int | tuple[str | int, ...] = target
-    if isinstance(target, str) and target not in cells.names and "," in target:
+    if isinstance(target, str) and target not in table.names and "," in target:
         names = tuple(name.strip() for name in target.split(","))
     if not isinstance(names, tuple):
-        return [_position(cells, names)]
-    found = [_position(cells, each) for each in names]
+        return [table.position(names)]
+    found = [table.position(each) for each in names]
     if len(set(found)) < len(found):
         raise DataError(f"target: got {target!r}, expected each column once")
     return found
-
-
-def _positions(cells: _Cells, names: Sequence[str]) -> list[int]:
-    absent = next((name for name in names if name not in cells.names), None)
-    if absent is not None:
-        raise _no_such_column(cells, absent)
-    return [cells.names.index(name) for name in names]
 
 
 def check_target(target: Any) -> None:
@@ -424,65 +314,89 @@ def check_target(target: Any) -> None:
     raise DataError(f"target: got {target!r}, expected one name or position of a column")
 
 
-def _no_such_column(cells: _Cells, wanted: str | int) -> DataError:
-    near = get_close_matches(str(wanted), cells.names, n=1)
-    hint = f"; did you mean {quoted(near[0])}?" if near else ""
-    names = ", ".join(map(quoted, cells.names[:10])) + (", ..." if len(cells.names) > 10 else "")
-    note = f"; {cells.note}" if cells.note else ""
-    return DataError(
-        f"{cells.source}: no column {quoted(wanted)}{hint} (the columns are {names}){note}"
-    )
-
-
-def _numeric_columns(cells: _Cells, columns: Sequence[int]) -> np.ndarray:
-    """Read columns as float64.  Raises DataError that names the first cell float32 cannot hold."""
-    text = cells.text[:, list(columns)]
-    try:
-        values = text.astype(np.float64)
-        underscore = any("_" in cell for cell in text.flat)  # to NumPy, 1_0 is 10
-        if not underscore and (np.abs(values) <= LARGEST_FLOAT32).all():
-            return values
-    except ValueError:
-        pass  # the loop below finds the cell
-    for line, row in zip(cells.lines, text, strict=True):
-        for column, cell in zip(columns, row, strict=True):
-            place = _place(cells, line, column)
-            if cell.lower() in MISSING:
-                raise DataError(f"{place}: missing value")
-            if not is_number(cell):
-                raise DataError(f"{place}: {quoted(cell)} where a number belongs")
-            if not abs(float(cell)) <= LARGEST_FLOAT32:
-                raise DataError(f"{place}: {cell} is not finite in float32")
-    raise AssertionError("float() and numpy disagree about a number")
-
-
 _MISSING_TARGET = {"", "na", "n/a", "nan", "?"}  # "none" can be the name of a class
 
 
-def _check_no_target_is_missing(cells: _Cells, column: int) -> None:
-    for line, cell in zip(cells.lines, cells.text[:, column], strict=True):
-        if cell.lower() in _MISSING_TARGET:
-            raise DataError(f"{_place(cells, line, column)}: missing value")
+def _target_missing(table: Table, position: int) -> np.ndarray:
+    """Which cells of a target's column are missing, (N,)."""
+    column = table.columns[position]
+    if not is_text(column):
+        missing: np.ndarray = np.isnan(column)
+        return missing
+    cells, codes = distinct(column)
+    absent = np.array([cell.lower() in _MISSING_TARGET for cell in cells])
+    return np.take(absent, codes)
 
 
-def _target_column(cells: _Cells, column: int) -> np.ndarray:
-    """Read a column as integers or decimals if its cells are, else as text.
+def _check_target(table: Table, position: int) -> None:
+    """Raise DataError for the first cell of a target's column that is missing."""
+    missing = _target_missing(table, position)
+    if missing.any():
+        raise DataError(f"{table.place(int(missing.argmax()), position)}: missing value")
 
-    Integers are written as Python writes them: 007 is a name that differs from 7.  Raises DataError
-    that names the first missing cell.
+
+def _numeric_columns(table: Table, columns: Sequence[int], decimal: Decimal | None) -> np.ndarray:
+    """Read columns as float64 (N, K).  Raises DataError for the first cell that is no number."""
+    found = []
+    for position in columns:
+        examined = examine(table, position, decimal=decimal)
+        column = Column(table.names[position], decimal=examined.column.decimal)
+        values: Values = examined.values
+        if examined.refused or examined.column.kind not in {"number", "boolean"}:
+            values = read(table, position, column)
+        check_complete(table, position, values)
+        found.append(values.numbers)
+    return np.stack(found, axis=1)
+
+
+def _target_values(
+    table: Table, chosen: Sequence[int], task: Task | None, decimal: Decimal | None
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """The target's values, (N,) or (N, K), and its text where it was read as decimals."""
+    if len(chosen) > 1:
+        return _numeric_columns(table, chosen, decimal), None
+    if task == "regression":
+        return _numeric_columns(table, chosen, decimal)[:, 0], None
+    column = table.columns[chosen[0]]
+    if not is_text(column):
+        return column, None
+    values = _target_column(table, chosen[0], decimal)
+    return values, tuple(texts(column)) if values.dtype.kind == "f" else None
+
+
+def _target_column(table: Table, position: int, decimal: Decimal | None) -> np.ndarray:
+    """Read a column of text as integers or decimals if its cells are, else as text.
+
+    Integers are written as Python writes them: 007 is a name that differs from 7.
     """
-    _check_no_target_is_missing(cells, column)
-    text = cells.text[:, column]
-    if all(INTEGER.fullmatch(cell) and str(int(cell)) == cell for cell in text):
+    cells = texts(table.columns[position])
+    different = {*cells}
+    if all(INTEGER.fullmatch(cell) and str(int(cell)) == cell for cell in different):
         with suppress(OverflowError):
-            return text.astype(np.int64)
-    if all(is_number(cell) and not _CODE.fullmatch(cell) for cell in text):
-        return _numeric_columns(cells, [column])[:, 0]
-    return text.astype(str)
+            return np.array(list(map(int, cells)), np.int64)
+    if any(_CODE.fullmatch(cell) for cell in different):
+        return np.array(cells)
+    examined = examine(table, position, decimal=decimal)
+    if all(map(is_number, different)):
+        return _numeric_columns(table, [position], decimal)[:, 0]
+    if examined.column.kind == "number" and not examined.refused and decimal != ".":
+        return examined.values.numbers  # with a decimal comma
+    return np.array(cells)
 
 
 _CODE = re.compile(r"[-+]?0\d+")  # an integer with leading zeros
 
 
-def _place(cells: _Cells, line: int, column: int) -> str:
-    return f"{cells.source}, row {line}, column {quoted(cells.names[column])}"
+def _weights(table: Table, name: str | int | None, decimal: Decimal | None) -> np.ndarray | None:
+    """The example weights (N,) in a column.  Raises DataError for the first that can be none."""
+    if name is None:
+        return None
+    position = table.position(name)
+    weights = _numeric_columns(table, [position], decimal)[:, 0]
+    if (weights < 0).any():
+        row = int((weights < 0).argmax())
+        place = table.place(row, position)
+        raise DataError(f"{place}: the weight {weights[row]:g}, expected a number of at least 0")
+    if not weights.any():
+        raise DataError(f"weights: column {quoted(table.names[position])} is 0 in every row")
+    return weights

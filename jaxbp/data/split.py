@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxbp.data.cells import quoted
-from jaxbp.data.sources import DataError, scikit_learn
+from jaxbp.data.errors import DataError, scikit_learn
 from jaxbp.text import counted
 
 

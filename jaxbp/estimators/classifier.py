@@ -57,6 +57,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     callbacks: a function of ``jaxbp.Epoch``, or a list, called after every epoch; one that returns
         True ends the training.
     compute_dtype: of the products, such as ``jax.numpy.bfloat16``; see ``jaxbp.mixed_precision``.
+    device: "cpu", "gpu", "gpu:1", ..., where to train and to predict; JAX's default unless given.
 
     After ``fit``: ``classes_``, ``coefs_`` (I, O) and ``intercepts_`` (O,), by which it predicts,
     ``loss_``, ``loss_curve_``, ``best_loss_``, ``n_iter_``, ``t_`` (rows seen), ``n_layers_``,
@@ -119,6 +120,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         optimizer: Any = None,
         callbacks: Any = None,
         compute_dtype: Any = None,
+        device: str | None = None,
     ) -> None:
         given = dict(locals())  # by name, as scikit-learn clones an estimator
         self.__dict__.update({name: value for name, value in given.items() if name != "self"})

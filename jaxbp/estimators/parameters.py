@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -102,11 +103,30 @@ EXPECTED: dict[str, _Expected] = {
         "a function of a jaxbp.Epoch, or a list of them, or None",
         lambda v: v is None or all(map(callable, v if isinstance(v, list | tuple) else [v])),
     ),
+    "device": _Expected(
+        "None or the name of a device, such as 'cpu' or 'gpu:1'",
+        lambda v: v is None or isinstance(v, str),
+    ),
     "compute_dtype": _Expected(
         "None, jax.numpy.bfloat16 or jax.numpy.float32",
         lambda v: v is None or v in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"),
     ),
 }
+
+
+def device_named(name: str | None) -> jax.Device | None:
+    """The device that a name such as "cpu" or "gpu:1" means; None for JAX's default.
+
+    Raises InvalidParameterError where there is none.
+    """
+    if name is None:
+        return None
+    platform, _, number = name.partition(":")
+    try:
+        return jax.devices(platform)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError):
+        there = ", ".join(f"{each.platform}:{each.id}" for each in jax.devices())
+        raise InvalidParameterError(f"device: got {name!r}, expected one of {there}") from None
 
 
 def check_parameters(given: dict[str, Any]) -> None:

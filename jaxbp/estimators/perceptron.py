@@ -16,7 +16,7 @@ from jaxbp import activations
 from jaxbp.activations import Activation
 from jaxbp.estimators import lbfgs, stochastic
 from jaxbp.estimators.network import ACTIVATIONS, prediction
-from jaxbp.estimators.parameters import check_parameters, hidden_sizes
+from jaxbp.estimators.parameters import check_parameters, device_named, hidden_sizes
 from jaxbp.model import MLP
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -49,7 +49,7 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
             raise ValueError("partial_fit does not support early_stopping=True")
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         x, y, by_class = self._checked(X, y, incremental=incremental, reset=first)
-        weight = _checked_weight(sample_weight, x)
+        weight = checked_weight(sample_weight, x)
         if by_class is not None:
             weight = by_class if weight is None else weight * by_class
         self._random_state = check_random_state(self.random_state)
@@ -63,7 +63,8 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
                 f"call, {before}, with warm_start or partial_fit"
             )
         solver = lbfgs if self.solver == "lbfgs" else stochastic
-        with jax.enable_x64(self.coefs_[0].dtype == np.float64):
+        device = jax.default_device(device_named(self.device))
+        with jax.enable_x64(self.coefs_[0].dtype == np.float64), device:
             model = MLP(sizes, self._unit(), self._head())
             solver.train(self, model, x, y, weight, first=first, incremental=incremental)
         if not all(np.isfinite(part).all() for part in (*self.coefs_, *self.intercepts_)):
@@ -98,7 +99,8 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         x = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         sizes = (*(len(coef) for coef in self.coefs_), len(self.intercepts_[-1]))
         model = MLP(sizes, self._unit(), self._head())
-        return prediction(model, self.coefs_, self.intercepts_, x)
+        with jax.default_device(device_named(self.device)):
+            return prediction(model, self.coefs_, self.intercepts_, x)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -121,7 +123,7 @@ def _is_stochastic(estimator: Any) -> bool:
     return True
 
 
-def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
+def checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
     """The rows' weights (N,) in the dtype of x.
 
     Raises ValueError for another shape, and where all are zero.

@@ -64,6 +64,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         optimizer: Any = None,
         callbacks: Any = None,
         compute_dtype: Any = None,
+        device: str | None = None,
     ) -> None:
         given = dict(locals())  # by name, as scikit-learn clones an estimator
         self.__dict__.update({name: value for name, value in given.items() if name != "self"})

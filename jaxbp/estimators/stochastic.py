@@ -35,7 +35,7 @@ from jaxbp.estimators.network import (
 from jaxbp.estimators.updates import Rule, adam_numbers, momentum_numbers
 from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
-from jaxbp.training.constants import Constants, Given, without_numbers
+from jaxbp.training.constants import Constants, Given, Numbers, without_numbers
 from jaxbp.training.epoch import Program, initial_state
 from jaxbp.training.metrics import Evaluation
 from jaxbp.training.records import Epoch, ask_to_end, callbacks_of
@@ -308,14 +308,16 @@ def _optimizer(estimator: Any, params: Params) -> tuple[Any, Constants]:
     if estimator.optimizer is not None:
         lifted = without_numbers(Given(estimator.optimizer), params)
         return lifted.optimizer, Constants(alpha, None, lifted.numbers)
-    if estimator.solver == "adam":
-        rule = Rule("adam")
-        numbers = adam_numbers(estimator.beta_1, estimator.beta_2, estimator.epsilon)
-    else:
-        rule = Rule("sgd", bool(estimator.nesterovs_momentum))
-        numbers = momentum_numbers(estimator.momentum)
+    rule, numbers = rule_of(estimator)
     rate = np.asarray(estimator._optimizer.learning_rate, dtype)
     return rule, Constants(alpha, rate, (tuple(np.asarray(n, dtype) for n in numbers), ()))
+
+
+def rule_of(estimator: Any) -> tuple[Rule, Numbers]:
+    """The update rule of the solver, and its numbers but for the learning rate."""
+    if estimator.solver == "adam":
+        return Rule("adam"), adam_numbers(estimator.beta_1, estimator.beta_2, estimator.epsilon)
+    return Rule("sgd", bool(estimator.nesterovs_momentum)), momentum_numbers(estimator.momentum)
 
 
 def _on_host(leaf: Any) -> Any:

@@ -55,7 +55,7 @@ def momentum(rate: Any, decay: Any, *, nesterov: bool) -> optax.GradientTransfor
     """Gradient descent with a velocity v, which is decayed by μ; η is the rate."""
 
     def init(params: Any) -> Any:
-        return optax.TraceState(jax.tree.map(np.zeros_like, params))
+        return optax.TraceState(jax.tree.map(_zeros, params))
 
     def update(grads: Any, state: Any, params: Any = None) -> Any:
         def moved(velocity: Any, grad: Any) -> Any:
@@ -87,7 +87,7 @@ def adam(
     """
 
     def init(params: Any) -> Any:
-        zeros = jax.tree.map(np.zeros_like, params)
+        zeros = jax.tree.map(_zeros, params)
         return optax.ScaleByAdamState(np.int32(0), zeros, jax.tree.map(np.copy, zeros))
 
     def update(grads: Any, state: Any, params: Any = None) -> Any:
@@ -100,3 +100,8 @@ def adam(
         return updates, optax.ScaleByAdamState(step, mean, square)
 
     return optax.GradientTransformation(init, update)
+
+
+def _zeros(leaf: Any) -> np.ndarray:
+    """Zeros like a leaf, for which no program is compiled."""
+    return np.zeros(leaf.shape, leaf.dtype)

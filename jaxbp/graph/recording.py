@@ -47,7 +47,6 @@ class Recording(NamedTuple):
     steps: tuple[Step, ...]
     arguments: int  # how many there are
     output: int  # the output's position
-    by: tuple[int, ...]  # the arguments that it is differentiated by
 
 
 class Composite(NamedTuple):
@@ -80,18 +79,12 @@ ADD = Composite("add", lambda *terms: sum(terms[1:], terms[0]))  # of more than 
 AFFINE = Composite("affine", _affine)  # W·z + b + ..., so that gW = δ·zᵀ as the lectures have it
 
 
-def record(
-    function: Callable[..., Any], values: Sequence[Array], by: Sequence[int] | None = None
-) -> Recording:
-    """Run function(*values), which returns one array, and keep every step.
-
-    by: the positions of the arguments to differentiate by; all unless given.
-    """
-    by = tuple(range(len(values))) if by is None else tuple(by)
-    recorder = _Recorder(by)
+def record(function: Callable[..., Any], values: Sequence[Array]) -> Recording:
+    """Run function(*values), which returns one array, and keep every step."""
+    recorder = _Recorder()
     arguments = [recorder.add(Step(value)) for value in values]
     (output,) = recorder.run(jax.make_jaxpr(function)(*values), arguments)
-    whole = Recording(tuple(recorder.steps), len(arguments), output, by)
+    whole = Recording(tuple(recorder.steps), len(arguments), output)
     return _pruned(_with_long_sums(_pruned(whole)))
 
 
@@ -115,17 +108,16 @@ def named(value: Array, name: str, *, adjoint: str = "") -> Array:
 class _Recorder:
     """The steps so far, and where to find those that are computed already."""
 
-    def __init__(self, by: Sequence[int]) -> None:
+    def __init__(self) -> None:
         self.steps: list[Step] = []
-        self.varies: list[bool] = []  # whether each does, with the arguments to differentiate by
-        self.by = by
+        self.varies: list[bool] = []  # whether each does, with the arguments
         self.constants: dict[Any, int] = {}  # by value
         self.computed: dict[Any, list[int]] = {}  # by primitive, operands and parameters
 
     def add(self, step: Step) -> int:
         position = len(self.steps)
         depends = any(self.varies[operand] for operand in step.operands)
-        is_argument = not step.primitive and not step.is_constant and position in self.by
+        is_argument = not step.primitive and not step.is_constant
         self.varies.append((depends or is_argument) and is_continuous(step.value))
         self.steps.append(step)
         return position

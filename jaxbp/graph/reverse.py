@@ -26,6 +26,19 @@ from jaxbp.trees import argument_names, named_leaves, positions_of
 _FROM_BITS = ("bitcast_convert_type", "convert_element_type")
 
 
+#: JAX's errors where Python asks for the value of a traced array
+_NOT_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+_ASKS = (
+    "f: asks in Python for the value of an argument (if, while, range, an index), and a graph has "
+    "no place for that: write jax.lax.cond or jnp.where, or hold the argument as it is, by "
+    "functools.partial or, for grad, by argnums"
+)
+
+
 class NoRuleError(NotImplementedError):
     """A primitive outside the table of local derivatives of which JAX has no derivative either."""
 
@@ -54,27 +67,34 @@ def trace_arguments(
     names: Sequence[str] | None = None,
     positions: Sequence[int] | None = None,
 ) -> Traced:
-    """Record f at these arguments, to be differentiated by those at positions, all unless given.
+    """Record f at these arguments, as a function of those at positions, all unless given.
 
-    Raises TypeError if f is not a function of real arrays that returns an array, ValueError if
-    there are no arguments or another number of names than of leaves.
+    The others are held as they are, as ``jax.grad`` holds them: a whole number may be an index.
+
+    Raises TypeError if f is not a function of real arrays that returns an array, or asks in Python
+    for a value of them, ValueError if there are no arguments or another number of names than of
+    leaves.
     """
     if not callable(f):
         raise TypeError(f"f: got {type(f).__name__}, expected a function")
     if not args:
         raise ValueError("args: got none, expected the arguments of f")
+    positions = range(len(args)) if positions is None else positions
+    called = argument_names(f, len(args))
     leaves: dict[str, Any] = {}
-    by: list[int] = []
-    for position, (name, arg) in enumerate(zip(argument_names(f, len(args)), args, strict=True)):
-        start = len(leaves)
-        leaves |= named_leaves(arg, name)
-        if positions is None or position in positions:
-            by += range(start, len(leaves))
-    treedef = jax.tree.structure(args)
+    for position in positions:
+        leaves |= named_leaves(args[position], called[position])
+    treedef = jax.tree.structure(tuple(args[position] for position in positions))
     values = [_as_array(name, leaf) for name, leaf in leaves.items()]
 
     def flat(*values: Array) -> Array:
-        result = f(*jax.tree.unflatten(treedef, values))
+        given = list(args)
+        for position, arg in zip(positions, jax.tree.unflatten(treedef, values), strict=True):
+            given[position] = arg
+        try:
+            result = f(*given)
+        except _NOT_CONCRETE as error:
+            raise TypeError(_ASKS) from error
         if not isinstance(result, Array | np.ndarray | np.generic | float | int):
             raise TypeError(f"f: returned {type(result).__name__}, expected one array")
         return jnp.asarray(result)
@@ -82,7 +102,7 @@ def trace_arguments(
     if names is not None and len(names) != len(leaves):
         raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one for each leaf")
     return Traced(
-        recording=record(flat, values, by),
+        recording=record(flat, values),
         names=tuple(leaves if names is None else names),
         treedef=treedef,
         float64=bool(jnp.result_type(float) == np.float64),
@@ -212,7 +232,7 @@ def differentiable(recording: Recording) -> list[bool]:
     """Whether each step varies with the real arguments, by way of real or complex numbers."""
     varying: list[bool] = []
     for position, step in enumerate(recording.steps):
-        is_argument = position in recording.by
+        is_argument = position < recording.arguments
         depends = is_argument or any(varying[operand] for operand in step.operands)
         varying.append(depends and is_continuous(step.value))
     return varying
@@ -257,6 +277,12 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
 
     def gradient(*args: Any) -> Any:
         positions = positions_of(argnums, len(args))
+        for position in positions:
+            values = map(partial(_as_array, f"args[{position}]"), jax.tree.leaves(args[position]))
+            if not all(map(is_real, values)):
+                raise TypeError(
+                    f"args[{position}]: expected only real numbers, to differentiate by"
+                )
         traced = trace_arguments(f, args, positions=positions)
         recording = traced.recording
         y = recording.steps[recording.output].value
@@ -265,14 +291,7 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
         check_steps(recording)
         found, _ = adjoints(recording, jnp.ones_like(y))
         grads = gradient_trees(traced, found)
-        for position in positions:
-            given, kept = (len(jax.tree.leaves(trees[position])) for trees in (args, grads))
-            if kept < given:
-                raise TypeError(
-                    f"args[{position}]: expected only real numbers, to differentiate by"
-                )
-        picked = tuple(grads[position] for position in positions)
-        return picked if isinstance(argnums, Sequence) else picked[0]
+        return grads if isinstance(argnums, Sequence) else grads[0]
 
     return gradient
 

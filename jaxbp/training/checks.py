@@ -224,6 +224,26 @@ def _remember(batch: Batch, question: Any) -> None:
             del _RIGHT[next(iter(_RIGHT))]
 
 
+def checked_weights(weight: Any, name: str, shape: tuple[int, int], dtype: DTypeLike) -> np.ndarray:
+    """Example weights (N, rows) of many networks, in a dtype.  Raises ValueError for others.
+
+    weight: as it came.
+    name: of the argument.
+    shape: (N, rows) that it must have.
+    dtype: of params.
+    """
+    array: np.ndarray = _as_numbers(name, weight).astype(dtype)
+    if array.shape != shape:
+        rows = shape[1]
+        raise ValueError(f"{name}: got shape {array.shape}, expected ({rows},) or {shape}")
+    wrong = ~((np.isfinite(array) & (array >= 0)).all(axis=1) & array.any(axis=1))
+    if wrong.any():
+        raise ValueError(
+            f"{name}: network {wrong.argmax()}: expected finite weights ≥ 0, not all zero"
+        )
+    return array
+
+
 def _is_short(x: Any) -> bool:
     """Whether x is whole numbers that are smaller on the device, and as exact, as they are."""
     return x.dtype.kind in "biu" and x.dtype.itemsize <= 2

@@ -49,6 +49,7 @@ class EarlyStopping:
 
     def __call__(self, epoch: Epoch) -> bool:
         """Whether training ends with this epoch."""
+        epoch = epoch._replace(state=None, key=None)  # which would take memory
         if epoch.validation is None:
             raise ValueError("on_epoch: EarlyStopping needs validation data, as validation=")
         loss = np.asarray(epoch.validation.loss)

@@ -96,7 +96,7 @@ def one_epoch(
     params: what the epoch starts from; not donated, a diverging epoch falls back to them.
     state: of the optimiser.
     batch: all N rows, on the device; example weights are relative to their mean.
-    order: (N,) int32 row numbers; None for a full batch.
+    order: (N,) int32 row numbers, or those of some rows; None for a full batch of all.
     key: of this epoch, for a random gradient; else None.
 
     The last minibatch holds the rows that are left over.  The mean loss is that of the steps, each
@@ -120,7 +120,7 @@ def one_epoch(
 
     before, carry = params, (params, state)
     if order is None or batch_size is None:
-        (params, state), loss = minibatch_step(carry, (None, 0))
+        (params, state), loss = minibatch_step(carry, (order, 0))
     elif program.kernel is not None:
         (params, state), loss = program.kernel(program, carry, batch, order)
     else:

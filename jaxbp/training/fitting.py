@@ -25,7 +25,7 @@ from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
 from jaxbp.parallel import checked_mesh, everywhere, spread
 from jaxbp.precision import mixed_precision
-from jaxbp.training.checkpoints import Checkpoints, Folder, Saved, resumed
+from jaxbp.training.checkpoints import Checkpoints
 from jaxbp.training.checks import (
     check_arguments,
     check_concrete,
@@ -62,6 +62,7 @@ from jaxbp.training.metrics import (
     evaluation_on,
 )
 from jaxbp.training.pieces import check_pieces, looked_up
+from jaxbp.training.progress import shown
 from jaxbp.training.records import (
     Epoch,
     History,
@@ -72,7 +73,8 @@ from jaxbp.training.records import (
     carrying,
     history_of,
 )
-from jaxbp.training.run import Run, check_resumed, check_state, key_of, run_of
+from jaxbp.training.run import Run, check_resumed, check_state, key_of
+from jaxbp.training.saved import Folder, Saved, resumed
 from jaxbp.trees import check_bools
 
 
@@ -99,6 +101,7 @@ def fit(
     mesh: Mesh | None = None,
     diagnostics: bool = False,
     on_epoch: OnEpoch = None,
+    progress: bool = False,
     check: bool = True,
 ) -> tuple[Params, History]:
     """Train by (stochastic) gradient descent (Bishop 2006, section 5.2.4) -> (params, History).
@@ -149,6 +152,7 @@ def fit(
         spread over the batch, with the last step's update.
     on_epoch: a function, or a list of them, called with an ``Epoch`` after each.  If one returns
         True, training ends there; else they return False or nothing.
+    progress: whether a bar is shown, in a terminal or a notebook, by rich; False unless given.
     check: whether a head, an activation or a gradient that is not of this package is compared with
         ``jax.grad`` before training (see ``jaxbp.training.pieces``), True unless given.  A gradient
         that draws at random is not compared, and shapes and dtypes are checked in any case.
@@ -169,13 +173,13 @@ def fit(
     >>> print(f"{params[0].weight.item():.2f} {params[0].bias.item():.2f}")
     3.00 1.00
     """
-    check_bools(diagnostics=diagnostics, check=check, keep_best=keep_best)
+    check_bools(diagnostics=diagnostics, progress=progress, check=check, keep_best=keep_best)
     check_concrete(key=key, params=params, batch=batch, validation=validation, resume=resume)
     check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
     if keep_best and validation is None:
         raise ValueError("keep_best: got True, and no validation data by which an epoch is best")
     checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume)
-    saved, run = resumed(resume, checkpoints, optimizer)
+    saved, run = resumed(resume, optimizer, begins=checkpoints is not None and checkpoints.begins)
     if saved is not None:
         check_inputs(saved.folder, saved.inputs, network_of(model))
     if run is not None:
@@ -235,6 +239,7 @@ def fit(
         callbacks,
         checkpoints,
         random=random,
+        progress=progress,
         keep_best=keep_best,
     )
 
@@ -301,6 +306,7 @@ def _trained(
     checkpoints: Checkpoints | None,
     *,
     random: bool,
+    progress: bool,
     keep_best: bool,
 ) -> tuple[Params, History]:
     """Train for some epochs, by arguments of ``fit`` that are checked already.
@@ -314,6 +320,7 @@ def _trained(
     callbacks: those of on_epoch.
     checkpoints: to write, or None.
     random: whether the gradient is given a key.
+    progress: as for ``fit``.
     keep_best: as for ``fit``.
     """
     model, precision = with_l2(program.model, constants.l2), program.precision
@@ -322,7 +329,7 @@ def _trained(
     record = list(known)
     unknown = done - len(record)  # epochs before the first of the record
     before = params  # what the last epoch started from
-    stopping = stopping_in(callbacks)
+    stopping, key_data = stopping_in(callbacks), np.asarray(jax.random.key_data(key))
 
     def history() -> History:
         layers = len(params) if program.diagnostics else None
@@ -333,6 +340,7 @@ def _trained(
         evaluated = evaluation_on(model, params, validation, precision)
     with (
         carrying(lambda: (unknown + len(record) + 1, params, history()), done),
+        shown(progress, done, epochs) as show,
         memory_shortage_named(
             params,
             jax.eval_shape(optimizer.init, params),
@@ -343,7 +351,7 @@ def _trained(
         if state is None:
             state = initial_state(program.optimizer)(params, constants)
         else:
-            state = jax.tree.map(jnp.copy, state)  # it will be donated
+            state = _copied(state)  # it will be donated
         wait_for(state)
         blocks = _Blocks(
             batch=batch,
@@ -375,15 +383,23 @@ def _trained(
                     check_finite(params)
                 raise NonFiniteLossError(unknown + len(record) + 1, params, history())
             epoch = record[-1]._replace(params=params, state=state, key=key)
+            show(epoch.number, epoch.training_loss, epoch.validation)
             asked = ask_to_end(callbacks, epoch)
             if checkpoints is not None:
-                checkpoints.after(epoch.run, record, None if stopping is None else stopping.best)
+                run = Run(params, _copied(state), epoch.number, key_data)
+                checkpoints.after(run, record, None if stopping is None else stopping.best)
             if asked:
                 break
-    run = run_of(params, state, unknown + len(record), key)
+    run = Run(params, state, unknown + len(record), key_data)
     if keep_best and stopping is not None:
         params = stopping.best.params
     return params, history()._replace(run=run)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    """A copy of a tree's arrays, in one program."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _outputs_kept(program: Program, model: MLP, params: Params, batch: Batch) -> Any:

@@ -1,20 +1,13 @@
 """Training of many networks at once, each with its own seed, learning rate and L2: ``fit_many``.
 
 Steps of small networks leave most of a machine idle.  So the networks are dealt into groups, one a
-device (on a CPU that is a single device: one a core), which train side by side.  Within a group a
-CPU takes one network after another (``jax.lax.map``), because batched products gain nothing there,
-except when they are tiny; an accelerator takes them together (``jax.vmap``), as it needs the width.
-``python -m benchmarks.scaling`` measures these ways against one another.
+device (on a CPU that is a single device: one a core), which train side by side: ``dealing``.  What
+a group's program does is in ``networks``.
 """
 
-import os
-import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -27,37 +20,43 @@ from jax.sharding import SingleDeviceSharding
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
-from jaxbp.initialisation import draw, schemes_of
+from jaxbp.initialisation import schemes_of
 from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.precision import mixed_precision
-from jaxbp.reprs import short
 from jaxbp.training.checks import (
     check_arguments,
     check_concrete,
     check_full_batch,
     checked_data,
+    checked_weights,
     dtype_of,
     on_one_device,
 )
-from jaxbp.training.constants import Constants, MakeOptimizer, Optimizer, without_numbers
-from jaxbp.training.device import epochs_at_once, wait_for, without_a_mesh
-from jaxbp.training.epoch import (
-    Program,
-    drawn_rows,
-    draws_on_device,
-    epoch_key,
-    initial_params,
-    is_random,
-    mapped,
-    one_epoch,
-    repeated,
-    shapes_of,
-    shuffled_rows,
+from jaxbp.training.constants import MakeOptimizer, without_numbers
+from jaxbp.training.dealing import (
+    Dealt,
+    Group,
+    epochs_on_accelerator,
+    epochs_on_host,
+    orders_by_group,
+    workers,
 )
+from jaxbp.training.device import wait_for, without_a_mesh
+from jaxbp.training.epoch import Program, draws_on_device, initial_params, is_random, shapes_of
 from jaxbp.training.kernel_choice import with_kernel
-from jaxbp.training.metrics import Evaluation, compiled_objective, loss_and_metric
-from jaxbp.training.pieces import check_pieces, looked_up
+from jaxbp.training.metrics import Evaluation, compiled_objective
+from jaxbp.training.networks import (
+    Networks,
+    Start,
+    block_of_epochs,
+    own_weights,
+    resumed,
+    started,
+    weighted,
+)
+from jaxbp.training.pieces import are_the_packages, check_pieces
+from jaxbp.training.progress import shown
 from jaxbp.training.records import (
     Epoch,
     History,
@@ -67,19 +66,10 @@ from jaxbp.training.records import (
     carrying,
     history_of,
 )
-from jaxbp.training.same_program import compiled_ahead, compiled_for_each
-from jaxbp.trees import check_bools
+from jaxbp.training.run import Run, check_like, check_resumed, epochs_done, key_of, run_of
+from jaxbp.trees import check_bools, shaped
 
-
-class Best(NamedTuple):
-    """The network that ``best_of`` picked."""
-
-    n: int  # its number among those that were trained, from 0
-    params: Params
-    history: History  # each field (epochs,), as fit's
-
-    def __repr__(self) -> str:
-        return short(self)
+_BLOCK = 64  # epochs of one call at most
 
 
 @without_a_mesh
@@ -87,18 +77,21 @@ def fit_many(
     model: MLP,
     batch: Batch,
     *,
-    keys: Array,
+    keys: Array | None = None,
     learning_rate: ArrayLike | Sequence[float],
     l2: ArrayLike | Sequence[float] | None = None,
     optimizer: MakeOptimizer = optax.sgd,
     epochs: int,
     batch_size: int | None,
+    rows: ArrayLike | None = None,
+    resume: Run | None = None,
     validation: Batch | None = None,
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
     precision: str | None = None,
     kernel: str = "auto",
     on_epoch: OnEpoch = None,
+    progress: bool = False,
     check: bool = True,
 ) -> tuple[Params, History]:
     """Train N networks in one call -> (params, History), with N in front of every shape.
@@ -108,20 +101,27 @@ def fit_many(
     before the epoch that broke, whose loss is finite; from there on its record is NaN.
 
     model: the description that all networks share.
-    batch: the rows to train on; example weights count relative to their mean.
+    batch: the rows to train on; example weights, (rows,) for all or (N, rows) with those of each
+        network, count relative to their mean.  Rows of weight 0 are held out.
     keys: (N,), as ``jax.random.split(key, N)`` gives them; an accelerator draws other orders of
-        the rows from them than a CPU, as for ``fit``.
+        the rows from them than a CPU, as for ``fit``.  A run that is resumed has its own.
     learning_rate: one number for all networks, or (N,).
     l2: one number for all, or (N,); the model's unless given.
     optimizer: makes an optax optimiser of a learning rate, ``optax.sgd`` unless given, such as
         ``lambda rate: optax.sgd(rate, momentum=0.9)``.
-    epochs: passes over the rows, at least 1.
+    epochs: passes over the rows, at least 1, those of a run that is resumed included.
     batch_size: rows a step; None: all.
-    validation: rows to evaluate after each epoch; none unless given.
+    rows: (N, R) numbers of the rows that each network trains on; all unless given.  Network n is
+        then the one that ``fit`` trains on these alone, and none costs time that is held out.
+    resume: the ``Run`` to go on with, ``history.run`` or an epoch's ``run``, for the same data and
+        arguments, as for ``fit``; a network that had diverged is trained no further.
+    validation: rows to evaluate after each epoch; none unless given.  Their weights may be
+        (N, rows), too: 1 for the rows that a network has not seen, and 0 for the others.
     gradient: as for ``fit``.
     compute_dtype, precision, kernel: as for ``fit``.
     on_epoch: a function, or a list of them, called after each epoch with an ``Epoch`` of all
         networks, each field (N,).  If one returns True, training ends there.
+    progress: as for ``fit``; the losses beside the bar are the networks' medians.
     check: as for ``fit``.
 
     A UserWarning says so where two networks have equal keys and settings, and so are one.
@@ -129,7 +129,7 @@ def fit_many(
     TrainingInterrupt for Ctrl-C; on an accelerator, where up to 64 epochs are one program, its
     parameters may be up to 64 epochs later than its history.
 
-    >>> from jaxbp import activations, heads
+    >>> from jaxbp import activations, best_of, heads
     >>> model = MLP((1, 4, 1), activations.tanh, heads.linear_half_squared_error)
     >>> x = jnp.linspace(-1, 1, 16)[:, None]
     >>> keys = jax.random.split(jax.random.key(0), 3)
@@ -140,13 +140,17 @@ def fit_many(
     >>> best_of(params, history).n
     1
     """
-    check_bools(check=check)
-    check_concrete(keys=keys, batch=batch, validation=validation)
+    check_bools(progress=progress, check=check)
+    check_concrete(keys=keys, batch=batch, validation=validation, resume=resume)
+    if resume is not None:
+        check_resumed(resume, None, epochs)
+        keys = key_of(resume, keys, "keys")
     batch, validation = on_one_device({"batch": batch, "validation": validation})
     callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
+    assert keys is not None
     rates = _one_each("learning_rate", learning_rate, count)
     penalties = _one_each("l2", model.l2 if l2 is None else l2, count)
-    _warn_of_equals(keys, rates, penalties)
+    _warn_of_equals(keys, rates, penalties, own_weights(batch), rows)
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     first = optimizer(rates[0])
@@ -156,14 +160,21 @@ def fit_many(
     shapes = shapes_of(model, dtype)
     lifted = without_numbers(optimizer, shapes, rated=True)
     check_full_batch(lifted.state, batch_size)
-    batch, validation = checked_data(model, shapes, batch, validation)
-    batch_size = batch_size and min(batch_size, len(batch.x))
+    if resume is not None:
+        check_like(resume, *_stacked((shapes, lifted.state), count))
+    batch, validation = _checked_data(model, shapes, batch, validation, count)
+    own_rows = None if rows is None else _checked_rows(rows, count, len(batch.x))
+    if own_rows is not None:
+        batch = _relative_to_own(batch, own_rows)
+    visited = len(batch.x) if own_rows is None else own_rows.shape[1]
+    batch_size = batch_size and min(batch_size, visited)
     seeds = np.asarray(jax.random.key_data(keys))  # on the host, which deals without a program
     penalised = l2 is not None or model.l2 != 0
-    each = seeds, rates.astype(dtype), penalties.astype(dtype) if penalised else None
+    by_device = own_rows if batch_size is None or draws_on_device() else None
+    each = seeds, rates.astype(dtype), penalties.astype(dtype) if penalised else None, by_device
     bare = model._replace(l2=0.0)
     program = Program(bare, lifted.optimizer, mixed, batch_size, precision=precision)
-    start = _Start(
+    start = Start(
         sizes=model.sizes,
         schemes=schemes_of(model),
         dtype=jnp.dtype(dtype),
@@ -171,25 +182,27 @@ def fit_many(
         key=jax.random.key_impl(keys),
         keeps_keys=random or draws_on_device(),
     )
-    work = _Work(start, _Dealt(count, _workers()[:count]), each, lifted.numbers, batch, validation)
-    if check:
-        key = keys[0]
-        params = partial(initial_params, key, model, dtype=dtype)
-        own = model, params, batch, batch_size, gradient
-        check_pieces(*own, key if random else None, dtype)
+    dealt = Dealt(count, workers()[:count])
+    work = _Work(start, resume, keys, dealt, each, own_rows, lifted.numbers, batch, validation)
+    if check and not are_the_packages(model, gradient):
+        own = model, lambda: initial_params(keys[0], model, dtype=dtype), _of_network(work, 0)
+        check_pieces(*own, batch_size, gradient, keys[0] if random else None, dtype)
     at_once = count
     if jax.default_backend() != "cpu":  # devices with a memory of their own
         at_once = -(-count // len(work.dealt.devices))
     with memory_shortage_named(shapes, lifted.state, networks=at_once):
-        return _trained(program, first, work, epochs, kernel, callbacks)
+        return _trained(program, first, work, epochs, kernel, callbacks, progress=progress)
 
 
 class _Work(NamedTuple):
     """All that is to be trained, dealt to no device yet."""
 
-    start: "_Start"
-    dealt: "_Dealt"
-    each: Any  # seeds, learning rates and l2, (N, ...), by the host
+    start: Start
+    run: Run | None  # to go on with
+    keys: Array  # (N,)
+    dealt: Dealt
+    each: Any  # seeds, learning rates, l2 and rows that the device draws from, (N, ...)
+    rows: np.ndarray | None  # (N, R) numbers of those that each network trains on; None: all
     numbers: Any  # of the optimiser, which all networks share
     batch: Batch
     validation: Batch | None
@@ -202,16 +215,19 @@ def _trained(
     epochs: int,
     kernel: str,
     callbacks: tuple[Callable[[Epoch], Any], ...],
+    *,
+    progress: bool,
 ) -> tuple[Params, History]:
     """Train for some epochs, by arguments of ``fit_many`` that are checked already.
 
     program: without a kernel; kernel says which to take.
     optimizer: optax's, of the first learning rate.
     work: networks and data.
-    epochs, kernel: as for ``fit``.
+    epochs, kernel, progress: as for ``fit``.
     callbacks: those of on_epoch.
     """
-    _, dealt, each, numbers, batch, validation = work
+    _, run, keys, dealt, each, rows, numbers, batch, validation = work
+    done = 0 if run is None else epochs_done(run)
     record: list[Epoch] = []
 
     def history() -> History:
@@ -220,12 +236,14 @@ def _trained(
 
     def so_far() -> tuple[int, Params, History]:  # on the host: after Ctrl-C the cores are busy
         params = dealt.gather([group.networks.params for group in groups])
-        return len(record) + 1, params, history()
+        return done + len(record) + 1, params, history()
 
-    started = [_networks(work.start)(*own, numbers) for own in dealt.deal(each)]
+    dealt_batches = dealt.deal_batch(batch), dealt.deal_batch(validation)
     groups = [
-        _Group(*jax.device_put((own, numbers, batch, validation), SingleDeviceSharding(device)))
-        for own, device in zip(started, dealt.devices, strict=True)
+        Group(*jax.device_put((own, numbers, *batches), SingleDeviceSharding(device)))
+        for own, *batches, device in zip(
+            _dealt_networks(work), *dealt_batches, dealt.devices, strict=True
+        )
     ]
     wait_for(groups)
     block = 1 if callbacks else _BLOCK
@@ -233,30 +251,48 @@ def _trained(
         kernel,
         program,
         optimizer,
-        _block_of_epochs,
+        block_of_epochs,
         (*groups[0], None, np.int32(1), np.int32(1)),
-        networks=len(started[0].finite),
+        networks=len(groups[0].networks.finite),
         block=block,
     )
     if draws_on_device():
-        all_epochs = _epochs_on_accelerator(program, groups, epochs, block)
+        all_epochs = epochs_on_accelerator(program, groups, done, epochs, block)
     else:
         orders = None
         if program.batch_size is not None:
             block = max(1, min(block, 2**22 // (dealt.total * len(batch.x))))  # 16 MiB, or one
-            orders = partial(_orders, dealt, each[0].tolist(), len(batch.x), block)
-        all_epochs = _epochs_on_host(program, groups, orders, epochs, block)
-    with carrying(so_far):
+            visited = len(batch.x) if rows is None else rows
+            orders = partial(orders_by_group, dealt, each[0].tolist(), visited, block)
+        all_epochs = epochs_on_host(program, groups, orders, done, epochs, block)
+    with carrying(so_far, done), shown(progress, done, epochs) as show:
         for groups, outcomes in all_epochs:
             loss, validated = dealt.gather(outcomes)
-            record.append(Epoch(len(record) + 1, (), loss, validated and Evaluation(*validated)))
-            if callbacks and ask_to_end(
-                callbacks, record[-1]._replace(params=_params(dealt, groups))
-            ):
+            number = done + len(record) + 1
+            evaluation = validated and Evaluation(*validated)
+            record.append(Epoch(number, (), loss, evaluation))
+            show(number, loss, evaluation)
+            if not callbacks:
+                continue
+            params, state = _gathered(dealt, groups, "params", "state")
+            if ask_to_end(callbacks, record[-1]._replace(params=params, state=state, key=keys)):
                 break
-    before = dealt.gather([group.networks.before for group in groups])
+    params, before, state = _gathered(dealt, groups, "params", "before", "state")
     model = program.model._replace(l2=0.0)
-    return _stepped_back(model, work, before, _params(dealt, groups), history(), program.precision)
+    params, ended = _stepped_back(model, work, before, params, history(), program.precision)
+    diverged = np.isnan(ended.training_loss[:, -1])
+    return params, ended._replace(run=run_of(params, state, done + len(record), keys, diverged))
+
+
+def _dealt_networks(work: _Work) -> list[Networks]:
+    """The networks at the start, or those of a run, by group."""
+    start, run, keys, dealt, each, _, numbers, *_ = work
+    if run is None:
+        return [started(start)(*own, numbers) for own in dealt.deal(each)]
+    kept = keys if start.keeps_keys else None
+    networks = resumed(jax.tree.map(np.asarray, run), kept, *each[1:])
+    dealt_out: list[Networks] = dealt.deal(networks)
+    return dealt_out
 
 
 def _stepped_back(
@@ -278,11 +314,11 @@ def _stepped_back(
     The losses of an epoch are those before each update: that the last one led astray shows in the
     next epoch.
     """
-    *_, penalties = work.each
+    _, _, penalties, _ = work.each
     for n in np.flatnonzero(np.isnan(history.training_loss[:, -1])):
         of_one = model if penalties is None else model._replace(l2=float(penalties[n]))
         own = jax.tree.map(itemgetter(n), params)
-        if np.isfinite(compiled_objective(of_one, own, work.batch, precision)):
+        if np.isfinite(compiled_objective(of_one, own, _of_network(work, n), precision)):
             continue
         params = jax.tree.map(lambda after, first: after.at[n].set(first[n]), params, before)  # noqa: B023
         last = np.flatnonzero(np.isfinite(history.training_loss[n]))[-1:]
@@ -292,306 +328,66 @@ def _stepped_back(
     return params, history
 
 
-def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
-    """The best of N networks -> (n, params, history), the latter two without N in front.
+def _gathered(dealt: Dealt, groups: list[Group], *fields: str) -> list[Any]:
+    """Fields of all N networks, as JAX's arrays."""
+    trees = [dealt.gather([getattr(group.networks, of) for group in groups]) for of in fields]
+    return jax.tree.map(jnp.asarray, trees)  # type: ignore[no-any-return]
 
-    by: "validation_loss" or "training_loss", the smallest after the last epoch, or "metric", the
-    largest; without it the validation loss, or the training loss where nothing was validated.
-    A network that diverged is not chosen.  Raises ValueError for a measure that history does not
-    hold, and where every network diverged.
+
+def _of_network(work: _Work, n: Any) -> Batch:
+    """The rows that network n trains on, with its weights."""
+    own, batch = own_weights(work.batch), work.batch
+    alone: Batch = batch if own is None else weighted(batch, own[n])
+    if work.rows is not None:
+        alone = jax.tree.map(itemgetter(work.rows[n]), alone)
+    return alone
+
+
+def _relative_to_own(batch: Batch, rows: np.ndarray) -> Batch:
+    """The batch with weights, if it has some, (N, rows) relative to their mean over own rows."""
+    if batch.weight is None:
+        return batch
+    weight = np.broadcast_to(np.asarray(batch.weight), (len(rows), len(batch.x)))
+    mean = np.take_along_axis(weight, rows, axis=1).mean(axis=1, keepdims=True)
+    if not mean.all():
+        raise ValueError(f"weight: network {mean.argmin()}: all of its rows have weight 0")
+    return batch._replace(weight=weight / mean)
+
+
+def _stacked(shapes: Any, count: int) -> Any:
+    """Shapes with N in front."""
+    return jax.tree.map(lambda leaf: shaped((count, *leaf.shape), leaf.dtype), shapes)
+
+
+def _checked_data(
+    model: MLP, shapes: Params, batch: Batch, validation: Batch | None, count: int
+) -> tuple[Batch, Batch | None]:
+    """Both batches, checked, as by ``checked_data``; weights may be (N, rows).
+
+    model, shapes: of one network.
+    batch, validation: as they came.
+    count: N.
     """
-    if by is None:
-        by = "training_loss" if history.validation_loss is None else "validation_loss"
-    record = getattr(history, by, None) if by in _MEASURES else None
-    if record is None:
-        held = [name for name in _MEASURES if getattr(history, name) is not None]
-        raise ValueError(f"by: got {by!r}, expected one of {', '.join(held)}, which history holds")
-    if record.ndim != 2:
-        raise ValueError(f"history: got {by} of shape {record.shape}, expected (N, epochs)")
-    last = np.where(np.isfinite(history.training_loss[:, -1]), record[:, -1], np.nan)
-    if np.isnan(last).all():
-        raise ValueError(f"history: each of the {len(last)} networks diverged")
-    n = int(np.nanargmax(last) if by == "metric" else np.nanargmin(last))
-    return Best(n, *jax.tree.map(lambda leaf: leaf[n], (params, history)))
+    own, of_validation = own_weights(batch), own_weights(validation)
+    if own is not None:
+        batch = batch._replace(weight=None)
+    if validation is not None and of_validation is not None:
+        validation = validation._replace(weight=None)
+    batch, validation = checked_data(model, shapes, batch, validation)
+    dtype = shapes[0].weight.dtype
+    if own is not None:
+        weight = checked_weights(own, "weight", (count, len(batch.x)), dtype)
+        batch = batch._replace(weight=weight / weight.mean(axis=1, keepdims=True))
+    if validation is not None and of_validation is not None:
+        shape = count, len(validation.x)
+        weight = checked_weights(of_validation, "validation.weight", shape, dtype)
+        validation = validation._replace(weight=weight)
+    return batch, validation
 
 
-_MEASURES = ("training_loss", "validation_loss", "metric")
-
-
-class _Networks(NamedTuple):
-    """Networks in training, n in front of every shape."""
-
-    params: Params
-    before: Params  # what the last finite epoch started from
-    state: optax.OptState
-    finite: Array  # (n,) until now
-    learning_rate: Array
-    l2: Array | None  # None: 0 for all
-    key: Array | None  # None: nothing is drawn from it
-
-
-class _Group(NamedTuple):
-    """The work of one device, or one core."""
-
-    networks: _Networks
-    numbers: Any  # of the optimiser, which all networks share
-    batch: Batch
-    validation: Batch | None
-
-
-class _Dealt(NamedTuple):
-    """N networks dealt to groups of one size, one group a device.
-
-    Groups that would be smaller are filled up with the first networks once more, which cost no time
-    beside their neighbours.
-    """
-
-    total: int  # N
-    devices: list[jax.Device]
-
-    def deal(self, networks: Any) -> list[Any]:
-        """A tree of all N networks as one tree a group."""
-        groups = len(self.devices)
-        members = np.resize(np.arange(self.total), (groups, -(-self.total // groups)))
-        return [jax.tree.map(itemgetter(each), networks) for each in members]
-
-    def gather(self, groups: list[Any]) -> Any:
-        """One tree a group as a tree of all N networks, on the host where there are several."""
-        if len(groups) == 1:
-            return groups[0]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: self.total], *groups)
-
-
-def _params(dealt: _Dealt, groups: list[_Group]) -> Params:
-    gathered = dealt.gather([group.networks.params for group in groups])
-    params: Params = jax.tree.map(jnp.asarray, gathered)
-    return params
-
-
-class _Start(NamedTuple):
-    """All that the program is compiled for that draws the initial parameters."""
-
-    sizes: tuple[int, ...]
-    schemes: tuple[str, ...]  # of each layer
-    dtype: Any
-    optimizer: Optimizer
-    key: Any  # the kind of keys
-    keeps_keys: bool
-
-
-def _started(
-    start: _Start, seeds: Array, rates: Array, penalties: Array | None, numbers: Any
-) -> _Networks:
-    """Networks with initial parameters, and with the initial states of their optimisers."""
-    keys = jax.random.wrap_key_data(seeds, impl=start.key)
-    params = mapped(keys)(lambda key: draw(start.sizes, start.schemes, start.dtype, key, 0.0), keys)
-    state = jax.vmap(
-        lambda params, rate: start.optimizer(Constants(None, rate, numbers)).init(params)
-    )(params, rates)
-    finite = jnp.ones(rates.shape, bool)
-    kept = keys if start.keeps_keys else None
-    return _Networks(params, params, state, finite, rates, penalties, kept)
-
-
-_networks = compiled_for_each(_started, runs_once=True)
-
-
-def _orders(
-    dealt: _Dealt, seeds: list[list[int]], rows: int, block: int, first: int, count: int
-) -> list[np.ndarray]:
-    """The orders of some epochs, at most a block, of each network (block, n, rows), by group.
-
-    seeds are the keys' data.
-    """
-    orders = np.zeros((len(seeds), block, rows), np.int32)
-    for n, seed in enumerate(seeds):
-        for place in range(count):
-            orders[n, place] = shuffled_rows(seed, first + place, rows)
-    return [np.swapaxes(each, 0, 1) for each in dealt.deal(orders)]
-
-
-def _epochs_on_host(
-    program: Program,
-    groups: list[_Group],
-    orders_of: Callable[[int, int], Sequence[np.ndarray]] | None,
-    epochs: int,
-    block: int,
-) -> Iterator[tuple[list[_Group], list[Any]]]:
-    """Train the groups side by side on the cores -> after each epoch, the groups and their records.
-
-    It is compiled here and called in threads: a thread would compile without the caller's
-    ``jax.enable_x64`` and its like, which hold for one thread.  With blocks of more than one epoch,
-    the groups are those after the block.
-
-    orders_of: gives the orders from an epoch on, of so many, by group; None for full batches.
-    """
-
-    def orders_from(first: int, count: int) -> Sequence[np.ndarray | None]:
-        if orders_of is None or not count:
-            return [None] * len(groups)
-        return orders_of(first, count)
-
-    first, count = 1, 1
-    orders = orders_from(first, count)
-    numbers = np.int32(first), np.int32(count)
-    given = *groups[0], orders[0], *numbers
-    jitted = _block_of_epochs(looked_up(program, partial(_epochs, block=block), *given))
-    compiled = [
-        compiled_ahead(jitted, *group, order, *numbers, block=block)
-        for group, order in zip(groups, orders, strict=True)
-    ]
-
-    def run(each: Any, group: _Group, order: Any, *numbers: Any) -> tuple[_Group, Any]:
-        networks, record = each(*group, order, *numbers)
-        return group._replace(networks=networks), jax.device_get(record)  # waits
-
-    pool, seconds = ThreadPoolExecutor(len(groups)), float("inf")
-    try:
-        while count:
-            started = time.perf_counter()
-            numbers = np.int32(first), np.int32(count)
-            running = [
-                pool.submit(run, each, group, order, *numbers)
-                for each, group, order in zip(compiled, groups, orders, strict=True)
-            ]
-            upcoming = epochs_at_once(block, epochs + 1 - first - count, seconds)
-            orders = orders_from(first + count, upcoming)  # while the cores are at work
-            results = [future.result() for future in running]
-            seconds = (time.perf_counter() - started) / count
-            groups = [group for group, _ in results]
-            for place in range(count):
-                yield groups, [jax.tree.map(itemgetter(place), record) for _, record in results]
-            first, count = first + count, upcoming
-    finally:
-        pool.shutdown(wait=False)  # after Ctrl-C the cores may be busy for long
-
-
-def _epochs_on_accelerator(
-    program: Program, groups: list[_Group], epochs: int, block: int
-) -> Iterator[tuple[list[_Group], list[Any]]]:
-    """Train the groups on a device each -> after each epoch, the groups and their records.
-
-    Epochs are so short that a device would wait for the host after each: a block of them is one
-    program, and the next block is started before the records of the last are read.  With blocks of
-    more than one, the groups are those after the block.
-    """
-    started: deque[tuple[list[_Group], list[Any], int]] = deque()
-    given = *groups[0], None, np.int32(1), np.int32(1)
-    run = _block_of_epochs(looked_up(program, partial(_epochs, block=block), *given))
-
-    def finished() -> Iterator[tuple[list[_Group], list[Any]]]:
-        groups, records, count = started.popleft()
-        wait_for(records)
-        on_host = jax.device_get(records)
-        for place in range(count):
-            yield groups, jax.tree.map(itemgetter(place), on_host)
-
-    for first in range(1, epochs + 1, block):
-        count = min(block, epochs + 1 - first)
-        results = [
-            run(*group, None, np.int32(first), np.int32(count), block=block) for group in groups
-        ]
-        groups = [
-            group._replace(networks=networks)
-            for group, (networks, _) in zip(groups, results, strict=True)
-        ]
-        started.append((groups, [record for _, record in results], count))
-        if len(started) > 1:
-            yield from finished()
-    yield from finished()
-
-
-def _epochs(
-    program: Program,
-    networks: _Networks,
-    numbers: Any,
-    batch: Batch,
-    validation: Batch | None,
-    orders: Array | None,
-    first: Array,
-    count: Array,
-    *,
-    block: int,
-) -> tuple[_Networks, Any]:
-    """Count epochs of every network, at most a block -> the networks, and records (block, n).
-
-    orders: (block, n, rows); None where they are drawn on the device, and for full batches.
-    """
-    each = jnp.zeros((block, *networks.finite.shape), jax.tree.leaves(networks.params)[0].dtype)
-
-    def epoch(place: Array, networks: _Networks) -> tuple[_Networks, Any]:
-        order = None if orders is None else orders[place]
-        return _one_epoch_each(program, networks, numbers, batch, validation, order, first + place)
-
-    return repeated(epoch, networks, (each, None if validation is None else (each, each)), count)
-
-
-_block_of_epochs = compiled_for_each(_epochs, static_argnames="block")
-
-
-def _one_epoch_each(
-    program: Program,
-    networks: _Networks,
-    numbers: Any,
-    batch: Batch,
-    validation: Batch | None,
-    order: Array | None,
-    number: Array,
-) -> tuple[_Networks, Any]:
-    """An epoch of every network -> the networks, and their training loss, loss and metric."""
-
-    def train(network: _Networks, order: Array | None) -> tuple[_Networks, Any]:
-        one = program.given(Constants(network.l2, network.learning_rate, numbers))
-        key = None
-        if network.key is not None and is_random(program.gradient):
-            key = epoch_key(network.key, number)
-        *after, loss, _ = one_epoch(one, network.params, network.state, batch, order, key)
-        finite = network.finite & jnp.isfinite(loss)
-        held = (network.params, network.state, network.before)
-        after_it = (*after, network.params)
-        params, state, before = jax.tree.map(partial(jnp.where, finite), after_it, held)
-        validated = None
-        if validation is not None:
-            validated = loss_and_metric(one.model, params, validation, program.precision)
-        record = jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), (loss, validated))
-        network = network._replace(params=params, before=before, state=state, finite=finite)
-        return network, record
-
-    if order is None and program.batch_size is not None and networks.key is not None:
-        order = mapped(networks.key)(  # on the device
-            lambda key: drawn_rows(key, number, len(batch.x)), networks.key
-        )
-    if _together(program, batch):
-        return jax.vmap(train)(networks, order)
-    after: tuple[_Networks, Any] = jax.lax.map(lambda each: train(*each), (networks, order))
-    return after
-
-
-def _together(program: Program, batch: Batch) -> bool:
-    """Whether a group's networks are worth a batched product: on an accelerator, and on a CPU where
-    a step is so small that starting its products takes longer than computing them."""
-    rows = len(batch.x) if program.batch_size is None else program.batch_size
-    weights = sum(i * o for i, o in pairwise(program.model.sizes))
-    return jax.default_backend() != "cpu" or rows * weights < _SMALL
-
-
-_BLOCK = 64  # epochs of one call at most
-_SMALL = 2**17  # multiplications: 32-64-10 at batch 32 is below, 64-128-10 above
-
-
-def _workers() -> list[jax.Device]:
-    """The devices, or a CPU that is only one, once for each core."""
-    devices: list[jax.Device] = jax.local_devices()
-    if len(devices) > 1 or devices[0].platform != "cpu":
-        return devices
-    if hasattr(os, "sched_getaffinity"):
-        return devices * len(os.sched_getaffinity(0))
-    return devices * (os.cpu_count() or 1)
-
-
-def _checked_count(keys: Array) -> int:
+def _checked_count(keys: Array | None) -> int:
     dtype = getattr(keys, "dtype", int)
-    if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or keys.ndim != 1:
+    if keys is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         raise TypeError(
             f"keys: got {keys!r}, expected (N,) of them, as jax.random.split(key, N) gives"
         )
@@ -600,9 +396,23 @@ def _checked_count(keys: Array) -> int:
     return len(keys)
 
 
-def _warn_of_equals(keys: Array, *settings: np.ndarray | None) -> None:
+def _checked_rows(rows: ArrayLike, count: int, total: int) -> np.ndarray:
+    """(N, R) int32 numbers of rows, from 0 to total - 1."""
+    array = np.asarray(rows)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"rows: got {array.dtype}, expected whole numbers")
+    if array.ndim != 2 or len(array) != count or not array.size:
+        raise ValueError(f"rows: got shape {array.shape}, expected ({count}, R), as keys")
+    if array.min() < 0 or array.max() >= total:
+        raise ValueError(
+            f"rows: got {array.min()} to {array.max()}, expected numbers from 0 to {total - 1}"
+        )
+    return array.astype(np.int32)
+
+
+def _warn_of_equals(keys: Array, *settings: Any) -> None:
     """Warn where two networks have one key and the same settings, and so will be equal."""
-    given = [each for each in settings if each is not None]
+    given = [np.asarray(each) for each in settings if np.shape(each)[:1] == keys.shape]
     columns = np.column_stack([np.asarray(jax.random.key_data(keys)), *given])
     different = len(np.unique(columns, axis=0))
     if different < len(keys):

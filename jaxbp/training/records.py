@@ -14,6 +14,7 @@ from jaxbp.diagnostics.health import Health
 from jaxbp.model import Params
 from jaxbp.reprs import short
 from jaxbp.text import Table, fields, html, significant
+from jaxbp.training.curves import plotted, table_of
 from jaxbp.training.metrics import Evaluation
 from jaxbp.training.run import Run, run_of
 
@@ -30,6 +31,22 @@ class History(NamedTuple):
     def __repr__(self) -> str:
         return short(self._replace(run=None))
 
+    def to_frame(self) -> Any:
+        """A ``pandas.DataFrame``: epoch, training_loss, validation_loss, metric.
+
+        It has a row an epoch, by fit_many a row a network and epoch, and no column for what was not
+        validated.  Raises ModuleNotFoundError without pandas.
+        """
+        return table_of(self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw losses, and the metric at the right, by epoch -> matplotlib's Axes.
+
+        axes are those to draw on; a new figure's unless given.  Raises ModuleNotFoundError without
+        matplotlib.
+        """
+        return plotted(self, axes)
+
     def _repr_html_(self) -> str:
         shown = self._replace(run=None)
         return html(_table(shown) if self.training_loss.ndim == 1 else fields(shown))
@@ -44,7 +61,7 @@ class Epoch(NamedTuple):
     validation: Evaluation | None
     health: Health | None = None  # each field (L,), with diagnostics
     state: optax.OptState | None = None  # of the optimiser, while on_epoch is called
-    key: Array | None = None  # of ``fit``
+    key: Array | None = None  # of ``fit``; the keys of ``fit_many``
 
     @property
     def run(self) -> Run:
@@ -56,7 +73,10 @@ class Epoch(NamedTuple):
             raise RuntimeError(f"epoch {self.number}: it has a run while fit calls on_epoch")
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
             raise RuntimeError(f"epoch {self.number}: its run is there while on_epoch is called")
-        return run_of(self.params, jax.tree.map(jnp.copy, self.state), self.number, self.key)
+        loss = np.asarray(self.training_loss)
+        diverged = np.isnan(loss) if loss.ndim else None
+        state = jax.tree.map(jnp.copy, self.state)
+        return run_of(self.params, state, self.number, self.key, diverged)
 
     def __repr__(self) -> str:
         return short(self._replace(state=None, key=None))

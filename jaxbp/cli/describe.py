@@ -1,0 +1,152 @@
+"""``jaxbp describe``: what ``jaxbp train`` would make of a table, column by column."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from tyro.conf import arg
+
+from jaxbp.cli.options import (
+    Categorical,
+    DecimalSign,
+    Drop,
+    Encoding,
+    Header,
+    MissingCells,
+    Target,
+    TaskChoice,
+    Weights,
+)
+from jaxbp.cli.plan import HEADER
+from jaxbp.data.columns import Column, Examined, Values, fill_of, fitted
+from jaxbp.data.loading import checked_reading
+from jaxbp.data.preparation import guess_task
+from jaxbp.data.sources import RawData, read_source
+from jaxbp.text import Table, align, counted, significant
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Describe a table: the kind of each column, and what training would make of it.
+
+    DATA comes first: jaxbp describe titanic.csv --target survived
+    """
+
+    data: Annotated[
+        tyro.conf.Positional[str],
+        arg(metavar="DATA", help="the path of a table, or the name of a bundled set"),
+    ]
+    target: Target = None
+    task: TaskChoice = "auto"
+    header: Header = "auto"
+    drop: Drop = ()
+    categorical: Categorical = ()
+    missing: MissingCells = "impute"
+    weights: Weights = None
+    encoding: Encoding = None
+    decimal: DecimalSign = "auto"
+
+
+def run(options: Describe, console: Console) -> int:
+    """Carry out the command; the exit status."""
+    reading = checked_reading(
+        HEADER[options.header],
+        options.drop,
+        options.categorical,
+        options.missing,
+        options.weights,
+        options.encoding,
+        None if options.decimal == "auto" else options.decimal,
+    )
+    task = None if options.task == "auto" else options.task
+    raw = read_source(options.data, options.target, task, reading)
+    inputs = raw.inputs or tuple(_of_array(raw))
+    rows = np.arange(len(raw.target))
+    lines, count = [], 0
+    for each in inputs:
+        column = fitted(each, rows, options.missing)
+        count += 0 if each.refused else len(column.inputs)
+        lines.append(_line(column, each))
+    lines += [(_cut(name, 24), "", "", "", "0", "left out") for name in raw.dropped]
+    if options.weights is not None:
+        lines.append((_cut(options.weights, 24), "", "", "", "0", "weights of the rows"))
+    columns = ("column", "kind", "missing", "values", "inputs", "how")
+    console.print(f"{options.data}: {counted(len(rows), 'row')}, {counted(count, 'input')}")
+    console.print(_target(raw, task), soft_wrap=True)
+    for note in raw.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"\n{align(Table(columns, lines), console.width)}", soft_wrap=True)
+    refused = [each.refused for each in inputs if each.refused]
+    if refused:
+        console.print()
+    for why in refused:
+        console.print(why, soft_wrap=True)
+    return 0
+
+
+def _target(raw: RawData, task: str | None) -> str:
+    """The target and the task in a sentence, and why."""
+    reason = ""
+    if task is None:
+        task, reason = guess_task(raw)
+    name = f" {raw.target_name!r}" if raw.target_name else ""
+    if task == "classification":
+        values = raw.target if raw.cells is None else np.array(raw.cells)
+        found = len(np.unique(values)) if values.ndim == 1 else values.shape[1]
+        what = f"{found} {'classes' if values.ndim == 1 else 'columns'}"
+    else:
+        low, high = (significant(float(each), 6) for each in (raw.target.min(), raw.target.max()))
+        what = f"{low} to {high}"
+    return f"target{name}: {task}, {what}{f' ({reason})' if reason else ''}"
+
+
+def _of_array(raw: RawData) -> Iterator[Examined]:
+    """The columns of a source that is one array of numbers."""
+    assert raw.x is not None
+    for name, numbers in zip(raw.features, raw.x.T, strict=True):
+        yield Examined(Column(name), Values(numbers))
+
+
+def _line(column: Column, examined: Examined) -> tuple[str, ...]:
+    """A column's name, kind, missing cells, values, and how it becomes how many inputs."""
+    values, name = examined.values, _cut(column.name, 24)
+    missing = int(values.missing.sum())
+    gaps = str(missing) if missing else ""
+    present = values.numbers[~values.missing]
+    if examined.refused and not len(present):  # its cells could not be read
+        return name, "", "", "", "0", "refused"
+    found, counts = np.unique(present, return_counts=True)
+    if column.kind == "category":
+        common = [values.names[int(found[each])] for each in np.argsort(-counts, kind="stable")]
+        more = ", ..." if len(common) > _EXAMPLES else ""
+        what = f"{len(common)}: {', '.join(common[:_EXAMPLES])}{more}"
+    else:
+        what = f"{len(found)}: {_shown(column, found[0])} to {_shown(column, found[-1])}"
+    what = _cut(what, 28)
+    if examined.refused:
+        return name, column.kind, gaps, what, "0", "refused"
+    how = _how(column, missing) if missing or len(found) > 1 else "constant"
+    return name, column.kind, gaps, what, str(len(column.inputs)), how
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _shown(column: Column, value: float) -> str:
+    return str(np.datetime64(int(value), "D")) if column.kind == "date" else significant(value, 4)
+
+
+def _how(column: Column, missing: int) -> str:
+    if column.kind == "category":
+        return "one-hot, missing too" if "" in column.categories else "one-hot"
+    how = {"number": "", "boolean": "0 or 1", "date": "days since the first"}[column.kind]
+    parts = [how, "decimal comma" if column.decimal == "," else ""]
+    parts += [fill_of(column).removeprefix("the ") if missing else ""]
+    parts += ["missing or not" if column.indicator else ""]
+    return ", ".join(filter(None, parts))

@@ -1,0 +1,374 @@
+"""Columns: of what kind each input column of a table is, and how it becomes numbers.
+
+    kind       becomes
+    number     itself
+    boolean    0 or 1
+    date       days since the first of the training rows
+    category   an input for each category of the training rows: 1 where it is the row's, else 0
+
+A missing number, truth value or date becomes the median of the training rows; where at least 5 %
+of them miss it, a further input is 1 in rows that do.  A missing category is one of its own.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxbp.data.cells import (
+    BOOLEANS,
+    DAY_OR_MONTH_FIRST,
+    MISSING,
+    Decimal,
+    days,
+    decimals_of,
+    is_number,
+    number,
+    quoted,
+    truth,
+)
+from jaxbp.data.errors import DataError
+from jaxbp.data.tables import Table, all_numbers, distinct, is_text, texts
+from jaxbp.text import significant
+
+Kind = Literal["number", "boolean", "date", "category", "empty"]
+Missing = Literal["impute", "error"]
+
+#: the share of training rows from which that a cell is missing is an input of its own: in fewer
+#: rows than one in twenty it is too rare to learn a weight of it
+MANY_MISSING = 0.05
+MOST_CATEGORIES = 1000  # of a column: each is an input
+_FEW = 10  # categories that even the shortest table may have, however few rows there are
+
+NO_TRAINING_ROW = "of a category that no training row has"  # in words, of new rows
+
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+class Column(NamedTuple):
+    """What is remembered of an input column: how its cells become a network's inputs."""
+
+    name: str
+    kind: Kind = "number"
+    fill: float = 0.0  # what stands for a missing number: the training rows' median
+    indicator: bool = False  # whether a further input is 1 where the cell is missing
+    categories: tuple[str, ...] = ()  # those of the training rows; "" is a missing one
+    origin: float = 0.0  # a date's days are counted from here, in days since 1970
+    decimal: Decimal | None = None  # before a number's fraction; None: as Python writes it
+    missing: Missing = "impute"  # whether a missing cell is refused
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of its inputs."""
+        if self.kind == "category":
+            return tuple(f"{self.name}={category or '(missing)'}" for category in self.categories)
+        since = f" (days since {np.datetime64(int(self.origin), 'D')})"
+        own = f"{self.name}{since if self.kind == 'date' else ''}"
+        return (own, f"{self.name} is missing") if self.indicator else (own,)
+
+    @property
+    def is_scaled(self) -> tuple[bool, ...]:
+        """Which of its inputs are standardised: not those that tell by 1 what a row is."""
+        if self.kind == "category":
+            return (False,) * len(self.categories)
+        return (True, False) if self.indicator else (True,)
+
+
+class Values(NamedTuple):
+    """The cells of a column, read by its kind."""
+
+    numbers: np.ndarray  # (N,) NaN where missing; of categories their position in names, or NaN
+    names: tuple[str, ...] = ()  # of categories
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which cells are missing, (N,)."""
+        return np.isnan(self.numbers)
+
+
+class Examined(NamedTuple):
+    """What a column of a table is found to be."""
+
+    column: Column  # what is known of it before there are training rows
+    values: Values
+    refused: str = ""  # why it can be no input
+
+
+# Kinds
+
+
+def examine(
+    table: Table, position: int, *, categorical: bool = False, decimal: Decimal | None = None
+) -> Examined:
+    """Find out of what kind a column is, and read its cells.
+
+    table: that has it.
+    position: of the column.
+    categorical: whether it is to be taken for categories, whatever its cells are.
+    decimal: the sign before the fraction of its numbers; found by its cells unless given.
+
+    What cannot be read is told as ``refused``, and not raised.
+    """
+    name, column = table.names[position], table.columns[position]
+    own = Column(name, decimal=decimal)
+    if not categorical and not (decimal == "," and is_text(column)):
+        found = all_numbers(column)
+        if found is not None:
+            only = found[~np.isnan(found)]
+            kind: Kind = "boolean" if ((only == 0) | (only == 1)).all() else "number"
+            kind = kind if len(only) else "empty"
+            refused = _beyond_float32(table, position, found)
+            return Examined(own._replace(kind=kind), Values(found), refused)
+    cells, codes = distinct(column)
+    present = [cell for cell in cells if cell.lower() not in MISSING]
+    if not present:
+        return Examined(own._replace(kind="empty"), Values(np.full(len(codes), np.nan)))
+    if categorical:
+        return Examined(own._replace(kind="category"), _as_categories(cells, codes))
+    return _examine_text(table, position, own, cells, codes, decimal)
+
+
+def _examine_text(
+    table: Table,
+    position: int,
+    own: Column,
+    cells: list[str],
+    codes: np.ndarray,
+    decimal: Decimal | None,
+) -> Examined:
+    """``examine`` for a column of text by its different cells, and which of them each row has."""
+    present = [cell for cell in cells if cell.lower() not in MISSING]
+    kind, points = _kind_of(present, decimal)
+    if kind == "category":
+        counts = np.bincount(codes, minlength=len(cells))
+        is_present = np.array([cell.lower() not in MISSING for cell in cells])
+        numeric = np.array([number(cell, own.decimal) is not None for cell in cells]) & is_present
+        rows = int(counts[is_present].sum())
+        if 2 * counts[numeric].sum() > rows:  # numbers, and a cell or two that is none
+            found = _read_or_refused(table, position, own, cells, codes)
+            return found._replace(refused=f"{found.refused}; {_ways(own.name)}")
+        refused = _not_categories(table, own.name, present, rows)
+        return Examined(own._replace(kind=kind), _as_categories(cells, codes), refused)
+    if len(points) > 1:
+        cell = next(cell for cell in present if not is_number(cell))
+        refused = (
+            f"{table.source}: column {quoted(own.name)}: {quoted(cell)} may have a decimal comma "
+            "or groups of thousands: decimal=',' (--decimal ,) or decimal='.' (--decimal .) says "
+            "which"
+        )
+        return Examined(own, Values(np.full(len(codes), np.nan)), refused)
+    own = own._replace(kind=kind, decimal=points[0] if points else own.decimal)
+    return _read_or_refused(table, position, own, cells, codes)
+
+
+def _kind_of(present: list[str], decimal: Decimal | None) -> tuple[Kind, list[Decimal]]:
+    """The kind of a column by its different cells that are not missing; of numbers also how they
+    may be written."""
+    if decimal is None and all(map(is_number, present)):
+        return ("boolean" if {float(cell) for cell in present} <= {0, 1} else "number"), []
+    if decimal is not None and all(number(cell, decimal) is not None for cell in present):
+        return "number", [decimal]
+    lower = {cell.lower() for cell in present}
+    if any(lower <= {*words} for words in BOOLEANS):
+        return "boolean", []
+    if decimal is None:
+        points = decimals_of(present)
+        same = all(number(cell, ".") == number(cell, ",") for cell in present)
+        if points:
+            return "number", points[:1] if same and len(points) > 1 else points
+    if all(days(cell) is not None for cell in present):
+        return "date", []
+    return "category", []
+
+
+def _not_categories(table: Table, name: str, present: list[str], rows: int) -> str:
+    """Why text can be no categories; empty where it can."""
+    where, ways = f"{table.source}: column {quoted(name)}", _ways(name)
+    if all(map(DAY_OR_MONTH_FIRST.fullmatch, present)):
+        return (
+            f"{where}: {quoted(present[0])} may begin with the day or the month: write dates as "
+            f"2020-12-31; {ways}"
+        )
+    if len(present) > max(_FEW, rows / 2):
+        return f"{where}: text with {len(present)} different values in {rows} rows: {ways}"
+    if len(present) > MOST_CATEGORIES:
+        return f"{where}: {len(present)} categories, more than {MOST_CATEGORIES}: {ways}"
+    return ""
+
+
+def _ways(name: str) -> str:
+    """What can be done about a column that is refused, in words."""
+    return (
+        f"drop={quoted(name)} (--drop {name}) leaves it out, categorical={quoted(name)} "
+        f"(--categorical {name}) takes it for categories all the same"
+    )
+
+
+def _as_categories(cells: Sequence[str], codes: np.ndarray) -> Values:
+    """Cells as categories by name; a missing one is NaN."""
+    names = tuple(sorted(cell for cell in cells if cell.lower() not in MISSING))
+    position = {name: float(index) for index, name in enumerate(names)}
+    return Values(np.array([position.get(cell, np.nan) for cell in cells])[codes], names)
+
+
+_EXPECTED = {"number": "a number", "boolean": "true or false", "date": "a date, year first,"}
+
+
+def _read_or_refused(
+    table: Table, position: int, column: Column, cells: Sequence[str], codes: np.ndarray
+) -> Examined:
+    try:
+        return Examined(column, _read_cells(table, position, column, cells, codes))
+    except DataError as error:
+        return Examined(column, Values(np.full(len(codes), np.nan)), str(error))
+
+
+def _read_cells(
+    table: Table, position: int, column: Column, cells: Sequence[str], codes: np.ndarray
+) -> Values:
+    """Read numbers, truth values or dates.  Raises DataError that names the first cell that is
+    none, or that float32 cannot hold."""
+
+    def read(cell: str) -> float | None:
+        if cell.lower() in MISSING:
+            return np.nan
+        if column.kind == "boolean":
+            return truth(cell)
+        return days(cell) if column.kind == "date" else number(cell, column.decimal)
+
+    found = [read(cell) for cell in cells]
+    wrong = np.array([value is None for value in found])[codes]
+    if wrong.any():
+        row = int(wrong.argmax())
+        cell = quoted(cells[codes[row]])
+        raise DataError(
+            f"{table.place(row, position)}: {cell} where {_EXPECTED[column.kind]} belongs"
+        )
+    numbers = np.array(found, np.float64)[codes]
+    if refused := _beyond_float32(table, position, numbers):
+        raise DataError(refused)
+    return Values(numbers)
+
+
+def _beyond_float32(table: Table, position: int, numbers: np.ndarray) -> str:
+    beyond = np.abs(numbers) > LARGEST_FLOAT32  # a missing one is NaN, and is not
+    if not beyond.any():
+        return ""
+    row = int(beyond.argmax())
+    cell = texts(table.columns[position][row : row + 1])[0]
+    return f"{table.place(row, position)}: {cell} is not finite in float32"
+
+
+# From cells to inputs
+
+
+def fitted(examined: Examined, rows: np.ndarray, missing: Missing) -> Column:
+    """Learn from the training rows what is to be remembered of a column.
+
+    rows are the numbers of these rows; missing says whether a missing cell is refused.
+    """
+    column = examined.column._replace(missing=missing)
+    numbers = examined.values.numbers[rows]
+    present = numbers[~np.isnan(numbers)]
+    if column.kind == "category":
+        names = [examined.values.names[int(code)] for code in np.unique(present)]
+        gaps = [""] if len(present) < len(numbers) else []
+        return column._replace(categories=(*names, *gaps))
+    if not len(present):
+        return column
+    return column._replace(
+        fill=float(np.median(present)),
+        indicator=1 - len(present) / len(numbers) >= MANY_MISSING,
+        origin=float(np.floor(present.min())) if column.kind == "date" else 0.0,
+    )
+
+
+def read(table: Table, position: int, column: Column) -> Values:
+    """Read the cells of a column of new rows by what is remembered of it.  Raises DataError."""
+    cells = table.columns[position]
+    if column.kind == "category":
+        return _as_categories(*distinct(cells))
+    if not is_text(cells):
+        return Values(cells.astype(np.float64))
+    if column.kind != "date" and column.decimal != ",":
+        found = all_numbers(cells)
+        if found is not None and not _beyond_float32(table, position, found):
+            return Values(found)
+    names, codes = distinct(cells)
+    return _read_cells(table, position, column, names, codes)
+
+
+def check_complete(table: Table, position: int, values: Values) -> None:
+    """Raise DataError for the first cell of a column that is missing."""
+    if values.missing.any():
+        raise DataError(f"{table.place(int(values.missing.argmax()), position)}: missing value")
+
+
+def encode(column: Column, values: Values) -> np.ndarray:
+    """The inputs (N, I) of a column's cells.  An unknown category is 0 in all of them."""
+    missing = values.missing
+    if column.kind == "category":
+        position = {name: index for index, name in enumerate(column.categories)}
+        places = np.array([position.get(name, -1) for name in (*values.names, "")])
+        code = np.where(missing, len(values.names), values.numbers).astype(int)
+        return np.asarray(places[code][:, None] == np.arange(len(position)), np.float64)
+    numbers = np.where(missing, column.fill, values.numbers) - column.origin
+    return np.stack([numbers, missing], 1) if column.indicator else numbers[:, None]
+
+
+def told_of(column: Column, values: Values) -> list[str]:
+    """What is worth telling of new rows: missing cells that were filled, unknown categories."""
+    missing, name = int(values.missing.sum()), quoted(column.name)
+    if column.kind != "category":
+        return [f"column {name}: {missing} missing, taken for {fill_of(column)}"] if missing else []
+    known = {*column.categories}
+    names = Counter(values.names[int(code)] for code in values.numbers[~values.missing])
+    if missing:
+        names[""] = missing
+    unknown = {each: count for each, count in names.items() if each not in known}
+    if not unknown:
+        return []
+    shown = ", ".join(quoted(each) if each else "missing" for each in list(unknown)[:5])
+    more = ", ..." if len(unknown) > 5 else ""
+    rows = sum(unknown.values())
+    return [f"column {name}: {rows} {NO_TRAINING_ROW} ({shown}{more})"]
+
+
+def fill_of(column: Column) -> str:
+    """What stands for a missing cell, in words."""
+    if column.kind == "date":
+        return f"the median {np.datetime64(int(column.fill), 'D')}"
+    return f"the median {significant(column.fill, 6)}"
+
+
+def facts_of(columns: Iterable[Column], values: Iterable[Values]) -> tuple[str, ...]:
+    """A line for each column that is more than numbers: its kind, and what became of its gaps."""
+    facts = []
+    for column, each in zip(columns, values, strict=True):
+        missing = int(each.missing.sum())
+        parts = []
+        if column.kind == "category":
+            known = {name for name in column.categories if name}
+            parts.append(f"{len(known)} categories" if len(known) != 1 else "1 category")
+            present = each.numbers[~each.missing].astype(int)
+            unknown = sum(each.names[code] not in known for code in present.tolist())
+            if unknown:
+                parts.append(f"{unknown} {NO_TRAINING_ROW}: 0 in all of them")
+            if missing:
+                own = "a category of their own" if "" in column.categories else "0 in all of them"
+                parts.append(f"{missing} missing: {own}")
+        else:
+            if column.kind == "date":
+                parts.append(f"date, in days since {np.datetime64(int(column.origin), 'D')}")
+            if column.decimal == ",":
+                parts.append("numbers with a decimal comma")
+            if missing:
+                further = ", and an input that tells" if column.indicator else ""
+                parts.append(f"{missing} missing: {fill_of(column)}{further}")
+        if parts:
+            facts.append(f"{quoted(column.name)}: {'; '.join(parts)}")
+    return tuple(facts)

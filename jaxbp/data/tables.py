@@ -1,0 +1,235 @@
+"""Tables: named columns of text or numbers, from a DataFrame, a dict of arrays or a file of them.
+
+A column is a polars Series or an object array of text, whose cells may have blanks around them and
+are "" where there is none, or an array of numbers, NaN where there is none.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxbp.data.cells import INTEGER, MISSING, quoted
+from jaxbp.data.errors import DataError, reader
+
+
+class Table(NamedTuple):
+    """Named columns of equally many rows."""
+
+    source: str  # as messages name it
+    names: tuple[str, ...]  # of the columns
+    columns: Sequence[Any]  # (N,) each
+    line: Callable[[int], int] = int  # a row's number in messages: a CSV's line, else from 0
+    has_header: bool | None = None  # whether a CSV's first row names the columns; None for no CSV
+    note: str = ""  # where it is in doubt whether the first row is a header
+    hint: str = ""  # to errors, where it was guessed that it is none
+
+    def place(self, row: int, column: int) -> str:
+        """Name a cell in a message."""
+        return f"{self.source}, row {self.line(row)}, column {quoted(self.names[column])}"
+
+    def take(self, rows: np.ndarray) -> "Table":
+        """The table of some of its rows."""
+        line = self.line
+        return self._replace(
+            columns=[column[rows] for column in self.columns], line=lambda row: line(int(rows[row]))
+        )
+
+    def position(self, name: str | int) -> int:
+        """Find a column by its name, or by its position; -1 is the last."""
+        if isinstance(name, str):
+            if name in self.names:
+                return self.names.index(name)
+            if not INTEGER.fullmatch(name):
+                raise self.no_such_column(name)
+        try:
+            return range(len(self.names))[int(name)]
+        except IndexError:
+            raise self.no_such_column(name) from None
+
+    def positions(self, names: Sequence[str]) -> list[int]:
+        """Find columns by their names alone."""
+        absent = [name for name in names if name not in self.names]
+        if absent:
+            raise self.no_such_column(*absent)
+        return [self.names.index(name) for name in names]
+
+    def no_such_column(self, wanted: str | int, *others: str) -> DataError:
+        """The error of columns that are not there, with a name that is near the first."""
+        near = get_close_matches(str(wanted), self.names, n=1)
+        hint = f"; did you mean {quoted(near[0])}?" if near else ""
+        hint += f", nor {', '.join(map(quoted, others[:5]))}" if others else ""
+        hint += ", ..." if len(others) > 5 else ""
+        names = ", ".join(map(quoted, self.names[:10])) + (", ..." if len(self.names) > 10 else "")
+        note = f"; {self.note}" if self.note else ""
+        return DataError(
+            f"{self.source}: no column {quoted(wanted)}{hint} (the columns are {names}){note}"
+        )
+
+
+# Columns
+
+
+def is_text(column: Any) -> bool:
+    """Whether a column holds text, rather than numbers."""
+    return not isinstance(column, np.ndarray) or column.dtype == object
+
+
+def texts(column: Any) -> list[str]:
+    """A column's cells as text without blanks around them; a whole number has no fraction."""
+    if not isinstance(column, np.ndarray):
+        column = column.fill_null("")
+    cells = column.tolist() if isinstance(column, np.ndarray) else column.to_list()
+    return [cell.strip() if isinstance(cell, str) else _text(cell) for cell in cells]
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def distinct(column: Any) -> tuple[list[str], np.ndarray]:
+    """The different cells of a column as text, and which of them each row has, (N,)."""
+    if not isinstance(column, np.ndarray):
+        cells = column.fill_null("").str.strip_chars()
+        different = cells.unique(maintain_order=True)
+        codes = cells.replace_strict(different, np.arange(len(different)))
+        return different.to_list(), codes.to_numpy()
+    position: dict[str, int] = {}
+    found = (position.setdefault(cell, len(position)) for cell in texts(column))
+    codes = np.fromiter(found, np.int64, len(column))
+    return list(position), codes
+
+
+def all_numbers(column: Any) -> np.ndarray | None:
+    """Read a column as float64 at once, NaN where a cell is missing; None where any is no number.
+
+    What stands for a missing value in an object array, but for "nan", is no number here.
+    """
+    if isinstance(column, np.ndarray):
+        try:
+            values = column.astype(np.float64)
+        except (TypeError, ValueError):
+            return None
+        # to NumPy 1_0 is 10
+        underscore = any("_" in cell for cell in column if isinstance(cell, str))
+        return None if underscore and is_text(column) else values
+    polars = reader("polars", "a large table", "polars")
+    cast = column.cast(polars.Float64, strict=False)
+    others = column.filter(cast.is_null()).fill_null("").unique().to_list()
+    if any(cell.strip().lower() not in MISSING for cell in others):
+        return None
+    found: np.ndarray = cast.fill_null(np.nan).to_numpy()
+    return found
+
+
+# DataFrames, and files of typed columns
+
+FRAMES = {".parquet", ".feather", ".arrow", ".ipc"}
+EXCEL = {".xlsx", ".xls", ".xlsb", ".ods"}
+
+
+def is_frame(source: Any) -> bool:
+    """Whether a source is a DataFrame or a dict of arrays, rather than the name of a file."""
+    return isinstance(source, Mapping) or hasattr(type(source), "columns")
+
+
+def frame_table(source: Any, name: str = "table") -> Table:
+    """Read a DataFrame of pandas, polars or another library, or a dict of arrays.
+
+    Raises DataError for two columns of one name, and for columns of different lengths.
+    """
+    if isinstance(source, Mapping):
+        names = tuple(map(str, source))
+        columns = [_of_array(name, str(key), value) for key, value in source.items()]
+    else:
+        narwhals = reader("narwhals", "a DataFrame", "narwhals")
+        try:
+            frame = narwhals.from_native(source, eager_only=True)
+        except TypeError as error:
+            raise DataError(f"{name}: got {type(source).__name__} ({error})") from None
+        except ValueError as error:  # two columns of one name
+            raise DataError(f"{name}: {' '.join(str(error).split())}") from None
+        names = tuple(map(str, frame.columns))
+        columns = [_of_series(name, series) for series in frame.iter_columns()]
+    if not columns or not len(columns[0]):
+        raise DataError(f"{name}: no rows")
+    lengths = {len(column) for column in columns}
+    if len(lengths) > 1:
+        raise DataError(f"{name}: columns of {', '.join(map(str, sorted(lengths)))} rows")
+    if len(set(names)) < len(names):
+        raise DataError(f"{name}: two columns are called {quoted(max(names, key=names.count))}")
+    return Table(name, names, columns)
+
+
+def _of_series(source: str, series: Any) -> np.ndarray:
+    """A narwhals Series as numbers, NaN where there is none, or as text."""
+    if series.dtype.is_nested():
+        raise _no_cells(source, series.name, series.dtype)
+    if series.dtype.is_numeric():
+        whole = series.dtype.is_integer() and series.null_count() == 0
+        values: np.ndarray = series.to_numpy()
+        if values.dtype == object or not whole:
+            values = np.array([np.nan if each is None else each for each in values], np.float64)
+        return values
+    return _cells(series.to_list(), series.is_null().to_list())
+
+
+def _of_array(source: str, name: str, values: Any) -> np.ndarray:
+    """An array of a dict as numbers or as text."""
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise DataError(f"{source}, column {quoted(name)}: got shape {array.shape}, expected (N,)")
+    if array.dtype.kind in "cmSV" or np.ma.is_masked(values):
+        what = "masked values" if np.ma.is_masked(values) else array.dtype
+        raise _no_cells(source, name, what)
+    if array.dtype.kind in "iuf":
+        return array
+    if array.dtype.kind == "M":
+        return _cells(array.astype("M8[us]").tolist(), np.isnat(array))
+    missing = [
+        value is None or (isinstance(value, float) and math.isnan(value))
+        for value in array.tolist()
+    ]
+    return _cells(array.tolist(), missing)
+
+
+def _no_cells(source: str, name: str, what: Any) -> DataError:
+    kinds = "numbers, text, truth values or dates"
+    return DataError(f"{source}, column {quoted(name)}: got {what}, expected {kinds}")
+
+
+def _cells(values: Sequence[Any], missing: Sequence[bool] | np.ndarray) -> np.ndarray:
+    """Values as text: a date as ISO writes it, a missing one as an empty cell."""
+    cells = np.empty(len(values), object)
+    cells[:] = ["" if gap else _text(value) for value, gap in zip(values, missing, strict=True)]
+    return cells
+
+
+def read_frame(source: str | Path) -> Table:
+    """Read a Parquet or an Arrow (Feather) file.  Raises DataError."""
+    suffix = Path(source).suffix.lower()
+    polars = reader("polars", f"{source}: a {suffix}", "polars")
+    read = polars.read_parquet if suffix == ".parquet" else polars.read_ipc
+    try:
+        frame = read(source)
+    except Exception as error:  # polars' own, of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{source}: not a readable {suffix} ({reason})") from None
+    return frame_table(frame, str(source))
+
+
+def excel_rows(source: str | Path) -> list[tuple[int, list[str]]]:
+    """Read the first sheet of an Excel file that has cells -> line numbers and cells as text."""
+    calamine = reader("python_calamine", f"{source}: Excel", "python-calamine")
+    try:
+        book = calamine.CalamineWorkbook.from_path(str(source))
+        rows = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
+    except Exception as error:  # calamine's own, of many kinds
+        raise DataError(f"{source}: not a readable Excel file ({error})") from None
+    lines = [(line, [_text(cell).strip() for cell in row]) for line, row in enumerate(rows, 1)]
+    return [(line, row) for line, row in lines if any(row)]

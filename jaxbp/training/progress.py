@@ -1,0 +1,72 @@
+"""A progress bar for a training, by rich: in a terminal and in a notebook, and nowhere else."""
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+_WIDE = 80  # columns of text that a line with the bar needs
+
+
+def bar_of_epochs(console: Any) -> Any:
+    """rich's ``Progress`` with columns for epochs, on a console; hidden where it is no terminal.
+
+    A task's field ``live`` is the text beside the bar.
+    """
+    progress = importlib.import_module("rich.progress")
+    epoch = progress.TextColumn("epoch {task.completed}/{task.total}", markup=False)
+    live = progress.TextColumn("{task.fields[live]}", markup=False)
+    times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn(compact=True)
+    wide = epoch, progress.BarColumn(bar_width=10), live, *times
+    return progress.Progress(
+        *(wide if console.width >= _WIDE else (epoch, live)),
+        console=console,
+        disable=not (console.is_terminal or console.is_jupyter),
+    )
+
+
+@contextmanager
+def shown(progress: bool, done: int, epochs: int) -> Iterator[Callable[[int, Any, Any], None]]:
+    """Show a bar, if there is to be one -> a function of an epoch's number, its mean training loss
+    and its ``Evaluation``, or None; of many networks the medians are shown.
+
+    progress: whether to show a bar, which needs rich; without rich a UserWarning says so.
+    done: epochs before the first.
+    epochs: in all.
+    """
+    bar = _bar() if progress else None
+    if bar is None:
+        yield lambda number, loss, validation: None
+        return
+    with bar:
+        task = bar.add_task("", total=epochs, completed=done, live="compiling")
+
+        def show(number: int, loss: Any, validation: Any) -> None:
+            bar.update(task, completed=number, live=_live(loss, validation))
+
+        yield show
+
+
+def _bar() -> Any:
+    try:
+        console = importlib.import_module("rich.console").Console(stderr=True)
+    except ModuleNotFoundError:
+        warnings.warn("progress: a bar needs rich: pip install rich", stacklevel=7)
+        return None
+    return bar_of_epochs(console)
+
+
+def _live(loss: Any, validation: Any) -> str:
+    """The text beside the bar."""
+    text = f"loss {_median(loss)}"
+    if validation is not None:
+        text += f", validation {_median(validation.loss)}, metric {_median(validation.metric)}"
+    return text
+
+
+def _median(values: Any) -> str:
+    finite = np.asarray(values)[np.isfinite(values)]
+    return f"{np.median(finite):.4g}" if finite.size else "nan"
