@@ -6,7 +6,17 @@ map of the rest: what to read, what proves a gradient, and what trains with one.
 
 import sys
 
-from jaxbp import activations, curvature, data, diagnostics, graph, heads, interop, per_example
+from jaxbp import (
+    activations,
+    curvature,
+    data,
+    diagnostics,
+    graph,
+    heads,
+    interop,
+    parallel,
+    per_example,
+)
 from jaxbp.activations import with_slope
 from jaxbp.checking import (
     Comparison,
@@ -120,6 +130,7 @@ __all__ = [  # noqa: RUF022 (by door)
     "with_dropout",
     "class_weights",
     "batch_methods",
+    "parallel",
     "Epoch",
     "EarlyStopping",
     "History",

@@ -29,7 +29,12 @@ import tf32
 import jaxbp
 from jaxbp.checking.rounded_products import digits_multiplied
 
-collect_ignore = ["sharded.py", "typed_script.py"]  # programs, which tests start
+collect_ignore = [
+    "on_a_mesh.py",
+    "process.py",
+    "sharded.py",
+    "typed_script.py",
+]  # programs, which tests start
 
 jax.config.update("jax_enable_x64", False)  # if a plugin imported jax before
 

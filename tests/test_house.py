@@ -24,7 +24,7 @@ CORE = ("activations", "heads", "mlp", "gradient")
 FLOORS = [
     ({*CORE, "model", "targets", "products", "pickling", "reprs"}, {"jax"}),
     ({"trees", "text", "memory"}, {"jax", "numpy"}),
-    ({"initialisation", "per_example", "curvature", "precision"}, {"jax", "numpy"}),
+    ({"initialisation", "per_example", "curvature", "parallel", "precision"}, {"jax", "numpy"}),
     ({"checking", "graph", "data", "diagnostics"}, {"jax", "numpy"}),
     ({"training"}, {"jax", "numpy", "optax"}),
     ({"checkpoint"}, {"jax", "numpy"}),

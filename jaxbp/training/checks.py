@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
@@ -118,8 +118,11 @@ def check_finite(params: Params) -> None:
             raise ValueError(f"params: got {value} in {name}, expected finite numbers")
 
 
-def on_one_device(given: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the trees as they are or, with a UserWarning, on one device if they are on several."""
+def on_one_device(given: dict[str, Any], mesh: Mesh | None = None) -> tuple[Any, ...]:
+    """Return the trees as they are or, with a UserWarning, on one device if they are on several and
+    no mesh of devices trains."""
+    if mesh is not None:
+        return tuple(given.values())
     devices = {name: sorted(_devices(tree), key=attrgetter("id")) for name, tree in given.items()}
     every = list(dict.fromkeys(chain(*devices.values())))
     for name, those in devices.items():

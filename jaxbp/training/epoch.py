@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.diagnostics.health import Health, layer_health, sample
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import draw, schemes_of
 from jaxbp.model import MLP, Layer, Params, penalty, with_penalty
+from jaxbp.parallel import split, whole
 from jaxbp.precision import matmul_precision
 from jaxbp.training.constants import Constants, Optimizer, with_l2, with_those_taken
 from jaxbp.training.same_program import compiled_for_each
@@ -72,6 +74,7 @@ class Program(NamedTuple):
     diagnostics: bool = False  # whether the epoch ends with the health of every layer
     precision: str | None = None  # of products, by JAX's name; None: the caller's
     kernel: Any = None  # a OneKernel takes the minibatches; None: a compiled scan does
+    mesh: Mesh | None = None  # of the devices that a step is split over; None: there is one
 
     def given(self, constants: Constants) -> "Program":
         """The program with these numbers, which may be under trace."""
@@ -103,9 +106,11 @@ def one_epoch(
 
     def minibatch_step(carry: Carry, minibatch: Any) -> tuple[Carry, Array]:
         rows, number = minibatch
+        gradient = program.gradient
+        if program.mesh is not None:
+            rows, gradient = whole(rows, program.mesh), split(gradient, program.mesh)
         examples = batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
         examples = in_dtype_of(params, examples)
-        gradient = program.gradient
         if key is not None:
             gradient = partial(gradient, key=jax.random.fold_in(key, number))
         if batch.weight is not None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxbp.diagnostics.health import Health
@@ -22,6 +23,7 @@ from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.initialisation import check_key
 from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
+from jaxbp.parallel import checked_mesh, everywhere, spread
 from jaxbp.precision import mixed_precision
 from jaxbp.training.checkpoints import Checkpoints
 from jaxbp.training.checks import (
@@ -96,6 +98,7 @@ def fit(
     compute_dtype: DTypeLike | None = None,
     precision: str | None = None,
     kernel: str = "auto",
+    mesh: Mesh | None = None,
     diagnostics: bool = False,
     on_epoch: OnEpoch = None,
     progress: bool = False,
@@ -141,6 +144,10 @@ def fit(
         to be possible and faster (see ``jaxbp.training.one_kernel``), else XLA's programs, with
         equal results up to rounding.  "xla": never one kernel; "fused": nothing else; "interpret":
         the kernel by Pallas's interpreter, slowly, on any device.
+    mesh: of the devices that train together, as ``jax.make_mesh((d, m), ("data", "model"))`` makes
+        one: each minibatch's rows are split over "data", the layers over "model" (see
+        ``jaxbp.parallel``), with equal results up to rounding; arrays that lie on it stay.  One
+        device unless given.
     diagnostics: whether each epoch ends with the health of every layer, measured on up to 256 rows
         spread over the batch, with the last step's update.
     on_epoch: a function, or a list of them, called with an ``Epoch`` after each.  If one returns
@@ -181,8 +188,9 @@ def fit(
     check_key(key)
     assert key is not None
     state = None if run is None else run.state
+    mesh = None if mesh is None else checked_mesh(mesh)
     batch, params, state, validation = on_one_device(
-        {"batch": batch, "params": params, "resume": state, "validation": validation}
+        {"batch": batch, "params": params, "resume": state, "validation": validation}, mesh
     )
     callbacks, random = callbacks_of(on_epoch), is_random(gradient)
     if validation is not None and (keep_best or checkpoints) and not stopping_in(callbacks):
@@ -202,7 +210,7 @@ def fit(
     batch, validation = checked_data(model, params, batch, validation)
     batch_size = batch_size and min(batch_size, len(batch.x))
     bare, l2 = without_l2(model, params)
-    program = Program(bare, lifted.optimizer, mixed, batch_size, diagnostics, precision)
+    program = Program(bare, lifted.optimizer, mixed, batch_size, diagnostics, precision, mesh=mesh)
     constants = Constants(l2, None, lifted.numbers)
     if validation is not None:
         check_metric(model, params, validation, precision)
@@ -210,6 +218,9 @@ def fit(
     if check:
         own = model, params, batch, batch_size, gradient
         check_pieces(*own, drawn_with, params[0].weight.dtype)
+    params, state, batch, validation, key = _spread(
+        program, constants, params, state, batch, validation, key
+    )
     start = _Start(params, state, 0 if run is None else run.epochs)
     if saved is not None or checkpoints is not None:
         data = batch, validation, params, drawn_with
@@ -231,6 +242,19 @@ def fit(
         progress=progress,
         keep_best=keep_best,
     )
+
+
+def _spread(
+    program: Program, constants: Constants, params: Params, state: Any, *rest: Any
+) -> tuple[Any, ...]:
+    """Parameters, state, and whatever else there is, on the devices of the program's mesh; as they
+    are without one."""
+    if program.mesh is None:
+        return params, state, *rest
+    if state is None:
+        state = initial_state(program.optimizer)(params, constants)
+    params, rest = spread(program.model, program.mesh, params, (state, *rest))
+    return params, *rest
 
 
 def _going_on(
@@ -423,7 +447,7 @@ class _Blocks:
         count = epochs_at_once(block, self._left(first), seconds)
         orders = self._orders(program, first, count)
         while count:
-            numbers = jax.device_put((np.int32(first), np.int32(count)))
+            numbers = everywhere((np.int32(first), np.int32(count)), program.mesh)
             key = self.key if self.random else None
             given = (params, state, before, self.batch, orders, *numbers, key, self.constants)
             is_first = first == self.done + 1
@@ -452,7 +476,9 @@ class _Blocks:
     def _orders(self, program: Program, first: int, count: int) -> Array | None:
         if program.batch_size is None or not count:
             return None
-        return orders_of(self.key, len(self.batch.x), first, count, self.at_most)
+        orders = orders_of(self.key, len(self.batch.x), first, count, self.at_most)
+        on_all: Array = everywhere(orders, program.mesh)
+        return on_all
 
 
 def _most_epochs(rows: int, params: Params) -> int:

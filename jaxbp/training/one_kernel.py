@@ -138,6 +138,7 @@ def obstacle(program: Program, dtype: Any) -> str | None:
     mixed = getattr(gradient, "__wrapped__", None) is backprop
     its_own = "compute_dtype is set" if mixed else f"gradient is {gradient}, not jaxbp.backprop"
     obstacles = (
+        (program.mesh is not None, "several devices train together"),
         (program.batch_size is None, "a full batch is a single step"),
         (program.diagnostics, "diagnostics take the last step of an epoch apart"),
         (gradient is not backprop, its_own),

@@ -1,0 +1,170 @@
+"""Several devices: how a network and its minibatches are laid out over a mesh.
+
+A mesh may have two axes: over "data" the rows of every minibatch are split, over "model" the units
+of every other layer.  Two layers in a row then need one sum over the devices, an all-reduce:
+
+    layer     weight (O, I)          forward                        backward
+    first     its rows, by units     some units, from all inputs    Wᵀδ is summed over the devices
+    second    its columns            W z is summed                  Wᵀδ of some units, from all δ
+
+The last layer is always a second one, so that every device has the logits whole.  After Shoeybi et
+al. (2019), section 3.  Sums over "data" are those of the gradient: each device adds up its rows.
+
+``layout`` says so array by array, and XLA's partitioner makes the program of one device of that of
+all (Xu et al. 2021): forward and backward pass are the same lines as on one device.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxbp.gradient import Batch, Gradient
+from jaxbp.model import MLP, Layer, Params, units_of
+from jaxbp.text import Table, align
+
+AXES = ("data", "model")
+
+
+def layout(model: MLP, mesh: Mesh) -> tuple[Any, ...]:
+    """How each array of the parameters lies over a mesh: a ``Layer`` of shardings for each layer.
+
+    Layers whose common width is no multiple of the axis "model" are whole on every device, as all
+    are without that axis.  Raises TypeError and ValueError for what is no such mesh.
+
+    >>> from jaxbp import activations, heads
+    >>> model = MLP((4, 8, 3), activations.relu, heads.softmax_cross_entropy)
+    >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    >>> [layer.weight.is_fully_replicated for layer in layout(model, mesh)]
+    [True, True]
+    """
+    found, mesh = [], checked_mesh(mesh)
+    for number in range(len(units_of(model))):
+        inputs, units = model.sizes[number : number + 2]
+        if (len(model.sizes) - number) % 2:  # the first of two
+            axis = _model_axis(mesh, units)
+            shardings: Any = _sharding(mesh, axis, None), _sharding(mesh, axis)
+        else:
+            axis = _model_axis(mesh, inputs)
+            shardings = _sharding(mesh, None, axis), _sharding(mesh)
+        found.append(Layer(*shardings))
+    return tuple(found)
+
+
+def describe(model: MLP, mesh: Mesh) -> str:
+    """The layout as a table: of every array, what is split, and the part of it on each device.
+
+    ``jax.debug.visualize_sharding(shape, sharding)`` draws one of them.
+
+    >>> from jaxbp import activations, heads
+    >>> model = MLP((4, 8, 3), activations.relu, heads.softmax_cross_entropy)
+    >>> print(describe(model, jax.sharding.Mesh(jax.devices()[:1], ("data",))))
+    layer  array   shape  split  on each device
+        1  weight  8×4    no     8×4
+        1  bias    8      no     8
+        2  weight  3×8    no     3×8
+        2  bias    3      no     3
+    """
+    rows = []
+    for number, layer in enumerate(layout(model, mesh), 1):
+        inputs, units = model.sizes[number - 1 : number + 1]
+        for name, shape, sharding in zip(
+            Layer._fields, ((units, inputs), (units,)), layer, strict=True
+        ):
+            axes = [axis for axis, over in zip(("units", "inputs"), sharding.spec) if over]  # noqa: B905
+            sizes = ["×".join(map(str, each)) for each in (shape, sharding.shard_shape(shape))]
+            rows.append((str(number), name, sizes[0], "".join(axes) or "no", sizes[1]))
+    return align(Table(("layer", "array", "shape", "split", "on each device"), rows))
+
+
+def split(gradient: Gradient, mesh: Mesh) -> Gradient:
+    """The gradient, under trace, with the minibatch's rows split over "data", and laid out as the
+    parameters are."""
+    rows = _sharding(mesh, "data" if "data" in mesh.axis_names else None)
+
+    def of_parts(
+        model: MLP, params: Params, batch: Batch, **keywords: Array
+    ) -> tuple[Array, Params]:
+        batch = jax.tree.map(lambda leaf: _laid(leaf, rows), batch)
+        loss, grads = gradient(model, params, batch, **keywords)
+        return loss, _laid(grads, layout(model, mesh))
+
+    return of_parts
+
+
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays, under trace, each whole on every device of a mesh."""
+    return _laid(tree, _sharding(mesh))
+
+
+def spread(model: MLP, mesh: Mesh, params: Params, rest: Any) -> tuple[Params, Any]:
+    """The parameters as ``layout`` has them, and a tree of other arrays on all devices.
+
+    Of the rest, what has the shape of params, as a moment of Adam, lies as they do; what is split
+    over axes of the mesh already stays so; all else is whole on every device.
+    """
+    laid_out, on_all = layout(model, mesh), _sharding(mesh)
+    shapes = jax.tree.map(jax.numpy.shape, params)
+
+    def is_like_params(node: Any) -> bool:
+        return isinstance(node, tuple) and jax.tree.map(jax.numpy.shape, node) == shapes
+
+    def placed(node: Any) -> Any:
+        if is_like_params(node):
+            return jax.tree.map(put, node, laid_out)
+        axes = tuple(getattr(getattr(node, "sharding", None), "spec", ()))
+        lies_here = {*axes} <= {*mesh.axis_names, None}
+        return put(node, _sharding(mesh, *axes) if lies_here else on_all)
+
+    rest = jax.tree.map(placed, rest, is_leaf=is_like_params)
+    return jax.tree.map(put, params, laid_out), rest
+
+
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """A tree of the host's arrays on every device of a mesh; on the default one without a mesh."""
+    if mesh is None:
+        return jax.device_put(tree)
+    return jax.tree.map(lambda leaf: put(leaf, _sharding(mesh)), tree)
+
+
+def put(leaf: Any, sharding: NamedSharding) -> Array:
+    """An array as it is to lie; on devices of other processes too, which hold the same numbers."""
+    array: Array
+    if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
+        array = jax.device_put(leaf, sharding)
+    elif jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        numbers = put(jax.random.key_data(leaf), sharding)
+        array = jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+    else:
+        here = np.asarray(leaf)
+        array = jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
+    return array
+
+
+def checked_mesh(mesh: Any) -> Mesh:
+    """The mesh with axes of XLA's own choice (``AxisType.Auto``), as ``split`` needs them.
+
+    Raises TypeError for what is no mesh of devices, and ValueError for axes of other names.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh: got {type(mesh).__name__}, expected one of jax.make_mesh")
+    if not mesh.axis_names or not set(mesh.axis_names) <= set(AXES):
+        raise ValueError(f'mesh: got the axes {mesh.axis_names}, expected "data", "model" or both')
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def _model_axis(mesh: Mesh, width: int) -> str | None:
+    """The axis that a width is split over: "model" where it is a multiple of it, else none."""
+    size = mesh.shape.get("model", 1)
+    return "model" if size > 1 and width % size == 0 else None
+
+
+def _sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """The sharding of an array whose axes are split over those of the mesh that are named."""
+    return NamedSharding(mesh, PartitionSpec(*axes) if any(axes) else PartitionSpec())  # type: ignore[no-untyped-call]
+
+
+def _laid(tree: Any, sharding: Any) -> Any:
+    return jax.lax.with_sharding_constraint(tree, sharding)  # type: ignore[no-untyped-call]
