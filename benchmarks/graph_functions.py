@@ -36,6 +36,7 @@ from jaxbp import graph
 
 EQUAL, UNDEFINED, NOT_FINITE = "equal", "f is not finite", "jax.grad is not finite"
 COMPLEX, UNCOMPARED = "complex", "jax.grad raises"
+ASKED = "f asks in Python for a number"  # which a graph refuses by name
 ULPS = 1_000  # units in the last place of the largest entry, or of 1, that count as rounding
 
 # One function at one point
@@ -57,7 +58,8 @@ def verdict(f: Callable[..., Any], args: tuple[Any, ...], argnums: tuple[int, ..
     try:
         by_grad = graph.grad(f, argnums)(*args)
     except (TypeError, NotImplementedError, ValueError, AttributeError) as error:
-        return f"refused: {first_line(error)}"
+        refused = first_line(error)
+        return ASKED if "asks in Python" in refused else f"refused: {refused}"
     eps = coarsest(of_those, chosen)
     word = compared(by_grad, expected, eps)
     if word != EQUAL or jax.tree.leaves(args)[0].dtype == np.float32:
@@ -281,7 +283,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def differences(cell: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The points of a cell at which a gradient is refused or another than jax.grad's."""
-    expected = {EQUAL, NOT_FINITE, COMPLEX, UNCOMPARED}
+    expected = {EQUAL, NOT_FINITE, COMPLEX, UNCOMPARED, ASKED}
     return ((at, word) for at, word in cell["verdicts"].items() if short(word) not in expected)
 
 

@@ -34,7 +34,7 @@ def permuted(trained: Checkpoint, batch: Batch, seed: int) -> np.ndarray:
     metrics = scikit_learn("metrics")
 
     def score(estimator: Any, rows: np.ndarray, y: np.ndarray) -> float:
-        """Of the rows whose column d is that of row ``rows[:, d]``."""
+        """The score of the rows whose column d is that of row ``rows[:, d]``."""
         mixed = np.hstack([x[rows[:, [d]], group] for d, group in enumerate(groups)])
         found = outputs(trained, mixed)
         if preparation.labels is None:
@@ -52,7 +52,7 @@ def permuted(trained: Checkpoint, batch: Batch, seed: int) -> np.ndarray:
 
 
 class _Trained:
-    """What scikit-learn takes for an estimator: ``score`` above has the network."""
+    """An estimator, as scikit-learn asks for one: ``score`` above has the network."""
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> "_Trained":
         """Do nothing: it is trained."""

@@ -47,7 +47,7 @@ LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Column(NamedTuple):
-    """What is remembered of an input column: how its cells become a network's inputs."""
+    """An input column, as it is remembered: how its cells become a network's inputs."""
 
     name: str
     kind: Kind = "number"
@@ -91,7 +91,7 @@ class Values(NamedTuple):
 
 
 class Examined(NamedTuple):
-    """What a column of a table is found to be."""
+    """A column of a table, as it is found to be."""
 
     column: Column  # what is known of it before there are training rows
     values: Values
@@ -201,7 +201,7 @@ def _not_categories(table: Table, name: str, present: list[str], rows: int) -> s
 
 
 def _ways(name: str) -> str:
-    """What can be done about a column that is refused, in words."""
+    """The things to do about a column that is refused, in words."""
     return (
         f"drop={quoted(name)} (--drop {name}) leaves it out, categorical={quoted(name)} "
         f"(--categorical {name}) takes it for categories all the same"
@@ -321,7 +321,7 @@ def encode(column: Column, values: Values) -> np.ndarray:
 
 
 def told_of(column: Column, values: Values) -> list[str]:
-    """What is worth telling of new rows: missing cells that were filled, unknown categories."""
+    """The lines to tell of new rows: missing cells that were filled, unknown categories."""
     missing, name = int(values.missing.sum()), quoted(column.name)
     if column.kind != "category":
         return [f"column {name}: {missing} missing, taken for {fill_of(column)}"] if missing else []
@@ -339,7 +339,7 @@ def told_of(column: Column, values: Values) -> list[str]:
 
 
 def fill_of(column: Column) -> str:
-    """What stands for a missing cell, in words."""
+    """The value that stands for a missing cell, in words."""
     if column.kind == "date":
         return f"the median {np.datetime64(int(column.fill), 'D')}"
     return f"the median {significant(column.fill, 6)}"

@@ -34,7 +34,7 @@ class Exported(NamedTuple):
 
     @property
     def fill(self) -> np.ndarray | None:
-        """What stands for a missing number (D,), NaN where nothing does; None: it does nowhere."""
+        """The numbers that stand for missing ones (D,), NaN where none does; None: none does."""
         columns = self.preparation.columns
         if columns is None:
             return None
