@@ -28,6 +28,7 @@ MODULES = (
     "graph_page",
     "per_example",
     "curvature",
+    "kills",
     "tables",
 )
 INTRODUCTION = """\
