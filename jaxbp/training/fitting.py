@@ -1,12 +1,8 @@
 """Training of one network: ``fit``."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from itertools import pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -18,13 +14,13 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.initialisation import check_key
 from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
-from jaxbp.parallel import checked_mesh, everywhere, spread
+from jaxbp.parallel import checked_mesh, spread
 from jaxbp.precision import mixed_precision
+from jaxbp.training.blocks import Blocks, most_epochs
 from jaxbp.training.checkpoints import Checkpoints
 from jaxbp.training.checks import (
     check_arguments,
@@ -42,26 +38,22 @@ from jaxbp.training.constants import (
     without_l2,
     without_numbers,
 )
-from jaxbp.training.device import PATIENCE, epochs_at_once, wait_for, without_a_mesh
+from jaxbp.training.device import wait_for, without_a_mesh
 from jaxbp.training.early_stopping import EarlyStopping, stopping_in
 from jaxbp.training.epoch import (
     Program,
-    epochs_of,
     initial_params,
     initial_state,
     is_random,
-    orders_of,
-    run_epochs,
     shapes_of,
 )
 from jaxbp.training.inputs import Inputs, check_inputs, inputs_of, network_of
-from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import (
     check_metric,
     compiled_objective,
     evaluation_on,
 )
-from jaxbp.training.pieces import check_pieces, looked_up
+from jaxbp.training.pieces import check_pieces
 from jaxbp.training.progress import shown
 from jaxbp.training.records import (
     Epoch,
@@ -353,14 +345,14 @@ def _trained(
         else:
             state = _copied(state)  # it will be donated
         wait_for(state)
-        blocks = _Blocks(
+        blocks = Blocks(
             batch=batch,
             key=key,
             random=random,
             constants=constants,
             done=done,
             epochs=epochs,
-            at_most=1 if one_by_one else _most_epochs(len(batch.x), params),
+            at_most=1 if one_by_one else most_epochs(len(batch.x), params),
             kernel=kernel,
             optimizer=optimizer,
             every=None if checkpoints is None else checkpoints.epochs,
@@ -408,90 +400,6 @@ def _outputs_kept(program: Program, model: MLP, params: Params, batch: Batch) ->
         return ()
     rows = program.batch_size or len(batch.x)
     return outputs_kept(model, rows, jnp.result_type(params[0].weight))
-
-
-class _Ended(NamedTuple):
-    """Some epochs that have ended, up to the first whose loss is not finite."""
-
-    params: Params  # after the last of them
-    before: Params  # what that one started from
-    state: optax.OptState  # after it, of the optimiser
-    losses: np.ndarray  # (epochs,) finite
-    healths: Health | None  # each field (epochs or more, L)
-    broke: bool  # whether the next one did
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Epochs, several in one call of a program where nobody asks after each.
-
-    So a small network need not wait for the host after every epoch.  A call takes no longer than
-    Ctrl-C may go unheard, by the time that the last one took.
-    """
-
-    batch: Batch
-    key: Array
-    random: bool
-    constants: Constants
-    done: int  # epochs of the run that is resumed
-    epochs: int  # in all
-    at_most: int  # in one call
-    kernel: str
-    optimizer: optax.GradientTransformation
-    every: int | None  # epochs from one checkpoint to the next, which end a call
-
-    def run(self, program: Program, params: Params, state: optax.OptState) -> Iterator[_Ended]:
-        """Train -> after each call what has ended; none follows one that broke."""
-        first, before, block = self.done + 1, params, self.at_most
-        seconds = _guess(program, len(self.batch.x))
-        count = epochs_at_once(block, self._left(first), seconds)
-        orders = self._orders(program, first, count)
-        while count:
-            numbers = everywhere((np.int32(first), np.int32(count)), program.mesh)
-            key = self.key if self.random else None
-            given = (params, state, before, self.batch, orders, *numbers, key, self.constants)
-            is_first = first == self.done + 1
-            if is_first:
-                choice = self.kernel, program, self.optimizer, run_epochs, given
-                program = with_kernel(*choice, block=block)
-                run = run_epochs(looked_up(program, partial(epochs_of, block=block), *given))
-            started = time.perf_counter()
-            params, state, before, *records = run(*given, block=block)
-            upcoming = epochs_at_once(block, self._left(first + count), seconds)
-            orders = self._orders(program, first + count, upcoming)  # while the device is at work
-            if is_first or seconds * count > PATIENCE:
-                wait_for(records[0])
-            losses, healths = jax.tree.map(np.asarray, records)
-            seconds = (time.perf_counter() - started) / count
-            finite = np.isfinite(losses[:count])
-            good = count if finite.all() else int(finite.argmin())
-            yield _Ended(params, before, state, losses[:good], healths, good < count)
-            first, count = first + count, upcoming
-
-    def _left(self, first: int) -> int:
-        """How many epochs, from the first on, are left before the end or the next checkpoint."""
-        to_checkpoint = self.epochs if self.every is None else self.every - (first - 1) % self.every
-        return min(self.epochs + 1 - first, to_checkpoint)
-
-    def _orders(self, program: Program, first: int, count: int) -> Array | None:
-        if program.batch_size is None or not count:
-            return None
-        orders = orders_of(self.key, len(self.batch.x), first, count, self.at_most)
-        on_all: Array = everywhere(orders, program.mesh)
-        return on_all
-
-
-def _most_epochs(rows: int, params: Params) -> int:
-    """How many epochs one call may take: their orders take up to 16 MiB; and one of a network that
-    is so large that a call's further copies of its parameters would matter."""
-    small = sum(leaf.size for leaf in jax.tree.leaves(params)) <= 2**22
-    return max(1, min(32, 2**22 // rows)) if small else 1
-
-
-def _guess(program: Program, rows: int) -> float:
-    """Seconds of an epoch, before one was measured: its products, as a slow core makes them."""
-    weights = sum(i * o for i, o in pairwise(program.model.sizes))
-    return 6 * rows * weights / 1e10
 
 
 def _is_finite(
