@@ -16,7 +16,7 @@ import jaxbp
 from benchmarks.problems import random_params
 from jaxbp import Batch, activations, heads, memory
 from jaxbp.memory import memory_shortage_named
-from jaxbp.training import checks, fitting, pieces
+from jaxbp.training import blocks, checks, pieces
 from jaxbp.training.device import wait_for
 from jaxbp.training.epoch import epoch_key, times_mean_weight
 
@@ -267,7 +267,7 @@ def test_control_c_is_heard_while_the_device_computes(sigint, monkeypatch):
         if isinstance(tree, jax.Array):  # the loss
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting, "wait_for", pressed)
+    monkeypatch.setattr(blocks, "wait_for", pressed)
     with pytest.raises(jaxbp.TrainingInterrupt, match="in epoch 1; ") as error:
         fit()
     assert jaxbp.compare(error.value.params, start()).relative_error == 0
