@@ -41,7 +41,7 @@ def ending_in_time(console: Console) -> Iterator[None]:
             _end_now(console, number)
 
     def again(lost: Any) -> None:
-        if lost.exc_type is KeyboardInterrupt:
+        if lost.exc_type is KeyboardInterrupt and not over.is_set():
             threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
         else:
             usual(lost)
@@ -51,8 +51,9 @@ def ending_in_time(console: Console) -> Iterator[None]:
         try:
             yield
         finally:
-            sys.unraisablehook = usual
             over.set()
+            if sys.unraisablehook is again:  # else another one has it below, and hands on to it
+                sys.unraisablehook = usual
 
 
 class Interrupts:
