@@ -12,12 +12,10 @@ are scikit-learn's for that seed; its orders of the rows are not.
 
 import time
 import warnings
-from contextlib import suppress
 from copy import copy
 from functools import partial
 from numbers import Integral
 from operator import itemgetter
-from threading import Thread
 from typing import Any, NamedTuple
 
 import jax
@@ -111,9 +109,6 @@ class Search:
         splits = check_cv(self.cv, y, classifier=is_classifier(self)).split(x, y, groups)
         folds = Folds(*map(list, zip(*splits, strict=True)))
         self.n_splits_, self.scorer_ = len(folds.training), check_scoring(template, self.scoring)
-        beside = Thread(target=_compile, args=(template, candidates[0], X, y, sample_weight))
-        if self.refit:
-            beside.start()
         started = time.perf_counter()
         trained = _trained(
             template, candidates, x, targets, weight, folds, progress=bool(self.verbose)
@@ -132,7 +127,6 @@ class Search:
             best = clone(template).set_params(**self.best_params_)
             with warnings.catch_warnings():  # that max_iter was reached, as it is to be
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                beside.join()
                 self.best_estimator_ = best.fit(X, y, sample_weight)
             self.refit_time_ = time.perf_counter() - started
         return self
@@ -185,18 +179,6 @@ def _values(name: str, given: Any) -> list[Any]:
 
 
 # Training
-
-
-def _compile(template: Any, candidate: dict[str, Any], x: Any, y: Any, sample_weight: Any) -> None:
-    """Compile the training on all rows, by a few epochs of it.
-
-    template: a network.
-    candidate: of the grid; another one needs no other program.
-    x, y, sample_weight: as they came.
-    """
-    short = clone(template).set_params(**candidate, tol=np.inf, n_iter_no_change=1)
-    with suppress(Exception):  # what is wrong is told where the best is trained
-        short.fit(x, y, sample_weight)
 
 
 def _trained(
