@@ -122,13 +122,13 @@ Header = Annotated[
 ]
 Drop = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    arg(metavar="COLUMN", help="a column to leave out, by name or position; may be repeated"),
+    arg(metavar="COLUMN", help="a column to leave out, by name or position"),
 ]
 Categorical = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     arg(
         metavar="COLUMN",
-        help="a column whose numbers are categories, as text is anyhow; may be repeated",
+        help="a column whose numbers are categories, as text is anyhow",
     ),
 ]
 MissingCells = Annotated[
