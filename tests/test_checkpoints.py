@@ -71,7 +71,7 @@ def test_a_run_goes_on_from_the_disk(whole, folder):
 @pytest.mark.slow
 def test_early_stopping_goes_on_from_the_disk(tmp_path):
     ended = []
-    for parts in ([9], [4, 9]):
+    for parts in ([9], [4, 9, 9, 12]):  # the third finds that it has ended
         for epochs in parts:
             stopping = jaxbp.EarlyStopping(patience=3)
             params, history = fit(

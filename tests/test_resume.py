@@ -111,6 +111,14 @@ def test_without_a_checkpoint_it_begins_anew(runs, two, capsys):
     assert_equal(two, runs / "4")
 
 
+def test_a_run_goes_on_or_is_replaced(two, capsys):
+    assert run("train", "--resume", two, "--overwrite") == 2
+    assert "--overwrite: got it beside --resume" in capsys.readouterr().err
+    (two / files.NETWORK).rename(two / f"{files.NETWORK}{files.BEFORE}")
+    assert run("predict", two, "iris") == 2
+    assert f"{files.NETWORK}.before is the other's network" in capsys.readouterr().err
+
+
 def test_what_contradicts_the_run_is_refused(two, capsys):
     before = {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
     for options, message in [

@@ -170,6 +170,11 @@ def test_a_wrong_parameter_is_named(given, message):
             estimators.MLPClassifierCV(**given).fit(X, CLASSES)
 
 
+def test_negative_weights_are_refused():
+    with pytest.raises(ValueError, match=r"^sample_weight: got -1\.0, expected at least 0"):
+        estimators.MLPClassifierCV().fit(X, CLASSES, -np.ones(len(X)))
+
+
 SMALL = {"learning_rate_init": (0.003, 0.03), "alpha": 1e-4, "max_iter": 60, "cv": 3}
 
 

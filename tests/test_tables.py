@@ -202,6 +202,7 @@ def test_rows_without_a_target_and_columns_without_a_cell_are_left_out_and_told(
         (["1,234.5", "7", "1,000"], [1234.5, 7, 1000]),
         (["1 234,5", "7", "2'000"], [1234.5, 7, 2000]),
         (["1.234", "7", "1e3"], [1.234, 7, 1000]),
+        (["0,904", "7", "1,234"], [0.904, 7, 1.234]),  # no thousands begin with a 0
     ],
 )
 def test_decimal_commas_and_groups_of_thousands(load, cells, numbers):
@@ -347,6 +348,7 @@ def test_frames_that_are_wrong():
         (type("Frame", (), {"columns": []})(), "table: got Frame"),
         (polars.LazyFrame(CELLS), "table: got LazyFrame"),
         (polars.DataFrame({"x": [[1], [2]]}), r"column 'x': got List.*, expected numbers, text"),
+        (polars.DataFrame({"x": [datetime.timedelta(1)]}), "column 'x': got Duration.*, expected"),
         ({"x": np.array([b"a"])}, r"table, column 'x': got \|S1, expected numbers, text, truth"),
         ({"x": np.ma.masked_equal([1, 2], 2)}, "table, column 'x': got masked values"),
     ]:
@@ -514,6 +516,32 @@ def test_the_decimal_sign_of_a_target_can_be_said_of_new_rows(load, tmp_path):
     target = data.load_for(dataset.preparation, path, decimal=",").target
     values = target * dataset.preparation.target_scale + dataset.preparation.target_mean
     np.testing.assert_allclose(values[:, 0], 1 + np.arange(60) / 1000, rtol=1e-5)
+
+
+def test_a_sign_of_new_rows_that_may_be_another_is_refused(load, tmp_path):
+    """By decimal commas 2.904 would be 2904."""
+    german = load("x;y\n" + "".join(f"{i % 7},{i:02};{'ab'[i % 2]}\n" for i in range(60)))
+    english = load("x,y\n" + "".join(f"{i}.5,{'ab'[i % 2]}\n" for i in range(60)), decimal=".")
+    preparation, path = german.preparation, tmp_path / "new.csv"
+
+    def rows(text, preparation=preparation, **options):
+        path.write_text(text)
+        found, _ = data.load_rows(preparation, path, **options)
+        return (found * preparation.scale + preparation.mean).ravel().tolist()
+
+    with pytest.raises(DataError, match=r"'2\.904' may have a decimal point, and .* comma: dec"):
+        rows("x\n2.904\n3\n")
+    with pytest.raises(DataError, match=r"'2,904' may have a decimal comma, and .* point: dec"):
+        rows('x\n"2,904"\n', english.preparation)
+    assert rows("x\n2.904\n", decimal=".") == pytest.approx([2.904])
+    assert rows("x;z\n2.904;1\n3,5;1\n") == pytest.approx([2904, 3.5])
+    assert rows("x;z\n2;1\n2,5;1\n") == pytest.approx([2, 2.5])
+
+
+def test_a_column_whose_type_says_so_is_of_categories():
+    frame = polars.DataFrame({"x": ["10", "20"] * 15, "y": ["a", "b", "b"] * 10})
+    loaded = data.load(frame.cast({"x": polars.Categorical}))
+    assert loaded.preparation.inputs == ("x=10", "x=20")
 
 
 def test_a_column_of_weights(load):

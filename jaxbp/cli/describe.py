@@ -21,6 +21,7 @@ from jaxbp.cli.options import (
     Weights,
 )
 from jaxbp.cli.plan import HEADER
+from jaxbp.data.cells import day
 from jaxbp.data.columns import Column, Examined, Values, fill_of, fitted
 from jaxbp.data.loading import checked_reading
 from jaxbp.data.preparation import guess_task
@@ -139,7 +140,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _shown(column: Column, value: float) -> str:
-    return str(np.datetime64(int(value), "D")) if column.kind == "date" else significant(value, 4)
+    return day(value) if column.kind == "date" else significant(value, 4)
 
 
 def _how(column: Column, missing: int) -> str:

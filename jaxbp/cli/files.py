@@ -19,7 +19,7 @@ METRICS, OPTIONS, CHECKPOINTS = "metrics.jsonl", "options.json", "checkpoints"
 OF_TEST_ROWS = ("confusion_matrix.png", "importance.png")  # pictures: of classes, and of a table
 RESULTS = (NETWORK, "summary.json", "learning_curve.png", *OF_TEST_ROWS)  # what a run comes to
 RUN = (METRICS, OPTIONS, CHECKPOINTS, *RESULTS)  # its files, and the folder of its checkpoints
-_BEFORE = ".before"  # ends the names of the files of a run that is being replaced
+BEFORE = ".before"  # ends the names of the files of a run that is being replaced
 
 
 def new_file(
@@ -53,7 +53,7 @@ def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> No
     if path is None:
         path = Path("runs")
     elif path.is_dir():
-        names = {file.name.removesuffix(_BEFORE) for file in path.iterdir()}
+        names = {file.name.removesuffix(BEFORE) for file in path.iterdir()}
         others = sorted(names - {*(RUN if overwrite else ())})
         if others and overwrite:
             raise UsageError(
@@ -171,7 +171,7 @@ def _remove(path: Path) -> None:
 
 
 def _before(file: Path) -> Path:
-    return file.with_name(file.name + _BEFORE)
+    return file.with_name(file.name + BEFORE)
 
 
 def next_free(stem: str | Path, suffix: str = "") -> Path:

@@ -13,7 +13,7 @@ from tyro.conf import arg
 
 from jaxbp.checkpoint import Checkpoint
 from jaxbp.cli.files import new_file, written
-from jaxbp.cli.options import Encoding, TrainedRun
+from jaxbp.cli.options import DecimalSign, Encoding, TrainedRun
 from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.scores import names_of_outputs, outputs
 from jaxbp.data.loading import load_rows
@@ -45,6 +45,7 @@ class Predict:
         ),
     ] = None
     encoding: Encoding = None
+    decimal: DecimalSign = "auto"
 
 
 def run(options: Predict, console: Console) -> int:
@@ -53,7 +54,8 @@ def run(options: Predict, console: Console) -> int:
     trained = trained_network(options.run)
     preparation = trained.preparation
     assert preparation is not None
-    x, told = load_rows(preparation, options.data, encoding=options.encoding)
+    decimal = None if options.decimal == "auto" else options.decimal
+    x, told = load_rows(preparation, options.data, encoding=options.encoding, decimal=decimal)
     for each in told:
         console.print(f"{options.data}: {each}", soft_wrap=True)
     header, table = tabulate(trained, x)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import jaxbp
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load, save
-from jaxbp.cli.files import NETWORK, written
+from jaxbp.cli.files import BEFORE, NETWORK, written
 from jaxbp.cli.importance import permuted
 from jaxbp.cli.options import Design
 from jaxbp.cli.pictures import confusion_matrix, importance, learning_curve
@@ -273,6 +273,12 @@ def _model_file(run: Path) -> Path:
 def trained_network(run: Path) -> Checkpoint:
     """Load the network of a run folder, or of a model.safetensors.  Raises CheckpointError."""
     path = _model_file(run)
+    before = path.with_name(path.name + BEFORE)
+    if before.exists() and not path.exists():
+        raise CheckpointError(
+            f"{path}: no such file: the run that was to replace another was killed; {before} is "
+            "the other's network"
+        )
     trained = load(path)
     if trained.preparation is None:
         raise CheckpointError(

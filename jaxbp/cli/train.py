@@ -150,6 +150,8 @@ def _checked(options: Train) -> tuple[Path | None, Train]:
     Raises UsageError for what cannot be carried out, before any work.
     """
     before = options.resume
+    if before is not None and options.overwrite:
+        raise UsageError("--overwrite: got it beside --resume, which goes on with what is there")
     if before is not None:
         options = going_on(before, options)
     elif options.overwrite and options.output is None:

@@ -1,8 +1,9 @@
 """Cells of a table as text: which is a number, a truth value or a date, and which is missing."""
 
+import math
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 INTEGER = re.compile(r"-?\d{1,19}")  # in 64 bits, but for the largest
@@ -15,7 +16,9 @@ BOOLEANS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"))
 
 Decimal = Literal[".", ","]  # what stands before a number's fraction; the other groups thousands
 
-_GROUPED = r"\d{1,3}(?:[ \u00a0\u202f'’]\d{3})+|\d+|\d{1,3}(?:%s\d{3})+"  # thousands apart
+_GROUPED = (
+    r"[1-9]\d{0,2}(?:[ \u00a0\u202f'’]\d{3})+|\d+|[1-9]\d{0,2}(?:%s\d{3})+"  # thousands apart
+)
 _WRITTEN = {
     point: re.compile(
         rf"[-+]?(?:(?:{_GROUPED % re.escape(group)})(?:{re.escape(point)}\d*)?"
@@ -96,6 +99,15 @@ def days(cell: str) -> float | None:
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return (moment - _EPOCH).total_seconds() / 86400
+
+
+def day(count: float) -> str:
+    """The date that a number of days since 1970 falls on.
+
+    >>> day(-0.1), day(0.9)
+    ('1969-12-31', '1970-01-01')
+    """
+    return (_EPOCH + timedelta(math.floor(count))).date().isoformat()
 
 
 def quoted(value: object) -> str:

@@ -21,6 +21,7 @@ from jaxbp.data.cells import (
     DAY_OR_MONTH_FIRST,
     MISSING,
     Decimal,
+    day,
     days,
     decimals_of,
     is_number,
@@ -66,7 +67,7 @@ class Column(NamedTuple):
         """The names of its inputs."""
         if self.kind == "category":
             return tuple(f"{self.name}={category or '(missing)'}" for category in self.categories)
-        since = f" (days since {np.datetime64(int(self.origin), 'D')})"
+        since = f" (days since {day(self.origin)})"
         own = f"{self.name}{since if self.kind == 'date' else ''}"
         return (own, f"{self.name} is missing") if self.indicator else (own,)
 
@@ -287,9 +288,22 @@ def fitted(examined: Examined, rows: np.ndarray, missing: Missing) -> Column:
     )
 
 
-def read(table: Table, position: int, column: Column) -> Values:
-    """Read the cells of a column of new rows by what is remembered of it.  Raises DataError."""
+def read(table: Table, position: int, column: Column, decimal: Decimal | None = None) -> Values:
+    """Read the cells of a column of new rows by what is remembered of it.
+
+    table: of the new rows.
+    position: of the column there.
+    column: as it is remembered.
+    decimal: the sign before a number's fraction; that of the training rows unless given.
+
+    Raises DataError for what is no such cell, and where the training rows had a decimal comma and
+    the new ones may have a point, or the other way round.
+    """
     cells = table.columns[position]
+    if decimal is not None and column.kind == "number":
+        column = column._replace(decimal=decimal)
+    elif column.decimal is not None and is_text(cells):
+        _check_decimal(table, position, column)
     if column.kind == "category":
         return _as_categories(*distinct(cells))
     if not is_text(cells):
@@ -300,6 +314,21 @@ def read(table: Table, position: int, column: Column) -> Values:
             return Values(found)
     names, codes = distinct(cells)
     return _read_cells(table, position, column, names, codes)
+
+
+def _check_decimal(table: Table, position: int, column: Column) -> None:
+    """Raise DataError where all numbers of a column may have the other decimal sign, and some sign
+    is there: it would make them a thousand times larger or smaller."""
+    other = "." if column.decimal == "," else ","
+    found = [cell for cell in distinct(table.columns[position])[0] if cell.lower() not in MISSING]
+    in_doubt = [cell for cell in found if other in cell]
+    if in_doubt and len(decimals_of(found)) == 2:
+        has = {",": "a decimal comma", ".": "a decimal point"}
+        raise DataError(
+            f"{table.source}: column {quoted(column.name)}: {quoted(in_doubt[0])} may have "
+            f"{has[other]}, and the rows trained on have {has[column.decimal or '.']}: decimal='.' "
+            "(--decimal .) or decimal=',' (--decimal ,) says which"
+        )
 
 
 def check_complete(table: Table, position: int, values: Values) -> None:
@@ -341,7 +370,7 @@ def told_of(column: Column, values: Values) -> list[str]:
 def fill_of(column: Column) -> str:
     """The value that stands for a missing cell, in words."""
     if column.kind == "date":
-        return f"the median {np.datetime64(int(column.fill), 'D')}"
+        return f"the median {day(column.fill)}"
     return f"the median {significant(column.fill, 6)}"
 
 
@@ -363,7 +392,7 @@ def facts_of(columns: Iterable[Column], values: Iterable[Values]) -> tuple[str, 
                 parts.append(f"{missing} missing: {own}")
         else:
             if column.kind == "date":
-                parts.append(f"date, in days since {np.datetime64(int(column.origin), 'D')}")
+                parts.append(f"date, in days since {day(column.origin)}")
             if column.decimal == ",":
                 parts.append("numbers with a decimal comma")
             if missing:

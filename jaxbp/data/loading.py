@@ -318,8 +318,8 @@ def load_for(
     counts: whether it is counts, of which none is negative; False unless given.
     weights: the column of the examples' weights; all are equal unless given.
     encoding: of a CSV, by Python's name; UTF-8 unless given.
-    decimal: the sign before the fraction of the target and the weights; found by their cells unless
-        given.  Inputs are written as the training rows were.
+    decimal: the sign before a number's fraction; unless given, that of the training rows for inputs
+        and, for target and weights, the one that is found by their cells.
 
     Raises DataError; a DataWarning tells of categories that no training row has.
 
@@ -360,7 +360,7 @@ def load_labelled(
     counts: whether it is counts.
     weights: the column of the examples' weights; all are equal unless given.
     encoding: of a CSV; UTF-8 unless given.
-    decimal: the sign before the target's fraction; found by its cells unless given.
+    decimal: as for ``load_for``.
     """
     check_bools(counts=counts)
     check_target(target)
@@ -374,25 +374,35 @@ def load_labelled(
     if raw.table is None:
         x = transform(preparation, raw.x)
     else:
-        x, told = prepared(preparation, raw.table)
+        x, told = prepared(preparation, raw.table, decimal)
     return Batch(x, encode_for(preparation, raw), raw.weight), told
 
 
 def load_rows(
-    preparation: Preparation, source: Any, *, encoding: str | None = None
+    preparation: Preparation,
+    source: Any,
+    *,
+    encoding: str | None = None,
+    decimal: Decimal | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Read rows without a target, prepared as a network's training rows were -> (N, I).
 
     preparation: of the network.
     source: as ``load`` takes it; a table with names is read by them.
     encoding: of a CSV, by Python's name; UTF-8 unless given.
+    decimal: the sign before a number's fraction; that of the training rows unless given.
 
     The second result tells of missing cells that were filled, and of unknown categories.  Raises
     DataError.
     """
+    if not isinstance(preparation, Preparation):
+        raise TypeError(
+            f"preparation: got {type(preparation).__name__}, expected a Preparation, such as that "
+            "of jaxbp.data.load(...)"
+        )
     _check_source(source)
-    reading = checked_reading(None, (), (), "impute", None, encoding, None)
+    reading = checked_reading(None, (), (), "impute", None, encoding, decimal)
     rows = read_inputs(source, preparation.features, reading)
     if isinstance(rows, np.ndarray):
         return transform(preparation, rows), []
-    return prepared(preparation, rows)
+    return prepared(preparation, rows, decimal)

@@ -3,12 +3,12 @@
 import unicodedata
 import warnings
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Decimal as Exact
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.cells import is_number, quoted
+from jaxbp.data.cells import Decimal, is_number, quoted
 from jaxbp.data.columns import (
     LARGEST_FLOAT32,
     NO_TRAINING_ROW,
@@ -108,17 +108,20 @@ def _warned(preparation: Preparation, table: Table) -> np.ndarray:
     return x
 
 
-def prepared(preparation: Preparation, table: Table) -> tuple[np.ndarray, list[str]]:
+def prepared(
+    preparation: Preparation, table: Table, decimal: Decimal | None = None
+) -> tuple[np.ndarray, list[str]]:
     """The inputs (N, I) of new rows, and what is worth telling of them.
 
-    table has the columns of ``preparation.features``, in order.  Raises DataError.
+    table has the columns of ``preparation.features``, in order, and decimal is the sign before a
+    number's fraction, that of the training rows unless given.  Raises DataError.
     """
     columns = preparation.columns or [
         Column(name, missing="error") for name in preparation.features
     ]
     parts, told = [], []
     for position, column in enumerate(columns):
-        values = read(table, position, column)
+        values = read(table, position, column, decimal)
         if column.missing == "error":
             check_complete(table, position, values)
         told += told_of(column, values)
@@ -239,9 +242,9 @@ def encode_target(raw: RawData, task: Task) -> tuple[tuple[str, ...] | None, np.
 def alike(labels: Sequence[str]) -> list[str]:
     """Tell of the first two names of classes that are one number, or look alike: by capitals, or by
     how Unicode writes a letter or a blank."""
-    first: dict[str | Decimal, str] = {}
+    first: dict[str | Exact, str] = {}
     for label in labels:
-        other = first.setdefault(Decimal(label) if is_number(label) else _look(label), label)
+        other = first.setdefault(Exact(label) if is_number(label) else _look(label), label)
         if other != label:
             return [f"the classes {quoted(other)} and {quoted(label)} differ by their text alone"]
     return []

@@ -238,7 +238,10 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
         weight = _weights(table, reading.weights, reading.decimal)
         examined = {
             position: examine(
-                table, position, categorical=position in categorical, decimal=reading.decimal
+                table,
+                position,
+                categorical=position in {*categorical, *table.categorical},
+                decimal=reading.decimal,
             )
             for position in others
         }

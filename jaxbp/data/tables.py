@@ -5,7 +5,7 @@ are "" where there is none, or an array of numbers, NaN where there is none.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ class Table(NamedTuple):
     has_header: bool | None = None  # whether a CSV's first row names the columns; None for no CSV
     note: str = ""  # where it is in doubt whether the first row is a header
     hint: str = ""  # to errors, where it was guessed that it is none
+    categorical: Collection[int] = ()  # positions of the columns whose type says so
 
     def place(self, row: int, column: int) -> str:
         """Name a cell in a message."""
@@ -144,7 +145,7 @@ def frame_table(source: Any, name: str = "table") -> Table:
     Raises DataError for two columns of one name, and for columns of different lengths.
     """
     if isinstance(source, Mapping):
-        names = tuple(map(str, source))
+        names, categorical = tuple(map(str, source)), set()
         columns = [_of_array(name, str(key), value) for key, value in source.items()]
     else:
         narwhals = reader("narwhals", "a DataFrame", "narwhals")
@@ -156,6 +157,8 @@ def frame_table(source: Any, name: str = "table") -> Table:
             raise DataError(f"{name}: {' '.join(str(error).split())}") from None
         names = tuple(map(str, frame.columns))
         columns = [_of_series(name, series) for series in frame.iter_columns()]
+        kinds = (narwhals.Categorical, narwhals.Enum)
+        categorical = {place for place, dtype in enumerate(frame.schema.values()) if dtype in kinds}
     if not columns or not len(columns[0]):
         raise DataError(f"{name}: no rows")
     lengths = {len(column) for column in columns}
@@ -163,12 +166,15 @@ def frame_table(source: Any, name: str = "table") -> Table:
         raise DataError(f"{name}: columns of {', '.join(map(str, sorted(lengths)))} rows")
     if len(set(names)) < len(names):
         raise DataError(f"{name}: two columns are called {quoted(max(names, key=names.count))}")
-    return Table(name, names, columns)
+    return Table(name, names, columns, categorical=categorical)
+
+
+_NO_CELLS = ("Duration", "Time", "Unknown", "Binary")  # types of narwhals
 
 
 def _of_series(source: str, series: Any) -> np.ndarray:
     """A narwhals Series as numbers, NaN where there is none, or as text."""
-    if series.dtype.is_nested():
+    if series.dtype.is_nested() or str(series.dtype).startswith(_NO_CELLS):
         raise _no_cells(source, series.name, series.dtype)
     if series.dtype.is_numeric():
         whole = series.dtype.is_integer() and series.null_count() == 0

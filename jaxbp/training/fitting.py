@@ -322,6 +322,7 @@ def _trained(
     unknown = done - len(record)  # epochs before the first of the record
     before = params  # what the last epoch started from
     stopping, key_data = stopping_in(callbacks), np.asarray(jax.random.key_data(key))
+    epochs = done if known and stopping and stopping.stopped else epochs  # it may have ended before
 
     def history() -> History:
         layers = len(params) if program.diagnostics else None
