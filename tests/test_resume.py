@@ -114,6 +114,10 @@ def test_without_a_checkpoint_it_begins_anew(runs, two, capsys):
 def test_a_run_goes_on_or_is_replaced(two, capsys):
     assert run("train", "--resume", two, "--overwrite") == 2
     assert "--overwrite: got it beside --resume" in capsys.readouterr().err
+    begun = json.loads((two / files.OPTIONS).read_text())
+    (two / files.OPTIONS).write_text(json.dumps(begun | {"overwrite": True}))
+    assert run("train", "--resume", two) == 0  # as it was begun by
+    assert "is complete" in capsys.readouterr().out
     (two / files.NETWORK).rename(two / f"{files.NETWORK}{files.BEFORE}")
     assert run("predict", two, "iris") == 2
     assert f"{files.NETWORK}.before is the other's network" in capsys.readouterr().err

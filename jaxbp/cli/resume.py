@@ -57,7 +57,7 @@ def recorded(folder: Path, kind: type[_Options]) -> _Options:
             if known[name].init
         }
         made: Any = kind
-        options: _Options = made(**given | {"output": folder})
+        options: _Options = made(**given | {"output": folder, "overwrite": False})
         return options
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else repr(error)
