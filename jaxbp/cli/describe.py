@@ -20,7 +20,7 @@ from jaxbp.cli.options import (
     TaskChoice,
     Weights,
 )
-from jaxbp.cli.plan import HEADER
+from jaxbp.cli.plan import DECIMAL, HEADER
 from jaxbp.data.cells import day
 from jaxbp.data.columns import Column, Examined, Values, fill_of, fitted
 from jaxbp.data.loading import checked_reading
@@ -62,7 +62,7 @@ def run(options: Describe, console: Console) -> int:
         options.missing,
         options.weights,
         options.encoding,
-        None if options.decimal == "auto" else options.decimal,
+        DECIMAL[options.decimal],
     )
     task = None if options.task == "auto" else options.task
     raw = read_source(options.data, options.target, task, reading)

@@ -10,6 +10,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from jaxbp.cli.options import DecimalSign, Encoding, TrainedRun, Weights
+from jaxbp.cli.plan import DECIMAL
 from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import baselines, score
@@ -66,7 +67,7 @@ def run(options: Evaluate, console: Console) -> int:
         counts=trained.model.head.target == "counts",
         weights=options.weights,
         encoding=options.encoding,
-        decimal=None if options.decimal == "auto" else options.decimal,
+        decimal=DECIMAL[options.decimal],
     )
     rows = counted(len(batch.x), "row")
     found = score(rows, trained, batch)

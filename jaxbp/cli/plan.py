@@ -21,6 +21,7 @@ from jaxbp import activations, heads
 from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
 from jaxbp.cli.score_tables import SHOWN
 from jaxbp.cli.scores import with_outputs
+from jaxbp.data.cells import Decimal
 from jaxbp.data.errors import DataWarning
 from jaxbp.data.loading import Dataset, Decisions, load
 from jaxbp.data.preparation import Preparation
@@ -41,6 +42,7 @@ from jaxbp.training.records import History, NonFiniteLossError, OnEpoch
 from jaxbp.training.saved import Saved
 
 HEADER = {"auto": None, "yes": True, "no": False}  # whether there is one, by the option
+DECIMAL: dict[str, Decimal | None] = {"auto": None, ".": ".", ",": ","}  # the sign, by the option
 _MOST_COLUMNS = 20  # that are told of
 SAMPLE = 512  # rows that a report is made on
 _LARGEST_FOR_BFGS = 10_000  # parameters: their square, 400 MB, is what it keeps, and more than once
@@ -125,7 +127,7 @@ def decide(options: Design) -> Plan:
             missing=options.missing,
             weights=options.weights,
             encoding=options.encoding,
-            decimal=None if options.decimal == "auto" else options.decimal,
+            decimal=DECIMAL[options.decimal],
         )
     labels = dataset.preparation.labels
     if labels is None and options.label_smoothing > 0:

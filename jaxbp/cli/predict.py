@@ -14,6 +14,7 @@ from tyro.conf import arg
 from jaxbp.checkpoint import Checkpoint
 from jaxbp.cli.files import new_file, written
 from jaxbp.cli.options import DecimalSign, Encoding, TrainedRun
+from jaxbp.cli.plan import DECIMAL
 from jaxbp.cli.run_record import record_of, trained_network
 from jaxbp.cli.scores import names_of_outputs, outputs
 from jaxbp.data.loading import load_rows
@@ -54,8 +55,12 @@ def run(options: Predict, console: Console) -> int:
     trained = trained_network(options.run)
     preparation = trained.preparation
     assert preparation is not None
-    decimal = None if options.decimal == "auto" else options.decimal
-    x, told = load_rows(preparation, options.data, encoding=options.encoding, decimal=decimal)
+    x, told = load_rows(
+        preparation,
+        options.data,
+        encoding=options.encoding,
+        decimal=DECIMAL[options.decimal],
+    )
     for each in told:
         console.print(f"{options.data}: {each}", soft_wrap=True)
     header, table = tabulate(trained, x)

@@ -20,6 +20,7 @@ from jaxbp.cli.options import SCHEDULES, Design, UsageError
 from jaxbp.cli.plan import Plan
 from jaxbp.text import significant
 from jaxbp.training.checks import checked_data
+from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.inputs import AnotherRunError, check_inputs, data_of
 from jaxbp.training.saved import Saved, newest, steps_in
 
@@ -128,9 +129,13 @@ def saved_in(folder: Path, plan: Plan) -> Saved | None:
 
 def end_of(plan: Plan, saved: Saved) -> str:
     """Why a run has nothing to go on to; empty where it has."""
-    done, best = saved.run.epochs, saved.best
-    if plan.patience and best is not None and done - best.number >= plan.patience:
-        return f"it stopped early after epoch {done}, and epoch {best.number} was the best"
+    done = saved.run.epochs
+    if plan.patience:
+        stopping = EarlyStopping(plan.patience)
+        stopping.go_on(saved.best, done)
+        if stopping.stopped:
+            best = stopping.best.number
+            return f"it stopped early after epoch {done}, and epoch {best} was the best"
     if done >= plan.options.epochs:
         return f"it has trained {done} epochs, and a larger --epochs goes on"
     return ""

@@ -300,8 +300,8 @@ class _Watch:
         self.training_loss = [line["training_loss"] for line in lines]
         self.training_metric = [line[f"training_{self.metric}"] for line in lines]
         self.latest = Epoch(saved.run.epochs, saved.run.params, math.nan, None)
-        if self.stopping is not None and saved.best is not None:
-            self.stopping.best, self.stopping.last = saved.best, saved.run.epochs
+        if self.stopping is not None:
+            self.stopping.go_on(saved.best, saved.run.epochs)
         self.before = lines[-1]["seconds"] if lines else 0.0
         self.bar.update(self.task, completed=saved.run.epochs)
 

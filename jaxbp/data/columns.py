@@ -158,8 +158,7 @@ def _examine_text(
         cell = next(cell for cell in present if not is_number(cell))
         refused = (
             f"{table.source}: column {quoted(own.name)}: {quoted(cell)} may have a decimal comma "
-            "or groups of thousands: decimal=',' (--decimal ,) or decimal='.' (--decimal .) says "
-            "which"
+            f"or groups of thousands: {_SAID}"
         )
         return Examined(own, Values(np.full(len(codes), np.nan)), refused)
     own = own._replace(kind=kind, decimal=points[0] if points else own.decimal)
@@ -216,6 +215,7 @@ def _as_categories(cells: Sequence[str], codes: np.ndarray) -> Values:
     return Values(np.array([position.get(cell, np.nan) for cell in cells])[codes], names)
 
 
+_SAID = "decimal=',' (--decimal ,) or decimal='.' (--decimal .) says which"
 _EXPECTED = {"number": "a number", "boolean": "true or false", "date": "a date, year first,"}
 
 
@@ -302,8 +302,6 @@ def read(table: Table, position: int, column: Column, decimal: Decimal | None = 
     cells = table.columns[position]
     if decimal is not None and column.kind == "number":
         column = column._replace(decimal=decimal)
-    elif column.decimal is not None and is_text(cells):
-        _check_decimal(table, position, column)
     if column.kind == "category":
         return _as_categories(*distinct(cells))
     if not is_text(cells):
@@ -313,21 +311,22 @@ def read(table: Table, position: int, column: Column, decimal: Decimal | None = 
         if found is not None and not _beyond_float32(table, position, found):
             return Values(found)
     names, codes = distinct(cells)
+    if decimal is None and column.decimal is not None:
+        _check_decimal(table.source, column.name, column.decimal, names)
     return _read_cells(table, position, column, names, codes)
 
 
-def _check_decimal(table: Table, position: int, column: Column) -> None:
+def _check_decimal(source: str, name: str, decimal: Decimal, cells: Sequence[str]) -> None:
     """Raise DataError where all numbers of a column may have the other decimal sign, and some sign
     is there: it would make them a thousand times larger or smaller."""
-    other = "." if column.decimal == "," else ","
-    found = [cell for cell in distinct(table.columns[position])[0] if cell.lower() not in MISSING]
+    other = "." if decimal == "," else ","
+    found = [cell for cell in cells if cell.lower() not in MISSING]
     in_doubt = [cell for cell in found if other in cell]
     if in_doubt and len(decimals_of(found)) == 2:
         has = {",": "a decimal comma", ".": "a decimal point"}
         raise DataError(
-            f"{table.source}: column {quoted(column.name)}: {quoted(in_doubt[0])} may have "
-            f"{has[other]}, and the rows trained on have {has[column.decimal or '.']}: decimal='.' "
-            "(--decimal .) or decimal=',' (--decimal ,) says which"
+            f"{source}: column {quoted(name)}: {quoted(in_doubt[0])} may have {has[other]}, and "
+            f"the rows trained on have {has[decimal]}: {_SAID}"
         )
 
 

@@ -240,7 +240,7 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
             position: examine(
                 table,
                 position,
-                categorical=position in {*categorical, *table.categorical},
+                categorical=position in categorical or table.names[position] in table.categorical,
                 decimal=reading.decimal,
             )
             for position in others

@@ -26,7 +26,7 @@ class Table(NamedTuple):
     has_header: bool | None = None  # whether a CSV's first row names the columns; None for no CSV
     note: str = ""  # where it is in doubt whether the first row is a header
     hint: str = ""  # to errors, where it was guessed that it is none
-    categorical: Collection[int] = ()  # positions of the columns whose type says so
+    categorical: Collection[str] = ()  # names of the columns whose type says so
 
     def place(self, row: int, column: int) -> str:
         """Name a cell in a message."""
@@ -158,7 +158,7 @@ def frame_table(source: Any, name: str = "table") -> Table:
         names = tuple(map(str, frame.columns))
         columns = [_of_series(name, series) for series in frame.iter_columns()]
         kinds = (narwhals.Categorical, narwhals.Enum)
-        categorical = {place for place, dtype in enumerate(frame.schema.values()) if dtype in kinds}
+        categorical = {str(column) for column, dtype in frame.schema.items() if dtype in kinds}
     if not columns or not len(columns[0]):
         raise DataError(f"{name}: no rows")
     lengths = {len(column) for column in columns}

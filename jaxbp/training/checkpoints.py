@@ -101,17 +101,14 @@ class Checkpoints:
         """Epochs from one checkpoint to the next; None where time decides."""
         return int(self.every) if isinstance(self.every, Integral) else None
 
-    def begin(self, inputs: Inputs, done: int) -> "Checkpoints":
-        """Make the folder, for a run of these inputs that has done some epochs; OSError otherwise.
-
-        Checkpoints there of more epochs than it has done are damaged, and are removed.
-        """
+    def begin(self, inputs: Inputs, done: int) -> None:
+        """Make the folder, for a run of these inputs that has done some epochs; OSError where it
+        cannot be written."""
         self._inputs, self._written = inputs, done
         self.folder.mkdir(parents=True, exist_ok=True)
         probe = self.folder / f".{os.getpid()}"
         probe.touch()
         probe.unlink()
-        return self
 
     def __enter__(self) -> "Checkpoints":
         self._stack.enter_context(alone_in(self.folder))

@@ -63,6 +63,11 @@ class EarlyStopping:
             self.best = _chosen(better, epoch, self.best)
         return self.stopped
 
+    def go_on(self, best: Epoch | None, last: int) -> None:
+        """Take up a run whose last epoch, and whose best of all, were these."""
+        if best is not None:
+            self.best, self.last = best, last
+
     @property
     def stopped(self) -> bool:
         """Whether the last epoch that was seen ended the training."""

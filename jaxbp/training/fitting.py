@@ -268,8 +268,8 @@ def _going_on(
         check_inputs(saved.folder, saved.inputs, inputs)
         start = start._replace(record=saved.record)
         stopping = stopping_in(callbacks)
-        if stopping is not None and saved.best is not None:
-            stopping.best, stopping.last = saved.best, start.epochs
+        if stopping is not None:
+            stopping.go_on(saved.best, start.epochs)
     if checkpoints is not None:
         checkpoints.begin(inputs, start.epochs)
     return start
