@@ -29,7 +29,7 @@ _NO_PREPARATION = "no preparation of rows is known: they are taken as they are, 
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained network as a program that needs no jaxbp: for ONNX, StableHLO, ...
+    """Write a trained network as a program that needs no jaxbp.
 
     RUN comes first: jaxbp export runs/flowers-1 --to onnx --output flowers.onnx
     """

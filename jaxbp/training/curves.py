@@ -43,7 +43,8 @@ def plotted(history: Any, axes: Any) -> Any:
         draw_curve(right, _epochs(history), history.metric, "metric", VALIDATION, linestyle=":")
         lines += right.get_lines()
     labelled = [line for line in lines if not line.get_label().startswith("_")]
-    axes.legend(labelled, [line.get_label() for line in labelled], frameon=False)
+    labels = [line.get_label() for line in labelled]
+    axes.legend(labelled, labels, frameon=False, loc="center right")  # losses fall, metrics rise
     return axes
 
 
