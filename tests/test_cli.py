@@ -705,6 +705,8 @@ def test_a_title_has_no_boxes_and_no_formulas(elsewhere, monkeypatch):
     assert pictures._drawable("数据/a b é∂ᴕ.csv: 4-8") == "??/a b é∂?.csv: 4-8"
     monkeypatch.setattr(pictures, "_fonts", lambda: ("DejaVu Sans", "DejaVu Serif"))
     assert pictures._drawable("数据/a b é∂ᴕ.csv: 4-8") == "??/a b é∂ᴕ.csv: 4-8"
+    assert pictures._drawable_names(["数据", "a$"], 8) == ["1: ??", r"2: a\$"]
+    assert pictures._drawable_names(["a$", "b" * 9], 8) == [r"a\$", "bbbbb..."]
     history = jaxbp.History(np.ones(2), np.ones(2), np.ones(2))
     title = r"数据/ᴕ$\no formula$.csv"
     pictures.learning_curve("curve.png", history, metric="accuracy", title=title)

@@ -339,6 +339,42 @@ def test_files_that_are_wrong(load, name, content, message):
     assert "\n" not in str(error.value)
 
 
+END = "every row ends with a delimiter: the empty column after it is left out"
+COMMENT = "line 1 begins with # and can be no row: left out"
+
+
+@pytest.mark.parametrize("rows", [60, 1200])  # by Python's csv, and by polars where it may
+@pytest.mark.parametrize(
+    ("change", "features", "told"),
+    [
+        (lambda text: text.replace("\n", ",\n"), ("p", "q"), END),
+        (lambda text: text.partition("\n")[2].replace("\n", ",\n"), ("column 0", "column 1"), END),
+        (lambda text: "sep=;\r\n" + text.replace(",", ";"), ("p", "q"), ""),
+        (lambda text: "\ufeffSEP=,\n" + text, ("p", "q"), ""),
+        (lambda text: "# by hand, in 2020\n" + text, ("p", "q"), COMMENT),
+        (lambda text: "# by hand\n# " + text, ("# p", "q"), COMMENT),
+        (lambda text: "# " + text, ("# p", "q"), ""),
+    ],
+)
+def test_what_stands_around_a_table_is_no_part_of_it(load, rows, change, features, told):
+    text = table(rows, p=lambda i: f"{i / 7:.3f}", q=lambda i: i % 5)
+    with warnings.catch_warnings(action="always", record=True) as found:
+        loaded = load(change(text))
+        with pytest.raises(DataError, match=rf"row {change(text).count(chr(10)) + 2}: 7 columns"):
+            load(change(text) + "\n1,2;3,4;5,6;7,8;9,10;11,12;13\n")
+    assert loaded.preparation.features == features
+    assert len(all_rows(loaded)) == rows
+    assert loaded.preparation.labels == ("a", "b")
+    assert {str(each.message).partition(": ")[2] for each in found} == ({told} if told else set())
+
+
+def test_a_target_whose_type_says_so_is_classes():
+    columns = {"p": np.arange(300) / 7, "y": [str(i % 25) for i in range(300)]}
+    for kind in (polars.Enum(columns["y"][:25]), polars.Categorical):
+        frame = polars.DataFrame(columns, schema_overrides={"y": kind})
+        assert data.load(frame).decisions.task == "classification"
+
+
 def test_frames_that_are_wrong():
     for frame, message in [
         ({"x": np.ones((3, 2))}, r"table, column 'x': got shape \(3, 2\), expected \(N,\)"),
@@ -346,7 +382,7 @@ def test_frames_that_are_wrong():
         ({"x": [], "y": []}, "table: no rows"),
         ({"x": [1, 2], 1: [1, 2], "1": [1, 2]}, "table: two columns are called '1'"),
         (type("Frame", (), {"columns": []})(), "table: got Frame"),
-        (polars.LazyFrame(CELLS), "table: got LazyFrame"),
+        (polars.LazyFrame(CELLS), r"got LazyFrame, expected a DataFrame; its collect\(\) is one"),
         (polars.DataFrame({"x": [[1], [2]]}), r"column 'x': got List.*, expected numbers, text"),
         (polars.DataFrame({"x": [datetime.timedelta(1)]}), "column 'x': got Duration.*, expected"),
         ({"x": np.array([b"a"])}, r"table, column 'x': got \|S1, expected numbers, text, truth"),
@@ -664,6 +700,14 @@ def test_what_can_be_no_input_is_described_all_the_same(tmp_path, monkeypatch, c
     assert re.search(r"one +number +1: 1 to 1 +1  constant", capsys.readouterr().out)
     assert run("describe", "iris") == 0
     assert re.search(r"petal width \(cm\) +number +22: 0\.1 to 2\.5", capsys.readouterr().out)
+
+
+def test_what_training_will_refuse_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text(table(x=lambda i: i / 7) + "1,c\n")
+    assert run("describe", "t.csv") == 0
+    told = "jaxbp train will refuse it: t.csv: class 'c' has 1 row, and a stratified split"
+    assert told in capsys.readouterr().out
 
 
 def test_importance_is_of_what_the_network_uses(load):

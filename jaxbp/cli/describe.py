@@ -23,7 +23,8 @@ from jaxbp.cli.options import (
 from jaxbp.cli.plan import DECIMAL, HEADER
 from jaxbp.data.cells import day
 from jaxbp.data.columns import Column, Examined, Values, fill_of, fitted
-from jaxbp.data.loading import checked_reading
+from jaxbp.data.errors import DataError
+from jaxbp.data.loading import checked_reading, dealt
 from jaxbp.data.preparation import guess_task
 from jaxbp.data.sources import RawData, read_source
 from jaxbp.text import Table, align, counted, significant
@@ -83,6 +84,10 @@ def run(options: Describe, console: Console) -> int:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"\n{align(Table(columns, lines), console.width)}", soft_wrap=True)
     refused = [each.refused for each in inputs if each.refused]
+    try:
+        dealt(raw, task or guess_task(raw)[0])
+    except DataError as error:
+        refused.append(f"jaxbp train will refuse it: {error}")
     if refused:
         console.print()
     for why in refused:

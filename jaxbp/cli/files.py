@@ -40,7 +40,7 @@ def new_file(
         raise UsageError(f"{option}: {path} exists, and nothing is overwritten")
     if not make_folder and not path.parent.is_dir():
         raise UsageError(f"{option}: {path.parent} is not a directory")
-    _check_can_write(option, path)
+    check_can_write(option, path)
 
 
 def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> None:
@@ -65,10 +65,10 @@ def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> No
             raise UsageError(f"{option}: {path} exists, and nothing is overwritten{of_a_run}")
     elif os.path.lexists(path):
         raise UsageError(f"{option}: {path} exists, and nothing is overwritten")
-    _check_can_write(option, path / f"{RUN[0]}.new")
+    check_can_write(option, path / f"{RUN[0]}.new")
 
 
-def _check_can_write(option: str, path: Path) -> None:
+def check_can_write(option: str, path: Path) -> None:
     """Raise UsageError unless a new file, and the folders that it is to be in, can be made: they
     are, and are removed again."""
     missing = list(itertools.takewhile(lambda folder: not os.path.lexists(folder), path.parents))

@@ -70,7 +70,7 @@ def confusion_matrix(
     size = 2.4 + 0.5 * len(labels)
     figure = Figure(figsize=(size + 1.2, size), layout="constrained")
     axes = figure.subplots()
-    names = [_drawable(label if len(label) <= 20 else f"{label[:17]}...") for label in labels]
+    names = _drawable_names(labels, 20)
     display = scikit_learn("metrics").ConfusionMatrixDisplay(np.array(matrix), display_labels=names)
     turned = "vertical" if max(map(len, names)) > 4 else "horizontal"
     display.plot(ax=axes, cmap="Blues", colorbar=False, xticks_rotation=turned)
@@ -100,8 +100,8 @@ def importance(
     figure = Figure(figsize=(7, 1.3 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(shown)), mean[shown], xerr=drops[shown].std(axis=1), color=VALIDATION)
-    cut = [names[each] if len(names[each]) <= 30 else f"{names[each][:27]}..." for each in shown]
-    axes.set_yticks(range(len(shown)), list(map(_drawable, cut)), family=_fonts())
+    drawn = _drawable_names(names, 30)
+    axes.set_yticks(range(len(shown)), [drawn[each] for each in shown], family=_fonts())
     axes.set(xlabel=f"{metric} lost on test rows where the column is permuted")
     _grid_without_frame(axes)
     figure.suptitle(_drawable(title), family=_fonts(), fontsize=10)
@@ -323,6 +323,16 @@ def _drawable(text: str) -> str:
     known = set().union(*(font_manager.get_font(path).get_charmap() for path in paths))
     drawn = "".join(character if ord(character) in known else "?" for character in text)
     return drawn.replace("$", r"\$")
+
+
+def _drawable_names(names: Sequence[str], length: int) -> list[str]:
+    """Names of classes or columns cut to a length; they are numbered in their order where some
+    cannot be drawn, so that they can be told apart."""
+    cut = [name if len(name) <= length else f"{name[: length - 3]}..." for name in names]
+    drawn = list(map(_drawable, cut))
+    if all(each == name.replace("$", r"\$") for each, name in zip(drawn, cut, strict=True)):
+        return drawn
+    return [f"{number}: {each}" for number, each in enumerate(drawn, 1)]
 
 
 def _marker(values: Sized) -> str:

@@ -24,6 +24,7 @@ from jaxbp.cli.files import (
     NETWORK,
     RESULTS,
     RUN,
+    check_can_write,
     forget_run_before,
     make_run_folder,
     naming,
@@ -113,6 +114,8 @@ def run(options: Train, console: Console) -> int:
         saved = None if before is None else saved_in(before, plan)
         if before is not None and _is_complete(before, plan, saved, console):
             return 0
+        if before is not None:
+            check_can_write("--resume", before / f"{METRICS}.new")
         params = initial(plan)
         if plan.parameters > _LONG["parameters"]:
             console.print(f"checking the gradient by {plan.parameters:,} parameters")

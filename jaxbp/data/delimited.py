@@ -10,7 +10,8 @@ import csv
 import gzip
 import importlib
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 from jaxbp.data.cells import quoted
 from jaxbp.data.errors import DataError, reader
 from jaxbp.data.layout import LOOKED_AT, READ_AS_DATA, guess_delimiter, guess_header
-from jaxbp.data.tables import EXCEL, Table, excel_rows
+from jaxbp.data.tables import EXCEL, Table, excel_rows, is_empty
 from jaxbp.text import counted
 
 DELIMITED = {".csv", ".tsv", ".tab", ".txt", ".data"}
@@ -38,6 +39,8 @@ class _Layout(NamedTuple):
     encoding: str
     delimiter: str = ","
     wrapped: bool = False  # whether every line is quoted as a whole
+    before: int = 0  # lines before the table
+    note: str = ""  # of what they are, where it is in doubt
 
 
 def suffix_of(source: Any) -> str:
@@ -83,23 +86,28 @@ def read_delimited(
     if not first:
         raise DataError(f"{source}: the file is empty")
     _, top = first[0]
-    note = hint = ""
+    notes, hint = ["" if layout is None else layout.note], ""
     if header is None:
         below = [row for _, row in first[1:] if len(row) == len(top)]
         header, note = guess_header(top, below, expected)
-        hint = "" if header else READ_AS_DATA
+        notes, hint = [note, *notes], "" if header else READ_AS_DATA
     names = tuple(top) if header else tuple(f"column {i}" for i in range(len(top)))
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise DataError(f"{source}: two columns are called {quoted(repeated)}")
-    table = Table(str(source), names, (), has_header=header, note=note, hint=hint)
+    columns: list[Any] | None = None
     if layout is not None and len(first) > LOOKED_AT:
         columns = _by_polars(layout, len(names), skipped=int(header))
-        if columns is not None:
-            return table._replace(columns=columns, line=_Lines(layout, skipped=int(header)))
-    body = chain(first[1:] if header else first, rows)
-    lines, text = _of_equal_width(source, body, len(names))
-    return table._replace(columns=list(text.T), line=lines.__getitem__)
+        line: Callable[[int], int] = _Lines(layout, skipped=int(header))
+    if columns is None:
+        body = chain(first[1:] if header else first, rows)
+        lines, text = _of_equal_width(source, body, len(names))
+        columns, line = list(text.T), lines.__getitem__
+    if len(names) > 1 and not (header and names[-1]) and is_empty(columns[-1]):
+        names, columns = names[:-1], columns[:-1]
+        notes.append("every row ends with a delimiter: the empty column after it is left out")
+    note = "; ".join(filter(None, notes))
+    return Table(str(source), names, columns, line, has_header=header, note=note, hint=hint)
 
 
 class _Lines:
@@ -151,22 +159,57 @@ def _layout_of(source: str | Path, encoding: str | None) -> _Layout:
             encoding = encoding or _BYTE_ORDER_MARKS.get(mark, "utf-8-sig")
             file.seek(0)
             with io.TextIOWrapper(file, encoding=encoding, newline="") as text:
-                delimiter, width = guess_delimiter(text)
-                text.seek(0)
+                named = _named_delimiter(text)
+                before, note = (1, "") if named else _comments(text)
+                start = text.tell()
+                delimiter, width = (named, 2) if named else guess_delimiter(text)
                 if width < 2 and text.read(1) == '"':
-                    text.seek(0)
+                    text.seek(start)
                     lines = islice(csv.reader(text), LOOKED_AT)
                     inside = io.StringIO("\n".join(line[0] for line in lines if line), newline="")
                     inner, width = guess_delimiter(inside)
                     if width > 1:
-                        return _Layout(source, encoding, inner, wrapped=True)
+                        return _Layout(source, encoding, inner, True, before, note)
     except LookupError:
         raise DataError(f"encoding: got {encoding!r}, expected a name such as latin-1") from None
     except (UnicodeError, csv.Error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _unreadable(source, error) from None
-    return _Layout(source, encoding, delimiter)
+    return _Layout(source, encoding, delimiter, False, before, note)
+
+
+def _named_delimiter(text: IO[str]) -> str:
+    """The delimiter that a first line names, as "sep=;" does for Excel; else "", and no line is
+    read."""
+    start = text.tell()
+    named = _NAMED.fullmatch(text.readline().rstrip("\r\n"))
+    if not named:
+        text.seek(start)
+    return named[1] if named else ""
+
+
+_NAMED = re.compile(r"sep=(.)", re.IGNORECASE)
+
+
+def _comments(text: IO[str]) -> tuple[int, str]:
+    """Read the lines before a table that begin with # and are no row of it -> their number, and a
+    note.  One with as many cells as the first row below is its header or a row like it."""
+    starts = [text.tell()]
+    lines = []
+    while (line := text.readline()).startswith("#"):
+        lines.append(line)
+        starts.append(text.tell())
+    text.seek(starts[-1])
+    delimiter, width = guess_delimiter(text)
+    count = len(lines)
+    while count and len(next(csv.reader(lines[count - 1 : count], delimiter=delimiter))) == width:
+        count -= 1
+    if not line:
+        count = 0  # all rows begin so
+    text.seek(starts[count])
+    what = "line 1 begins" if count == 1 else f"lines 1 to {count} begin"
+    return count, f"{what} with # and can be no row: left out" if count else ""
 
 
 def _unreadable(source: str | Path, error: Exception) -> DataError:
@@ -182,18 +225,18 @@ def _rows(layout: _Layout) -> Rows:
             _opened(layout.source) as file,
             io.TextIOWrapper(file, encoding=layout.encoding, newline="") as text,
         ):
-            lines: Any = text
+            lines: Any = islice(text, layout.before, None)
             if layout.wrapped:
-                lines = (f"{cells[0]}\n" for cells in csv.reader(text, strict=True) if cells)
+                lines = (f"{cells[0]}\n" for cells in csv.reader(lines, strict=True) if cells)
             rows = csv.reader(lines, delimiter=layout.delimiter, skipinitialspace=True, strict=True)
-            line = 1
+            line = layout.before + 1
             for cells in rows:
                 row = [cell.strip() for cell in cells]
                 if any("\0" in cell for cell in row):
                     raise csv.Error(f"row {line} holds a NUL, as UTF-16 does")
                 if any(row):
                     yield line, row
-                line = rows.line_num + 1  # a quoted cell may go over several lines
+                line = layout.before + rows.line_num + 1  # a quoted cell may have several lines
     except (UnicodeError, csv.Error, EOFError) as error:
         raise _unreadable(layout.source, error) from None
 
@@ -205,7 +248,7 @@ def _by_polars(layout: _Layout, width: int, *, skipped: int) -> list[Any] | None
     width: the number of its columns.
     skipped: rows of the header, 0 or 1.
     """
-    if layout.encoding != "utf-8-sig" or layout.wrapped:
+    if layout.encoding != "utf-8-sig" or layout.wrapped or layout.before:
         return None
     try:
         polars = importlib.import_module("polars")

@@ -18,13 +18,15 @@ LOOKED_AT = 1000  # rows, to guess the delimiter and the header by
 def guess_delimiter(file: IO[str]) -> tuple[str, int]:
     """Guess the delimiter: the one that cuts the most rows into equally many cells, at least two.
 
-    The second result is how many cells, 0 where nothing cuts the rows.  (``csv.Sniffer`` also
-    guesses how cells are quoted, and takes letters for delimiters.)
+    The second result is how many cells, 0 where nothing cuts the rows.  The file is looked at from
+    where it stands, and stands there afterwards.  (``csv.Sniffer`` also guesses how cells are
+    quoted, and takes letters for delimiters.)
     """
+    start = file.tell()
 
     def agreement(delimiter: str) -> tuple[int, int]:
         """The rows that agree, and the number of their cells."""
-        file.seek(0)
+        file.seek(start)
         try:
             rows = list(
                 islice(
@@ -38,7 +40,9 @@ def guess_delimiter(file: IO[str]) -> tuple[str, int]:
         return max(((count, width) for width, count in widths.items()), default=(0, 0))
 
     best = max("\t;,", key=agreement)  # of equals the first: a comma may be a decimal one
-    return best, agreement(best)[1]
+    width = agreement(best)[1]
+    file.seek(start)
+    return best, width
 
 
 def guess_header(

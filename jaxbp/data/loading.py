@@ -48,6 +48,8 @@ from jaxbp.reprs import short
 from jaxbp.text import fields, html
 from jaxbp.trees import check_bools
 
+VALIDATION, TEST = 0.15, 0.2  # shares of the rows, unless given
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -89,8 +91,8 @@ def load(
     *,
     target: Target = None,
     task: Task | None = None,
-    validation: float = 0.15,
-    test: float = 0.2,
+    validation: float = VALIDATION,
+    test: float = TEST,
     seed: int = 0,
     standardize: bool = True,
     standardize_target: bool = True,
@@ -170,14 +172,10 @@ def load(
         task, reason = guess_task(raw)
     guess = [f"the target has {reason}"] if reason else []
     with noting([*raw.notes, *guess, raw.hint]):
-        labels, values = encode_target(raw, task)
-        if labels is None and (values == values[0]).all():
-            raise DataError(f"{raw.name}: every row has the same target, expected two values")
         if counts:
             check_counts(raw)
-        classes = labels if stratify and values.ndim == 1 else None
-        train_rows, validation_rows, test_rows = split_rows(
-            raw.name, values, classes, validation, test, seed
+        labels, values, (train_rows, validation_rows, test_rows) = dealt(
+            raw, task, validation, test, seed, stratify=stratify
         )
     notes = (*raw.notes, *alike(labels or ()))
     for note in notes:
@@ -218,6 +216,31 @@ def load(
             "" if weights is None else str(weights),
         ),
     )
+
+
+def dealt(
+    raw: RawData,
+    task: Task,
+    validation: float = VALIDATION,
+    test: float = TEST,
+    seed: int = 0,
+    *,
+    stratify: bool = True,
+) -> tuple[tuple[str, ...] | None, np.ndarray, tuple[np.ndarray, ...]]:
+    """The names of the classes, if there are any, the encoded target, and the rows to train,
+    validate and test on.
+
+    raw: the source.
+    task: decided.
+    validation, test, seed, stratify: as ``load`` takes them.
+
+    Raises DataError for a target that is the same in every row, and for shares that cannot be.
+    """
+    labels, values = encode_target(raw, task)
+    if labels is None and (values == values[0]).all():
+        raise DataError(f"{raw.name}: every row has the same target, expected two values")
+    classes = labels if stratify and values.ndim == 1 else None
+    return labels, values, split_rows(raw.name, values, classes, validation, test, seed)
 
 
 def _inputs(

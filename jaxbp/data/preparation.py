@@ -163,7 +163,8 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
     no choice.
     """
     target = raw.target
-    if raw.labels is not None or target.dtype.kind not in "iuf":
+    by_type = raw.table is not None and raw.target_name in raw.table.categorical
+    if raw.labels is not None or target.dtype.kind not in "iuf" or by_type:
         return "classification", ""
     if target.ndim > 1:
         return _guess_of_columns(target)

@@ -79,6 +79,13 @@ def is_text(column: Any) -> bool:
     return not isinstance(column, np.ndarray) or column.dtype == object
 
 
+def is_empty(column: Any) -> bool:
+    """Whether a column of text has no cell but empty ones."""
+    if isinstance(column, np.ndarray):
+        return not any(column)
+    return bool((column.fill_null("").str.strip_chars() == "").all())
+
+
 def texts(column: Any) -> list[str]:
     """A column's cells as text without blanks around them; a whole number has no fraction."""
     if not isinstance(column, np.ndarray):
@@ -151,8 +158,11 @@ def frame_table(source: Any, name: str = "table") -> Table:
         narwhals = reader("narwhals", "a DataFrame", "narwhals")
         try:
             frame = narwhals.from_native(source, eager_only=True)
-        except TypeError as error:
-            raise DataError(f"{name}: got {type(source).__name__} ({error})") from None
+        except TypeError:
+            how = "; its collect() is one" if hasattr(source, "collect") else ""
+            raise DataError(
+                f"{name}: got {type(source).__name__}, expected a DataFrame{how}"
+            ) from None
         except ValueError as error:  # two columns of one name
             raise DataError(f"{name}: {' '.join(str(error).split())}") from None
         names = tuple(map(str, frame.columns))

@@ -151,8 +151,17 @@ def _difference(name: str, saved: Any, given: Any) -> str:
     if isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given):
         saved, given = next(pair for pair in zip(saved, given, strict=True) if pair[0] != pair[1])
         name = f"one of the {name}"
-    said = f"{name} was {saved}, and is {given}"
+    said = f"{name} was {_shortest(saved)}, and is {_shortest(given)}"
     return re.sub(r"([0-9a-f]{8})[0-9a-f]{56}", r"\1...", said)
+
+
+def _shortest(value: Any) -> Any:
+    """A float32 by the shortest text that reads back the same; anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value)
+    return str(rounded) if float(rounded) == value else value
 
 
 def _listed(number: Any) -> Any:

@@ -49,8 +49,16 @@ def epochs_done(run: Run) -> int:
     return int(np.max(run.epochs))
 
 
-def check_resumed(run: Any, params: Params | None, epochs: int) -> None:
-    """Raise TypeError or ValueError for what is no run, or has nothing to go on to."""
+def check_resumed(
+    run: Any, params: Params | None, epochs: int, *, may_be_complete: bool = False
+) -> None:
+    """Raise TypeError or ValueError for what is no run, or has nothing to go on to.
+
+    run: to go on with.
+    params: beside it, of which there may be none.
+    epochs: of the run, in all.
+    may_be_complete: whether they may have been done; False unless given.
+    """
     if not isinstance(run, Run):
         raise TypeError(
             f"resume: got {short(run)}, expected a jaxbp.Run, such as history.run, or a folder of "
@@ -58,10 +66,11 @@ def check_resumed(run: Any, params: Params | None, epochs: int) -> None:
         )
     if params is not None:
         raise ValueError("params: got params beside resume, expected one of them: a run has params")
-    if not isinstance(epochs, bool) and isinstance(epochs, int) and epochs <= epochs_done(run):
+    done = epochs_done(run)
+    if isinstance(epochs, int) and epochs < done + (not may_be_complete):
         raise ValueError(
-            f"epochs: got {epochs}, and the run is complete: it has done {epochs_done(run)}; a "
-            "larger number, of all its epochs, goes on"
+            f"epochs: got {epochs}, and the run is complete: it has done {done}; a larger number, "
+            "of all its epochs, goes on"
         )
 
 
