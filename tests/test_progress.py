@@ -2,6 +2,9 @@
 
 import importlib
 import io
+import sys
+import warnings
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -38,6 +41,32 @@ def test_a_bar_is_shown_in_a_terminal_and_nothing_elsewhere(monkeypatch, capfd):
     with progress.shown(False, 3, 9) as show:
         show(4, 0.5, None)
     assert not written.getvalue()
+
+
+def test_a_notebook_shows_the_bar_without_widgets(monkeypatch):
+    """A stand-in for IPython's display, which is given the bar once, and told at the end."""
+    console, shown = pytest.importorskip("rich.console"), []
+
+    class Handle:
+        def __init__(self, bar, display_id):
+            assert display_id is True
+            self.update = lambda bar: shown.append(bar._repr_mimebundle_([], [])["text/html"])
+            self.update(bar)
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=Handle))
+    notebook = console.Console(force_jupyter=True, width=100)
+    monkeypatch.setattr(progress, "_bar", lambda: progress.bar_of_epochs(notebook))
+    fit()
+    assert "compiling" in shown[0]
+    assert "epoch 2/2" in shown[-1]
+    assert "loss" in shown[-1]
+    estimators = pytest.importorskip("jaxbp.estimators")
+    for solver in ("adam", "lbfgs"):
+        del shown[:]
+        network = estimators.MLPRegressor(solver=solver, max_iter=2, verbose="bar")
+        with warnings.catch_warnings(action="ignore"):  # that it has not converged
+            network.fit(*np.random.default_rng(0).normal(size=(2, 9, 1)))
+        assert "epoch 2/2" in shown[-1]
 
 
 def test_without_rich_it_is_said_and_trained(monkeypatch):

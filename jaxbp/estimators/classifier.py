@@ -40,7 +40,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     tol, n_iter_no_change: training ends where that many epochs in a row (10) did not improve the
         loss, or the score with early_stopping, by tol (1e-4); for "lbfgs" the largest entry of the
         gradient at its end.
-    verbose: whether to print the loss of every epoch.
+    verbose: whether to print the loss of every epoch; "bar" shows a bar instead, by rich.
     warm_start: whether ``fit`` starts from the last call's parameters.
     momentum, nesterovs_momentum: of "sgd", see ``jaxbp.estimators.updates``; 0.9, True.
     early_stopping: whether to hold out validation_fraction (0.1) of the rows, stratified, and to
@@ -103,7 +103,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         shuffle: bool = True,
         random_state: Any = None,
         tol: float = 1e-4,
-        verbose: bool | int = False,
+        verbose: bool | int | str = False,
         warm_start: bool = False,
         momentum: float = 0.9,
         nesterovs_momentum: bool = True,

@@ -22,7 +22,9 @@ from jaxbp.estimators.network import (
     take,
     unpacked,
 )
+from jaxbp.estimators.parameters import say
 from jaxbp.model import MLP
+from jaxbp.training.progress import shown
 from jaxbp.training.records import Epoch, ask_to_end, callbacks_of
 
 _ENDED_BY_CALLBACK = 99  # SciPy's status
@@ -45,13 +47,14 @@ def train(
     def ended(intermediate_result: OptimizeResult) -> None:
         estimator.n_iter_ += 1
         value = float(intermediate_result.fun)
-        if estimator.verbose:
-            print(f"Iteration {estimator.n_iter_}, loss = {value:.8f}")
+        say(estimator, f"Iteration {estimator.n_iter_}, loss = {value:.8f}")
+        show(estimator.n_iter_, value, None)
         params = unpacked(model.sizes, intermediate_result.x)
         if ask_to_end(callbacks, Epoch(estimator.n_iter_, params, value, None)):
             raise StopIteration
 
-    with jax.enable_x64(True):
+    shows = estimator.verbose == "bar"
+    with jax.enable_x64(True), shown(shows, 0, estimator.max_iter) as show:
         targets = estimator._targets(y, np.float64)
         batch = jax.device_put(batch_of(dense(x), targets, weight))
         start = packed(estimator.coefs_, estimator.intercepts_)

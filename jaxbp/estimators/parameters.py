@@ -78,7 +78,7 @@ EXPECTED: dict[str, _Expected] = {
     "max_iter": _counts(),
     "shuffle": _BOOLEAN,
     "tol": _NOT_NEGATIVE,
-    "verbose": _or(_BOOLEAN, _counts(0)),
+    "verbose": _or(_or(_BOOLEAN, _counts(0)), _one_of("bar")),
     "warm_start": _BOOLEAN,
     "momentum": _real("a number from 0 to 1", lambda value: 0 <= value <= 1),
     "nesterovs_momentum": _BOOLEAN,
@@ -150,3 +150,9 @@ def check_parameters(given: dict[str, Any]) -> None:
             raise InvalidParameterError(
                 f"{name}: got {given[name]!r}, expected none with solver='lbfgs'"
             )
+
+
+def say(estimator: Any, line: str) -> None:
+    """Print a line of the training where ``verbose`` asks for lines, as scikit-learn does."""
+    if estimator.verbose and estimator.verbose != "bar":
+        print(line)

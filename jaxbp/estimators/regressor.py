@@ -49,7 +49,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         shuffle: bool = True,
         random_state: Any = None,
         tol: float = 1e-4,
-        verbose: bool | int = False,
+        verbose: bool | int | str = False,
         warm_start: bool = False,
         momentum: float = 0.9,
         nesterovs_momentum: bool = True,

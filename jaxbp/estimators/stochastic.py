@@ -32,12 +32,14 @@ from jaxbp.estimators.network import (
     rows_of,
     take,
 )
+from jaxbp.estimators.parameters import say
 from jaxbp.estimators.updates import Rule, adam_numbers, momentum_numbers
 from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
 from jaxbp.training.constants import Constants, Given, Numbers, without_numbers
 from jaxbp.training.epoch import Program, initial_state
 from jaxbp.training.metrics import Evaluation
+from jaxbp.training.progress import shown
 from jaxbp.training.records import Epoch, ask_to_end, callbacks_of
 
 _LARGEST = 2**30  # bytes of sparse rows made dense
@@ -148,25 +150,28 @@ def _descend(
     at_once = 1 if watched else _at_once(estimator, training)
     after = None
     estimator.n_iter_ = 0
+    shows = estimator.verbose == "bar" and not incremental
     try:
-        for loss, after in _epochs(estimator, model, training, at_once=at_once):
-            _record(estimator, loss, training.x.shape[0])
-            evaluation = None
-            if validation is not None:
-                evaluation = _validate(estimator, model, after().params, validation, y)
-            if _count_improvement(estimator) and validation is not None:
-                best = after().params
-            ends = _ends(estimator)
-            if callbacks:
-                on_host = jax.tree.map(np.asarray, after().params)
-                record = Epoch(estimator.n_iter_, on_host, estimator.loss_, evaluation)
-                ends |= ask_to_end(callbacks, record)
-            if ends or incremental:
-                break
-            if estimator.n_iter_ == estimator.max_iter:
+        with shown(shows, 0, estimator.max_iter) as show:
+            for loss, after in _epochs(estimator, model, training, at_once=at_once):
+                _record(estimator, loss, training.x.shape[0])
+                evaluation = None
+                if validation is not None:
+                    evaluation = _validate(estimator, model, after().params, validation, y)
+                if _count_improvement(estimator) and validation is not None:
+                    best = after().params
+                show(estimator.n_iter_, loss, evaluation)
+                ends = _ends(estimator)
+                if callbacks:
+                    on_host = jax.tree.map(np.asarray, after().params)
+                    record = Epoch(estimator.n_iter_, on_host, estimator.loss_, evaluation)
+                    ends |= ask_to_end(callbacks, record)
+                if ends or incremental:
+                    break
+            else:
                 warnings.warn(
-                    f"Stochastic Optimizer: Maximum iterations ({estimator.max_iter}) reached and "
-                    "the optimization hasn't converged yet.",
+                    f"Stochastic Optimizer: Maximum iterations ({estimator.max_iter}) reached "
+                    "and the optimization hasn't converged yet.",
                     ConvergenceWarning,
                     stacklevel=5,
                 )
@@ -343,8 +348,7 @@ def _record(estimator: Any, loss: float, rows: int) -> None:
     estimator.t_ += rows
     estimator.loss_ = loss
     estimator.loss_curve_.append(loss)
-    if estimator.verbose:
-        print(f"Iteration {estimator.n_iter_}, loss = {loss:.8f}")
+    say(estimator, f"Iteration {estimator.n_iter_}, loss = {loss:.8f}")
 
 
 def _validate(estimator: Any, model: MLP, params: Params, validation: Batch, y: Any) -> Evaluation:
@@ -356,8 +360,7 @@ def _validate(estimator: Any, model: MLP, params: Params, validation: Batch, y: 
     score = estimator._score(y, predicted, on_host)
     estimator.validation_scores_.append(score)
     estimator.validation_loss_curve_.append(loss)
-    if estimator.verbose:
-        print(f"Validation score: {score:f}")
+    say(estimator, f"Validation score: {score:f}")
     return Evaluation(loss=loss, metric=score)
 
 
@@ -399,6 +402,5 @@ def _ends(estimator: Any) -> bool:
         optimisation.learning_rate /= 5
         estimator._no_improvement_count = 0
         said += f" Setting learning rate to {optimisation.learning_rate:f}"
-    if estimator.verbose:
-        print(said)
+    say(estimator, said)
     return ends

@@ -1,6 +1,7 @@
 """A progress bar for a training, by rich: in a terminal and in a notebook, and nowhere else."""
 
 import importlib
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+_BETWEEN_DRAWINGS = 0.1  # seconds, in a notebook
 _WIDE = 80  # columns of text that a line with the bar needs
 
 
 def bar_of_epochs(console: Any) -> Any:
-    """rich's ``Progress`` with columns for epochs, on a console; hidden where it is no terminal.
+    """rich's ``Progress`` with columns for epochs, which draws itself where the console is a
+    terminal.
 
     A task's field ``live`` is the text beside the bar.
     """
@@ -24,7 +27,7 @@ def bar_of_epochs(console: Any) -> Any:
     return progress.Progress(
         *(wide if console.width >= _WIDE else (epoch, live)),
         console=console,
-        disable=not (console.is_terminal or console.is_jupyter),
+        disable=not console.is_terminal,
     )
 
 
@@ -41,13 +44,40 @@ def shown(progress: bool, done: int, epochs: int) -> Iterator[Callable[[int, Any
     if bar is None:
         yield lambda number, loss, validation: None
         return
-    with bar:
-        task = bar.add_task("", total=epochs, completed=done, live="compiling")
+    task = bar.add_task("", total=epochs, completed=done, live="compiling")
+    with _drawn(bar) as draw:
 
         def show(number: int, loss: Any, validation: Any) -> None:
             bar.update(task, completed=number, live=_live(loss, validation))
+            draw()
 
         yield show
+
+
+@contextmanager
+def _drawn(bar: Any) -> Iterator[Callable[[], None]]:
+    """Draw a bar until the end -> what is to be called when it has moved.
+
+    In a notebook rich draws by ipywidgets alone, and without them nothing; IPython's display, which
+    is always there, needs no more than to be told.
+    """
+    if not bar.console.is_jupyter:
+        with bar:
+            yield lambda: None
+        return
+    handle = importlib.import_module("IPython.display").display(bar, display_id=True)
+    last = time.monotonic()
+
+    def draw() -> None:
+        nonlocal last
+        if time.monotonic() - last >= _BETWEEN_DRAWINGS:
+            handle.update(bar)
+            last = time.monotonic()
+
+    try:
+        yield draw
+    finally:
+        handle.update(bar)
 
 
 def _bar() -> Any:
