@@ -259,7 +259,8 @@ def prediction(model: MLP, coefs: Any, intercepts: Any, x: Any) -> np.ndarray:
             rows = dense(x[start : start + _AT_ONCE])
             filled = np.zeros((1 << (len(rows) - 1).bit_length(), width), dtype)
             filled[: len(rows)] = rows
-            predicted[start : start + _AT_ONCE] = run(coefs, intercepts, filled)[: len(rows)]
+            found = np.asarray(run(coefs, intercepts, filled))
+            predicted[start : start + _AT_ONCE] = found[: len(rows)]
     return predicted
 
 
