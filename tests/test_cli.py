@@ -40,7 +40,7 @@ from jaxbp.cli import (
     options,
     pictures,
     plan,
-    run_record,
+    run_folder,
     train,
 )
 from jaxbp.cli.compile_time import CompileTime
@@ -78,7 +78,7 @@ def elsewhere(tmp_path, monkeypatch):
 def fewer_pictures(request, monkeypatch):
     """The pictures of the test rows take half a second a run: test_tables.py has them drawn."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(run_record, "draw_test", lambda *_: None)
+        monkeypatch.setattr(run_folder, "pictures_of_test", lambda *_: {})
 
 
 def run(*arguments):
@@ -382,7 +382,7 @@ def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, cap
 def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_before, sigint):
     press_before("write_run")
     for name in ("save", "learning_curve"):
-        press_before(name, module=run_record)
+        press_before(name, module=run_folder)
     assert run("train", "iris", *QUICK) == 0
     assert names_in(elsewhere / "runs" / "iris-1") == {*files.RUN} - {*files.OF_TEST_ROWS}
     assert signal.getsignal(sigint) is not signal.SIG_IGN
@@ -707,7 +707,8 @@ def test_a_title_has_no_boxes_and_no_formulas(elsewhere, monkeypatch):
     assert pictures._drawable("数据/a b é∂ᴕ.csv: 4-8") == "??/a b é∂ᴕ.csv: 4-8"
     history = jaxbp.History(np.ones(2), np.ones(2), np.ones(2))
     title = r"数据/ᴕ$\no formula$.csv"
-    pictures.learning_curve("curve.png", history, metric="accuracy", title=title)
+    figure = pictures.learning_curve(history, metric="accuracy", title=title)
+    pictures.write(figure, "curve.png")
 
 
 def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsys, monkeypatch):
