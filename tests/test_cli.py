@@ -40,6 +40,7 @@ from jaxbp.cli import (
     options,
     pictures,
     plan,
+    report,
     run_folder,
     train,
 )
@@ -76,9 +77,11 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def fewer_pictures(request, monkeypatch):
-    """The pictures of the test rows take half a second a run: test_tables.py has them drawn."""
+    """The pictures of the test rows take half a second a run: test_tables.py has them drawn, and
+    test_runs.py those of the report."""
     if not request.node.get_closest_marker("slow"):
         monkeypatch.setattr(run_folder, "pictures_of_test", lambda *_: {})
+        monkeypatch.setattr(report, "picture", lambda *_: "")
 
 
 def run(*arguments):
@@ -126,6 +129,7 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
         "metrics.jsonl",
         "model.safetensors",
         "options.json",
+        "report.html",
         "summary.json",
     ]
     summary = summary_of(folder)
@@ -674,6 +678,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(elsewhere, capsys, mo
         (["check", "gone.py:f"], "--output", "/proc/a.json", "/proc/a.json cannot be written ("),
         (["check", "gone.py:f"], "--plot", "/proc/a.png", "/proc/a.png cannot be written ("),
         (["explain", "x"], "--html", "/proc/a.html", "/proc/a.html cannot be written ("),
+        (["runs", "gone"], "--html", "/proc/a.html", "/proc/a.html cannot be written ("),
     ]:
         message = refused(capsys, *command, option, output)
         assert message.startswith(f"jaxbp: {option}: ")

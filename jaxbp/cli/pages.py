@@ -25,6 +25,7 @@ Html = NewType("Html", str)
 _LETTER = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]"
 _FROM_RIGHT = re.compile(f"{_LETTER}+(?: +{_LETTER}+)*")
 
+_SHORT = 16  # characters in a cell of a table that stays in one line
 _FEW = 12  # classes, up to which a matrix shows its zeros
 _MOST_LETTERS = 60  # of the names of few classes that stand beside each other
 
@@ -68,20 +69,28 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Html:
     return Html(f"<dl>{listed}</dl>")
 
 
-def table(shown: Table, says: str) -> Html:
-    """A table; columns of numbers are aligned to the right.  says is its name for screen readers"""
+def table(shown: Table, says: str, links: Sequence[str | None] | None = None) -> Html:
+    """A table; columns of numbers are aligned to the right.
+
+    shown: the table.
+    says: its name for screen readers.
+    links: where the first cell of each row leads, None where nowhere; none lead unless given.
+    """
     numeric = [all(map(is_numeric, column)) for column in zip(*shown.rows, strict=True)]
     styles = [' class="number"' if each else "" for each in numeric or [False] * len(shown.columns)]
     head = "".join(
         f'<th scope="col"{style}>{text(title)}</th>'
         for title, style in zip(shown.columns, styles, strict=True)
     )
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td{style}>{text(cell)}</td>" for cell, style in zip(row, styles, strict=True))
-        + "</tr>"
-        for row in shown.rows
-    )
+    rows = ""
+    for row, link in zip(shown.rows, links or [None] * len(shown.rows), strict=True):
+        cells: list[str] = [*map(text, row)]
+        if link is not None:
+            cells[0] = f'<a href="{attribute(link)}">{cells[0]}</a>'
+        both = zip(row, styles, strict=True)
+        short = ["" if style or len(cell) > _SHORT else ' class="short"' for cell, style in both]
+        parts = zip(styles, short, cells, strict=True)
+        rows += f"<tr>{''.join(f'<td{style}{one}>{cell}</td>' for style, one, cell in parts)}</tr>"
     return _wide(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", says)
 
 

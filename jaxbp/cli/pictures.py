@@ -1,6 +1,6 @@
 """Pictures, by matplotlib and without a display."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from jaxbp.diagnostics.flow import Distributions, Flow
 from jaxbp.diagnostics.health import Health
 from jaxbp.diagnostics.report import LayerReport
 from jaxbp.text import cut, printable
-from jaxbp.training.curves import TRAINING, VALIDATION, draw_curve, draw_losses
+from jaxbp.training.curves import LOG_FROM, TRAINING, VALIDATION, draw_curve, draw_losses
 from jaxbp.training.records import History
 
 _PASS, _FAIL, _INCONCLUSIVE = "#2e8b57", "#c0392b", "#c98a00"
@@ -59,6 +59,34 @@ def learning_curve(
         _grid_without_frame(axes)
         _whole_numbers(axes)
         axes.legend(frameon=False)
+    return figure
+
+
+def learning_curves(curves: Mapping[str, np.ndarray], *, metric: str) -> Figure:
+    """Draw the validation loss and metric of several runs by epoch.
+
+    curves: (2, epochs) loss and metric of each run, by its name; at most 20.
+    metric: name of the metric.
+    """
+    figure = Figure(figsize=(8, 3.4 + 0.2 * -(-len(curves) // 3)), layout="constrained")
+    losses, metrics = figure.subplots(1, 2)
+    for number, (name, values) in enumerate(curves.items()):
+        style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
+        epochs = np.arange(1, values.shape[1] + 1)
+        for axes, curve in zip((losses, metrics), values, strict=True):
+            label = _drawable(cut(name, 30))
+            axes.plot(epochs, curve, label=label, marker=_marker(epochs), **style)
+    finite = np.concatenate([values[0][np.isfinite(values[0])] for values in curves.values()])
+    if finite.size and 0 < LOG_FROM * finite.min() < finite.max():
+        losses.set_yscale("log")
+    for axes, name in ((losses, "validation loss"), (metrics, f"validation {metric}")):
+        axes.set(xlabel="epoch", ylabel=name)
+        _grid_without_frame(axes)
+        _whole_numbers(axes)
+    lines = losses.get_lines()
+    labels = [str(line.get_label()) for line in lines]
+    fonts = {"family": list(_fonts()), "size": 8}
+    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, prop=fonts)
     return figure
 
 
