@@ -31,13 +31,13 @@ def align(table: Table, width: int = 100) -> str:
     bias      0.5
     weight  12.25
     """
-    lines = [[_printable(cell) for cell in line] for line in (table.columns, *table.rows)]
+    lines = [[printable(cell) for cell in line] for line in (table.columns, *table.rows)]
     table = Table(lines[0], lines[1:])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     fitting = [gap for gap in ("  ", " ") if len(gap) * (len(widths) - 1) + sum(widths) <= width]
     if not fitting:
         return "\n\n".join(_listed(table.columns, row) for row in table.rows)
-    numeric = [all(_is_numeric(row[index]) for row in table.rows) for index in range(len(widths))]
+    numeric = [all(is_numeric(row[index]) for row in table.rows) for index in range(len(widths))]
     return "\n".join(
         fitting[0]
         .join(
@@ -49,7 +49,7 @@ def align(table: Table, width: int = 100) -> str:
     )
 
 
-def _printable(cell: str) -> str:
+def printable(cell: str) -> str:
     """A cell in one line: what would break it, or move the cursor, is escaped."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
@@ -57,7 +57,8 @@ def _printable(cell: str) -> str:
     )
 
 
-def _is_numeric(cell: str) -> bool:
+def is_numeric(cell: str) -> bool:
+    """Whether a cell is a number, several that are told as one, or empty."""
     return not cell or all(_NUMBER.fullmatch(part.strip()) for part in cell.split("±"))
 
 
@@ -102,6 +103,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cut(text: str, length: int) -> str:
+    """A text of at most that many characters; one that was longer ends in dots."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def counted(count: int, noun: str) -> str:

@@ -40,7 +40,8 @@ from jaxbp.cli import (
     options,
     pictures,
     plan,
-    run_record,
+    report,
+    run_folder,
     train,
 )
 from jaxbp.cli.compile_time import CompileTime
@@ -76,9 +77,11 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def fewer_pictures(request, monkeypatch):
-    """The pictures of the test rows take half a second a run: test_tables.py has them drawn."""
+    """The pictures of the test rows take half a second a run: test_tables.py has them drawn, and
+    test_runs.py those of the report."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(run_record, "draw_test", lambda *_: None)
+        monkeypatch.setattr(run_folder, "pictures_of_test", lambda *_: {})
+        monkeypatch.setattr(report, "picture", lambda *_: "")
 
 
 def run(*arguments):
@@ -126,6 +129,7 @@ def test_a_run_folder_holds_the_run(elsewhere, capsys):
         "metrics.jsonl",
         "model.safetensors",
         "options.json",
+        "report.html",
         "summary.json",
     ]
     summary = summary_of(folder)
@@ -382,7 +386,7 @@ def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, cap
 def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_before, sigint):
     press_before("write_run")
     for name in ("save", "learning_curve"):
-        press_before(name, module=run_record)
+        press_before(name, module=run_folder)
     assert run("train", "iris", *QUICK) == 0
     assert names_in(elsewhere / "runs" / "iris-1") == {*files.RUN} - {*files.OF_TEST_ROWS}
     assert signal.getsignal(sigint) is not signal.SIG_IGN
@@ -674,6 +678,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(elsewhere, capsys, mo
         (["check", "gone.py:f"], "--output", "/proc/a.json", "/proc/a.json cannot be written ("),
         (["check", "gone.py:f"], "--plot", "/proc/a.png", "/proc/a.png cannot be written ("),
         (["explain", "x"], "--html", "/proc/a.html", "/proc/a.html cannot be written ("),
+        (["runs", "gone"], "--html", "/proc/a.html", "/proc/a.html cannot be written ("),
     ]:
         message = refused(capsys, *command, option, output)
         assert message.startswith(f"jaxbp: {option}: ")
@@ -709,7 +714,8 @@ def test_a_title_has_no_boxes_and_no_formulas(elsewhere, monkeypatch):
     assert pictures._drawable_names(["a$", "b" * 9], 8) == [r"a\$", "bbbbb..."]
     history = jaxbp.History(np.ones(2), np.ones(2), np.ones(2))
     title = r"数据/ᴕ$\no formula$.csv"
-    pictures.learning_curve("curve.png", history, metric="accuracy", title=title)
+    figure = pictures.learning_curve(history, metric="accuracy", title=title)
+    pictures.write(figure, "curve.png")
 
 
 def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsys, monkeypatch):

@@ -196,6 +196,15 @@ def test_every_activation_and_head_is_named():
         assert f"`{name}`" in PAGES["docs/reading.md"], name
 
 
+def test_the_version_is_the_same_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, re.M)[1] == jaxbp.__version__
+    newest = re.search(
+        r"^## ([\d.]+)(?: \((unreleased|\d{4}-\d\d-\d\d)\))$", PAGES["CHANGELOG.md"], re.M
+    )
+    assert newest[1] == jaxbp.__version__
+
+
 def test_contributing_shows_the_tree():
     tree = blocks("text", PAGES["CONTRIBUTING.md"])[0]
     shown = {name.strip("/") for name in re.findall(r"^  ([\w.]+/?)", tree, re.MULTILINE)}

@@ -483,6 +483,14 @@ def trained(model, **change):
     return Checkpoint(model, random_params(model, 2, np.float32), preparation._replace(**change))
 
 
+def with_a_flag():
+    """A network of numbers one of which has an input beside it that is 1 where it is missing."""
+    columns = (Column(HOSTILE[0], fill=7.0, indicator=True), *map(Column, HOSTILE[1:]))
+    model = KINDS[1]._replace(sizes=(4, *KINDS[1].sizes[1:]))
+    network = trained(model, columns=columns, mean=np.arange(4.0), scale=np.full(4, 2.0))
+    return network._replace(preparation=network.preparation._replace(features=HOSTILE))
+
+
 def right_outputs(network):
     """Probabilities, or quantities, as ``jaxbp predict`` has them, and labels."""
     scores = pytest.importorskip("jaxbp.cli.scores")
@@ -505,10 +513,9 @@ def written(folder, files, name="network"):
 
 
 def test_numpy_has_every_activation_and_output_unit(tmp_path):
-    source_files = pytest.importorskip("jaxbp.interop.source_files")
-    for number, model in enumerate(KINDS):
-        network = trained(model)
-        files = source_files.numpy_files(exported(network))
+    numpy_source = pytest.importorskip("jaxbp.interop.numpy_source")
+    for number, network in enumerate([*map(trained, KINDS), with_a_flag()]):
+        files = numpy_source.numpy_files(exported(network))
         lines = files[".py"].decode().splitlines()
         assert len(lines) <= 60
         assert max(map(len, lines)) <= 100
@@ -521,7 +528,7 @@ def test_numpy_has_every_activation_and_output_unit(tmp_path):
             np.testing.assert_array_equal(module.predict(ROWS), labels)
         assert list(HOSTILE) == module.FEATURES
         with np.load(tmp_path / f"network{number}.npz") as file:
-            back = source_files.network_of_npz(dict(file))
+            back = numpy_source.network_of_npz(dict(file))
         assert_same(back[:2], network[:2])
         assert_same_preparation(back.preparation, network.preparation)
     with pytest.raises(ValueError, match=r"x: got shape \(7, 1\), expected \(N, 3\)"):
@@ -539,17 +546,70 @@ def test_what_cannot_be_exported_is_refused():
     for network, message in [
         (trained(model), "^activation: sin has no counterpart in the files of exports"),
         (trained(plain._replace(head=head)), "^head: the output unit"),
-        (
-            trained(plain, columns=(Column("a"), Column("b", "category"), Column("c"))),
-            "^preparation: column 'b' is a category, and only numbers can be exported",
-        ),
-        (
-            trained(plain, columns=(Column("a", indicator=True), Column("b"), Column("c"))),
-            "^preparation: column 'a' has an input of its own for missing cells",
-        ),
     ]:
         with pytest.raises(ValueError, match=message):
             exported(network)
+
+
+def a_table(rows, *, dates=True):
+    """A table with columns of every kind, called as nothing else should be, and with gaps."""
+    rng = np.random.default_rng(rows)
+    numbers = rng.normal(1500, 3000, rows)
+    table = {
+        "label": rng.choice(["oak", "pine", "ash", "NA"], rows),  # also an output's name
+        "gap": np.where(rng.random(rows) < 0.2, np.nan, rng.normal(20, 5, rows)),
+        HOSTILE[0]: np.array([f"{each:_.2f}" for each in numbers], object),
+        HOSTILE[1]: rng.choice(["yes", "No", ""], rows),
+        "kind": rng.choice([1.0, 2.0, 3.0], rows),
+        "tall": rng.choice(["a", "b", "c"], rows),
+    }
+    for row, cell in enumerate(table[HOSTILE[0]]):
+        table[HOSTILE[0]][row] = cell.replace(".", ",").replace("_", ".")
+    if dates:
+        days = rng.integers(10, 28, (rows, 2))
+        table["when"] = np.array([f"2020-{m % 9 + 1}-{d} 12:30" for m, d in days], object)
+    return table
+
+
+def of_a_table(*, dates=True):
+    """A network of such a table, and other rows with cells that no training row has."""
+    data = jaxbp.data.load(a_table(200, dates=dates), target="tall", categorical="kind")
+    model = of_head(heads.softmax_cross_entropy)
+    model = model._replace(sizes=(len(data.preparation.inputs), 4, 3), activation=activations.relu)
+    network = Checkpoint(model, random_params(model, 2, np.float32), data.preparation)
+    new = a_table(30, dates=dates)
+    new["label"] = new["label"].astype(object)
+    new["label"][:4] = ["elm", "nUlL", "", " oak "]
+    with pytest.warns(UserWarning, match="that no training row has"):
+        x = transform(data.preparation, new)
+    scores = pytest.importorskip("jaxbp.cli.scores")
+    return network, new, x, scores.outputs(network, x)
+
+
+def test_numpy_reads_a_table_as_this_package_does(tmp_path):
+    numpy_source = pytest.importorskip("jaxbp.interop.numpy_source")
+    network, new, _, right = of_a_table()
+    module = written(tmp_path, numpy_source.numpy_files(exported(network)), "of_a_table")
+    np.testing.assert_allclose(module.predict_proba(new), right, atol=1e-6)
+    labels = np.array(network.preparation.labels)
+    np.testing.assert_array_equal(module.predict(new), labels[right.argmax(1)])
+    with np.load(tmp_path / "of_a_table.npz") as file:
+        back = numpy_source.network_of_npz(dict(file))
+    assert back.preparation.columns == network.preparation.columns
+    for name, cell, message in [
+        ("when", "1.2.2020", "column 'when'"),
+        (HOSTILE[1], "perhaps", f"column {HOSTILE[1]!r}: could not convert string to float"),
+        (HOSTILE[0], "1.5", "could not convert string to float: '1.5'|1\\?5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            module.predict(new | {name: [cell] * 30})
+    files = numpy_source.numpy_files(exported(of_a_table(dates=False)[0]))
+    assert len(files[".py"].decode().splitlines()) <= 65
+    columns = tuple(each._replace(missing="error") for each in network.preparation.columns)
+    network = network._replace(preparation=network.preparation._replace(columns=columns))
+    module = written(tmp_path, numpy_source.numpy_files(exported(network)), "complete")
+    with pytest.raises(ValueError, match="column 'label': a cell is missing"):
+        module.predict(new)
 
 
 @pytest.fixture
@@ -575,6 +635,7 @@ def test_export_and_import_in_numpy(command, tmp_path):
     assert status == 0
     assert said == (
         "A network of 3 columns, 11 hidden layers and 3 classes, in new/net.py and new/net.npz\n"
+        "truth values are 1 and 0: '<b>'\n"
     )
     assert command("import", "new/net.npz", "--to", "back")[0] == 0
     right, predicted = (command("predict", run, "rows.npz") for run in ("run", "back"))
@@ -651,8 +712,7 @@ def test_onnx():
     onnxruntime = pytest.importorskip("onnxruntime")
     from jaxbp.interop.onnx_file import to_onnx
 
-    for model in KINDS:
-        network = trained(model)
+    for network in [*map(trained, KINDS), with_a_flag()]:
         proto = to_onnx(exported(network))
         session = onnxruntime.InferenceSession(proto.SerializeToString())
         names = [output.name for output in session.get_outputs()]
@@ -667,6 +727,74 @@ def test_onnx():
             np.testing.assert_array_equal(outputs["label"], labels)
         held = session.get_modelmeta().custom_metadata_map
         assert json.loads(held["features"]) == list(HOSTILE)
+
+
+@pytest.mark.slow
+def test_onnx_takes_the_columns_of_a_table():
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from jaxbp.interop.onnx_file import input_names, to_onnx
+
+    network, new, _, right = of_a_table(dates=False)
+    parts = exported(network)
+    session = onnxruntime.InferenceSession(to_onnx(parts).SerializeToString())
+    names = input_names(parts)
+    assert [each.name for each in session.get_inputs()] == names
+    assert names == ["label_", *network.preparation.features[1:]]
+    cells = new | {
+        "label": [cell.strip() for cell in new["label"]],
+        HOSTILE[0]: [cell.replace(".", "").replace(",", ".") for cell in new[HOSTILE[0]]],
+        HOSTILE[1]: [{"yes": 1, "No": 0, "": np.nan}[cell] for cell in new[HOSTILE[1]]],
+        "kind": [str(int(cell)) for cell in new["kind"]],
+    }
+    feeds = {
+        name: np.array(cells[each.name], object if each.kind == "category" else np.float32)[:, None]
+        for name, each in zip(names, parts.columns, strict=True)
+    }
+    label, probabilities = session.run(None, feeds)
+    np.testing.assert_allclose(probabilities, right, atol=1e-6)
+    labels = np.array(network.preparation.labels)
+    np.testing.assert_array_equal(label, labels[right.argmax(1)])
+    with pytest.raises(ValueError, match=r"^column 'when' is a date, and ONNX reads none"):
+        to_onnx(exported(of_a_table()[0]))
+
+
+def test_what_an_export_of_a_table_says(command):
+    network, *_ = of_a_table()
+    jaxbp.save("table.safetensors", *network)
+    status, said, _ = command("export", "table.safetensors", "--to", "numpy", "--output", "t.py")
+    assert status == 0
+    assert "rows are a DataFrame or a dict of columns, with text as it comes\n" in said
+    if importlib.util.find_spec("onnx"):
+        status, _, said = command("export", "table.safetensors", "--to", "onnx", "--output", "t.o")
+        assert status == 2
+        assert said.startswith("jaxbp: column 'when' is a date, and ONNX reads none")
+        assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_prepared_rows_and_flags_in_stablehlo_and_torch(command, tmp_path):
+    """A table of text is prepared before; gaps that have flags are filled there."""
+    torch = pytest.importorskip("torch")
+    from jax import export
+
+    from jaxbp.interop.torch_source import torch_files
+
+    network, _, x, right = of_a_table()
+    gaps = with_a_flag()
+    for name, each, rows, found in [
+        ("table", network, x, right),
+        ("gaps", gaps, ROWS, right_outputs(gaps)[0]),
+    ]:
+        jaxbp.save(f"{name}.safetensors", *each)
+        arguments = ["export", f"{name}.safetensors", "--to", "stablehlo", "--output", name]
+        status, said, _ = command(*arguments)
+        assert status == 0
+        assert ("rows have to be prepared as jaxbp.data.transform" in said) == (name == "table")
+        program = export.deserialize(bytearray((tmp_path / name).read_bytes()))
+        np.testing.assert_allclose(program.call(rows), found, atol=1e-6)
+        module = written(tmp_path, torch_files(exported(each)), f"torch_{name}")
+        np.testing.assert_allclose(module.predict_proba(torch.tensor(rows)), found, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -702,7 +830,7 @@ def test_source_for_torch(command, tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    from jaxbp.interop.source_files import torch_files
+    from jaxbp.interop.torch_source import torch_files
 
     for number, model in enumerate(KINDS):
         network = trained(model)

@@ -54,7 +54,7 @@ def record(folder):
     """All that a run leaves, without what it took and when."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
-    words = ("seconds", "samples", "command", "options")
+    words = ("seconds", "samples", "command", "options", "finished")
     summary = {name: each for name, each in summary.items() if not any(w in name for w in words)}
     return [line | {"seconds": 0} for line in lines], summary
 

@@ -18,7 +18,18 @@ from rich.text import Text
 
 import jaxbp
 from jaxbp.checkpoint import CheckpointError
-from jaxbp.cli import check, describe, diagnose, evaluate, explain, export, predict, resume, train
+from jaxbp.cli import (
+    check,
+    describe,
+    diagnose,
+    evaluate,
+    explain,
+    export,
+    predict,
+    resume,
+    runs,
+    train,
+)
 from jaxbp.cli.check import Check
 from jaxbp.cli.compilation_cache import LIMIT, cache_folder, keep_compiled_programs
 from jaxbp.cli.describe import Describe
@@ -30,6 +41,7 @@ from jaxbp.cli.export import Export, Import
 from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
+from jaxbp.cli.runs import Runs
 from jaxbp.cli.train import Train
 from jaxbp.data.errors import DataError
 from jaxbp.data.sources import BUNDLED
@@ -40,6 +52,7 @@ COMMANDS: dict[type, Callable[..., int]] = {
     Describe: describe.run,
     Predict: predict.run,
     Evaluate: evaluate.run,
+    Runs: runs.run,
     Check: check.run,
     Diagnose: diagnose.run,
     Explain: explain.run,
@@ -158,6 +171,7 @@ _FIRST = {
     "diagnose": "DATA",
     "predict": "RUN and DATA",
     "evaluate": "RUN and DATA",
+    "runs": "FOLDER",
     "export": "RUN",
     "import": "FILE",
 }

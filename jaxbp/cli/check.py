@@ -27,7 +27,7 @@ from jaxbp.checking import GradientReport, compare, gradcheck
 from jaxbp.checking.verdicts import worst_verdict
 from jaxbp.cli.files import PICTURES, new_file, written
 from jaxbp.cli.options import UsageError
-from jaxbp.cli.pictures import step_curves
+from jaxbp.cli.pictures import step_curves, write
 from jaxbp.cli.users_function import find, raising
 from jaxbp.gradient import Batch, autodiff, backprop, objective
 from jaxbp.heads import Head
@@ -148,7 +148,7 @@ def run(options: Check, console: Console) -> int:
             file.write(text)
         console.print(f"written to {options.output}", soft_wrap=True)
     if options.plot is not None:
-        step_curves(options.plot, report)
+        write(step_curves(report), options.plot)
         console.print(f"drawn in {options.plot}", soft_wrap=True)
     return _STATUS[record["verdict"]]
 

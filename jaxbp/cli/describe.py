@@ -27,7 +27,7 @@ from jaxbp.data.errors import DataError
 from jaxbp.data.loading import checked_reading, dealt
 from jaxbp.data.preparation import guess_task
 from jaxbp.data.sources import RawData, read_source
-from jaxbp.text import Table, align, counted, significant
+from jaxbp.text import Table, align, counted, cut, significant
 
 _EXAMPLES = 3
 
@@ -74,9 +74,9 @@ def run(options: Describe, console: Console) -> int:
         column = fitted(each, rows, options.missing)
         count += 0 if each.refused else len(column.inputs)
         lines.append(_line(column, each))
-    lines += [(_cut(name, 24), "", "", "", "0", "left out") for name in raw.dropped]
+    lines += [(cut(name, 24), "", "", "", "0", "left out") for name in raw.dropped]
     if options.weights is not None:
-        lines.append((_cut(options.weights, 24), "", "", "", "0", "weights of the rows"))
+        lines.append((cut(options.weights, 24), "", "", "", "0", "weights of the rows"))
     columns = ("column", "kind", "missing", "values", "inputs", "how")
     console.print(f"{options.data}: {counted(len(rows), 'row')}, {counted(count, 'input')}")
     console.print(_target(raw, task), soft_wrap=True)
@@ -120,7 +120,7 @@ def _of_array(raw: RawData) -> Iterator[Examined]:
 
 def _line(column: Column, examined: Examined) -> tuple[str, ...]:
     """A column's name, kind, missing cells, values, and how it becomes how many inputs."""
-    values, name = examined.values, _cut(column.name, 24)
+    values, name = examined.values, cut(column.name, 24)
     missing = int(values.missing.sum())
     gaps = str(missing) if missing else ""
     present = values.numbers[~values.missing]
@@ -133,15 +133,11 @@ def _line(column: Column, examined: Examined) -> tuple[str, ...]:
         what = f"{len(common)}: {', '.join(common[:_EXAMPLES])}{more}"
     else:
         what = f"{len(found)}: {_shown(column, found[0])} to {_shown(column, found[-1])}"
-    what = _cut(what, 28)
+    what = cut(what, 28)
     if examined.refused:
         return name, column.kind, gaps, what, "0", "refused"
     how = _how(column, missing) if missing or len(found) > 1 else "constant"
     return name, column.kind, gaps, what, str(len(column.inputs)), how
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _shown(column: Column, value: float) -> str:

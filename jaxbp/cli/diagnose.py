@@ -14,7 +14,7 @@ from tyro.conf import arg
 from jaxbp.cli.files import PICTURES, new_file, next_free
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import L2, Design, Epochs, Hidden, OptimizerOption, fixed
-from jaxbp.cli.pictures import flow_by_depth, health_by_epoch
+from jaxbp.cli.pictures import flow_by_depth, health_by_epoch, write
 from jaxbp.cli.plan import SAMPLE, decide, fit_plan, health_after, initial, tell_of_columns
 from jaxbp.diagnostics.flow import Distributions, Flow, distributions, gradient_flow
 from jaxbp.diagnostics.health import sample
@@ -69,7 +69,7 @@ def run(options: Diagnose, console: Console) -> int:
     if options.lecture:
         flows = gradient_flow(key=jax.random.key(options.seed))
         console.print(align(flow_table(flows), console.width), soft_wrap=True)
-        flow_by_depth(path, flows)
+        write(flow_by_depth(flows), path)
         status = 0
     else:
         status = train_and_report(options, path, console)
@@ -112,13 +112,13 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
                 "finite. Try a smaller --learning-rate"
             )
         console.print(end, soft_wrap=True)
-        health_by_epoch(
-            path,
+        drawn = health_by_epoch(
             title=plan.title,
             seen=jax.tree.map(lambda *epochs: np.stack(epochs), *seen[: len(losses) + 1]),
             start=at_start,
             health=trained.history.health if len(losses) else None,
         )
+        write(drawn, path)
     return 0 if trained.diverged is None else 1
 
 

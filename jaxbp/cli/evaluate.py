@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from jaxbp.cli.options import DecimalSign, Encoding, TrainedRun, Weights
 from jaxbp.cli.plan import DECIMAL
-from jaxbp.cli.run_record import record_of, trained_network
+from jaxbp.cli.run_folder import record_of, trained_network
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import baselines, score
 from jaxbp.data.loading import load_labelled

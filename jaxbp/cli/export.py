@@ -17,10 +17,11 @@ from jaxbp.cli.files import NETWORK, naming, new_file, new_folder
 from jaxbp.cli.options import ActivationName, HeadName, TrainedRun, UsageError
 from jaxbp.data.cells import quoted
 from jaxbp.interop.exported import Exported, exported, plain_preparation, preparation_of
-from jaxbp.interop.onnx_file import to_onnx
+from jaxbp.interop.numpy_source import network_of_npz, numpy_files
+from jaxbp.interop.onnx_file import input_names, to_onnx
 from jaxbp.interop.pytorch import FILES, of_weights, read_weights
-from jaxbp.interop.source_files import network_of_npz, numpy_files, torch_files
 from jaxbp.interop.stablehlo_file import to_stablehlo
+from jaxbp.interop.torch_source import torch_files
 
 #: the suffixes of what is written as two files
 _PAIRS = {"numpy": (".py", ".npz"), "torch": (".safetensors", ".py")}
@@ -38,9 +39,10 @@ class Export:
     to: Annotated[
         Literal["onnx", "stablehlo", "torch", "numpy"],
         arg(
-            help="onnx: a graph with standardising and labels; stablehlo: a program of jax.export; "
-            "torch: a state_dict in safetensors, and source that loads it; numpy: source that "
-            "needs NumPy alone, and an .npz"
+            help="onnx: a graph with standardising and labels, and an input for each column where "
+            "there is text; stablehlo: a program of jax.export; torch: a state_dict in "
+            "safetensors, and source that loads it; numpy: source that needs NumPy alone, and an "
+            ".npz, which reads text and dates as well"
         ),
     ]
     output: Annotated[
@@ -113,15 +115,37 @@ def _files(to: str, output: Path, trained: Checkpoint) -> tuple[Exported, dict[P
 
 
 def _hints(to: str, network: Exported) -> list[str]:
-    """Say what is not in the file, or not exact there."""
-    hints, preparation = [], network.preparation
+    """Say what rows the file takes, what is not in it, and what is not exact there."""
+    hints, columns = [], network.columns
+    is_table = not network.takes_numbers
+    if is_table and to in {"stablehlo", "torch"}:
+        network = network.prepared
+        hints.append(
+            f"rows have to be prepared as jaxbp.data.transform does it, {len(network.columns)} "
+            "inputs each: text and dates are read by --to numpy, and text by --to onnx"
+        )
+    elif is_table and to == "numpy":
+        hints.append("rows are a DataFrame or a dict of columns, with text as it comes")
+    elif is_table:
+        texts = ", ".join(quoted(each.name) for each in columns if each.kind == "category")
+        hints.append(
+            f"each column is an input (N, 1): {texts} of strings, missing ones empty, and the "
+            "others of float32, missing ones NaN"
+        )
+        for name, each in zip(input_names(network), columns, strict=True):
+            if name != each.name:
+                hints.append(f"column {quoted(each.name)} is the input {quoted(name)}")
+    truths = [quoted(each.name) for each in network.columns if each.kind == "boolean"]
+    if truths and not (is_table and to == "numpy"):
+        hints.append(f"truth values are 1 and 0: {', '.join(truths)}")
+    preparation = network.preparation
     if to == "stablehlo":
         hints.append(f"columns: {', '.join(map(quoted, preparation.features))}")
         if preparation.labels is not None:
             hints.append(f"probabilities of: {', '.join(map(quoted, preparation.labels))}")
     if to in {"stablehlo", "onnx"}:
         coarse = np.spacing(np.abs(preparation.mean).astype(np.float32)) > 1e-3 * preparation.scale
-        for name in np.array(preparation.features)[coarse]:
+        for name in np.array(preparation.inputs)[coarse]:
             hints.append(
                 f"column {quoted(str(name))} varies by little more than float32, in which the file "
                 "takes rows, can tell: subtract its mean from the data before training"

@@ -16,8 +16,10 @@ from jaxbp.cli.options import UsageError
 PICTURES = (".png", ".svg", ".pdf")
 NETWORK = "model.safetensors"
 METRICS, OPTIONS, CHECKPOINTS = "metrics.jsonl", "options.json", "checkpoints"
-OF_TEST_ROWS = ("confusion_matrix.png", "importance.png")  # pictures: of classes, and of a table
-RESULTS = (NETWORK, "summary.json", "learning_curve.png", *OF_TEST_ROWS)  # what a run comes to
+CURVE, CONFUSION, IMPORTANCE = "learning_curve.png", "confusion_matrix.png", "importance.png"
+SUMMARY, REPORT = "summary.json", "report.html"
+OF_TEST_ROWS = (CONFUSION, IMPORTANCE)  # pictures: of classes, and of a table
+RESULTS = (NETWORK, SUMMARY, CURVE, *OF_TEST_ROWS, REPORT)  # what a run comes to
 RUN = (METRICS, OPTIONS, CHECKPOINTS, *RESULTS)  # its files, and the folder of its checkpoints
 BEFORE = ".before"  # ends the names of the files of a run that is being replaced
 

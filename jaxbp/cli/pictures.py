@@ -1,6 +1,6 @@
 """Pictures, by matplotlib and without a display."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,28 @@ from jaxbp.data.errors import scikit_learn
 from jaxbp.diagnostics.flow import Distributions, Flow
 from jaxbp.diagnostics.health import Health
 from jaxbp.diagnostics.report import LayerReport
-from jaxbp.training.curves import TRAINING, VALIDATION, draw_curve, draw_losses
+from jaxbp.text import cut, printable
+from jaxbp.training.curves import LOG_FROM, TRAINING, VALIDATION, draw_curve, draw_losses
 from jaxbp.training.records import History
 
 _PASS, _FAIL, _INCONCLUSIVE = "#2e8b57", "#c0392b", "#c98a00"
 
 
+def write(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a new file, whose suffix says of which kind."""
+    with naming(path):
+        figure.savefig(path, dpi=150)
+
+
 def learning_curve(
-    path: str | Path,
     history: History,
     *,
     metric: str,
     title: str,
     training_metric: np.ndarray | None = None,
-) -> None:
-    """Draw loss and metric by epoch to a file: is it still learning, and is it overfitting?
+) -> Figure:
+    """Draw loss and metric by epoch: is it still learning, and is it overfitting?
 
-    path: of the new picture; its suffix says which kind.
     history: of the run, at least one epoch.
     metric: name of the metric, "accuracy" or "R²".
     title: heading of the picture.
@@ -54,15 +59,40 @@ def learning_curve(
         _grid_without_frame(axes)
         _whole_numbers(axes)
         axes.legend(frameon=False)
-    _save(figure, path)
+    return figure
 
 
-def confusion_matrix(
-    path: str | Path, matrix: list[list[int]], labels: Sequence[str], *, title: str
-) -> None:
-    """Draw to a file how many rows of each class are taken for each.
+def learning_curves(curves: Mapping[str, np.ndarray], *, metric: str) -> Figure:
+    """Draw the validation loss and metric of several runs by epoch.
 
-    path: of the new picture; its suffix says which kind.
+    curves: (2, epochs) loss and metric of each run, by its name; at most 20.
+    metric: name of the metric.
+    """
+    figure = Figure(figsize=(8, 3.4 + 0.2 * -(-len(curves) // 3)), layout="constrained")
+    losses, metrics = figure.subplots(1, 2)
+    for number, (name, values) in enumerate(curves.items()):
+        style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
+        epochs = np.arange(1, values.shape[1] + 1)
+        for axes, curve in zip((losses, metrics), values, strict=True):
+            label = _drawable(cut(name, 30))
+            axes.plot(epochs, curve, label=label, marker=_marker(epochs), **style)
+    finite = np.concatenate([values[0][np.isfinite(values[0])] for values in curves.values()])
+    if finite.size and 0 < LOG_FROM * finite.min() < finite.max():
+        losses.set_yscale("log")
+    for axes, name in ((losses, "validation loss"), (metrics, f"validation {metric}")):
+        axes.set(xlabel="epoch", ylabel=name)
+        _grid_without_frame(axes)
+        _whole_numbers(axes)
+    lines = losses.get_lines()
+    labels = [str(line.get_label()) for line in lines]
+    fonts = {"family": list(_fonts()), "size": 8}
+    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, prop=fonts)
+    return figure
+
+
+def confusion_matrix(matrix: list[list[int]], labels: Sequence[str], *, title: str) -> Figure:
+    """Draw how many rows of each class are taken for each.
+
     matrix: (K, K) rows by class and by decision.
     labels: names of the classes.
     title: heading of the picture.
@@ -78,18 +108,15 @@ def confusion_matrix(
     for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         text.set_fontfamily(_fonts())
     figure.suptitle(_drawable(title), family=_fonts(), fontsize=10)
-    _save(figure, path)
+    return figure
 
 
 _MOST_FEATURES = 20  # that the picture of importance has
 
 
-def importance(
-    path: str | Path, names: Sequence[str], drops: np.ndarray, *, metric: str, title: str
-) -> None:
-    """Draw to a file how much a metric falls where a column is permuted: the largest falls first.
+def importance(names: Sequence[str], drops: np.ndarray, *, metric: str, title: str) -> Figure:
+    """Draw how much a metric falls where a column is permuted: the largest falls first.
 
-    path: of the new picture; its suffix says which kind.
     names: of the columns.
     drops: (columns, repeats) by how much the metric fell each time.
     metric: its name, "accuracy" or "R²".
@@ -105,16 +132,68 @@ def importance(
     axes.set(xlabel=f"{metric} lost on test rows where the column is permuted")
     _grid_without_frame(axes)
     figure.suptitle(_drawable(title), family=_fonts(), fontsize=10)
-    _save(figure, path)
+    return figure
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    with naming(path):
-        figure.savefig(path, dpi=150)
+_MOST_POINTS = 2000  # of a picture of residuals: more would hide each other
 
 
-def step_curves(path: str | Path, report: GradientReport) -> None:
-    """Draw to a file how far each leaf's difference quotient is from the claimed slope, by step.
+def residuals(names: Sequence[str], target: np.ndarray, found: np.ndarray) -> Figure:
+    """Draw predictions beside the targets that they are for, and how the residuals, target minus
+    prediction, are distributed; a line of pictures for each quantity.
+
+    names: of the quantities.
+    target: (N, K) in their units; of more than 2000 rows, evenly spaced ones are drawn.
+    found: (N, K) the predictions.
+    """
+    figure = Figure(figsize=(8, 3 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), 2, squeeze=False)
+    every = -(-len(target) // _MOST_POINTS)
+    for (beside, spread), name, t, y in zip(grid, names, target.T, found.T, strict=True):
+        beside.plot(t[::every], y[::every], ".", color=VALIDATION, alpha=0.5, markersize=4)
+        ends = [min(t.min(), y.min()), max(t.max(), y.max())]
+        beside.plot(ends, ends, color="black", ls=":", lw=1)
+        beside.set(xlabel="target", ylabel=_drawable(cut(name, 30)))
+        spread.hist(t - y, bins=30, color=VALIDATION)
+        spread.axvline(0, color="black", ls=":", lw=1)
+        spread.set(xlabel="target - prediction", ylabel="rows")
+        for axes in (beside, spread):
+            _grid_without_frame(axes)
+            axes.xaxis.label.set_family(_fonts())
+            axes.yaxis.label.set_family(_fonts())
+    return figure
+
+
+def health_of_layers(health: Health) -> Figure:
+    """Draw by epoch, for each layer, ‖δ‖, ‖ΔW‖ / ‖W‖, and the shares of dead and saturated units.
+
+    Each field of health is (epochs, L).
+    """
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    grid = figure.subplots(2, 2)
+    numbers = np.arange(1, len(health.delta) + 1)
+    parts = (health.delta, health.update_to_weight, health.dead, health.saturated)
+    names = ("‖δ‖", "‖ΔW‖ / ‖W‖", "dead units, %", "saturated units, %")
+    for axes, values, name in zip(grid.ravel(), map(np.asarray, parts), names, strict=True):
+        layers, is_share = values.shape[1], "%" in name
+        for layer in range(layers):
+            curve = 100 * values[:, layer] if is_share else values[:, layer]
+            color = _LAYERS(0.3 + 0.45 * layer / max(1, layers - 1))  # in light and dark themes
+            label, marker = f"layer {layer + 1}", _marker(numbers)
+            axes.plot(numbers, curve, color=color, marker=marker, label=label)
+        axes.set(xlabel="epoch", ylabel=name)
+        if is_share:
+            axes.set_ylim(-4, 104)
+        elif (values > 0).any():
+            axes.set_yscale("log")
+        _grid_without_frame(axes)
+        _whole_numbers(axes)
+    grid[0, 0].legend(frameon=False, fontsize=8, ncols=-(-health.delta.shape[1] // 8))
+    return figure
+
+
+def step_curves(report: GradientReport) -> Figure:
+    """Draw how far each leaf's difference quotient is from the claimed slope, by step.
 
     The curve is a V where the claim is right, and has a floor that does not fall where it is wrong.
 
@@ -132,7 +211,7 @@ def step_curves(path: str | Path, report: GradientReport) -> None:
     for axes in grid[len(leaves) :]:
         axes.set_visible(False)
     grid[0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    return figure
 
 
 def _step_curve(axes: Axes, leaf: LeafReport) -> None:
@@ -166,21 +245,19 @@ _LAYERS = colormaps["viridis"]
 
 
 def health_by_epoch(
-    path: str | Path,
     *,
     title: str,
     seen: Distributions,
     start: LayerReport,
     health: Health | None,
-) -> None:
-    """Draw to a file how every layer fared in training, from the start on (epoch 0).
+) -> Figure:
+    """Draw how every layer fared in training, from the start on (epoch 0).
 
     Above, for up to six layers spread over the depth, how their outputs h and their errors |δ| are
     distributed: the median and the middle 50 and 90 %.  Below, the shares of dead and of saturated
     units by epoch, and the gradient flow: ‖δ‖ by layer relative to the last, before and after,
     beside the (¼)ᵏ that is left where all slopes are a sigmoid's steepest.
 
-    path: of the new picture; its suffix says which kind.
     title: heading of the picture.
     seen: the distributions before training and after each epoch, each field (E + 1, L, 5).
     start: the report on the layers before training.
@@ -213,7 +290,7 @@ def health_by_epoch(
     for axes in (*grid.ravel(), shares, flow):
         _grid_without_frame(axes)
         _whole_numbers(axes)
-    _save(figure, path)
+    return figure
 
 
 def _bands(axes: Axes, quantiles: np.ndarray, color: Any, nothing: str) -> None:
@@ -261,8 +338,8 @@ def _flow_before_and_after(axes: Axes, start: LayerReport, health: Health | None
     axes.legend(frameon=False, fontsize=8)
 
 
-def flow_by_depth(path: str | Path, flows: tuple[Flow, ...]) -> None:
-    """Draw to a file how much of the error is left, layer by layer below the output, beside (¼)ᵏ.
+def flow_by_depth(flows: tuple[Flow, ...]) -> Figure:
+    """Draw how much of the error is left, layer by layer below the output, beside (¼)ᵏ.
 
     The networks are the deepest of these flows; each initialisation has a panel, and each
     activation a line.
@@ -285,7 +362,7 @@ def flow_by_depth(path: str | Path, flows: tuple[Flow, ...]) -> None:
         _grid_without_frame(axes)
     panels[0].set_ylabel("‖δ‖ / ‖δ‖ of the output")
     panels[0].legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    return figure
 
 
 def _layer_color(layer: int, layers: int) -> Any:
@@ -317,20 +394,20 @@ def _fonts() -> tuple[str, ...]:
 
 
 def _drawable(text: str) -> str:
-    """The text with a question mark for each character that no font has, and with dollar signs
-    that do not begin a formula."""
+    """The text in one line, with a question mark for each character that no font has, and with
+    dollar signs that do not begin a formula."""
     paths = map(font_manager.findfont, _fonts())
     known = set().union(*(font_manager.get_font(path).get_charmap() for path in paths))
-    drawn = "".join(character if ord(character) in known else "?" for character in text)
+    drawn = "".join(character if ord(character) in known else "?" for character in printable(text))
     return drawn.replace("$", r"\$")
 
 
 def _drawable_names(names: Sequence[str], length: int) -> list[str]:
     """Names of classes or columns cut to a length; they are numbered in their order where some
     cannot be drawn, so that they can be told apart."""
-    cut = [name if len(name) <= length else f"{name[: length - 3]}..." for name in names]
-    drawn = list(map(_drawable, cut))
-    if all(each == name.replace("$", r"\$") for each, name in zip(drawn, cut, strict=True)):
+    short = [cut(name, length) for name in names]
+    drawn = list(map(_drawable, short))
+    if all(each == name.replace("$", r"\$") for each, name in zip(drawn, short, strict=True)):
         return drawn
     return [f"{number}: {each}" for number, each in enumerate(drawn, 1)]
 

@@ -15,7 +15,7 @@ from jaxbp.checkpoint import Checkpoint
 from jaxbp.cli.files import new_file, written
 from jaxbp.cli.options import DecimalSign, Encoding, TrainedRun
 from jaxbp.cli.plan import DECIMAL
-from jaxbp.cli.run_record import record_of, trained_network
+from jaxbp.cli.run_folder import record_of, trained_network
 from jaxbp.cli.scores import names_of_outputs, outputs
 from jaxbp.data.loading import load_rows
 from jaxbp.text import counted

@@ -1,10 +1,10 @@
-"""The record of a run: what it came to, measured, printed, and written to a folder; read again."""
+"""The record of a run: what it came to, measured, printed, and as JSON takes it."""
 
-import json
 import platform
 import re
 import shlex
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,10 @@ import rich.table
 from rich.console import Console
 
 import jaxbp
-from jaxbp.checkpoint import Checkpoint, CheckpointError, load, save
-from jaxbp.cli.files import BEFORE, NETWORK, written
-from jaxbp.cli.importance import permuted
+from jaxbp.checkpoint import Checkpoint
 from jaxbp.cli.options import Design
-from jaxbp.cli.pictures import confusion_matrix, importance, learning_curve
 from jaxbp.cli.plan import Plan, health_after
-from jaxbp.cli.score_tables import SHOWN, further_tables, scores_table
+from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import Score, baselines, score
 from jaxbp.model import Params
 from jaxbp.text import align, counted, plain, significant
@@ -110,6 +107,7 @@ class Summary:
                 "epochs": len(outcome.history.training_loss),
                 "kept_epoch": outcome.kept_epoch,
                 "ended": outcome.ended or None,
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(outcome.compile_seconds + outcome.seconds, 4),
                 "compile_seconds": round(outcome.compile_seconds, 4),
                 "training_seconds": round(outcome.seconds, 4),
@@ -117,13 +115,16 @@ class Summary:
                 **scores,
                 "baselines": {each.name: dict(each.metrics) for each in self.baselines},
                 "device": jax.devices()[0].device_kind,
-                "versions": {
-                    "python": platform.python_version(),
-                    **{m.__name__: m.__version__ for m in (jaxbp, jax, jaxlib, optax, np)},
-                },
+                "versions": versions(),
             }
         )
         return record
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a run's numbers depend on."""
+    libraries = {m.__name__: m.__version__ for m in (jaxbp, jax, jaxlib, optax, np)}
+    return {"python": platform.python_version(), **libraries}
 
 
 def command_line(options: Design) -> str:
@@ -154,51 +155,16 @@ def summarised(plan: Plan, gradient_check: dict[str, float], outcome: Outcome) -
     return Summary(plan, gradient_check, outcome, scores, others)
 
 
-def write_run(folder: Path, summary: Summary) -> None:
-    """Write model.safetensors, summary.json and the pictures beside metrics.jsonl."""
-    plan, outcome = summary.plan, summary.outcome
-    save(folder / NETWORK, plan.model, outcome.params, plan.dataset.preparation)
-    with written(folder / "summary.json") as file:
-        file.write(json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n")
-    if len(outcome.history.training_loss):
-        learning_curve(
-            folder / "learning_curve.png",
-            outcome.history,
-            metric=plan.shown_metric,
-            title=plan.title,
-            training_metric=outcome.training_metric,
-        )
-        draw_test(folder, plan, outcome.params, summary.scores["test"])
-
-
-def draw_test(folder: Path, plan: Plan, params: Params, test: Score) -> None:
-    """Draw what the test rows tell: the confusion matrix, and the importance of a table's columns.
-
-    folder: of the run.
-    plan: of the run.
-    params: trained.
-    test: their score on the test rows.
-    """
-    preparation = plan.dataset.preparation
-    if test.confusion is not None:
-        labels = preparation.labels or ()
-        path = folder / "confusion_matrix.png"
-        confusion_matrix(path, test.confusion, labels, title=f"{plan.options.data}: test rows")
-    if preparation.columns is not None:
-        trained = Checkpoint(plan.model, params, preparation)
-        drops = permuted(trained, plan.dataset.test, plan.options.seed)
-        metric = SHOWN["accuracy" if preparation.labels else "r2"]
-        path = folder / "importance.png"
-        importance(path, preparation.features, drops, metric=metric, title=plan.title)
-
-
 def print_run(summary: Summary, console: Console) -> None:
     """Print facts, scores, how training ended and, if asked for, the health of every layer."""
     plan, outcome, data = summary.plan, summary.outcome, summary.plan.dataset
     scores = list(summary.scores.values())
     table = scores_table(scores, summary.baselines, data.preparation, data.train)
+    grid = rich.table.Table.grid(padding=(0, 2))
+    for fact in facts_of(summary):
+        grid.add_row(*fact)
     with console.capture() as facts:
-        console.print(facts_table(summary))
+        console.print(grid)
     console.print(re.sub(r" +$", "", facts.get(), flags=re.M), end="", soft_wrap=True)
     test = summary.scores["test"]._replace(confusion=None)  # which summary.json has
     for each in (table, *further_tables(test, data.preparation)):
@@ -211,8 +177,8 @@ def print_run(summary: Summary, console: Console) -> None:
         console.print(report.text(console.width), soft_wrap=True)
 
 
-def facts_table(summary: Summary) -> rich.table.Table:
-    """Tabulate data, network, epochs and time, a line each."""
+def facts_of(summary: Summary) -> list[tuple[str, str]]:
+    """Data, network, epochs and time: what each line is about, and the fact."""
     plan, options, outcome = summary.plan, summary.plan.options, summary.outcome
     rows = {part: len(batch.x) for part, batch in plan.parts.items()}
     preparation, decisions = plan.dataset.preparation, plan.decisions
@@ -237,7 +203,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
             f"of the target in standard deviations, {deviation:.5g} each, from its mean {mean:.5g}"
         )
         loss.append(("loss", unit))
-    facts = [
+    return [
         (
             "data",
             f"{options.data}, {counted(sum(rows.values()), 'row')}{header} ({rows['train']} train, "
@@ -257,40 +223,3 @@ def facts_table(summary: Summary) -> rich.table.Table:
             f"{outcome.samples_per_second(rows['train']):,.0f} samples/s",
         ),
     ]
-    table = rich.table.Table.grid(padding=(0, 2))
-    for fact in facts:
-        table.add_row(*fact)
-    return table
-
-
-# Read again, by jaxbp predict and jaxbp evaluate
-
-
-def _model_file(run: Path) -> Path:
-    return run / NETWORK if run.is_dir() else run
-
-
-def trained_network(run: Path) -> Checkpoint:
-    """Load the network of a run folder, or of a model.safetensors.  Raises CheckpointError."""
-    path = _model_file(run)
-    before = path.with_name(path.name + BEFORE)
-    if before.exists() and not path.exists():
-        raise CheckpointError(
-            f"{path}: no such file: the run that was to replace another was killed; {before} is "
-            "the other's network"
-        )
-    trained = load(path)
-    if trained.preparation is None:
-        raise CheckpointError(
-            f"{path}: saved without a preparation, so raw rows mean nothing to it"
-        )
-    return trained
-
-
-def record_of(run: Path) -> dict[str, Any]:
-    """The summary.json beside a network, or nothing where there is none."""
-    try:
-        record = json.loads(_model_file(run).with_name("summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

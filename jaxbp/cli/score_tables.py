@@ -5,7 +5,7 @@ import numpy as np
 from jaxbp.cli.scores import Score
 from jaxbp.data.preparation import Preparation
 from jaxbp.gradient import Batch
-from jaxbp.text import Table, significant
+from jaxbp.text import Table, cut, significant
 
 SHOWN = {
     "loss": "loss",
@@ -63,7 +63,7 @@ def further_tables(found: Score, preparation: Preparation) -> list[Table]:
         tables.append(Table((found.name, *(SHOWN[metric] for metric in shown)), rows))
     if found.confusion is not None:
         assert preparation.labels is not None
-        names = [label if len(label) <= 20 else f"{label[:17]}..." for label in preparation.labels]
+        names = [cut(label, 20) for label in preparation.labels]
         heading = (f"{found.name}, class", *(f"as {name}" for name in names))
         counts = zip(names, found.confusion, strict=True)
         tables.append(Table(heading, [(name, *map(str, row)) for name, row in counts]))

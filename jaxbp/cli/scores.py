@@ -118,7 +118,7 @@ def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) 
         counts = np.bincount(np.asarray(fitted.target), weight, minlength=len(labels))
         shares = counts / counts.sum()
         return [always(shares, quoted(labels[int(shares.argmax())]))]
-    train = _quantities(preparation, fitted)
+    train = quantities(preparation, fitted)
     found = [always(np.average(train, 0, weight), "the mean")]
     x = np.asarray(fitted.x, np.float64)
     if x.shape[0] * x.shape[1] ** 2 <= _LARGEST_LEAST_SQUARES:
@@ -140,7 +140,7 @@ def measure(name: str, preparation: Preparation, batch: Batch, found: np.ndarray
     """
     labels, weight = preparation.labels, _weight(batch)
     if labels is None:
-        truth = _quantities(preparation, batch)
+        truth = quantities(preparation, batch)
         if truth.shape[1] == 1:
             return Score(name, _of_quantities(truth, found, weight))
         columns = zip(names_of_outputs(preparation), truth.T, found.T, strict=True)
@@ -168,7 +168,7 @@ def _weight(batch: Batch) -> np.ndarray | None:
     return None if batch.weight is None else np.asarray(batch.weight, np.float64)
 
 
-def _quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
+def quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
     """The targets of a regression in their own units (N, K)."""
     target = np.asarray(batch.target, np.float64)
     return np.asarray(target * preparation.target_scale + preparation.target_mean)

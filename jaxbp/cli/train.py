@@ -45,7 +45,8 @@ from jaxbp.cli.resume import (
     tell_where,
     telling,
 )
-from jaxbp.cli.run_record import Outcome, Summary, print_run, summarised, write_run
+from jaxbp.cli.run_folder import write_run
+from jaxbp.cli.run_record import Outcome, Summary, print_run, summarised
 from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params

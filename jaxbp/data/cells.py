@@ -74,7 +74,8 @@ def truth(cell: str) -> float | None:
     return number(cell, None)
 
 
-_DATE = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?:[T ]+(.*))?")
+#: a date, year first, and perhaps a time
+DATE = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?:[T ]+(.*))?")
 DAY_OR_MONTH_FIRST = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(\d{4}|\d{2})(\s.*)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -87,7 +88,7 @@ def days(cell: str) -> float | None:
     >>> days("1970-01-02"), days("1970/1/1 12:00"), days("1970-01-01T12:00:00Z"), days("2.1.1970")
     (1.0, 0.5, 0.5, None)
     """
-    found = _DATE.fullmatch(cell)
+    found = DATE.fullmatch(cell)
     if not found:
         return None
     year, _, month, day, time = found.groups()

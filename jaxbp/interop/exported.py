@@ -1,6 +1,7 @@
 """A network in plain parts: all that a file needs to predict from raw rows, without this package.
 
-rows x (N, D), gaps filled → (x - mean) / scale, in float64 → float32 → layers → output unit
+rows of a table → inputs x (N, I): numbers with their gaps filled, categories, flags
+→ (x - mean) / scale, in float64 → float32 → layers → output unit
 → probabilities and labels, or ŷ · target_scale + target_mean
 """
 
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.checkpoint import Checkpoint
-from jaxbp.data.cells import quoted
 from jaxbp.data.columns import Column
 from jaxbp.data.preparation import Preparation
 from jaxbp.interop.stack import OUTPUT_UNITS, described
@@ -17,8 +17,9 @@ from jaxbp.model import MLP, units_of
 from jaxbp.reprs import short
 from jaxbp.text import counted
 
-#: of ``Preparation``: what the files of exports hold, beside the kinds and fills of its columns
+#: of ``Preparation``: what the files of exports hold, beside its columns
 _HELD = ("features", "mean", "scale", "labels", "target_mean", "target_scale", "targets")
+_NUMBERS = {"number", "boolean"}  # kinds of columns
 _ARRAYS = ("mean", "scale", "target_mean", "target_scale")
 
 
@@ -33,12 +34,59 @@ class Exported(NamedTuple):
     preparation: Preparation
 
     @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of rows (D,)."""
+        preparation = self.preparation
+        plain = tuple(Column(name, missing="error") for name in preparation.features)
+        return preparation.columns or plain
+
+    @property
+    def takes_numbers(self) -> bool:
+        """Whether rows are an array of numbers: no column is of text or of dates."""
+        return all(each.kind in _NUMBERS for each in self.columns)
+
+    @property
+    def numbers(self) -> tuple[Column, ...]:
+        """The columns of numbers and of truth values, 0 or 1."""
+        return tuple(each for each in self.columns if each.kind in _NUMBERS)
+
+    @property
     def fill(self) -> np.ndarray | None:
-        """The numbers that stand for missing ones (D,), NaN where none does; None: none does."""
-        columns = self.preparation.columns
-        if columns is None:
+        """What stands for a missing number in each of ``numbers``, NaN where nothing does; None
+        where the data had no columns."""
+        if self.preparation.columns is None:
             return None
-        return np.array([each.fill if each.missing == "impute" else np.nan for each in columns])
+        return np.array(
+            [each.fill if each.missing == "impute" else np.nan for each in self.numbers]
+        )
+
+    @property
+    def order(self) -> np.ndarray | None:
+        """Where the inputs (I,) are among the numbers, then their flags, 1 where one is missing,
+        then the categories of each column of text; None where they are the numbers themselves."""
+        if all(each.inputs == (each.name,) and each.kind in _NUMBERS for each in self.columns):
+            return None
+        count, order = len(self.numbers), []
+        number, category = 0, 2 * len(self.numbers)
+        for each in self.columns:
+            if each.kind in _NUMBERS:
+                order += [number, count + number] if each.indicator else [number]
+                number += 1
+            else:
+                order += range(category, category + len(each.inputs))
+                category += len(each.inputs)
+        return np.array(order)
+
+    @property
+    def prepared(self) -> "Exported":
+        """The network of rows that are prepared already, as ``jaxbp.data.transform`` does it."""
+        inputs = self.preparation.inputs
+        mean, scale = np.zeros(len(inputs)), np.ones(len(inputs))
+        return self._replace(
+            preparation=self.preparation._replace(
+                features=inputs, mean=mean, scale=scale, columns=None
+            )
+        )
 
     @property
     def is_scaled(self) -> bool:
@@ -78,8 +126,9 @@ class Exported(NamedTuple):
                 for name, part in preparation.items()
                 if name in _HELD
             },
-            "kinds": None if columns is None else [each.kind for each in columns],
+            "columns": None if columns is None else [each._asdict() for each in columns],
             "fill": None if self.fill is None else self.fill.tolist(),
+            "order": None if self.order is None else self.order.tolist(),
         }
 
 
@@ -96,14 +145,6 @@ def exported(trained: Checkpoint) -> Exported:
     for name, part in preparation._asdict().items():
         if name not in {*_HELD, "columns"} and part is not None:
             raise ValueError(f"preparation: {name} ({short(part)}) cannot be exported")
-    for column in preparation.columns or ():
-        if column.kind not in {"number", "boolean"} or column.indicator:
-            why = f"is a {column.kind}"
-            if column.indicator:
-                why = "has an input of its own for missing cells"
-            raise ValueError(
-                f"preparation: column {quoted(column.name)} {why}, and only numbers can be exported"
-            )
     output = next((name for name, fn in OUTPUT_UNITS.items() if fn == model.head.predict), None)
     if output is None:
         raise ValueError(f"head: the output unit of {model.head} cannot be exported")
@@ -142,9 +183,8 @@ def preparation_of(told: dict[str, Any]) -> Preparation:
     for name in _HELD:
         if name not in _ARRAYS:
             parts[name] = None if told.get(name) is None else tuple(told[name])
-    if told.get("kinds") is not None:
+    if told.get("columns") is not None:
         parts["columns"] = tuple(
-            Column(name, kind, missing="error") if np.isnan(fill) else Column(name, kind, fill)
-            for name, kind, fill in zip(told["features"], told["kinds"], told["fill"], strict=True)
+            Column(**{**each, "categories": tuple(each["categories"])}) for each in told["columns"]
         )
     return Preparation(**parts)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 TRAINING, VALIDATION = "#8c8c8c", "#1f5fa8"  # their colours
-_LOG_FROM = 30  # a loss that falls further than this is drawn by its logarithm
+LOG_FROM = 30  # a loss that falls further than this is drawn by its logarithm
 _CURVES = ("training_loss", "validation_loss", "metric")
 
 
@@ -55,7 +55,7 @@ def draw_losses(axes: Any, history: Any) -> None:
     if history.validation_loss is not None:
         draw_curve(axes, epochs, history.validation_loss, "validation", VALIDATION)
     finite = losses[np.isfinite(losses)]
-    if finite.size and 0 < _LOG_FROM * finite.min() < finite.max():
+    if finite.size and 0 < LOG_FROM * finite.min() < finite.max():
         axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
