@@ -18,7 +18,7 @@ from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.initialisation import check_key
 from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
-from jaxbp.parallel import checked_mesh, spread
+from jaxbp.parallel import check_same, checked_mesh, largest, spread, whole_here
 from jaxbp.precision import mixed_precision
 from jaxbp.training.blocks import Blocks, most_epochs
 from jaxbp.training.checkpoints import Checkpoints
@@ -170,7 +170,8 @@ def fit(
     check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
     if keep_best and validation is None:
         raise ValueError("keep_best: got True, and no validation data by which an epoch is best")
-    checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume)
+    mesh = None if mesh is None else checked_mesh(mesh)
+    checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume, mesh)
     saved, run = resumed(resume, optimizer, begins=checkpoints is not None and checkpoints.begins)
     if saved is not None:
         check_inputs(saved.folder, saved.inputs, network_of(model))
@@ -180,7 +181,6 @@ def fit(
     check_key(key)
     assert key is not None
     state = None if run is None else run.state
-    mesh = None if mesh is None else checked_mesh(mesh)
     batch, params, state, validation = on_one_device(
         {"batch": batch, "params": params, "resume": state, "validation": validation}, mesh
     )
@@ -239,10 +239,12 @@ def fit(
 def _spread(
     program: Program, constants: Constants, params: Params, state: Any, *rest: Any
 ) -> tuple[Any, ...]:
-    """Parameters, state, and whatever else there is, on the devices of the program's mesh; as they
+    """Parameters, state, batch, validation and key on the devices of the program's mesh; as they
     are without one."""
     if program.mesh is None:
         return params, state, *rest
+    batch, validation, key = rest
+    check_same(program.mesh, params=params, batch=batch, validation=validation, key=key)
     if state is None:
         state = initial_state(program.optimizer)(params, constants)
     params, rest = spread(program.model, program.mesh, params, (state, *rest))
@@ -378,9 +380,12 @@ def _trained(
             epoch = record[-1]._replace(params=params, state=state, key=key)
             show(epoch.number, epoch.training_loss, epoch.validation)
             asked = ask_to_end(callbacks, epoch)
+            if callbacks:  # those of another process may have asked
+                asked = bool(largest(np.float32(asked), program.mesh))
             if checkpoints is not None:
                 run = Run(params, _copied(state), epoch.number, key_data)
-                checkpoints.after(run, record, None if stopping is None else stopping.best)
+                best = None if stopping is None else stopping.best
+                checkpoints.after(whole_here(run, program.mesh), record, best)
             if asked:
                 break
     run = Run(params, state, unknown + len(record), key_data)
