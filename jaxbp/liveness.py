@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 BEAT = 1.0  # seconds from one sign of life to the next
@@ -55,10 +56,8 @@ class Link:
 
     def say(self, **words: Any) -> None:
         """Send a message; one that is gone is noticed where it is listened to."""
-        try:
+        with suppress(OSError):
             self.connection.sendall(json.dumps(words).encode() + b"\n")
-        except OSError:
-            pass
 
     def messages(self) -> list[dict[str, Any]] | None:
         """Those that have come; None where the connection is closed, or talks of other things."""
@@ -153,7 +152,7 @@ def awaited(
                 f"process {missing} of {count} has not joined at {place} within {seconds:g} s"
             )
         link = Link(listener.accept()[0])
-        theirs = (link.message(_HELLO) or {}).get("hello")
+        theirs: Any = (link.message(_HELLO) or {}).get("hello")
         why = _unwanted(theirs, hello, hellos)
         if why:
             link.say(refused=why)

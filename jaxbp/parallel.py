@@ -14,6 +14,7 @@ al. (2019), section 3.  Sums over "data" are those of the gradient: each device 
 all (Xu et al. 2021): forward and backward pass are the same lines as on one device.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from typing import Any
@@ -185,21 +186,26 @@ def _largest_of(line: Mesh) -> Any:
     return jax.jit(lambda each: jnp.max(each, axis=0), out_shardings=_sharding(line))
 
 
-def check_same(mesh: Mesh | None, **given: Any) -> None:
-    """Raise ValueError, in all processes of a mesh, for what they have been given differently.
+def differing(mesh: Mesh | None, given: Mapping[str, Any]) -> list[str]:
+    """The names of what the processes of a mesh have been given differently, in all of them.
 
-    An array that lies over several processes already is one for all of them.
+    Arrays, numbers and text are compared by digests.  An array that lies over several processes
+    already is one for all of them.
     """
     if not spans_processes(mesh):
-        return
+        return []
     own = np.array([_digest(tree) for tree in given.values()], np.int32)
     highest, lowest = largest(np.concatenate([own, -own]), mesh).reshape(2, -1)
-    for name, high, low in zip(given, highest, -lowest, strict=True):
-        if high != low:
-            raise ValueError(
-                f"{name}: not the same in all processes of the mesh; each has to be given all of "
-                "it, or an array of JAX that lies over them (jax.make_array_from_process_local_data)"
-            )
+    return [name for name, high, low in zip(given, highest, -lowest, strict=True) if high != low]
+
+
+def check_same(mesh: Mesh | None, **given: Any) -> None:
+    """Raise ValueError, in all processes of a mesh, for what they have been given differently."""
+    if names := differing(mesh, given):
+        raise ValueError(
+            f"{names[0]}: not the same in all processes of the mesh; each has to be given all of "
+            "it, or an array of JAX that lies over them (jax.make_array_from_process_local_data)"
+        )
 
 
 def _digest(tree: Any) -> int:
@@ -207,9 +213,8 @@ def _digest(tree: Any) -> int:
     digest = sha256()
     for leaf in jax.tree.leaves(tree):
         if getattr(leaf, "is_fully_addressable", True):
-            if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-                leaf = jax.random.key_data(leaf)
-            array = np.asarray(leaf)
+            is_key = jnp.issubdtype(getattr(leaf, "dtype", int), jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return int.from_bytes(digest.digest()[:4]) >> 1

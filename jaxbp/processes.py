@@ -28,7 +28,6 @@ from jaxbp.liveness import (
     awaited,
     called,
     listening,
-    place_of,
 )
 
 PATIENCE = 60.0  # seconds for all processes to come together
@@ -64,7 +63,9 @@ def joined(
     Afterwards the process can do no more work by JAX.  Raises ValueError for arguments that do not
     fit, and ``JoinError`` where the processes do not come together.
     """
-    _check(coordinator, process, processes, listen, patience)
+    check(coordinator, process, processes, listen)
+    if not patience > 0:
+        raise ValueError(f"patience: got {patience}, expected seconds")
     seen = _delayed_abort()
     watch = None
     try:
@@ -76,8 +77,6 @@ def joined(
             yield
     finally:
         signal.signal(signal.SIGABRT, seen)
-
-
 
 
 def leave(status: int) -> None:
@@ -100,7 +99,7 @@ def _together(watch: Watch) -> Iterator[None]:
         yield
     except BaseException as error:
         _left_behind.append(True)
-        broken = isinstance(error, jax.errors.JaxRuntimeError | ValueError)  # gloo's is a ValueError
+        broken = isinstance(error, jax.errors.JaxRuntimeError | ValueError)  # of gloo: the latter
         if broken and "UNKNOWN" in str(error) and (lost := watch.lost_within(_NEWS)):
             watch.leave(ended="what it has heard")
             raise ProcessLostError(lost) from None
@@ -108,12 +107,12 @@ def _together(watch: Watch) -> Iterator[None]:
         watch.leave(ended=words)
         raise
     watch.leave(done=True)
-    jax.distributed.shutdown()
+    jax.distributed.shutdown()  # type: ignore[no-untyped-call]
     watch.close()
 
 
-def _check(coordinator: Any, process: Any, processes: Any, listen: Any, patience: Any) -> None:
-    """Raise ValueError for arguments that do not fit."""
+def check(coordinator: Any, process: Any, processes: Any, listen: Any) -> None:
+    """Raise ValueError for arguments of ``joined`` that do not fit."""
     if coordinator is None:
         given = {"process": process, "processes": processes, "listen": listen}
         for name, each in given.items():
@@ -130,8 +129,6 @@ def _check(coordinator: Any, process: Any, processes: Any, listen: Any, patience
             raise ValueError(
                 f"process: got {process}, expected 0 to {processes - 1}: there are {processes}"
             )
-    if not patience > 0:
-        raise ValueError(f"patience: got {patience}, expected seconds")
 
 
 def _hello(process: int, processes: int, secret: str) -> dict[str, Any]:

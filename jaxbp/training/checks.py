@@ -175,7 +175,7 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     if not isinstance(batch, Batch):
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
     if not all(map(is_readable, batch)):  # each process checks its own rows
-        here = Batch(*(None if each is None else rows_here(each) for each in batch))
+        here: Batch = jax.tree.map(rows_here, batch)
         checked = checked_batch(model, params, here, name)
         return jax.tree.map(lambda array, own: array.astype(own.dtype), batch, checked)  # type: ignore[no-any-return]
     prefix = "" if name == "batch" else f"{name}."
