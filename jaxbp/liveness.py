@@ -108,29 +108,37 @@ def called(host: str, port: int, hello: dict[str, Any], seconds: float) -> tuple
     Raises JoinError where nobody answers in time, or process 0 refuses.
     """
     until, place = time.monotonic() + seconds, f"{host}:{port}"
-    while True:
-        try:
-            family, address = address_of(host, port)
-            connection = socket.socket(family, socket.SOCK_STREAM)
-            connection.settimeout(max(0.1, until - time.monotonic()))
-            connection.connect(address)
-            break
-        except OSError as error:
-            if time.monotonic() >= until - 0.2:
-                reason = error.strerror or str(error)
-                raise JoinError(
-                    f"process 0 does not answer at {place} within {seconds:g} s ({reason})"
-                ) from None
-            time.sleep(0.2)
-    connection.settimeout(None)
-    link = Link(connection)
+    while isinstance(answered := _connected(host, port, until), OSError):
+        if time.monotonic() >= until - 0.2:
+            reason = answered.strerror or str(answered)
+            raise JoinError(f"process 0 does not answer at {place} within {seconds:g} s ({reason})")
+        time.sleep(0.2)
+    link = Link(answered)
     link.say(hello=hello)
     answer = link.message(seconds)
+    if answer is not None and "welcome" in answer:
+        return link, answer["welcome"]
+    link.connection.close()
     if answer is None:
         raise JoinError(f"process 0, at {place}, ended before all processes were there")
-    if "welcome" not in answer:
-        raise JoinError(f"process 0, at {place}, refuses: {answer.get('refused')}")
-    return link, answer["welcome"]
+    raise JoinError(f"process 0, at {place}, refuses: {answer.get('refused')}")
+
+
+def _connected(host: str, port: int, until: float) -> socket.socket | OSError:
+    """A connection, or why there is none yet."""
+    try:
+        family, address = address_of(host, port)
+        connection = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        return error
+    try:
+        connection.settimeout(max(0.1, until - time.monotonic()))
+        connection.connect(address)
+        connection.settimeout(None)
+    except OSError as error:
+        connection.close()
+        return error
+    return connection
 
 
 def awaited(

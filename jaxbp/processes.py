@@ -131,7 +131,7 @@ def check(coordinator: Any, process: Any, processes: Any, listen: Any) -> None:
             )
 
 
-def _hello(process: int, processes: int, secret: str) -> dict[str, Any]:
+def hello_of(process: int, processes: int, secret: str) -> dict[str, Any]:
     versions = f"Python {sys.version_info[0]}.{sys.version_info[1]}, jax {jax.__version__}"
     return {
         "process": process,
@@ -148,9 +148,9 @@ def _met(
 ) -> Watch:
     """Come together where process 0 listens, and then let JAX do so, at another port there."""
     host, _, number = coordinator.rpartition(":")
-    name, port, hello = host.strip("[]"), int(number), _hello(process, processes, "")
+    name, port, hello = host.strip("[]"), int(number), hello_of(process, processes, "")
     if process == 0:
-        links, hellos, port = _welcomed(hello, listen or name, port, patience)
+        links, hellos, port = welcomed(hello, listen or name, port, patience)
     else:
         link, welcome = called(name, port, hello, patience)
         hellos = {int(each): theirs for each, theirs in welcome["hellos"].items()}
@@ -166,10 +166,12 @@ def _met(
         heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=_AT_THE_END,
     )
-    return Watch(links, hellos)
+    watch = Watch(links, hellos)
+    _told_by_process_0(coordinator)
+    return watch
 
 
-def _welcomed(
+def welcomed(
     hello: dict[str, Any], host: str, port: int, patience: float
 ) -> tuple[dict[int, Link], dict[int, dict[str, Any]], int]:
     """Wait, as process 0, for the others -> connections, who they are, and a port for JAX."""
@@ -207,8 +209,8 @@ def _found(patience: float) -> Watch:
     process, processes = jax.process_index(), jax.process_count()
     listener = listening(_own_address(), 0) if process == 0 and processes > 1 else None
     own = [*listener.getsockname()[:2], secrets.token_hex(16)] if listener else ["", 0, ""]
-    host, port, secret = _told_by_process_0(own)
-    hello = _hello(process, processes, secret)
+    host, port, secret = _told_by_process_0(*own)
+    hello = hello_of(process, processes, secret)
     links: dict[int, Link] = {}
     hellos = {0: hello}
     if listener is not None:
@@ -222,11 +224,22 @@ def _found(patience: float) -> Watch:
     return Watch(links, hellos)
 
 
-def _told_by_process_0(words: list[Any]) -> list[str]:
-    """Words of process 0, in every process."""
-    text = "\n".join(map(str, words)).encode()
-    numbers = np.frombuffer(text.ljust(256), np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(numbers))
+def _told_by_process_0(*words: Any) -> list[str]:
+    """Words of process 0, in every process.
+
+    gloo prints who is connected, to the standard output of C, when it is first used: here, where
+    that leads to nowhere.
+    """
+    numbers = np.frombuffer("\n".join(map(str, words)).encode().ljust(256), np.uint8)
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        told = np.asarray(multihost_utils.broadcast_one_to_all(numbers))
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
     return told.astype(np.uint8).tobytes().decode().rstrip(" ").split("\n")
 
 

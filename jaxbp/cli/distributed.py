@@ -1,20 +1,17 @@
 """``jaxbp train`` by several processes: they meet, and compare what they are to train."""
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jaxbp import processes
 from jaxbp.cli.options import Design, UsageError
 from jaxbp.cli.plan import Plan
-from jaxbp.parallel import differing, largest
+from jaxbp.parallel import differing
 from jaxbp.training.saved import Saved
 
 #: the options of one of several processes
@@ -42,10 +39,7 @@ def together(options: Any) -> Iterator[Mesh | None]:
         yield None
         return
     with processes.joined(*given, listen=options.listen):
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-        with _silent_output():  # gloo prints who is connected, at the first sum
-            largest(np.int32(0), mesh)
-        yield mesh
+        yield jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def check_same_run(plan: Plan, saved: Saved | None, mesh: Mesh | None) -> None:
@@ -60,17 +54,3 @@ def check_same_run(plan: Plan, saved: Saved | None, mesh: Mesh | None) -> None:
     given["--resume"] = 0 if saved is None else saved.run.epochs
     if names := differing(mesh, given):
         raise UsageError(f"{names[0]}: not the same in all processes")
-
-
-@contextmanager
-def _silent_output() -> Iterator[None]:
-    """Let nothing print to standard output, libraries written in C included."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
