@@ -245,6 +245,21 @@ def rows_here(array: Array) -> np.ndarray:
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
+def rows_of_all(parts: list[np.ndarray], mesh: Mesh) -> np.ndarray:
+    """The rows of all devices of a mesh, one device after another, in all of its processes.
+
+    parts: as many rows for each device of this process.  Each waits for the others.
+    """
+    line = Mesh(mesh.devices.reshape(-1), ("all",), axis_types=(AxisType.Auto,))
+    size, *rest = parts[0].shape
+    here = [each for each in line.devices if each.process_index == jax.process_index()]
+    arrays = [jax.device_put(part, device) for part, device in zip(parts, here, strict=True)]
+    shape = (mesh.size * size, *rest)
+    split = NamedSharding(line, PartitionSpec("all"))  # type: ignore[no-untyped-call]
+    array = jax.make_array_from_single_device_arrays(shape, split, arrays)
+    return np.asarray(_whole_of(_sharding(line))(array))
+
+
 def checked_mesh(mesh: Any) -> Mesh:
     """The mesh with axes of XLA's own choice (``AxisType.Auto``), as ``split`` needs them.
 
