@@ -14,9 +14,13 @@ al. (2019), section 3.  Sums over "data" are those of the gradient: each device 
 all (Xu et al. 2021): forward and backward pass are the same lines as on one device.
 """
 
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -141,6 +145,119 @@ def put(leaf: Any, sharding: NamedSharding) -> Array:
         here = np.asarray(leaf)
         array = jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
     return array
+
+
+def spans_processes(mesh: Mesh | None) -> bool:
+    """Whether a mesh has devices of several processes, which then have to do the same."""
+    return mesh is not None and len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def is_first(mesh: Mesh | None) -> bool:
+    """Whether this process is the first of a mesh's, which alone writes; any is without a mesh."""
+    if mesh is None:
+        return True
+    first: int = min(device.process_index for device in mesh.devices.flat)
+    return first == jax.process_index()
+
+
+def largest(values: Any, mesh: Mesh | None) -> np.ndarray:
+    """The largest of each of the numbers that the processes of a mesh have, in all of them.
+
+    Each waits for the others.  By this they decide together what each would decide for itself: when
+    to stop, or how many epochs are one program.
+    """
+    array = np.asarray(values)
+    if mesh is None or not spans_processes(mesh):
+        return array
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+    line = Mesh(mesh.devices.reshape(-1), ("all",), axis_types=(AxisType.Auto,))
+    given = jax.make_array_from_callback(
+        (mesh.size, *array.shape),
+        NamedSharding(line, PartitionSpec("all")),  # type: ignore[no-untyped-call]
+        lambda _: array[None],
+    )
+    return np.asarray(_largest_of(line)(given))
+
+
+@cache
+def _largest_of(line: Mesh) -> Any:
+    """``max`` over the first axis, which lies over a mesh, with the result on every device."""
+    return jax.jit(lambda each: jnp.max(each, axis=0), out_shardings=_sharding(line))
+
+
+def differing(mesh: Mesh | None, given: Mapping[str, Any]) -> list[str]:
+    """The names of what the processes of a mesh have been given differently, in all of them.
+
+    Arrays, numbers and text are compared by digests.  An array that lies over several processes
+    already is one for all of them.
+    """
+    if not spans_processes(mesh):
+        return []
+    own = np.array([_digest(tree) for tree in given.values()], np.int32)
+    highest, lowest = largest(np.concatenate([own, -own]), mesh).reshape(2, -1)
+    return [name for name, high, low in zip(given, highest, -lowest, strict=True) if high != low]
+
+
+def check_same(mesh: Mesh | None, **given: Any) -> None:
+    """Raise ValueError, in all processes of a mesh, for what they have been given differently."""
+    if names := differing(mesh, given):
+        raise ValueError(
+            f"{names[0]}: not the same in all processes of the mesh; each has to be given all of "
+            "it, or an array of JAX that lies over them (jax.make_array_from_process_local_data)"
+        )
+
+
+def _digest(tree: Any) -> int:
+    """31 bits of the SHA-256 of the arrays that this process has whole."""
+    digest = sha256()
+    for leaf in jax.tree.leaves(tree):
+        if getattr(leaf, "is_fully_addressable", True):
+            is_key = jnp.issubdtype(getattr(leaf, "dtype", int), jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return int.from_bytes(digest.digest()[:4]) >> 1
+
+
+def whole_here(tree: Any, mesh: Mesh | None) -> Any:
+    """The tree, with what lies in parts on devices of other processes whole on every device."""
+    if mesh is None or all(map(is_readable, jax.tree.leaves(tree))):
+        return tree
+    return jax.tree.map(
+        lambda leaf: leaf if is_readable(leaf) else _whole_of(_sharding(mesh))(leaf), tree
+    )
+
+
+@cache
+def _whole_of(sharding: NamedSharding) -> Any:
+    return jax.jit(lambda array: array, out_shardings=sharding)
+
+
+def is_readable(leaf: Any) -> bool:
+    """Whether this process has all numbers of an array."""
+    return getattr(leaf, "is_fully_addressable", True) or bool(leaf.is_fully_replicated)
+
+
+def rows_here(array: Array) -> np.ndarray:
+    """The rows that this process has of an array that is split by rows."""
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def rows_of_all(parts: list[np.ndarray], mesh: Mesh) -> np.ndarray:
+    """The rows of all devices of a mesh, one device after another, in all of its processes.
+
+    parts: as many rows for each device of this process.  Each waits for the others.
+    """
+    line = Mesh(mesh.devices.reshape(-1), ("all",), axis_types=(AxisType.Auto,))
+    size, *rest = parts[0].shape
+    here = [each for each in line.devices if each.process_index == jax.process_index()]
+    arrays = [jax.device_put(part, device) for part, device in zip(parts, here, strict=True)]
+    shape = (mesh.size * size, *rest)
+    split = NamedSharding(line, PartitionSpec("all"))  # type: ignore[no-untyped-call]
+    array = jax.make_array_from_single_device_arrays(shape, split, arrays)
+    return np.asarray(_whole_of(_sharding(line))(array))
 
 
 def checked_mesh(mesh: Any) -> Mesh:

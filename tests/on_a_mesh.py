@@ -61,9 +61,9 @@ for sizes in [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2)]:
     after_first[f"{sizes}"] = counts[-1] - counts[0]
 
 mesh = mesh_of(2, 2)
-many = {"validation": ROWS, "diagnostics": True}
-_, expected = trained(None, **many)
-_, found = trained(mesh, **many)
+recorded = {"validation": ROWS, "diagnostics": True}
+_, expected = trained(None, **recorded)
+_, found = trained(mesh, **recorded)
 distances["history"] = distance(expected._replace(run=None), found._replace(run=None))
 distances["odd widths"] = distance(trained(mesh, ODD)[0], odd)
 distances["a gradient of one's own"] = distance(trained(mesh, gradient=own)[0], alone)
@@ -77,6 +77,26 @@ put = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
 distances["sharded rows"] = distance(
     trained(mesh, batch=jax.tree.map(put, even))[0], trained(None, batch=even)[0]
 )
+
+
+def many(mesh):
+    """Five networks, dealt to a mesh."""
+    params, history = jaxbp.fit_many(
+        ODD,
+        ROWS,
+        keys=jax.random.split(jax.random.key(0), 5),
+        learning_rate=[0.01, 0.02, 0.05, 0.1, 0.2],
+        epochs=3,
+        batch_size=16,
+        validation=ROWS,
+        mesh=mesh,
+    )
+    return params, history._replace(run=None)
+
+
+of_many = many(mesh_of(1, 1))
+for sizes in [(2, 1), (2, 2), (8, 1)]:
+    distances[f"many, {sizes}"] = distance(many(mesh_of(*sizes)), of_many)
 
 
 def collectives(*sizes):

@@ -13,7 +13,7 @@ from combinations import initial, made
 
 import jaxbp
 from jaxbp import Batch, activations, heads
-from jaxbp.training import epoch, many
+from jaxbp.training import dealing, epoch, many
 
 slow = pytest.mark.slow
 MODEL = jaxbp.MLP((3, 8, 2), activations.tanh, heads.linear_half_squared_error, l2=0.01)
@@ -145,7 +145,7 @@ def test_each_network_is_the_one_that_fit_trains(options, networks):
 def test_however_they_are_dealt(workers, networks, monkeypatch, x64):
     """In float64, also in the threads that the groups are trained in; 3 networks on 2 workers
     leave one place to fill."""
-    monkeypatch.setattr(many, "workers", lambda: jax.local_devices()[:1] * workers)
+    monkeypatch.setattr(dealing, "workers", lambda: jax.local_devices()[:1] * workers)
     batch = table(10, dtype=np.float64)
     trained = fit_many(batch)
     assert trained[0][0].weight.dtype == np.float64

@@ -47,7 +47,8 @@ def test_a_mesh_trains_as_one_device_does(python, monkeypatch):
 
 
 @pytest.mark.slow
-def test_processes_train_as_one_does(python, monkeypatch):
+def test_processes_train_as_one_does(python, monkeypatch, tmp_path):
+    """And one of them alone goes on with what two have saved."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     program = Path(__file__).with_name("process.py")
@@ -56,13 +57,20 @@ def test_processes_train_as_one_does(python, monkeypatch):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        started = [python(program, number, count, port) for number in range(count)]
-        return [json.loads(process.ended()[0].splitlines()[-1]) for process in started]
+        folder = tmp_path / f"{count}"
+        started = [python(program, number, count, port, folder) for number in range(count)]
+        return [process.ended()[0].splitlines()[-2:] for process in started]
 
-    (alone,) = trained_by(1)
-    for found in [*trained_by(2), *trained_by(4)]:
-        for one, other in zip(found, alone, strict=True):
+    ((_, alone),) = trained_by(1)
+    for refused, found in [*trained_by(2), *trained_by(4)]:
+        for one, other in zip(json.loads(found), json.loads(alone), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+        assert refused.startswith("batch: not the same in all processes of the mesh")
+    with jax.enable_x64(True):
+        of_two, of_one = (jaxbp.load_run(tmp_path / count, optax.adam(1e-2)) for count in "21")
+    assert of_two.epochs == of_one.epochs == 12
+    for one, other in zip(*map(jax.tree.leaves, (of_two[:2], of_one[:2])), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
 
 
 def test_a_mesh_that_is_none_is_named():

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 import jaxbp
+from jaxbp import processes
 from jaxbp.checkpoint import CheckpointError
 from jaxbp.cli import (
     check,
@@ -59,8 +60,8 @@ COMMANDS: dict[type, Callable[..., int]] = {
     Export: export.run_export,
     Import: export.run_import,
 }
-_REQUEST_ERRORS = (UsageError, DataError, CheckpointError, OSError)
-_RUN_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
+_REQUEST_ERRORS = (UsageError, DataError, CheckpointError, processes.JoinError, OSError)
+_RUN_ERRORS = (MemoryError, processes.ProcessLostError, jax.errors.JaxRuntimeError)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 CLOSED_PIPE = 141  # the exit status that shells give a program that writes to a closed pipe
 
@@ -71,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0, 1 for a run that failed, 2 for a wrong request, 128 and the signal's number for an
     interrupted run (130 for Ctrl-C, 143 for SIGTERM), or 141 if standard output is closed.
     """
+    status = _status(arguments)
+    processes.leave(status)  # of several, this one may have failed the others
+    return status
+
+
+def _status(arguments: Sequence[str] | None) -> int:
+    """Run a command line; the exit status, that of a broken standard output included."""
     try:
         try:
             return _main(arguments)
@@ -216,6 +224,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     """The exit status and the one line of an error that is not a bug."""
     if isinstance(error, KeyboardInterrupt):
         return (error.args or (INTERRUPTED,))[0], NOTHING_SAVED
+    if isinstance(error, processes.ProcessLostError):
+        return 1, str(error)
     if isinstance(error, MemoryError) and str(error).startswith("out of memory"):
         return 1, str(error)
     if isinstance(error, _RUN_ERRORS):

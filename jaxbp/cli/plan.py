@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxbp import activations, heads
@@ -275,6 +276,7 @@ def fit_plan(
     *,
     checkpoints: tuple[Path, int | timedelta] | None = None,
     saved: Saved | None = None,
+    mesh: Mesh | None = None,
 ) -> Trained:
     """Train by a plan.  It may diverge, or its checkpoints may meet a full disk.
 
@@ -283,6 +285,7 @@ def fit_plan(
     on_epoch, validation: as for ``fit``.
     checkpoints: a folder, and how often to write one there; none unless given.
     saved: what to go on with.
+    mesh: of the devices that train together; one device unless given.
     """
     options, gradient = plan.options, GRADIENTS[plan.options.gradient]
     folder, every = checkpoints or (None, 1)
@@ -303,6 +306,7 @@ def fit_plan(
             gradient=with_dropout(options.dropout)(gradient) if options.dropout else gradient,
             compute_dtype=None if options.compute_dtype == "float32" else options.compute_dtype,
             precision=plan.precision,
+            mesh=mesh,
             diagnostics=options.diagnostics,
             on_epoch=on_epoch,
         )

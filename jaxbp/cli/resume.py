@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
+from jaxbp.cli.distributed import PROCESSES
 from jaxbp.cli.files import CHECKPOINTS, METRICS, OPTIONS, naming
 from jaxbp.cli.options import SCHEDULES, Design, UsageError
 from jaxbp.cli.plan import Plan
@@ -27,7 +28,7 @@ from jaxbp.training.saved import Saved, newest, steps_in
 _Options = TypeVar("_Options", bound=Design)
 
 #: options that are of a session, not of the run
-_ITS_OWN = {"epochs", "resume", "overwrite", "checkpoint_every"}
+_ITS_OWN = {"epochs", "resume", "overwrite", "checkpoint_every", *PROCESSES}
 
 
 def remember(folder: Path, options: Design) -> None:
@@ -55,7 +56,7 @@ def recorded(folder: Path, kind: type[_Options]) -> _Options:
         given = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in named.items()
-            if known[name].init
+            if known[name].init and name not in PROCESSES
         }
         made: Any = kind
         options: _Options = made(**given | {"output": folder, "overwrite": False})

@@ -6,18 +6,21 @@ import math
 import os
 import time
 from collections.abc import Collection
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
 from tyro.conf import arg
 
 from jaxbp.cli.compile_time import CompileTime
+from jaxbp.cli.distributed import check_same_run, together
 from jaxbp.cli.files import (
     CHECKPOINTS,
     METRICS,
@@ -50,6 +53,7 @@ from jaxbp.cli.run_record import Outcome, Summary, print_run, summarised
 from jaxbp.cli.score_tables import decimals
 from jaxbp.diagnostics.health import sample
 from jaxbp.model import Params
+from jaxbp.parallel import everywhere, is_first, largest
 from jaxbp.text import plain
 from jaxbp.training.checkpoints import alone_in
 from jaxbp.training.checks import checked_batch
@@ -100,11 +104,46 @@ class Train(Design):
             help_behavior_hint="(default: minute, one a minute; and one at the end)",
         ),
     ] = "minute"
+    distributed: Annotated[
+        bool,
+        arg(help="train with the other processes of this job on Slurm, Kubernetes or Open MPI"),
+    ] = False
+    coordinator: Annotated[
+        str | None,
+        arg(
+            metavar="HOST:PORT",
+            help="train with other processes, which meet where process 0 listens",
+            help_behavior_hint="(default: one process)",
+        ),
+    ] = None
+    process: Annotated[
+        int | None,
+        arg(metavar="I", help="the number of this process, from 0", help_behavior_hint=""),
+    ] = None
+    processes: Annotated[
+        int | None, arg(metavar="N", help="how many there are", help_behavior_hint="")
+    ] = None
+    listen: Annotated[
+        str | None,
+        arg(
+            metavar="ADDRESS",
+            help="that process 0 listens on, such as 0.0.0.0 for all it has",
+            help_behavior_hint="(default: HOST alone)",
+        ),
+    ] = None
 
 
 def run(options: Train, console: Console) -> int:
-    """Train as the options say, report to the console and to the run folder; the exit status."""
-    before, options = _checked(options)
+    """Train as the options say, report to the console and to the run folder; the exit status.
+
+    Of several processes the first does that, and the others train with it in silence.
+    """
+    with together(options) as mesh:
+        return _run(options, console if is_first(mesh) else Console(quiet=True), mesh)
+
+
+def _run(options: Train, console: Console, mesh: Mesh | None) -> int:
+    before, options = _checked(options, writes=is_first(mesh))
     told = nullcontext() if before is None else telling(console)
     with Interrupts(console) as interrupts, told:
         if os.path.isfile(options.data) and os.path.getsize(options.data) > _LONG["bytes"]:
@@ -113,6 +152,7 @@ def run(options: Train, console: Console) -> int:
         tell_of_columns(plan, console)
         interrupts.check()
         saved = None if before is None else saved_in(before, plan)
+        check_same_run(plan, saved, mesh)
         if before is not None and _is_complete(before, plan, saved, console):
             return 0
         if before is not None:
@@ -125,6 +165,8 @@ def run(options: Train, console: Console) -> int:
             console.print("the hand-written gradient is not the gradient: nothing trained")
             return 1
         interrupts.begin()
+        if not is_first(mesh):
+            return train(plan, params, None, console, interrupts, saved, mesh).status
         replaced: Collection[str] = RUN if before is None else RESULTS
         if before is None:
             folder = make_run_folder(options.output, options.data)
@@ -133,7 +175,7 @@ def run(options: Train, console: Console) -> int:
             folder = before
         with alone_in(folder):
             try:
-                outcome = train(plan, params, folder, console, interrupts, saved)
+                outcome = train(plan, params, folder, console, interrupts, saved, mesh)
                 interrupts.ignore()  # what has been trained is now to be saved
                 summary = summarised(plan, errors, outcome)
                 if before is not None:
@@ -148,8 +190,11 @@ def run(options: Train, console: Console) -> int:
     return outcome.status
 
 
-def _checked(options: Train) -> tuple[Path | None, Train]:
+def _checked(options: Train, *, writes: bool) -> tuple[Path | None, Train]:
     """The folder of the run that is to go on, if there is one, and the options to go on with.
+
+    options: as they came.
+    writes: whether this process writes the run folder.
 
     Raises UsageError for what cannot be carried out, before any work.
     """
@@ -160,7 +205,7 @@ def _checked(options: Train) -> tuple[Path | None, Train]:
         options = going_on(before, options)
     elif options.overwrite and options.output is None:
         raise UsageError("--overwrite: name the folder of the run to replace by --output")
-    else:
+    elif writes:
         new_folder("--output", options.output, overwrite=options.overwrite)
     if options.checkpoint_every != "minute" and options.checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every: got {options.checkpoint_every}, expected at least 1")
@@ -190,28 +235,33 @@ def _save(folder: Path, summary: Summary, console: Console) -> None:
 def train(
     plan: Plan,
     params: Params,
-    folder: Path,
+    folder: Path | None,
     console: Console,
     interrupts: Interrupts,
     saved: Saved | None = None,
+    mesh: Mesh | None = None,
 ) -> Outcome:
     """Fit with a progress bar, a line an epoch in metrics.jsonl, early stopping, and Ctrl-C.
 
     plan: all that was decided.
     params: to start from.
-    folder: of the run.
+    folder: of the run; None where another process writes it.
     console: that shows the bar.
     interrupts: whether Ctrl-C was pressed.
     saved: what to go on with; None unless given, and the folder then has no metrics.jsonl.
+    mesh: of the devices that train together; one device unless given.
     """
     bar = bar_of_epochs(console)
-    done = 0 if saved is None else saved.run.epochs
-    lines = lines_until(folder, done)
-    remember(folder, plan.options)
-    path = folder / METRICS
-    unbuffered = path.open("ab", buffering=0)  # so that after an error nothing is left to write
-    with naming(path), unbuffered as metrics, bar:
-        watch = _Watch(plan, params, bar, metrics, interrupts)
+    lines: list[dict[str, Any]] = []
+    path: Path = Path(os.devnull)
+    metrics: AbstractContextManager[IO[bytes] | None] = nullcontext()
+    if folder is not None:
+        lines = lines_until(folder, 0 if saved is None else saved.run.epochs)
+        remember(folder, plan.options)
+        path = folder / METRICS
+        metrics = path.open("ab", buffering=0)  # so that after an error nothing is left to write
+    with naming(path), metrics as file, bar:
+        watch = _Watch(plan, params, bar, file, interrupts, mesh)
         watch.go_on(lines, saved)
         with CompileTime(watch.show_compiling) as compiling:
             trained = _fitted(plan, params, folder, watch, saved)
@@ -229,7 +279,7 @@ def train(
     if failed is not None:
         ended = f"ended after epoch {recorded}: {failed.filename}: {failed.strerror}"
     return Outcome(
-        params=kept.params,
+        params=kept.params if mesh is None else jax.device_get(kept.params),
         history=trained.history._replace(training_loss=np.array(watch.training_loss[:recorded])),
         training_metric=np.array(watch.training_metric[:recorded]),
         kept_epoch=kept.number,
@@ -243,13 +293,13 @@ def train(
 
 
 def _fitted(
-    plan: Plan, params: Params, folder: Path, watch: "_Watch", saved: Saved | None
+    plan: Plan, params: Params, folder: Path | None, watch: "_Watch", saved: Saved | None
 ) -> Trained:
     """The training, or what is saved where there is nothing to go on to.
 
     plan: all that was decided.
     params: to start from.
-    folder: of the run.
+    folder: of the run, or None.
     watch: of its epochs.
     saved: what to go on with, or None.
     """
@@ -259,13 +309,15 @@ def _fitted(
         history = history_of(list(saved.record), validated=validated, layers=layers)
         return Trained(saved.run.params, history, None)
     every = plan.options.checkpoint_every  # type: ignore[attr-defined]
+    every = timedelta(minutes=1) if every == "minute" else every
     return fit_plan(
         plan,
         params,
         [watch] if watch.stopping is None else [watch.stopping, watch],
         plan.parts["validation"],
-        checkpoints=(folder / CHECKPOINTS, timedelta(minutes=1) if every == "minute" else every),
+        checkpoints=None if folder is None else (folder / CHECKPOINTS, every),
         saved=saved,
+        mesh=watch.mesh,
     )
 
 
@@ -277,15 +329,21 @@ class _Watch:
     """
 
     def __init__(
-        self, plan: Plan, params: Params, bar: Progress, metrics: IO[bytes], interrupts: Interrupts
+        self,
+        plan: Plan,
+        params: Params,
+        bar: Progress,
+        metrics: IO[bytes] | None,
+        interrupts: Interrupts,
+        mesh: Mesh | None,
     ) -> None:
-        self.bar, self.interrupts = bar, interrupts
-        self.metrics: IO[bytes] | None = metrics  # None after an error: the disk is full
+        self.bar, self.interrupts, self.mesh = bar, interrupts, mesh
+        self.metrics = metrics  # None where another process writes; and after an error: a full disk
         self.stopping = EarlyStopping(plan.patience) if plan.patience else None
         self.metric, self.shown_metric = plan.metric, plan.shown_metric
         self.model, self.precision, self.epochs = plan.model, plan.precision, plan.options.epochs
         rows = sample(plan.parts["train"], len(plan.parts["validation"].x))
-        self.rows = checked_batch(plan.model, params, rows, "batch")
+        self.rows = everywhere(checked_batch(plan.model, params, rows, "batch"), mesh)
         self.training_loss: list[float] = []
         self.training_metric: list[float] = []
         self.last_line = -math.inf  # seconds
@@ -340,9 +398,10 @@ class _Watch:
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
         stops = self.stopping is not None and self.stopping.stopped
-        if self.interrupts.asked:
+        asked = self.interrupts.status if self.interrupts.asked else 0
+        if asked := int(largest(np.int32(asked), self.mesh)):  # of all processes
             self.ended = f"interrupted: training ended with epoch {epoch.number}"
-            self.status = self.interrupts.status
+            self.status = asked
         elif stops:
             self.ended = (
                 f"stopped early: the validation loss was best after epoch {self.kept.number} "

@@ -15,7 +15,7 @@ from jax import Array
 from jaxbp.diagnostics.health import Health
 from jaxbp.gradient import Batch
 from jaxbp.model import Params
-from jaxbp.parallel import everywhere
+from jaxbp.parallel import everywhere, largest
 from jaxbp.training.constants import Constants
 from jaxbp.training.device import PATIENCE, epochs_at_once, wait_for
 from jaxbp.training.epoch import Program, epochs_of, orders_of, run_epochs
@@ -87,6 +87,8 @@ class Blocks:
                 wait_for(records[0])
             losses, healths = jax.tree.map(np.asarray, records)
             seconds = (time.perf_counter() - started) / count
+            if block > 1:  # else it decides nothing
+                seconds = float(largest(seconds, program.mesh))
             finite = np.isfinite(losses[:count])
             good = count if finite.all() else int(finite.argmin())
             yield Ended(params, before, state, losses[:good], healths, good < count)

@@ -19,7 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxbp.parallel import is_first
 from jaxbp.training.inputs import Inputs
 from jaxbp.training.records import Epoch, NonFiniteLossError, history_of
 from jaxbp.training.run import Run
@@ -65,13 +67,22 @@ class Checkpoints:
     ended is on the disk; where training diverged, those that there were are left as they are.
     """
 
-    def __init__(self, folder: Folder, every: int | timedelta, keep: int, resume: Any) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        every: int | timedelta,
+        keep: int,
+        resume: Any,
+        mesh: Mesh | None = None,
+    ) -> None:
         """Check all that can be checked before any device work.
 
         folder: new, empty, or of the run that goes on.
         every: epochs, or time, from one checkpoint to the next.
         keep: how many of the newest stay.
         resume: what the run goes on with, maybe this folder.
+        mesh: of the devices that train; of several processes the first alone writes.  None unless
+            given.
         """
         self.folder, self.every, self.keep = Path(folder), every, keep
         _check_numbers(every, keep)
@@ -82,6 +93,7 @@ class Checkpoints:
         goes_on = is_folder and Path(resumed).resolve() == self.folder.resolve()
         _check_folder(self.folder, goes_on=goes_on)
         self.begins = goes_on and not steps_in(self.folder)
+        self._is_idle = not is_first(mesh)  # whether another process writes
         self._inputs: Inputs = {}
         self._ended: tuple[Run, list[Epoch], int, Epoch | None] | None = None
         self._stack = ExitStack()  # what is to be undone at the end
@@ -91,10 +103,15 @@ class Checkpoints:
 
     @classmethod
     def of(
-        cls, folder: Folder | None, every: int | timedelta, keep: int, resume: Any
+        cls,
+        folder: Folder | None,
+        every: int | timedelta,
+        keep: int,
+        resume: Any,
+        mesh: Mesh | None = None,
     ) -> "Checkpoints | None":
         """The checkpoints in a folder; None where none is given."""
-        return None if folder is None else cls(folder, every, keep, resume)
+        return None if folder is None else cls(folder, every, keep, resume, mesh)
 
     @property
     def epochs(self) -> int | None:
@@ -105,13 +122,16 @@ class Checkpoints:
         """Make the folder, for a run of these inputs that has done some epochs; OSError where it
         cannot be written."""
         self._inputs, self._written = inputs, done
+        if self._is_idle:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         probe = self.folder / f".{os.getpid()}"
         probe.touch()
         probe.unlink()
 
     def __enter__(self) -> "Checkpoints":
-        self._stack.enter_context(alone_in(self.folder))
+        if not self._is_idle:
+            self._stack.enter_context(alone_in(self.folder))
         self._at = time.monotonic()
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -128,6 +148,8 @@ class Checkpoints:
 
         Raises OSError where an earlier checkpoint could not be written.
         """
+        if self._is_idle:
+            return
         self._ended = run, record, len(record), best
         if self._pending and not self._manager.is_saving_in_progress():  # type: ignore[attr-defined]
             self._wait()

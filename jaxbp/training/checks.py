@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
 from jaxbp.model import MLP, Params, check_layers, units_of
+from jaxbp.parallel import is_readable, rows_here
 from jaxbp.precision import matmul_precision
 from jaxbp.reprs import short
 from jaxbp.targets import native
@@ -173,6 +174,10 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     units_of(model)
     if not isinstance(batch, Batch):
         raise TypeError(f"{name}: got {type(batch).__name__}, expected jaxbp.Batch(x, target)")
+    if not all(map(is_readable, batch)):  # each process checks its own rows
+        here: Batch = jax.tree.map(rows_here, batch)
+        checked = checked_batch(model, params, here, name)
+        return jax.tree.map(lambda array, own: array.astype(own.dtype), batch, checked)  # type: ignore[no-any-return]
     prefix = "" if name == "batch" else f"{name}."
     check_layers(params)
     dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}

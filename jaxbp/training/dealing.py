@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxbp.gradient import Batch
+from jaxbp.parallel import rows_of_all, spans_processes
 from jaxbp.training.device import epochs_at_once, wait_for
 from jaxbp.training.epoch import Program, shuffled_rows
 from jaxbp.training.networks import (
@@ -39,27 +41,73 @@ class Dealt(NamedTuple):
     """N networks dealt to groups of one size, one group a device.
 
     Groups that would be smaller are filled up with the first networks once more, which cost no time
-    beside their neighbours.
+    beside their neighbours.  Each process has the groups of its own devices.
     """
 
     total: int  # N
     devices: list[jax.Device]
+    mesh: Mesh | None = None  # of these devices, where some are those of other processes
+
+    @property
+    def own_devices(self) -> list[jax.Device]:
+        """Those of this process."""
+        return [each for each in self.devices if each.process_index == jax.process_index()]
 
     def deal(self, networks: Any) -> list[Any]:
-        """A tree of all N networks as one tree a group."""
+        """A tree of all N networks as one tree a group of this process."""
         groups = len(self.devices)
         members = np.resize(np.arange(self.total), (groups, -(-self.total // groups)))
-        return [jax.tree.map(itemgetter(each), networks) for each in members]
+        return [
+            jax.tree.map(itemgetter(each), networks)
+            for each, device in zip(members, self.devices, strict=True)
+            if device.process_index == jax.process_index()
+        ]
 
     def deal_batch(self, batch: Batch | None) -> list[Any]:
         """The batch for each group, with the weights of its networks where each has its own."""
         return [weighted(batch, weight) for weight in self.deal(own_weights(batch))]
 
     def gather(self, groups: list[Any]) -> Any:
-        """One tree a group as a tree of all N networks, on the host where there are several."""
-        if len(groups) == 1:
+        """One tree a group as a tree of all N networks, on the host where there are several.
+
+        Where there are several processes, each waits for the others.
+        """
+        if len(self.devices) == 1:
             return groups[0]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: self.total], *groups)
+        return jax.tree.map(lambda *leaves: self._all(leaves)[: self.total], *groups)
+
+    def gather_here(self, groups: list[Any]) -> Any:
+        """``gather`` without waiting: NaN, or 0, for the networks of other processes."""
+        if self.mesh is None:
+            return self.gather(groups)
+
+        def placed(*leaves: Any) -> np.ndarray:
+            size, dtype = len(leaves[0]), leaves[0].dtype
+            unknown = np.nan if dtype.kind == "f" else 0
+            found = np.full((len(self.devices) * size, *leaves[0].shape[1:]), unknown, dtype)
+            own = iter(leaves)
+            for place, device in enumerate(self.devices):
+                if device.process_index == jax.process_index():
+                    found[place * size : (place + 1) * size] = next(own)
+            return found[: self.total]
+
+        return jax.tree.map(placed, *groups)
+
+    def _all(self, leaves: tuple[Any, ...]) -> np.ndarray:
+        """The leaves of all groups, those of other processes too, one after another."""
+        if self.mesh is None:
+            return np.concatenate(leaves)
+        return rows_of_all([np.asarray(leaf) for leaf in leaves], self.mesh)
+
+
+def dealt_to(mesh: Mesh | None, count: int) -> Dealt:
+    """So many networks dealt to the devices of a mesh, or to those of ``workers``."""
+    if mesh is None:
+        return Dealt(count, workers()[:count])
+    devices = list(mesh.devices.flat)
+    if spans_processes(mesh):  # each of which takes part
+        return Dealt(count, devices, mesh)
+    return Dealt(count, devices[:count])
 
 
 def workers() -> list[jax.Device]:

@@ -18,7 +18,7 @@ from jaxbp.gradient import Batch, Gradient, autodiff, backprop
 from jaxbp.initialisation import check_key
 from jaxbp.memory import memory_shortage_named, outputs_kept
 from jaxbp.model import MLP, Params, check_layers
-from jaxbp.parallel import checked_mesh, spread
+from jaxbp.parallel import check_same, checked_mesh, largest, spread, whole_here
 from jaxbp.precision import mixed_precision
 from jaxbp.training.blocks import Blocks, most_epochs
 from jaxbp.training.checkpoints import Checkpoints
@@ -139,8 +139,10 @@ def fit(
         the kernel by Pallas's interpreter, slowly, on any device.
     mesh: of the devices that train together, as ``jax.make_mesh((d, m), ("data", "model"))`` makes
         one: each minibatch's rows are split over "data", the layers over "model" (see
-        ``jaxbp.parallel``), with equal results up to rounding; arrays that lie on it stay.  One
-        device unless given.
+        ``jaxbp.parallel``), with equal results up to rounding; arrays that lie on it stay.  Where
+        its devices are those of several processes (see ``jaxbp.processes``), each calls ``fit``
+        with the same arguments, training ends where one of them asks, and the first alone writes
+        checkpoints.  One device unless given.
     diagnostics: whether each epoch ends with the health of every layer, measured on up to 256 rows
         spread over the batch, with the last step's update.
     on_epoch: a function, or a list of them, called with an ``Epoch`` after each.  If one returns
@@ -171,7 +173,8 @@ def fit(
     check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
     if keep_best and validation is None:
         raise ValueError("keep_best: got True, and no validation data by which an epoch is best")
-    checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume)
+    mesh = None if mesh is None else checked_mesh(mesh)
+    checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume, mesh)
     saved, run = resumed(resume, optimizer, begins=checkpoints is not None and checkpoints.begins)
     if saved is not None:
         check_inputs(saved.folder, saved.inputs, network_of(model))
@@ -180,11 +183,8 @@ def fit(
         key, params = key_of(run, key), run.params
     check_key(key)
     assert key is not None
-    state = None if run is None else run.state
-    mesh = None if mesh is None else checked_mesh(mesh)
-    batch, params, state, validation = on_one_device(
-        {"batch": batch, "params": params, "resume": state, "validation": validation}, mesh
-    )
+    given = {"batch": batch, "params": params, "resume": run and run.state}
+    batch, params, state, validation = on_one_device(given | {"validation": validation}, mesh)
     callbacks, random = callbacks_of(on_epoch), is_random(gradient)
     if validation is not None and (keep_best or checkpoints) and not stopping_in(callbacks):
         callbacks = EarlyStopping(patience=epochs), *callbacks  # ends nothing, and knows the best
@@ -212,7 +212,7 @@ def fit(
         own = model, params, batch, batch_size, gradient
         check_pieces(*own, drawn_with, params[0].weight.dtype)
     params, state, batch, validation, key = _spread(
-        program, constants, params, state, batch, validation, key
+        program, constants, epochs, params, state, batch, validation, key
     )
     start = _Start(params, state, 0 if run is None else run.epochs)
     if saved is not None or checkpoints is not None:
@@ -238,12 +238,40 @@ def fit(
 
 
 def _spread(
-    program: Program, constants: Constants, params: Params, state: Any, *rest: Any
+    program: Program,
+    constants: Constants,
+    epochs: int,
+    params: Params,
+    state: Any,
+    batch: Batch,
+    validation: Batch | None,
+    key: Array,
 ) -> tuple[Any, ...]:
-    """Parameters, state, and whatever else there is, on the devices of the program's mesh; as they
-    are without one."""
+    """Parameters, state, both batches and the key on the devices of the program's mesh; as they are
+    without one.
+
+    program, constants: of the training.
+    epochs: in all.
+    params, state: to start from; state None: the initial one.
+    batch, validation, key: as for ``fit``.
+
+    Raises ValueError where the processes of the mesh have been given different arguments.
+    """
+    rest = batch, validation, key
     if program.mesh is None:
         return params, state, *rest
+    check_same(
+        program.mesh,
+        model=repr(program.model.sizes),
+        l2=constants.l2,
+        optimizer=constants.numbers,
+        epochs=epochs,
+        batch_size=program.batch_size,
+        key=key,
+        params=params,
+        batch=batch,
+        validation=validation,
+    )
     if state is None:
         state = initial_state(program.optimizer)(params, constants)
     params, rest = spread(program.model, program.mesh, params, (state, *rest))
@@ -379,9 +407,11 @@ def _trained(
             epoch = record[-1]._replace(params=params, state=state, key=key)
             show(epoch.number, epoch.training_loss, epoch.validation)
             asked = ask_to_end(callbacks, epoch)
+            asked = bool(largest(np.float32(asked), program.mesh if callbacks else None))
             if checkpoints is not None:
                 run = Run(params, _copied(state), epoch.number, key_data)
-                checkpoints.after(run, record, None if stopping is None else stopping.best)
+                best = None if stopping is None else stopping.best
+                checkpoints.after(whole_here(run, program.mesh), record, best)
             if asked:
                 break
     run = Run(params, state, unknown + len(record), key_data)

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
+from jaxbp.parallel import is_readable
 from jaxbp.reprs import short
 from jaxbp.training.constants import Lifted
 from jaxbp.training.epoch import Program, in_dtype_of
@@ -135,8 +136,11 @@ def check_inputs(folder: Any, saved: Inputs, given: Inputs) -> None:
         )
 
 
-def _data_digest(batch: Batch) -> str:
-    """Rows, and the SHA-256 of all values with their dtypes and shapes."""
+def _data_digest(batch: Batch) -> str | None:
+    """Rows, and the SHA-256 of all values with their dtypes and shapes; None where other processes
+    have some of the rows."""
+    if not all(map(is_readable, batch)):
+        return None
     digest = sha256()
     for name, array in batch._asdict().items():
         if array is not None:

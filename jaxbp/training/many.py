@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp.gradient import Batch, Gradient, backprop
 from jaxbp.initialisation import schemes_of
 from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
+from jaxbp.parallel import check_same, checked_mesh, largest
 from jaxbp.precision import mixed_precision
 from jaxbp.training.checks import (
     check_arguments,
@@ -37,10 +38,10 @@ from jaxbp.training.constants import MakeOptimizer, without_numbers
 from jaxbp.training.dealing import (
     Dealt,
     Group,
+    dealt_to,
     epochs_on_accelerator,
     epochs_on_host,
     orders_by_group,
-    workers,
 )
 from jaxbp.training.device import wait_for, without_a_mesh
 from jaxbp.training.epoch import Program, draws_on_device, initial_params, is_random, shapes_of
@@ -90,6 +91,7 @@ def fit_many(
     compute_dtype: DTypeLike | None = None,
     precision: str | None = None,
     kernel: str = "auto",
+    mesh: Mesh | None = None,
     on_epoch: OnEpoch = None,
     progress: bool = False,
     check: bool = True,
@@ -119,6 +121,10 @@ def fit_many(
         (N, rows), too: 1 for the rows that a network has not seen, and 0 for the others.
     gradient: as for ``fit``.
     compute_dtype, precision, kernel: as for ``fit``.
+    mesh: of the devices that the networks are dealt to, all its axes alike; those of this machine
+        unless given.  Each device has all rows, and waits for no other one.  Where the devices are
+        those of several processes (see ``jaxbp.processes``), each calls ``fit_many`` with the same
+        arguments, and has all networks in the end.
     on_epoch: a function, or a list of them, called after each epoch with an ``Epoch`` of all
         networks, each field (N,).  If one returns True, training ends there.
     progress: as for ``fit``; the losses beside the bar are the networks' medians.
@@ -145,6 +151,7 @@ def fit_many(
     if resume is not None:
         check_resumed(resume, None, epochs)
         keys = key_of(resume, keys, "keys")
+    mesh = None if mesh is None else checked_mesh(mesh)
     batch, validation = on_one_device({"batch": batch, "validation": validation})
     callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
     assert keys is not None
@@ -182,7 +189,17 @@ def fit_many(
         key=jax.random.key_impl(keys),
         keeps_keys=random or draws_on_device(),
     )
-    dealt = Dealt(count, workers()[:count])
+    dealt = dealt_to(mesh, count)
+    check_same(
+        dealt.mesh,
+        model=repr(model.sizes),
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=lifted.numbers,
+        networks=each,
+        batch=batch,
+        validation=validation,
+    )
     work = _Work(start, resume, keys, dealt, each, own_rows, lifted.numbers, batch, validation)
     if check and not are_the_packages(model, gradient):
         own = model, lambda: initial_params(keys[0], model, dtype=dtype), _of_network(work, 0)
@@ -235,14 +252,14 @@ def _trained(
         return history_of(record, networks=(dealt.total,), validated=validated, layers=None)
 
     def so_far() -> tuple[int, Params, History]:  # on the host: after Ctrl-C the cores are busy
-        params = dealt.gather([group.networks.params for group in groups])
+        params = dealt.gather_here([group.networks.params for group in groups])
         return done + len(record) + 1, params, history()
 
     dealt_batches = dealt.deal_batch(batch), dealt.deal_batch(validation)
     groups = [
         Group(*jax.device_put((own, numbers, *batches), SingleDeviceSharding(device)))
         for own, *batches, device in zip(
-            _dealt_networks(work), *dealt_batches, dealt.devices, strict=True
+            _dealt_networks(work), *dealt_batches, dealt.own_devices, strict=True
         )
     ]
     wait_for(groups)
@@ -275,7 +292,8 @@ def _trained(
             if not callbacks:
                 continue
             params, state = _gathered(dealt, groups, "params", "state")
-            if ask_to_end(callbacks, record[-1]._replace(params=params, state=state, key=keys)):
+            epoch = record[-1]._replace(params=params, state=state, key=keys)
+            if largest(np.float32(ask_to_end(callbacks, epoch)), dealt.mesh):
                 break
     params, before, state = _gathered(dealt, groups, "params", "before", "state")
     model = program.model._replace(l2=0.0)

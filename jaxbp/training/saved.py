@@ -243,6 +243,7 @@ def opened(folder: Path, keep: int | None = None, done: int = 0) -> Iterator[tup
             cleanup_tmp_directories=keep is not None,
             lightweight_initialize=True,
             save_root_metadata=False,
+            multiprocessing_options=_alone(orbax),
         )
         manager = orbax.CheckpointManager(folder.absolute(), options=options)
         if keep:
@@ -255,6 +256,14 @@ def opened(folder: Path, keep: int | None = None, done: int = 0) -> Iterator[tup
             manager.close()
     finally:
         log.removeFilter(_is_of_others)
+
+
+def _alone(orbax: Any) -> Any:
+    """Options by which Orbax waits for no other process: each reads by itself, and one writes."""
+    own = jax.process_index()
+    return orbax.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process {own}"
+    )
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:
