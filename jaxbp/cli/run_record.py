@@ -73,7 +73,10 @@ class Summary:
                     for name, value in asdict(options).items()
                 },
                 "data": options.data,
-                "rows": {part: len(batch.x) for part, batch in plan.parts.items()},
+                "rows": plan.rows,
+                "streamed": None
+                if plan.stream is None
+                else {"epoch_rows": plan.epoch_rows, "train_scored_on": len(plan.to_fit.x)},
                 "task": decisions.task,
                 "why": decisions.reason or None,
                 "target": decisions.target or None,
@@ -111,7 +114,7 @@ class Summary:
                 "seconds": round(outcome.compile_seconds + outcome.seconds, 4),
                 "compile_seconds": round(outcome.compile_seconds, 4),
                 "training_seconds": round(outcome.seconds, 4),
-                "samples_per_second": round(outcome.samples_per_second(len(plan.to_fit.x)), 1),
+                "samples_per_second": round(outcome.samples_per_second(plan.epoch_rows), 1),
                 **scores,
                 "baselines": {each.name: dict(each.metrics) for each in self.baselines},
                 "device": jax.devices()[0].device_kind,
@@ -180,7 +183,7 @@ def print_run(summary: Summary, console: Console) -> None:
 def facts_of(summary: Summary) -> list[tuple[str, str]]:
     """Data, network, epochs and time: what each line is about, and the fact."""
     plan, options, outcome = summary.plan, summary.plan.options, summary.outcome
-    rows = {part: len(batch.x) for part, batch in plan.parts.items()}
+    rows = plan.rows
     preparation, decisions = plan.dataset.preparation, plan.decisions
     labels = preparation.labels
     several, stratified = preparation.several_labels, plan.stratified
@@ -220,6 +223,6 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
             "time",
             f"{significant(outcome.compile_seconds, 3)} s compiling, "
             f"{significant(outcome.seconds, 3)} s training: "
-            f"{outcome.samples_per_second(rows['train']):,.0f} samples/s",
+            f"{outcome.samples_per_second(plan.epoch_rows):,.0f} samples/s",
         ),
     ]

@@ -53,7 +53,7 @@ def check_arguments(
     model: MLP,
     optimizer: optax.GradientTransformation,
     epochs: int,
-    batch_size: int | None,
+    batch_size: Any,
     precision: str | None,
     kernel: str,
 ) -> None:
@@ -73,6 +73,8 @@ def check_arguments(
         raise TypeError(f"optimizer: got {optimizer!r}, expected optax's, such as optax.sgd(0.1)")
     if not _is_count(epochs):
         raise ValueError(f"epochs: got {epochs!r}, expected a positive int")
+    if batch_size is ...:
+        raise TypeError("batch_size: got none, expected a positive int, or None for all")
     if batch_size is not None and not _is_count(batch_size):
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"
@@ -86,16 +88,23 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def check_full_batch(state: Any, batch_size: int | None) -> None:
+def check_full_batch(state: Any, batch_size: int | None, *, streamed: bool = False) -> None:
     """Raise ValueError where a method for full batches, alone or in a chain, gets minibatches.
 
     state: of the optimiser, or its shapes.
+    batch_size: of the minibatches; None for full batches.
+    streamed: whether they are those of a stream; False unless given.
     """
-    if batch_size is None:
+    if batch_size is None and not streamed:
         return
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, FULL_BATCH_STATES))
     if any(isinstance(part, FULL_BATCH_STATES) for part in parts):
-        raise ValueError(f"batch_size: got {batch_size}, expected None: it is a full-batch method")
+        got = (
+            "batch: got a stream, expected all rows in a jaxbp.Batch"
+            if streamed
+            else (f"batch_size: got {batch_size}, expected None")
+        )
+        raise ValueError(f"{got}: the optimizer is a full-batch method")
 
 
 def dtype_of(batch: Batch) -> DTypeLike:
@@ -186,9 +195,25 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
     (dtype,) = dtypes
     question = model.head.target, model.sizes[-1], dtype  # what the values must be right for
     numbers: Any = batch
-    if not (known := _is_known(batch, question)):  # else they need not leave the device
-        numbers = Batch(*(_as_numbers(prefix + of, each) for of, each in batch._asdict().items()))
-    x, target, weight = numbers
+    if not (known := is_known(batch, question)):  # else they need not leave the device
+        numbers = numbers_of(batch, prefix)
+    check_fit(model, params, numbers, prefix)
+    numbers = in_dtype(numbers, dtype, copy=True)  # of the user's arrays, which he may change
+    if not known:
+        check_values(model, numbers, prefix)
+        _check_sum(numbers, prefix)
+        remember(batch, question)
+    return Batch(*map(_on_device, batch, numbers))
+
+
+def numbers_of(batch: Batch, prefix: str) -> Any:
+    """The batch as arrays of NumPy.  Raises TypeError, with a prefix, for what are no numbers."""
+    return Batch(*(_as_numbers(prefix + of, each) for of, each in batch._asdict().items()))
+
+
+def check_fit(model: MLP, params: Params, numbers: Any, prefix: str) -> None:
+    """Raise ValueError or TypeError, with a prefix, for shapes and dtypes that do not fit."""
+    x = numbers.x
     if x.ndim != 2 or not x.size:
         raise ValueError(f"{prefix}x: got shape {x.shape}, expected at least one row, (B, D)")
     try:
@@ -197,17 +222,19 @@ def checked_batch(model: MLP, params: Params, batch: Batch, name: str) -> Batch:
         if not prefix or type(error) not in {TypeError, ValueError}:  # JAX's own, of user's code
             raise
         raise type(error)(f"{prefix}{error}") from None
+
+
+def in_dtype(numbers: Any, dtype: DTypeLike, *, copy: bool) -> Any:
+    """A batch of numbers in the dtype of params, but for classes, and x of up to 16 bits a number;
+    where it has that dtype already, a copy or not."""
+    x, target, weight = numbers
     classes = target.ndim < x.ndim and target.dtype.kind in "iu"
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below
-        numbers = Batch(
-            x=x if _is_short(x) else x.astype(dtype),
-            target=target if classes else target.astype(dtype),
-            weight=None if weight is None else weight.astype(dtype),
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused later
+        return Batch(
+            x=x if _is_short(x) else x.astype(dtype, copy=copy),
+            target=target if classes else target.astype(dtype, copy=copy),
+            weight=None if weight is None else weight.astype(dtype, copy=copy),
         )
-    if not known:
-        _check_values(model, numbers, prefix)
-        _remember(batch, question)
-    return Batch(*map(_on_device, batch, numbers))
 
 
 #: batches of JAX's arrays, which nobody can change, whose values were right
@@ -215,13 +242,14 @@ _RIGHT: dict[Any, list[Any]] = {}
 _MOST_KEPT = 64
 
 
-def _is_known(batch: Batch, question: Any) -> bool:
+def is_known(batch: Batch, question: Any) -> bool:
     """Whether the values of a batch have been right already."""
     seen = _RIGHT.get((*map(id, batch), question), [])
     return bool(seen) and all(map(is_, (each() for each in seen), batch))
 
 
-def _remember(batch: Batch, question: Any) -> None:
+def remember(batch: Batch, question: Any) -> None:
+    """Note that the values of a batch are right, if all its arrays are JAX's."""
     arrays = [array for array in batch if array is not None]
     if all(isinstance(array, jax.Array) for array in arrays):
         _RIGHT[(*map(id, batch), question)] = [weakref.ref(array) for array in arrays]
@@ -305,7 +333,9 @@ def _as_numbers(name: str, values: Any) -> Any:
     return array.astype(native(array.dtype), copy=False)
 
 
-def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
+def check_values(model: MLP, batch: Any, prefix: str) -> None:
+    """Raise ValueError, with a prefix, for numbers that are not finite, targets that the head
+    cannot mean, and negative weights."""
     for field, array in batch._asdict().items():
         if array is not None and array.dtype.kind not in "biu" and not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0].tolist()
@@ -314,10 +344,19 @@ def _check_values(model: MLP, batch: Batch, prefix: str) -> None:
                 f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
             )
     _check_target(model, batch.target, f"{prefix}target")
+    if batch.weight is not None and batch.weight.min() < 0:
+        raise ValueError(f"{prefix}weight: {_WEIGHTS}")
+
+
+_WEIGHTS = "expected weights ≥ 0, not all zero"
+
+
+def _check_sum(batch: Any, prefix: str) -> None:
+    """Raise ValueError for weights without a mean to be relative to."""
     if batch.weight is None:
         return
-    if batch.weight.min() < 0 or not batch.weight.any():
-        raise ValueError(f"{prefix}weight: expected weights ≥ 0, not all zero")
+    if not batch.weight.any():
+        raise ValueError(f"{prefix}weight: {_WEIGHTS}")
     total, limits = batch.weight.sum(dtype=np.longdouble), jnp.finfo(batch.weight.dtype)  # type: ignore[no-untyped-call]
     if not float(limits.tiny) * len(batch.x) <= total <= float(limits.max):
         raise ValueError(

@@ -102,21 +102,16 @@ def one_epoch(
     The last minibatch holds the rows that are left over.  The mean loss is that of the steps, each
     before its update; it is NaN where a new parameter is not finite.
     """
-    model, batch_size = program.model, program.batch_size
+    batch_size = program.batch_size
 
     def minibatch_step(carry: Carry, minibatch: Any) -> tuple[Carry, Array]:
         rows, number = minibatch
-        gradient = program.gradient
+        own = program
         if program.mesh is not None:
-            rows, gradient = whole(rows, program.mesh), split(gradient, program.mesh)
+            rows = whole(rows, program.mesh)
+            own = program._replace(gradient=split(program.gradient, program.mesh))
         examples = batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
-        examples = in_dtype_of(params, examples)
-        if key is not None:
-            gradient = partial(gradient, key=jax.random.fold_in(key, number))
-        if batch.weight is not None:
-            gradient = times_mean_weight(gradient)
-        with matmul_precision(program.precision):
-            return make_step(model, program.optimizer, gradient)(carry, examples)
+        return taken(own, carry, examples, number, key)
 
     before, carry = params, (params, state)
     if order is None or batch_size is None:
@@ -141,9 +136,30 @@ def one_epoch(
         updates = jax.tree.map(jnp.subtract, params, before)
         with matmul_precision(program.precision):
             rows = in_dtype_of(params, sample(batch, _OBSERVED))
-            health = layer_health(model, params, rows, updates)
+            health = layer_health(program.model, params, rows, updates)
     finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
     return params, state, jnp.where(jnp.all(finite), loss, jnp.nan), health
+
+
+def taken(
+    program: Program, carry: Carry, examples: Batch, number: ArrayLike, key: Array | None
+) -> tuple[Carry, Array]:
+    """Take one minibatch -> (parameters and state after it, its loss before).
+
+    program: the model, its optimiser and gradient.
+    carry: parameters and state before it.
+    examples: of the minibatch; their weights count relative to 1.
+    number: of the step in its epoch, from 0.
+    key: of the epoch, for a random gradient; else None.
+    """
+    gradient = program.gradient
+    if key is not None:
+        gradient = partial(gradient, key=jax.random.fold_in(key, number))
+    if examples.weight is not None:
+        gradient = times_mean_weight(gradient)
+    with matmul_precision(program.precision):
+        step = make_step(program.model, program.optimizer, gradient)
+        return step(carry, in_dtype_of(carry[0], examples))
 
 
 def in_dtype_of(params: Params, batch: Batch) -> Batch:

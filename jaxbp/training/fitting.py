@@ -27,7 +27,6 @@ from jaxbp.training.checks import (
     check_concrete,
     check_finite,
     check_full_batch,
-    checked_data,
     dtype_of,
     on_one_device,
 )
@@ -38,7 +37,7 @@ from jaxbp.training.constants import (
     without_l2,
     without_numbers,
 )
-from jaxbp.training.device import wait_for, without_a_mesh
+from jaxbp.training.device import copied, wait_for, without_a_mesh
 from jaxbp.training.early_stopping import EarlyStopping, stopping_in
 from jaxbp.training.epoch import (
     Program,
@@ -47,12 +46,8 @@ from jaxbp.training.epoch import (
     is_random,
     shapes_of,
 )
-from jaxbp.training.inputs import Inputs, check_inputs, inputs_of, network_of
-from jaxbp.training.metrics import (
-    check_metric,
-    compiled_objective,
-    evaluation_on,
-)
+from jaxbp.training.inputs import Inputs, check_inputs, data_of, inputs_of, network_of
+from jaxbp.training.metrics import compiled_objective
 from jaxbp.training.pieces import check_pieces
 from jaxbp.training.progress import shown
 from jaxbp.training.records import (
@@ -67,24 +62,27 @@ from jaxbp.training.records import (
 )
 from jaxbp.training.run import Run, check_resumed, check_state, key_of
 from jaxbp.training.saved import Folder, Saved, resumed
+from jaxbp.training.source import Source, check_source
+from jaxbp.training.streamed import Streamed
+from jaxbp.training.streams import Stream, check_goes_with_a_stream
 from jaxbp.trees import check_bools
 
 
 @without_a_mesh
 def fit(
     model: MLP,
-    batch: Batch,
+    batch: Batch | Stream,
     *,
     optimizer: optax.GradientTransformation,
     epochs: int,
-    batch_size: int | None,
+    batch_size: Any = ...,
     key: Array | None = None,
     params: Params | None = None,
     resume: Run | Saved | Folder | None = None,
     checkpoint: Folder | None = None,
     checkpoint_every: int | timedelta = timedelta(minutes=1),
     checkpoint_keep: int = 3,
-    validation: Batch | None = None,
+    validation: Batch | Stream | None = None,
     keep_best: bool = False,
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
@@ -100,13 +98,16 @@ def fit(
 
     model: the network's description.
     batch: the N rows to train on; example weights count relative to their mean.  Arrays of JAX's
-        stay on their device; from several devices they are brought to one, with a UserWarning.
+        stay on their device; from several devices they are brought to one, with a UserWarning.  Or
+        a stream of batches, which memory need not hold together (see ``jaxbp.training.streams``):
+        each is a step, in the stream's own order, and weights count as they are.
     optimizer: optax's, such as ``optax.sgd(0.1)``.  It may be written inline: another one that does
         the same, or has other numbers, is no reason to compile (see ``jaxbp.training.constants``).
     epochs: passes over the rows, at least 1, those of a run that is resumed included.  Each visits
         every row once, in an order that depends on key and the number of the epoch alone; an
         accelerator draws another one than a CPU.
     batch_size: rows a step; the last step of an epoch takes the rows that are left.  None: all.
+        A stream has none.
     key: one ``jax.random.key(seed)``, for the initial weights, the orders and random gradients; a
         run that is resumed has its own.
     params: to start from, left as they are, with a new order of rows and a new optimiser; else
@@ -123,7 +124,7 @@ def fit(
     checkpoint_every: epochs, or ``datetime.timedelta``, from one to the next; a minute unless
         given.
     checkpoint_keep: how many of the newest stay; 3 unless given.
-    validation: rows to evaluate after each epoch; none unless given.
+    validation: rows to evaluate after each epoch, or a stream of them; none unless given.
     keep_best: whether params are those of the epoch with the lowest validation loss, or with the
         one that an ``EarlyStopping`` of on_epoch calls best, instead of the last; False unless
         given.  ``history.run`` is that of the last in any case.
@@ -169,63 +170,63 @@ def fit(
     3.00 1.00
     """
     check_bools(diagnostics=diagnostics, progress=progress, check=check, keep_best=keep_best)
-    check_concrete(key=key, params=params, batch=batch, validation=validation, resume=resume)
+    check_concrete(key=key, params=params, resume=resume)
+    if check_source(batch, validation, keep_best=keep_best):
+        check_goes_with_a_stream(batch_size, kernel, mesh, diagnostics=diagnostics)
+        batch_size = None  # each of its batches is a step
     check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
-    if keep_best and validation is None:
-        raise ValueError("keep_best: got True, and no validation data by which an epoch is best")
     mesh = None if mesh is None else checked_mesh(mesh)
     checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume, mesh)
-    saved, run = resumed(resume, optimizer, begins=checkpoints is not None and checkpoints.begins)
-    if saved is not None:
-        check_inputs(saved.folder, saved.inputs, network_of(model))
+    begins = checkpoints is not None and checkpoints.begins
+    saved, run = resumed(resume, optimizer, network_of(model), begins=begins)
     if run is not None:
         check_resumed(run, params, epochs, may_be_complete=saved is not None)
         key, params = key_of(run, key), run.params
     check_key(key)
     assert key is not None
-    given = {"batch": batch, "params": params, "resume": run and run.state}
-    batch, params, state, validation = on_one_device(given | {"validation": validation}, mesh)
+    state, done = (None, 0) if run is None else (run.state, run.epochs)
+    source = Source.of(batch, validation, done, epochs)
+    rows, params, state, held = on_one_device(
+        {"batch": source.rows, "params": params, "resume": state, "validation": source.validation},
+        mesh,
+    )
+    source = Source(rows, source.stream, held)
     callbacks, random = callbacks_of(on_epoch), is_random(gradient)
     if validation is not None and (keep_best or checkpoints) and not stopping_in(callbacks):
         callbacks = EarlyStopping(patience=epochs), *callbacks  # ends nothing, and knows the best
     mixed = gradient if compute_dtype is None else mixed_precision(gradient, compute_dtype)
-    shapes = shapes_of(model, dtype_of(batch)) if params is None else params
+    shapes = shapes_of(model, dtype_of(rows)) if params is None else params
     check_layers(shapes)
     lifted = without_numbers(Given(optimizer), tuple(shapes))
-    check_full_batch(lifted.state, batch_size)
+    check_full_batch(lifted.state, batch_size, streamed=source.stream is not None)
     if run is not None:
         check_state(run, lifted.state)
     if params is None:
         with memory_shortage_named(shapes, lifted.state):
-            params = initial_params(key, model, dtype=dtype_of(batch))
+            params = initial_params(key, model, dtype=dtype_of(rows))
             wait_for(params)
     params = tuple(params)
-    batch, validation = checked_data(model, params, batch, validation)
-    batch_size = batch_size and min(batch_size, len(batch.x))
+    source = source.checked(model, params, precision)
     bare, l2 = without_l2(model, params)
+    batch_size = batch_size and min(batch_size, len(source.rows.x))
     program = Program(bare, lifted.optimizer, mixed, batch_size, diagnostics, precision, mesh=mesh)
     constants = Constants(l2, None, lifted.numbers)
-    if validation is not None:
-        check_metric(model, params, validation, precision)
     drawn_with = key if random else None
     if check:
-        own = model, params, batch, batch_size, gradient
+        own = model, params, source.rows, batch_size, gradient
         check_pieces(*own, drawn_with, params[0].weight.dtype)
-    params, state, batch, validation, key = _spread(
-        program, constants, epochs, params, state, batch, validation, key
-    )
-    start = _Start(params, state, 0 if run is None else run.epochs)
+    params, state, source, key = _spread(program, constants, epochs, params, state, source, key)
+    start = _Start(params, state, done)
     if saved is not None or checkpoints is not None:
-        data = batch, validation, params, drawn_with
-        inputs = inputs_of(model, program, lifted, *data, compute_dtype)
+        data = data_of(source.data, source.validation), source.rows
+        inputs = inputs_of(model, program, lifted, *data, params, drawn_with, compute_dtype)
         start = _going_on(start, saved, checkpoints, inputs, callbacks)
     return _trained(
         program,
         optimizer,
         constants,
         start,
-        batch,
-        validation,
+        source,
         epochs,
         key,
         kernel,
@@ -243,23 +244,22 @@ def _spread(
     epochs: int,
     params: Params,
     state: Any,
-    batch: Batch,
-    validation: Batch | None,
+    source: Source,
     key: Array,
-) -> tuple[Any, ...]:
-    """Parameters, state, both batches and the key on the devices of the program's mesh; as they are
-    without one.
+) -> tuple[Params, Any, Source, Array]:
+    """Parameters, state, source and key on the devices of the program's mesh; as they are without
+    one.
 
     program, constants: of the training.
     epochs: in all.
     params, state: to start from; state None: the initial one.
-    batch, validation, key: as for ``fit``.
+    source, key: of the training.
 
     Raises ValueError where the processes of the mesh have been given different arguments.
     """
-    rest = batch, validation, key
     if program.mesh is None:
-        return params, state, *rest
+        return params, state, source, key
+    held = source.validation if isinstance(source.validation, Batch) else None
     check_same(
         program.mesh,
         model=repr(program.model.sizes),
@@ -269,13 +269,16 @@ def _spread(
         batch_size=program.batch_size,
         key=key,
         params=params,
-        batch=batch,
-        validation=validation,
+        batch=source.rows,
+        validation=held,
     )
     if state is None:
         state = initial_state(program.optimizer)(params, constants)
-    params, rest = spread(program.model, program.mesh, params, (state, *rest))
-    return params, *rest
+    params, (state, rows, held, key) = spread(
+        program.model, program.mesh, params, (state, source.rows, held, key)
+    )
+    source = source._replace(rows=rows, validation=held or source.validation)
+    return params, state, source, key
 
 
 def _going_on(
@@ -318,8 +321,7 @@ def _trained(
     optimizer: optax.GradientTransformation,
     constants: Constants,
     start: _Start,
-    batch: Batch,
-    validation: Batch | None,
+    source: Source,
     epochs: int,
     key: Array,
     kernel: str,
@@ -336,7 +338,7 @@ def _trained(
     optimizer: optax's.
     constants: the numbers of model and optimiser.
     start: parameters and state to start from.
-    batch, validation: on the device.
+    source: of the rows, which are on the device.
     epochs, key, kernel: as for ``fit``.
     callbacks: those of on_epoch.
     checkpoints: to write, or None.
@@ -345,7 +347,7 @@ def _trained(
     keep_best: as for ``fit``.
     """
     model, precision = with_l2(program.model, constants.l2), program.precision
-    one_by_one = bool(callbacks) or validation is not None
+    one_by_one = bool(callbacks) or source.validation is not None
     params, state, done, known = start
     record = list(known)
     unknown = done - len(record)  # epochs before the first of the record
@@ -355,39 +357,34 @@ def _trained(
 
     def history() -> History:
         layers = len(params) if program.diagnostics else None
-        return history_of(record, validated=validation is not None, layers=layers)
+        return history_of(record, validated=source.validation is not None, layers=layers)
 
-    evaluated = None
-    if validation is not None:
-        evaluated = evaluation_on(model, params, validation, precision)
+    evaluated = source.evaluation(model, params, precision)
     with (
         carrying(lambda: (unknown + len(record) + 1, params, history()), done),
         shown(progress, done, epochs) as show,
         memory_shortage_named(
             params,
             jax.eval_shape(optimizer.init, params),
-            _outputs_kept(program, model, params, batch),
+            _outputs_kept(program, model, params, source.rows),
         ),
         checkpoints or nullcontext(),
     ):
         if state is None:
             state = initial_state(program.optimizer)(params, constants)
         else:
-            state = _copied(state)  # it will be donated
+            state = copied(state)  # it will be donated
         wait_for(state)
-        blocks = Blocks(
-            batch=batch,
-            key=key,
-            random=random,
-            constants=constants,
-            done=done,
-            epochs=epochs,
-            at_most=1 if one_by_one else most_epochs(len(batch.x), params),
+        training = _epochs_over(
+            source,
+            (key, random, constants, done, epochs),
+            at_most=1 if one_by_one else most_epochs(len(source.rows.x), params),
             kernel=kernel,
             optimizer=optimizer,
             every=None if checkpoints is None else checkpoints.epochs,
+            show=show,
         )
-        for ended in blocks.run(program, params, state):
+        for ended in training.run(program, params, state):
             evaluation = None
             if ended.losses.size:
                 params, before, state = ended.params, ended.before, ended.state
@@ -398,7 +395,7 @@ def _trained(
                 record.append(Epoch(number, (), float(loss), evaluation, health))
             if ended.broke:
                 trained = len(record) > len(known)
-                if trained and not _is_finite(record[-1], model, params, batch, precision):
+                if trained and not _is_finite(record[-1], model, params, source.rows, precision):
                     params = before
                     record.pop()
                 if len(record) == len(known):
@@ -409,7 +406,7 @@ def _trained(
             asked = ask_to_end(callbacks, epoch)
             asked = bool(largest(np.float32(asked), program.mesh if callbacks else None))
             if checkpoints is not None:
-                run = Run(params, _copied(state), epoch.number, key_data)
+                run = Run(params, copied(state), epoch.number, key_data)
                 best = None if stopping is None else stopping.best
                 checkpoints.after(whole_here(run, program.mesh), record, best)
             if asked:
@@ -420,10 +417,19 @@ def _trained(
     return params, history()._replace(run=run)
 
 
-@jax.jit
-def _copied(tree: Any) -> Any:
-    """A copy of a tree's arrays, in one program."""
-    return jax.tree.map(jnp.copy, tree)
+def _epochs_over(
+    source: Source, common: tuple[Array, bool, Constants, int, int], *, show: Any, **in_memory: Any
+) -> Blocks | Streamed:
+    """The epochs of a training, in memory or over a stream.
+
+    source: of the rows.
+    common: what both kinds of epochs need.
+    show: how far an epoch over a stream is.
+    in_memory: what those in memory need.
+    """
+    if source.stream is None:
+        return Blocks(source.rows, *common, **in_memory)
+    return Streamed(source.stream, *common, show=show)
 
 
 def _outputs_kept(program: Program, model: MLP, params: Params, batch: Batch) -> Any:

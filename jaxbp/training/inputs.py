@@ -29,6 +29,7 @@ from jaxbp.trees import opened, subjaxprs
 Inputs = dict[str, Any]  # as JSON has them; what is None or absent is not compared
 
 _PROGRAMS = ("optimizer's program", "gradient's program")
+_STREAM = "a stream's"
 _WHERE = "where"  # versions and device, by which the last bits may differ
 
 
@@ -36,8 +37,8 @@ def inputs_of(
     model: MLP,
     program: Program,
     lifted: Lifted,
+    data: Inputs,
     batch: Batch,
-    validation: Batch | None,
     params: Params,
     key: Array | None,
     compute_dtype: DTypeLike | None,
@@ -47,15 +48,18 @@ def inputs_of(
     model: the network, with its l2.
     program: of an epoch.
     lifted: the optimiser without its numbers, and they.
-    batch: what it is trained on.
-    validation: what it is validated on, or None.
+    data: what it is trained and validated on, by ``data_of``.
+    batch: all rows or, of a stream, the first ones.
     params: to start from.
     key: for a random gradient, or None.
     compute_dtype: as for ``fit``.
     """
 
+    is_stream = data["data"] == _STREAM
+    count = 1 if is_stream else program.batch_size  # its batches may be of any size
+
     def gradient(params: Params, batch: Batch, *key: Array) -> Any:
-        rows = in_dtype_of(params, jax.tree.map(lambda array: array[: program.batch_size], batch))
+        rows = in_dtype_of(params, jax.tree.map(lambda array: array[:count], batch))
         keywords = dict(zip(("key",), key, strict=False))
         return program.gradient(model, params, rows, **keywords)
 
@@ -63,8 +67,8 @@ def inputs_of(
     programs = lifted.optimizer.traced, _traced(gradient, params, batch, *drawn_with)
     return {
         **network_of(model),
-        **data_of(batch, validation),
-        "batch_size": program.batch_size or "all",
+        **data,
+        "batch_size": _STREAM if is_stream else program.batch_size or "all",
         "optimizer": _without_addresses(short(lifted.state)),
         "optimizer's numbers": [_listed(each) for each in jax.tree.leaves(lifted.numbers)],
         "compute_dtype": "none" if compute_dtype is None else str(jnp.dtype(compute_dtype)),
@@ -85,8 +89,9 @@ def network_of(model: MLP) -> Inputs:
     return {"network": described.removesuffix(", l2=0)") + ")", "l2": float(model.l2)}
 
 
-def data_of(batch: Batch, validation: Batch | None) -> Inputs:
-    """The data, as they are trained and validated on, among the inputs."""
+def data_of(batch: Any, validation: Any) -> Inputs:
+    """The data, as they are trained and validated on, among the inputs: a ``Batch``, or anything
+    else for a stream, which is not compared, and None for no validation."""
     return {
         "data": _data_digest(batch),
         "validation": "none" if validation is None else _data_digest(validation),
@@ -136,9 +141,13 @@ def check_inputs(folder: Any, saved: Inputs, given: Inputs) -> None:
         )
 
 
-def _data_digest(batch: Batch) -> str | None:
-    """Rows, and the SHA-256 of all values with their dtypes and shapes; None where other processes
-    have some of the rows."""
+def _data_digest(batch: Any) -> str | None:
+    """Rows, and the SHA-256 of all values with their dtypes and shapes; or that it is a stream.
+
+    It is None where other processes have some of the rows.
+    """
+    if not isinstance(batch, Batch):
+        return _STREAM
     if not all(map(is_readable, batch)):
         return None
     digest = sha256()

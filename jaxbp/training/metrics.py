@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxbp import heads
@@ -16,8 +17,10 @@ from jaxbp.model import MLP, Params, penalty
 from jaxbp.precision import matmul_precision
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.constants import with_l2, without_l2
+from jaxbp.training.device import wait_for
 from jaxbp.training.pieces import are_the_packages, traced
 from jaxbp.training.same_program import compiled_for_each, known
+from jaxbp.training.streams import Batches, Stream
 
 
 class Evaluation(NamedTuple):
@@ -28,16 +31,21 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: MLP, params: Params, batch: Batch, *, precision: str | None = None
+    model: MLP, params: Params, batch: Batch | Stream, *, precision: str | None = None
 ) -> Evaluation:
     """The objective on a batch, and the accuracy or R² of its predictions.
 
     Accuracy where the head decides between classes: the share of rows (for sigmoid units: of
     outputs) whose decision is the target's.  Else R² = 1 - Σ(t - ŷ)² / Σ(t - t̄)², averaged over
     outputs; an output whose target never varies counts 1 if it is met exactly and 0 if not.  Both
-    are weighted like the loss.  precision is that of products, as for ``fit``.  Raises ValueError
-    where the batch does not fit the model.
+    are weighted like the loss.  precision is that of products, as for ``fit``.  A stream of batches
+    (see ``jaxbp.training.streams``) is read once, and the two numbers are those of all its rows.
+    Raises ValueError where the batch does not fit the model.
     """
+    if not isinstance(batch, Batch):
+        batches = Batches(batch, "batch", epoch=None, epochs=1)
+        check_metric(model, params, batches.checked_first(model, params), precision)
+        return evaluation_over(model, params, batches, precision)(params)
     batch = checked_batch(model, params, batch, "batch")
     check_metric(model, params, batch, precision)
     return compiled_evaluation(model, params, batch, precision)
@@ -115,6 +123,107 @@ def evaluation_on(
     return evaluation
 
 
+def evaluation_over(
+    model: MLP, params: Params, batches: Batches, precision: str | None
+) -> Callable[[Params], Evaluation]:
+    """``evaluation_on`` over the batches of a stream, of which each call reads all."""
+    ours = _is_the_packages(model)
+    model, l2 = without_l2(model, params)
+    piece = model, precision
+    rows = batches.checked_first(model, params)
+    compiled = _compiled_part(piece if ours else known(piece, part_of, l2, params, rows))
+
+    def evaluation(params: Params) -> Evaluation:
+        whole, running = _Whole(), None
+        for batch in batches.epoch(None, model, params):
+            begun = compiled(l2, params, jax.device_put(batch))
+            if running is not None:
+                whole.add(running)
+            running = begun
+        assert running is not None
+        whole.add(running)
+        return Evaluation(loss=whole.loss, metric=whole.metric)
+
+    return evaluation
+
+
+class _Part(NamedTuple):
+    """What a batch adds to the evaluation of all."""
+
+    weight: Array  # Σₙ wₙ
+    loss: Array  # the objective
+    accuracy: Array | None  # where the head decides
+    moments: "_Moments | None"  # else
+
+
+class _Moments(NamedTuple):
+    """Of each output, over the rows of a batch that have a weight."""
+
+    low: Array  # of the targets
+    high: Array
+    mean: Array
+    total: Array  # mean of (t - t̄)²
+    unexplained: Array  # mean of (t - ŷ)²
+
+
+def part_of(of: tuple[MLP, str | None], l2: Array | None, params: Params, batch: Batch) -> _Part:
+    """What a batch adds, by a model, its l2 apart, at a precision."""
+    model, precision = of
+    value, logits, share = _objective(with_l2(model, l2), params, batch, precision)
+    prediction, target = model.head.predict(logits), jnp.asarray(batch.target)
+    weight = len(batch.x) if batch.weight is None else jnp.sum(batch.weight)
+    weight = jnp.asarray(weight, value.dtype)
+    if model.head.decide is None:
+        return _Part(weight, value, None, _moments(prediction, target, share))
+    return _Part(weight, value, _accuracy(model.head.decide, prediction, target, share), None)
+
+
+_compiled_part = compiled_for_each(part_of)
+
+
+class _Whole:
+    """The evaluation of the batches so far, in float64 (Chan, Golub and LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self._weight = self._loss = self._accuracy = 0.0
+        self._moments: Any = None
+
+    def add(self, part: _Part) -> None:
+        """Add a batch, for whose numbers the device is waited for."""
+        wait_for(part)
+        weight, loss, accuracy, moments = jax.tree.map(lambda leaf: np.asarray(leaf, float), part)
+        if not weight:
+            return
+        before, self._weight = self._weight, self._weight + weight
+        share = weight / self._weight
+        self._loss += share * (loss - self._loss)
+        if accuracy is not None:
+            self._accuracy += share * (accuracy - self._accuracy)
+        elif self._moments is None:
+            self._moments = moments
+        else:
+            so_far, off = self._moments, moments.mean - self._moments.mean
+            self._moments = _Moments(
+                low=np.minimum(so_far.low, moments.low),
+                high=np.maximum(so_far.high, moments.high),
+                mean=so_far.mean + share * off,
+                total=so_far.total
+                + share * (moments.total - so_far.total)
+                + share * (before / self._weight) * off**2,
+                unexplained=so_far.unexplained + share * (moments.unexplained - so_far.unexplained),
+            )
+
+    @property
+    def loss(self) -> float:
+        """The objective."""
+        return float(self._loss)
+
+    @property
+    def metric(self) -> float:
+        """Accuracy or R²."""
+        return float(self._accuracy if self._moments is None else _explained(self._moments))
+
+
 def _is_the_packages(model: MLP) -> bool:
     return are_the_packages(model, backprop) and model.head in heads.BY_NAME.values()
 
@@ -156,10 +265,26 @@ def _r2(prediction: Array, target: Array, share: Array) -> Array:
             f"head: it predicts an array of shape {prediction.shape}, for {target.shape} targets; "
             "a head for classes needs a function decide"
         )
+    explained: Array = _explained(_moments(prediction, target, share))
+    return explained
+
+
+def _moments(prediction: Array, target: Array, share: Array) -> _Moments:
     share = jnp.expand_dims(share, range(1, target.ndim))  # beside (B, K), or (B,)
-    varies = jnp.any((share > 0) & (target != target[None, jnp.argmax(share)]), axis=0)
-    mean = jnp.sum(share * target, axis=0, keepdims=True)
-    total = jnp.sum(share * (target - mean) ** 2, axis=0)
-    unexplained = jnp.sum(share * (target - prediction) ** 2, axis=0)
-    explained = 1 - unexplained / jnp.where(varies, total, 1)
-    return jnp.mean(jnp.where(varies, explained, (unexplained == 0).astype(explained.dtype)))
+    mean = jnp.sum(share * target, axis=0)
+    return _Moments(
+        low=jnp.min(jnp.where(share > 0, target, jnp.inf), axis=0),
+        high=jnp.max(jnp.where(share > 0, target, -jnp.inf), axis=0),
+        mean=mean,
+        total=jnp.sum(share * (target - mean) ** 2, axis=0),
+        unexplained=jnp.sum(share * (target - prediction) ** 2, axis=0),
+    )
+
+
+def _explained(moments: _Moments) -> Any:
+    """R², averaged over outputs, by JAX or NumPy."""
+    numeric = jnp if isinstance(moments.low, Array) else np
+    varies, unexplained = moments.low < moments.high, moments.unexplained
+    explained = 1 - unexplained / numeric.where(varies, moments.total, 1)
+    met = (unexplained == 0).astype(explained.dtype)
+    return numeric.mean(numeric.where(varies, explained, met))

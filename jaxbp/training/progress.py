@@ -20,7 +20,7 @@ def bar_of_epochs(console: Any) -> Any:
     A task's field ``live`` is the text beside the bar.
     """
     progress = importlib.import_module("rich.progress")
-    epoch = progress.TextColumn("epoch {task.completed}/{task.total}", markup=False)
+    epoch = progress.TextColumn("epoch {task.completed:g}/{task.total}", markup=False)
     live = progress.TextColumn("{task.fields[live]}", markup=False)
     times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn(compact=True)
     wide = epoch, progress.BarColumn(bar_width=10), live, *times
@@ -32,9 +32,10 @@ def bar_of_epochs(console: Any) -> Any:
 
 
 @contextmanager
-def shown(progress: bool, done: int, epochs: int) -> Iterator[Callable[[int, Any, Any], None]]:
+def shown(progress: bool, done: int, epochs: int) -> Iterator[Callable[[float, Any, Any], None]]:
     """Show a bar, if there is to be one -> a function of an epoch's number, its mean training loss
-    and its ``Evaluation``, or None; of many networks the medians are shown.
+    and its ``Evaluation``, or None; of many networks the medians are shown.  The number of an epoch
+    that goes on is a fraction.
 
     progress: whether to show a bar, which needs rich; without rich a UserWarning says so.
     done: epochs before the first.
@@ -47,8 +48,8 @@ def shown(progress: bool, done: int, epochs: int) -> Iterator[Callable[[int, Any
     task = bar.add_task("", total=epochs, completed=done, live="compiling")
     with _drawn(bar) as draw:
 
-        def show(number: int, loss: Any, validation: Any) -> None:
-            bar.update(task, completed=number, live=_live(loss, validation))
+        def show(number: float, loss: Any, validation: Any) -> None:
+            bar.update(task, completed=round(number, 2), live=_live(loss, validation))
             draw()
 
         yield show

@@ -29,7 +29,7 @@ import optax
 from jaxbp.diagnostics.health import Health
 from jaxbp.model import Layer, Params
 from jaxbp.reprs import short
-from jaxbp.training.inputs import Inputs
+from jaxbp.training.inputs import Inputs, check_inputs
 from jaxbp.training.metrics import Evaluation
 from jaxbp.training.records import Epoch
 from jaxbp.training.run import Run
@@ -62,19 +62,23 @@ def load_run(folder: Folder, optimizer: optax.GradientTransformation) -> Run:
 
 
 def resumed(
-    resume: Any, optimizer: optax.GradientTransformation, *, begins: bool
+    resume: Any, optimizer: optax.GradientTransformation, network: Inputs, *, begins: bool
 ) -> tuple[Saved | None, Any]:
     """Read the newest checkpoint -> (its contents, the run to go on with); None for what is not.
 
     resume: as for ``fit``.
     optimizer: of the run.
+    network: that is to be trained, among the inputs of the run; ValueError tells of another one.
     begins: whether a run begins, in a folder without checkpoints.
     """
     if isinstance(resume, str | os.PathLike):
         if begins:
             return None, None
         resume = newest(resume, optimizer)
-    return (resume, resume.run) if isinstance(resume, Saved) else (None, resume)
+    if not isinstance(resume, Saved):
+        return None, resume
+    check_inputs(resume.folder, resume.inputs, network)
+    return resume, resume.run
 
 
 def newest(folder: Folder, optimizer: optax.GradientTransformation) -> Saved:

@@ -1,0 +1,202 @@
+"""Streams: batches that come from elsewhere, and that memory need not hold together.
+
+A stream is anything that gives the batches of an epoch anew each time it is iterated: a list, a
+``DataLoader`` of PyTorch or Grain, Grain's ``IterDataset``, an object with ``__iter__``.  A batch
+is a ``Batch``, ``(x, target)`` or ``(x, target, weight)``, of arrays of NumPy or JAX, of tensors,
+or of whatever else NumPy or DLPack reads; each is one step.
+
+A stream with a method ``set_epoch`` is told the number of each epoch before it, from 0, as the
+samplers of PyTorch are: so its order can be a function of the epoch, as a run that is resumed needs
+it.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbp.gradient import Batch
+from jaxbp.model import MLP, Params
+from jaxbp.reprs import short
+from jaxbp.text import counted
+from jaxbp.training.checks import (
+    check_fit,
+    check_values,
+    in_dtype,
+    is_known,
+    numbers_of,
+    remember,
+)
+
+Stream = Iterable[Any]  # of batches
+
+_ANEW = "something that gives its batches anew each time it is iterated, such as a list"
+_IN_MEMORY = 1  # DLPack's number of a CPU
+_NONE = object()
+
+
+class Batches:
+    """The batches of a stream, read and checked an epoch at a time.
+
+    ``first`` is the first one, as it came: it tells the widths and the dtype of all.
+    """
+
+    def __init__(self, stream: Any, name: str, *, epoch: int | None, epochs: int) -> None:
+        """Begin to read a stream.
+
+        stream: as the user gave it.
+        name: of its argument.
+        epoch: the number of the first one that is read, from 1; None where they have none.
+        epochs: how often it is read.
+
+        Raises TypeError or ValueError for what gives no batches, or gives them once and is read
+        more often.
+        """
+        check_is_stream(stream, name)
+        if isinstance(stream, Iterator) and epochs > 1:
+            raise ValueError(
+                f"{name}: got {type(stream).__name__}, which gives its batches once, and it is "
+                f"read {epochs} times; expected {_ANEW}"
+            )
+        self._stream, self._name = stream, name
+        self._kinds: set[Any] = set()  # of batches that fit
+        self._begun: Any = self._opened(epoch)
+        self.first: Batch = self._named(self._begun[1], self._place(1, epoch))
+
+    def share(self, steps: int) -> float:
+        """How much of an epoch so many steps are, where the stream knows its length; else 0."""
+        try:
+            return min(steps / max(len(self._stream), 1), 1.0)
+        except TypeError:
+            return 0.0
+
+    def checked_first(self, model: MLP, params: Params) -> Batch:
+        """The first batch, checked, on the device, in the dtype of params."""
+        number, first, _ = self._begun
+        on_device: Batch = jax.device_put(
+            self.checked(first, self._place(1, number), model, params)
+        )
+        return on_device
+
+    def epoch(self, number: int | None, model: MLP, params: Params) -> Iterator[Batch]:
+        """The batches of an epoch, in the dtype of params: of NumPy, or on the device already.
+
+        number: of the epoch; None where it has none.
+        model: that they are for.
+        params: arrays or shapes.
+
+        Raises TypeError or ValueError for one that does not fit, naming it, and for none.
+        """
+        if self._begun is None or self._begun[0] != number:
+            self._begun = self._opened(number)
+        (_, first, rest), self._begun = self._begun, None
+        rows, total, weighted = 0, 0.0, False
+        for place, item in enumerate(chain((first,), rest), 1):
+            batch = self.checked(item, self._place(place, number), model, params)
+            rows += len(batch.x)
+            weighted |= batch.weight is not None
+            total += len(batch.x) if batch.weight is None else float(np.sum(batch.weight))
+            yield batch
+        if weighted and not total:
+            raise ValueError(f"{self._of(number)}: all weights are 0")
+        if weighted and number is not None and not 0.5 <= total / rows <= 2:
+            warnings.warn(
+                f"{self._of(number)}: the weights have the mean {total / rows:.3g}, and those of a "
+                "stream count as they are: a mean of 1 leaves the learning rate its meaning",
+                stacklevel=2,
+            )
+
+    def checked(self, item: Any, place: str, model: MLP, params: Params) -> Batch:
+        """One batch, as it came, in the dtype of params; place is its own, for messages."""
+        batch, dtype = self._named(item, place), jnp.result_type(params[0].weight)
+        question = model.head.target, model.sizes[-1], dtype
+        known = is_known(batch, question)
+        try:
+            numbers = batch if known else numbers_of(batch, "")
+            kind = tuple((each.shape, each.dtype) for each in numbers if each is not None)
+            if kind not in self._kinds:
+                check_fit(model, params, numbers, "")
+                self._kinds.add(kind)
+            numbers = in_dtype(numbers, dtype, copy=False)
+            if not known:
+                check_values(model, numbers, "")
+                remember(batch, question)
+        except (TypeError, ValueError) as error:
+            if type(error) not in {TypeError, ValueError}:  # JAX's own, of user's code
+                raise
+            raise type(error)(f"{place}: {error}") from None
+        return Batch(*map(_where_it_is, batch, numbers))
+
+    def _opened(self, number: int | None) -> tuple[int | None, Any, Iterator[Any]]:
+        """The epoch's number, its first batch as it came, and an iterator of the others."""
+        tell = getattr(self._stream, "set_epoch", None)
+        if tell is not None and number is not None:
+            tell(number - 1)
+        rest = iter(self._stream)
+        first = next(rest, _NONE)
+        if first is _NONE:
+            raise ValueError(f"{self._of(number)}: got no batch, expected {_ANEW}")
+        return number, first, rest
+
+    def _of(self, number: int | None) -> str:
+        return self._name if number is None else f"{self._name}: epoch {number}"
+
+    def _place(self, place: int, number: int | None) -> str:
+        return f"{self._of(number)}, step {place}" if number else f"{self._name}: batch {place}"
+
+    def _named(self, item: Any, place: str) -> Batch:
+        """What came as a ``Batch``.  Raises TypeError for anything else, and for no arrays."""
+        if not isinstance(item, tuple | list) or not 2 <= len(item) <= 3:
+            got = counted(len(item), "part") if isinstance(item, tuple | list) else short(item)
+            raise TypeError(
+                f"{place}: got {got}, expected jaxbp.Batch, (x, target) or (x, target, weight)"
+            )
+        try:
+            return Batch(*map(_as_array, item))
+        except (TypeError, ValueError, RuntimeError, BufferError) as error:
+            raise TypeError(f"{place}: {error}, expected arrays of real numbers") from None
+
+
+def _as_array(values: Any) -> Any:
+    """An array of NumPy; of JAX, where it is one, or where it is on another device than a CPU."""
+    if values is None or isinstance(values, np.ndarray | jax.Array):
+        return values
+    where = getattr(values, "__dlpack_device__", None)
+    if where is not None and (where()[0] != _IN_MEMORY or not hasattr(values, "__array__")):
+        return jax.dlpack.from_dlpack(values)
+    return np.asarray(values)
+
+
+def _where_it_is(given: Any, checked: Any) -> Any:
+    """The checked values; what JAX holds does not leave its device."""
+    return given.astype(checked.dtype) if isinstance(given, jax.Array) else checked
+
+
+def check_is_stream(stream: Any, name: str) -> None:
+    """Raise TypeError, with the argument's name, for what cannot be a stream."""
+    strange = isinstance(stream, str | bytes | Mapping | tuple | type) or hasattr(stream, "shape")
+    if strange or not (hasattr(stream, "__iter__") or hasattr(stream, "__getitem__")):
+        raise TypeError(
+            f"{name}: got {type(stream).__name__}, expected jaxbp.Batch(x, target), or a stream of "
+            "batches, such as a list or a DataLoader"
+        )
+
+
+def check_goes_with_a_stream(batch_size: Any, kernel: str, mesh: Any, *, diagnostics: bool) -> None:
+    """Raise ValueError for an argument of ``fit`` that a stream cannot have."""
+    refused = {
+        f"batch_size: got {batch_size!r}": batch_size not in {None, ...}
+        and "none, as each of its batches is a step",
+        f"kernel: got {kernel!r}": kernel in {"fused", "interpret"}
+        and "auto or xla, as one kernel takes all rows of an epoch out of the GPU's memory",
+        f"mesh: got {short(mesh)}": mesh is not None and "none, as it trains on one device",
+        "diagnostics: got True": diagnostics
+        and "False, as they are measured on rows spread over all",
+    }
+    for got, expected in refused.items():
+        if expected:
+            raise ValueError(f"{got} beside a stream, expected {expected}")
