@@ -138,7 +138,7 @@ def test_what_can_be_no_input_is_refused_in_a_line(load, cell, message):
         ({"weights": ["x", "n"]}, "weights: got .* expected a column's name"),
         ({"weights": "n"}, "row 2, column 'n': the weight -1, expected a number of at least 0"),
         ({"weights": "c"}, "row 2, column 'c': 'p' where a number belongs"),
-        ({"drop": ["x", "n", "c"]}, "every column is a target"),
+        ({"drop": ["x", "n", "c"]}, "every column is a target, dropped or the weights, expected"),
     ],
 )
 def test_options_that_do_not_fit_a_table(load, options, message):
@@ -325,6 +325,16 @@ def test_an_array_on_disk_is_a_table_without_names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        (
+            "t.csv",
+            b"PAR1 \xff\xfe",
+            r"t.csv: not a CSV but Parquet \(\.parquet\): its name is to end so",
+        ),
+        (
+            "t.csv",
+            b"Mine,,\na,b,y\n1,2,3\n",
+            "row 1: 2 cells without a name, expected all columns'",
+        ),
         ("t.parquet", b"hello", "t.parquet: not a readable .parquet"),
         ("t.feather", b"hello", "t.feather: not a readable .feather"),
         ("t.npy", b"hello", "t.npy: not a complete .npy, or one of pickled objects"),
@@ -337,6 +347,30 @@ def test_files_that_are_wrong(load, name, content, message):
     with pytest.raises(DataError, match=message) as error:
         load(content, name)
     assert "\n" not in str(error.value)
+
+
+def test_other_columns_decide_what_a_sign_means(load):
+    """1.040 beside 6,67 is 1040, and "3,928" beside 6.67 is 3928; alone the latter is refused."""
+    rows = (f"{i // 7},{i % 10};{1 + i % 5}.{100 + i};{'ab'[i % 2]}\n" for i in range(60))
+    with pytest.warns(DataWarning, match=r"column 'n': '1\.100' is taken for 1100, by the decimal"):
+        german = load("m;n;y\n" + "".join(rows)).preparation
+    assert [column.decimal for column in german.columns] == [",", ","]
+    found = [
+        data.load_rows(german, {"m": [m], "n": [n]}) for m, n in (("2,5", "1.040"), (2.5, 1040))
+    ]
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert [told for _, told in found] == [[], []]
+    with pytest.raises(DataError, match=r"'1\.040' may have a decimal point, and the rows trained"):
+        data.load_rows(german, {"m": [2.5], "n": ["1.040"]})
+    english = table(m=lambda i: f"{i / 7:.2f}", n=lambda i: f'"{3 + i % 4},{100 + i}"')
+    with pytest.warns(DataWarning, match=r"column 'n': '3,100' is taken for 3100"):
+        assert column_of(load(english), "n").decimal == "."
+
+
+def test_a_target_is_read_as_other_columns_show(load):
+    rows = "".join(f"{i},{i % 10};{1 + i % 5}.{100 + i}\n" for i in range(60))
+    with pytest.warns(DataWarning, match=r"column 'y': '1\.100' is taken for 1100"):
+        assert load("m;y\n" + rows).preparation.target_mean[0] > 1000
 
 
 END = "every row ends with a delimiter: the empty column after it is left out"
@@ -373,6 +407,31 @@ def test_a_target_whose_type_says_so_is_classes():
     for kind in (polars.Enum(columns["y"][:25]), polars.Categorical):
         frame = polars.DataFrame(columns, schema_overrides={"y": kind})
         assert data.load(frame).decisions.task == "classification"
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            lambda i: f"2020-02-{1 + i % 30:02d}",
+            r"column 'x': '2020-02-30' where a date, year",
+        ),
+        (lambda i: 10**18 + i % 3, "integers beyond 2⁵³, as 1000000000000000002, of which float64"),
+        (
+            lambda i: "3.5" if i else '"3,5"',
+            r"column 'x': '3,5' where a number .*decimal=','",
+        ),
+    ],
+)
+def test_a_cell_that_would_change_its_column_is_named(load, cell, message):
+    with pytest.raises(DataError, match=message):
+        load(table(x=cell))
+
+
+def test_a_truth_value_of_new_rows_is_0_or_1_or_told(load):
+    preparation = load(table(x=lambda i: i % 2)).preparation
+    _, told = data.load_rows(preparation, {"x": [0, 2, 1, 3]})
+    assert told == ["column 'x': 2 of a value that no training row has (2)"]
 
 
 def test_frames_that_are_wrong():
@@ -708,6 +767,22 @@ def test_what_training_will_refuse_is_told(tmp_path, monkeypatch, capsys):
     assert run("describe", "t.csv") == 0
     told = "jaxbp train will refuse it: t.csv: class 'c' has 1 row, and a stratified split"
     assert told in capsys.readouterr().out
+
+
+def test_other_sheets_and_unequal_weights_are_told(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    book = pytest.importorskip("openpyxl").Workbook()
+    for i in range(61):
+        book.active.append([i / 7, 1 + i % 2, "ab"[i % 2]] if i else ["x", "w", "y"])
+    book.create_sheet("2020")
+    book.save("t.xlsx")
+    options = ["--weights", "w", "--epochs", "1", "--hidden", "2", "--output", "run"]
+    assert run("train", "t.xlsx", *options) == 0
+    assert "sheet 'Sheet' is read, and 1 other not" in " ".join(capsys.readouterr().out.split())
+    assert run("evaluate", "run", "t.xlsx") == 0
+    assert "all rows count alike; the run was trained by --weights w" in capsys.readouterr().out
 
 
 def test_importance_is_of_what_the_network_uses(load):

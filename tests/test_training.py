@@ -190,10 +190,12 @@ def test_on_epoch_may_be_a_list_and_stops_on_true_alone():
             fit(epochs=9, on_epoch=[first, lambda epoch: returned])  # noqa: B023
         assert e.value.history.training_loss == history.training_loss[:1]
     told.clear()
-    for wrong in (1, [first, None]):
-        with pytest.raises(
-            TypeError, match=r"on_epoch: got .*, expected a function of an Epoch, or"
-        ):
+    for wrong, message in [
+        (1, "got 1, expected a function of an Epoch, or a list"),
+        ([first, None], "expected a function of an Epoch, or a list"),
+        (jaxbp.EarlyStopping, "got the class EarlyStopping, expected an object of it, or a func"),
+    ]:
+        with pytest.raises(TypeError, match=f"on_epoch: .*{message}"):
             fit(on_epoch=wrong)
     assert not told
 

@@ -105,6 +105,7 @@ def _target(raw: RawData, task: str | None) -> str:
         values = raw.target if raw.cells is None else np.array(raw.cells)
         found = len(np.unique(values)) if values.ndim == 1 else values.shape[1]
         what = f"{found} {'classes' if values.ndim == 1 else 'columns'}"
+        what = "1 class" if found == 1 else what
     else:
         low, high = (significant(float(each), 6) for each in (raw.target.min(), raw.target.max()))
         what = f"{low} to {high}"

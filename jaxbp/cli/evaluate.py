@@ -75,6 +75,9 @@ def run(options: Evaluate, console: Console) -> int:
         classes = {} if preparation.labels is None else {"classes": preparation.labels}
         print(json.dumps({"rows": len(batch.x), **classes, **found.to_dict()}, indent=2))
         return 0
+    weighted = record_of(options.run).get("weights")
+    if weighted and options.weights is None:
+        told = [*told, f"all rows count alike; the run was trained by --weights {weighted}"]
     for each in told:
         console.print(f"{options.data}: {each}", soft_wrap=True)
     simplest = baselines(preparation, batch, rows, batch)[:1]  # what DATA teach is no contender

@@ -15,6 +15,9 @@ from jaxbp.gradient import Batch
 _ROWS = 2000  # at most, that are permuted
 _REPEATS = 5
 
+#: columns that are permuted at most: each is five passes over the rows
+MOST_COLUMNS = 100
+
 
 def permuted(trained: Checkpoint, batch: Batch, seed: int) -> np.ndarray:
     """By how much accuracy or R² falls where a column is permuted, (D, 5): five times each.
@@ -33,9 +36,13 @@ def permuted(trained: Checkpoint, batch: Batch, seed: int) -> np.ndarray:
     groups = np.split(np.arange(x.shape[1]), np.cumsum(widths)[:-1])
     metrics = scikit_learn("metrics")
 
+    own = np.arange(len(x))[:, None]
+
     def score(estimator: Any, rows: np.ndarray, y: np.ndarray) -> float:
         """The score of the rows whose column d is that of row ``rows[:, d]``."""
-        mixed = np.hstack([x[rows[:, [d]], group] for d, group in enumerate(groups)])
+        mixed = x.copy()
+        for d in np.flatnonzero((rows != own).any(axis=0)):
+            mixed[:, groups[d]] = x[rows[:, [d]], groups[d]]
         found = outputs(trained, mixed)
         if preparation.labels is None:
             y = y * preparation.target_scale + preparation.target_mean
@@ -43,9 +50,13 @@ def permuted(trained: Checkpoint, batch: Batch, seed: int) -> np.ndarray:
         right = (found > 0.5) == y if y.ndim > 1 else found.argmax(1) == y
         return float(np.average(right.reshape(len(y), -1).mean(1), weights=weight))
 
-    rows = np.repeat(np.arange(len(x))[:, None], len(groups), axis=1)
     found = scikit_learn("inspection").permutation_importance(
-        _Trained(), rows, target, scoring=score, n_repeats=_REPEATS, random_state=seed
+        _Trained(),
+        np.repeat(own, len(groups), axis=1),
+        target,
+        scoring=score,
+        n_repeats=_REPEATS,
+        random_state=seed,
     )
     drops: np.ndarray = found.importances
     return drops

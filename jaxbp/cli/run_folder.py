@@ -17,7 +17,7 @@ from jaxbp.cli.files import (
     SUMMARY,
     written,
 )
-from jaxbp.cli.importance import permuted
+from jaxbp.cli.importance import MOST_COLUMNS, permuted
 from jaxbp.cli.pictures import confusion_matrix, importance, learning_curve, write
 from jaxbp.cli.plan import Plan
 from jaxbp.cli.report import report
@@ -59,7 +59,7 @@ def pictures_of_test(plan: Plan, params: Params, test: Score) -> dict[str, Figur
     if test.confusion is not None:
         title, labels = f"{plan.options.data}: test rows", preparation.labels or ()
         figures[CONFUSION] = confusion_matrix(test.confusion, labels, title=title)
-    if preparation.columns is not None:
+    if preparation.columns is not None and len(preparation.columns) <= MOST_COLUMNS:
         trained = Checkpoint(plan.model, params, preparation)
         drops = permuted(trained, plan.dataset.test, plan.options.seed)
         metric = SHOWN["accuracy" if preparation.labels else "r2"]

@@ -19,6 +19,7 @@ import numpy as np
 from jaxbp.data.cells import (
     BOOLEANS,
     DAY_OR_MONTH_FIRST,
+    INTEGER,
     MISSING,
     Decimal,
     day,
@@ -42,7 +43,7 @@ MANY_MISSING = 0.05
 MOST_CATEGORIES = 1000  # of a column: each is an input
 _FEW = 10  # categories that even the shortest table may have, however few rows there are
 
-NO_TRAINING_ROW = "of a category that no training row has"  # in words, of new rows
+NO_TRAINING_ROW = "that no training row has"  # in words, of what new rows have
 
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -97,9 +98,39 @@ class Examined(NamedTuple):
     column: Column  # what is known of it before there are training rows
     values: Values
     refused: str = ""  # why it can be no input
+    note: str = ""  # how its numbers were read, where other columns decided
 
 
 # Kinds
+
+
+def shown_decimal(table: Table) -> Decimal | None:
+    """The decimal sign that the first rows of some columns show, which can be read by it alone.
+
+    It decides for columns that leave it open, as those of 1.040 and 972 beside one of 6,67.  None
+    where no column shows one, or two show different ones.
+    """
+    signs: set[Decimal] = set()
+    for column in filter(is_text, table.columns):
+        cells = _present(distinct(column[:_FIRST])[0])
+        points = decimals_of(cells) if cells else []
+        signs |= {*points} if len(points) == 1 else set()
+    return signs.pop() if len(signs) == 1 else None
+
+
+_FIRST = 1000  # rows
+
+
+def _is_open(cells: Sequence[str]) -> bool:
+    """Whether all numbers may have a decimal comma as well as a point, and differ by that."""
+    return len(decimals_of(cells)) == 2 and any(
+        number(cell, ".") != number(cell, ",") for cell in cells
+    )
+
+
+def _present(cells: Iterable[str]) -> list[str]:
+    """The cells that are not missing."""
+    return [cell for cell in cells if cell.lower() not in MISSING]
 
 
 def examine(
@@ -116,16 +147,20 @@ def examine(
     """
     name, column = table.names[position], table.columns[position]
     own = Column(name, decimal=decimal)
-    if not categorical and not (decimal == "," and is_text(column)):
+    by_others = decimal is None and table.decimal == "," and is_text(column)
+    grouped = by_others and _is_open(_present(distinct(column)[0]))
+    if not categorical and not (grouped or (decimal == "," and is_text(column))):
         found = all_numbers(column)
         if found is not None:
             only = found[~np.isnan(found)]
             kind: Kind = "boolean" if ((only == 0) | (only == 1)).all() else "number"
             kind = kind if len(only) else "empty"
-            refused = _beyond_float32(table, position, found)
+            refused = _beyond_float32(table, position, found) or _beyond_float64(
+                table, position, found
+            )
             return Examined(own._replace(kind=kind), Values(found), refused)
     cells, codes = distinct(column)
-    present = [cell for cell in cells if cell.lower() not in MISSING]
+    present = _present(cells)
     if not present:
         return Examined(own._replace(kind="empty"), Values(np.full(len(codes), np.nan)))
     if categorical:
@@ -142,33 +177,45 @@ def _examine_text(
     decimal: Decimal | None,
 ) -> Examined:
     """``examine`` for a column of text by its different cells, and which of them each row has."""
-    present = [cell for cell in cells if cell.lower() not in MISSING]
-    kind, points = _kind_of(present, decimal)
+    present = _present(cells)
+    kind, points = _kind_of(present, decimal, table.decimal)
     if kind == "category":
         counts = np.bincount(codes, minlength=len(cells))
         is_present = np.array([cell.lower() not in MISSING for cell in cells])
-        numeric = np.array([number(cell, own.decimal) is not None for cell in cells]) & is_present
         rows = int(counts[is_present].sum())
-        if 2 * counts[numeric].sum() > rows:  # numbers, and a cell or two that is none
-            found = _read_or_refused(table, position, own, cells, codes)
-            return found._replace(refused=f"{found.refused}; {_ways(own.name)}")
+        for column in (own, own._replace(kind="date")):
+            fits = np.array([_read_cell(column, cell) is not None for cell in cells]) & is_present
+            if 2 * counts[fits].sum() > rows:  # numbers, or dates, and a cell or two that is none
+                found = _read_or_refused(table, position, column, cells, codes)
+                return found._replace(refused=f"{found.refused}; {_ways(own.name)}")
         refused = _not_categories(table, own.name, present, rows)
         return Examined(own._replace(kind=kind), _as_categories(cells, codes), refused)
+    note = ""
     if len(points) > 1:
-        cell = next(cell for cell in present if not is_number(cell))
-        refused = (
-            f"{table.source}: column {quoted(own.name)}: {quoted(cell)} may have a decimal comma "
-            f"or groups of thousands: {_SAID}"
+        cell = next(cell for cell in present if number(cell, ".") != number(cell, ","))
+        if table.decimal is None:
+            refused = (
+                f"{table.source}: column {quoted(own.name)}: {quoted(cell)} may have a decimal "
+                f"comma or groups of thousands: {_SAID}"
+            )
+            return Examined(own, Values(np.full(len(codes), np.nan)), refused)
+        points = [table.decimal]
+        taken_for = significant(number(cell, table.decimal) or 0.0, 6)
+        note = (
+            f"column {quoted(own.name)}: {quoted(cell)} is taken for {taken_for}, by the decimal "
+            f"sign of other columns; {_SAID}"
         )
-        return Examined(own, Values(np.full(len(codes), np.nan)), refused)
     own = own._replace(kind=kind, decimal=points[0] if points else own.decimal)
-    return _read_or_refused(table, position, own, cells, codes)
+    return _read_or_refused(table, position, own, cells, codes)._replace(note=note)
 
 
-def _kind_of(present: list[str], decimal: Decimal | None) -> tuple[Kind, list[Decimal]]:
+def _kind_of(
+    present: list[str], decimal: Decimal | None, shown: Decimal | None
+) -> tuple[Kind, list[Decimal]]:
     """The kind of a column by its different cells that are not missing; of numbers also how they
-    may be written."""
-    if decimal is None and all(map(is_number, present)):
+    may be written: with ``decimal``, if that is told, and else perhaps as other columns show."""
+    by_comma = shown == "," and _is_open(present)
+    if decimal is None and not by_comma and all(map(is_number, present)):
         return ("boolean" if {float(cell) for cell in present} <= {0, 1} else "number"), []
     if decimal is not None and all(number(cell, decimal) is not None for cell in present):
         return "number", [decimal]
@@ -177,9 +224,8 @@ def _kind_of(present: list[str], decimal: Decimal | None) -> tuple[Kind, list[De
         return "boolean", []
     if decimal is None:
         points = decimals_of(present)
-        same = all(number(cell, ".") == number(cell, ",") for cell in present)
         if points:
-            return "number", points[:1] if same and len(points) > 1 else points
+            return "number", points if len(points) == 1 or _is_open(present) else points[:1]
     if all(days(cell) is not None for cell in present):
         return "date", []
     return "category", []
@@ -234,25 +280,44 @@ def _read_cells(
     """Read numbers, truth values or dates.  Raises DataError that names the first cell that is
     none, or that float32 cannot hold."""
 
-    def read(cell: str) -> float | None:
-        if cell.lower() in MISSING:
-            return np.nan
-        if column.kind == "boolean":
-            return truth(cell)
-        return days(cell) if column.kind == "date" else number(cell, column.decimal)
-
-    found = [read(cell) for cell in cells]
+    found = [_read_cell(column, cell) for cell in cells]
     wrong = np.array([value is None for value in found])[codes]
     if wrong.any():
         row = int(wrong.argmax())
-        cell = quoted(cells[codes[row]])
+        cell = cells[codes[row]]
+        signs = [sign for sign in decimals_of([cell]) if sign != (column.decimal or ".")]
+        hint = f"; decimal={signs[0]!r} (--decimal {signs[0]}) reads it" if signs else ""
         raise DataError(
-            f"{table.place(row, position)}: {cell} where {_EXPECTED[column.kind]} belongs"
+            f"{table.place(row, position)}: {quoted(cell)} where {_EXPECTED[column.kind]} belongs"
+            f"{hint if column.kind == 'number' else ''}"
         )
     numbers = np.array(found, np.float64)[codes]
     if refused := _beyond_float32(table, position, numbers):
         raise DataError(refused)
     return Values(numbers)
+
+
+def _read_cell(column: Column, cell: str) -> float | None:
+    """Read a number, truth value or date: NaN where it is missing, None where it is none."""
+    if cell.lower() in MISSING:
+        return np.nan
+    if column.kind == "boolean":
+        return truth(cell)
+    return days(cell) if column.kind == "date" else number(cell, column.decimal)
+
+
+def _beyond_float64(table: Table, position: int, numbers: np.ndarray) -> str:
+    """Why integers are refused that float64 does not tell apart; empty for others."""
+    if not (np.abs(numbers) > 2**53).any():
+        return ""
+    cells = [cell for cell in distinct(table.columns[position])[0] if INTEGER.fullmatch(cell)]
+    if len({float(cell) for cell in cells}) == len({int(cell) for cell in cells}):
+        return ""
+    name = table.names[position]
+    return (
+        f"{table.source}: column {quoted(name)}: integers beyond 2⁵³, as {max(cells, key=int)}, of "
+        f"which float64 does not tell some apart: {_ways(name)}"
+    )
 
 
 def _beyond_float32(table: Table, position: int, numbers: np.ndarray) -> str:
@@ -312,21 +377,21 @@ def read(table: Table, position: int, column: Column, decimal: Decimal | None = 
             return Values(found)
     names, codes = distinct(cells)
     if decimal is None and column.decimal is not None:
-        _check_decimal(table.source, column.name, column.decimal, names)
+        _check_decimal(table, column.name, column.decimal, names)
     return _read_cells(table, position, column, names, codes)
 
 
-def _check_decimal(source: str, name: str, decimal: Decimal, cells: Sequence[str]) -> None:
-    """Raise DataError where all numbers of a column may have the other decimal sign, and some sign
-    is there: it would make them a thousand times larger or smaller."""
+def _check_decimal(table: Table, name: str, decimal: Decimal, cells: Sequence[str]) -> None:
+    """Raise DataError where all numbers of a column may have the other decimal sign, some sign is
+    there, and other columns do not decide: it would make them 1000 times larger or smaller."""
     other = "." if decimal == "," else ","
-    found = [cell for cell in cells if cell.lower() not in MISSING]
+    found = _present(cells)
     in_doubt = [cell for cell in found if other in cell]
-    if in_doubt and len(decimals_of(found)) == 2:
+    if in_doubt and len(decimals_of(found)) == 2 and table.decimal != decimal:
         has = {",": "a decimal comma", ".": "a decimal point"}
         raise DataError(
-            f"{source}: column {quoted(name)}: {quoted(in_doubt[0])} may have {has[other]}, and "
-            f"the rows trained on have {has[decimal]}: {_SAID}"
+            f"{table.source}: column {quoted(name)}: {quoted(in_doubt[0])} may have {has[other]}, "
+            f"and the rows trained on have {has[decimal]}: {_SAID}"
         )
 
 
@@ -352,7 +417,14 @@ def told_of(column: Column, values: Values) -> list[str]:
     """The lines to tell of new rows: missing cells that were filled, unknown categories."""
     missing, name = int(values.missing.sum()), quoted(column.name)
     if column.kind != "category":
-        return [f"column {name}: {missing} missing, taken for {fill_of(column)}"] if missing else []
+        told = [f"column {name}: {missing} missing, taken for {fill_of(column)}"] if missing else []
+        if column.kind == "boolean":
+            present = values.numbers[~values.missing]
+            others = present[(present != 0) & (present != 1)]
+            if len(others):
+                shown = significant(float(others[0]), 6)
+                told.append(f"column {name}: {len(others)} of a value {NO_TRAINING_ROW} ({shown})")
+        return told
     known = {*column.categories}
     names = Counter(values.names[int(code)] for code in values.numbers[~values.missing])
     if missing:
@@ -363,7 +435,7 @@ def told_of(column: Column, values: Values) -> list[str]:
     shown = ", ".join(quoted(each) if each else "missing" for each in list(unknown)[:5])
     more = ", ..." if len(unknown) > 5 else ""
     rows = sum(unknown.values())
-    return [f"column {name}: {rows} {NO_TRAINING_ROW} ({shown}{more})"]
+    return [f"column {name}: {rows} of a category {NO_TRAINING_ROW} ({shown}{more})"]
 
 
 def fill_of(column: Column) -> str:
@@ -385,7 +457,7 @@ def facts_of(columns: Iterable[Column], values: Iterable[Values]) -> tuple[str, 
             present = each.numbers[~each.missing].astype(int)
             unknown = sum(each.names[code] not in known for code in present.tolist())
             if unknown:
-                parts.append(f"{unknown} {NO_TRAINING_ROW}: 0 in all of them")
+                parts.append(f"{unknown} of a category {NO_TRAINING_ROW}: 0 in all of them")
             if missing:
                 own = "a category of their own" if "" in column.categories else "0 in all of them"
                 parts.append(f"{missing} missing: {own}")

@@ -81,18 +81,24 @@ def read_delimited(
     """
     check_is_file(source)
     layout = None if suffix_of(source) in EXCEL else _layout_of(source, encoding)
-    rows = iter(excel_rows(source)) if layout is None else _rows(layout)
+    sheet, of_sheets = excel_rows(source) if layout is None else ([], "")
+    rows = iter(sheet) if layout is None else _rows(layout)
     first = list(islice(rows, LOOKED_AT + 1))
     if not first:
         raise DataError(f"{source}: the file is empty")
     _, top = first[0]
-    notes, hint = ["" if layout is None else layout.note], ""
+    notes, hint = [of_sheets if layout is None else layout.note], ""
     if header is None:
         below = [row for _, row in first[1:] if len(row) == len(top)]
         header, note = guess_header(top, below, expected)
         notes, hint = [note, *notes], "" if header else READ_AS_DATA
     names = tuple(top) if header else tuple(f"column {i}" for i in range(len(top)))
     repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated == "":
+        count = counted(names.count(""), "cell")
+        raise DataError(
+            f"{source}, row {first[0][0]}: {count} without a name, expected all columns' names"
+        )
     if repeated is not None:
         raise DataError(f"{source}: two columns are called {quoted(repeated)}")
     columns: list[Any] | None = None
@@ -213,9 +219,24 @@ def _comments(text: IO[str]) -> tuple[int, str]:
 
 
 def _unreadable(source: str | Path, error: Exception) -> DataError:
+    with Path(source).open("rb") as file:
+        start = file.read(4)
+    kind = next((kind for mark, kind in _MARKS.items() if start.startswith(mark)), "")
+    if kind and Path(source).suffix.lower() not in COMPRESSED:
+        return DataError(f"{source}: not a CSV but {kind}: its name is to end so")
     encoding = isinstance(error, UnicodeError)
     hint = "; encoding='latin-1' (--encoding latin-1) reads one of another" if encoding else ""
     return DataError(f"{source}: not a readable CSV ({error}){hint}")
+
+
+#: what files of other kinds begin with
+_MARKS = {
+    b"\x1f\x8b": "gzip (.csv.gz)",
+    b"\x28\xb5\x2f\xfd": "zstd (.csv.zst)",
+    b"PAR1": "Parquet (.parquet)",
+    b"PK\x03\x04": "Excel (.xlsx) or another zip",
+    b"ARRO": "Arrow (.arrow)",
+}
 
 
 def _rows(layout: _Layout) -> Rows:

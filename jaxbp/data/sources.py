@@ -28,8 +28,9 @@ from jaxbp.data.columns import (
     check_complete,
     examine,
     read,
+    shown_decimal,
 )
-from jaxbp.data.delimited import check_is_file, is_tabular, read_delimited, suffix_of
+from jaxbp.data.delimited import DELIMITED, check_is_file, is_tabular, read_delimited, suffix_of
 from jaxbp.data.errors import DataError, DataWarning, noting
 from jaxbp.data.layout import counts_rows
 from jaxbp.data.raw import AS_FOUND, RawData, Reading, Target, Task
@@ -54,15 +55,17 @@ def read_table(source: Any, reading: Reading, expected: Sequence[str] = ()) -> T
     expected holds names that the columns may have.  Raises DataError.
     """
     if is_frame(source):
-        return frame_table(source)
-    if is_tabular(source):
-        return read_delimited(
+        table = frame_table(source)
+    elif is_tabular(source):
+        table = read_delimited(
             source, header=reading.header, expected=expected, encoding=reading.encoding
         )
-    if suffix_of(source) in FRAMES:
+    elif suffix_of(source) in FRAMES:
         check_is_file(source)
-        return read_frame(source)
-    return read_npy(source) if suffix_of(source) == ".npy" else None
+        table = read_frame(source)
+    else:
+        return read_npy(source) if suffix_of(source) == ".npy" else None
+    return table._replace(decimal=shown_decimal(table))
 
 
 def read_source(source: Any, target: Target, task: Task | None, reading: Reading) -> RawData:
@@ -196,8 +199,10 @@ _NO_NAME = re.compile(r"(Unnamed: \d+(\.\d+)*)?")  # pandas' names for columns w
 def _read_columns(table: Table, target: Target, task: Task | None, reading: Reading) -> RawData:
     """Tell target, weights and inputs of a table apart, and read them."""
     if len(table.names) < 2:
-        between = " with a comma, semicolon or tab between" if table.has_header is not None else ""
-        raise DataError(f"{table.source}: one column, expected features and a target{between}")
+        is_text = suffix_of(table.source) in DELIMITED
+        between = " with a comma, semicolon or tab between" if is_text else ""
+        with noting([table.note]):
+            raise DataError(f"{table.source}: one column, expected features and a target{between}")
     chosen = target_positions(table, target)
     dropped, categorical = (
         [table.position(name) for name in getattr(reading, option)]
@@ -215,7 +220,8 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
     out = {*chosen, *dropped, *weights}
     others = [position for position in range(len(table.names)) if position not in out]
     if not others:
-        raise DataError(f"{table.source}: every column is a target, expected an input at least")
+        left = "is a target, dropped or the weights" if dropped or weights else "is a target"
+        raise DataError(f"{table.source}: every column {left}, expected an input at least")
     notes = [table.note] if table.note else []
     while table.has_header is not False and _NO_NAME.fullmatch(table.names[others[0]]):
         column = others[0]
@@ -249,6 +255,8 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
             for position, each in examined.items():
                 if not each.refused:
                     check_complete(table, position, each.values)
+        told = [examine(table, position, decimal=reading.decimal) for position in chosen + weights]
+        notes += [each.note for each in (*told, *examined.values()) if each.note]
     for position in [p for p, each in examined.items() if each.column.kind == "empty"]:
         notes.append(f"column {quoted(table.names[position])} is empty: it is left out")
         others.remove(position)

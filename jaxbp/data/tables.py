@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.cells import INTEGER, MISSING, quoted
+from jaxbp.data.cells import INTEGER, MISSING, Decimal, quoted
 from jaxbp.data.errors import DataError, reader
+from jaxbp.text import counted
 
 
 class Table(NamedTuple):
@@ -27,6 +28,7 @@ class Table(NamedTuple):
     note: str = ""  # where it is in doubt whether the first row is a header
     hint: str = ""  # to errors, where it was guessed that it is none
     categorical: Collection[str] = ()  # names of the columns whose type says so
+    decimal: Decimal | None = None  # that some columns show, for those that leave it open
 
     def place(self, row: int, column: int) -> str:
         """Name a cell in a message."""
@@ -239,8 +241,9 @@ def read_frame(source: str | Path) -> Table:
     return frame_table(frame, str(source))
 
 
-def excel_rows(source: str | Path) -> list[tuple[int, list[str]]]:
-    """Read the first sheet of an Excel file that has cells -> line numbers and cells as text."""
+def excel_rows(source: str | Path) -> tuple[list[tuple[int, list[str]]], str]:
+    """Read the first sheet of an Excel file -> line numbers and cells as text of the rows that have
+    any, and a note where there are other sheets."""
     calamine = reader("python_calamine", f"{source}: Excel", "python-calamine")
     try:
         book = calamine.CalamineWorkbook.from_path(str(source))
@@ -248,4 +251,6 @@ def excel_rows(source: str | Path) -> list[tuple[int, list[str]]]:
     except Exception as error:  # calamine's own, of many kinds
         raise DataError(f"{source}: not a readable Excel file ({error})") from None
     lines = [(line, [_text(cell).strip() for cell in row]) for line, row in enumerate(rows, 1)]
-    return [(line, row) for line, row in lines if any(row)]
+    first, *others = book.sheet_names
+    note = f"sheet {quoted(first)} is read, and {counted(len(others), 'other')} not"
+    return [(line, row) for line, row in lines if any(row)], note if others else ""

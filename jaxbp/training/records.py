@@ -152,6 +152,11 @@ def callbacks_of(on_epoch: OnEpoch) -> tuple[Callable[[Epoch], Any], ...]:
     if on_epoch is None:
         return ()
     callbacks = tuple(on_epoch) if isinstance(on_epoch, list | tuple) else (on_epoch,)
+    for each in callbacks:
+        if isinstance(each, type):
+            raise TypeError(
+                f"on_epoch: got the class {each.__name__}, expected an object of it, or a function"
+            )
     if not all(map(callable, callbacks)):
         raise TypeError(f"on_epoch: got {on_epoch!r}, expected a function of an Epoch, or a list")
     return callbacks
