@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
 os.environ["PYTHONPATH"] = str(HERE.parent)  # the notebooks import what the reference documents
 
-import jaxbp  # noqa: E402
+import jaxbp
 
 project = "jaxbp"
 author = "the authors of jaxbp"
