@@ -40,6 +40,7 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE.parent / "build" / "notebooks")
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
+nb_merge_streams = True
 
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
