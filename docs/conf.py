@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
 os.environ["PYTHONPATH"] = str(HERE.parent)  # the notebooks import what the reference documents
 
-import jaxbp  # noqa: E402
+import jaxbp
 
 project = "jaxbp"
 author = "the authors of jaxbp"
@@ -40,6 +40,7 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE.parent / "build" / "notebooks")
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
+nb_merge_streams = True
 
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"

@@ -110,7 +110,7 @@ def test_the_core_four_stay_under_500_lines():
 #: the text of every page, by its path
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md"]
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"]
 }
 README, HOMEWORK = PAGES["README.md"], "docs/homework.md"
 

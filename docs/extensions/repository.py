@@ -22,8 +22,8 @@ ELSEWHERE = {
     "benchmarks/README.md": "docs/reference/benchmarks.md",
     "CHANGELOG.md": "docs/reference/changelog.md",
     "CONTRIBUTING.md": "docs/reference/contributing.md",
+    "README.md": "docs/reference/readme.md",
     "tests/bite.md": "docs/reference/bite.md",
-    "README.md": "docs/index.md",
 }
 
 #: where a docstring's ``fit`` is ``jaxbp.fit``; that of an estimator is its own
@@ -37,7 +37,7 @@ def _read(app: Sphinx, docname: str, source: list[str]) -> None:
     """A page as the site has it: the text of one elsewhere, and links to such pages."""
     page = written = f"docs/{docname}.md"
     for path, place in ELSEWHERE.items():
-        if place == page != "docs/index.md":
+        if place == page:
             written = path
             title, text = source[0].splitlines()[0], (ROOT / path).read_text(encoding="utf-8")
             source[0] = text if text.startswith("# ") else f"{title}\n\n{text}"
