@@ -604,7 +604,7 @@ def test_numpy_reads_a_table_as_this_package_does(tmp_path):
         with pytest.raises(ValueError, match=message):
             module.predict(new | {name: [cell] * 30})
     files = numpy_source.numpy_files(exported(of_a_table(dates=False)[0]))
-    assert len(files[".py"].decode().splitlines()) <= 65
+    assert len(files[".py"].decode().splitlines()) <= 60
     columns = tuple(each._replace(missing="error") for each in network.preparation.columns)
     network = network._replace(preparation=network.preparation._replace(columns=columns))
     module = written(tmp_path, numpy_source.numpy_files(exported(network)), "complete")
