@@ -460,7 +460,7 @@ KINDS = [
     of_head(heads.exp_poisson, 1),
 ]
 ROWS = (X * [3, 2, 0.5] + [1, 1000, -4]).astype(np.float32)
-ROWS[1, 0] = np.nan  # a gap, which is filled
+ROWS[1, 0] = ROWS[2, 1] = np.nan  # gaps, which are filled
 HOSTILE = ('"""\n', "<b>", "größe \\")
 
 
@@ -485,7 +485,8 @@ def trained(model, **change):
 
 def with_a_flag():
     """A network of numbers one of which has an input beside it that is 1 where it is missing."""
-    columns = (Column(HOSTILE[0], fill=7.0, indicator=True), *map(Column, HOSTILE[1:]))
+    first, second, third = map(Column, HOSTILE)
+    columns = (first, second._replace(fill=7.0, indicator=True), third)
     model = KINDS[1]._replace(sizes=(4, *KINDS[1].sizes[1:]))
     network = trained(model, columns=columns, mean=np.arange(4.0), scale=np.full(4, 2.0))
     return network._replace(preparation=network.preparation._replace(features=HOSTILE))
