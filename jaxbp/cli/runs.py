@@ -28,7 +28,7 @@ from jaxbp.text import Table, align, counted, cut, significant
 class Runs:
     """List the runs of a folder, and compare their scores and times.
 
-    FOLDER comes first: jaxbp runs runs --sort score
+    FOLDER comes first: jaxbp runs old_runs --sort score
     """
 
     folder: Annotated[
