@@ -272,7 +272,7 @@ def _metrics(found: Iterable[Run]) -> list[str]:
 
 
 def _remarks(found: Sequence[Run], by: str) -> list[str]:
-    """What the order of the runs does not tell."""
+    """Say in lines what the order of the runs does not tell."""
     metrics = _metrics(found)
     if by in {"score", "test"} and len(metrics) > 1:
         names = " and ".join(SHOWN[metric] for metric in metrics)
