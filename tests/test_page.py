@@ -1,4 +1,4 @@
-"""The page of a graph in a real browser: headless Chromium, driven by Selenium.
+"""The pages of a graph and of runs in a real browser: headless Chromium, driven by Selenium.
 
 Skipped where there is no Chromium with its driver (Debian: chromium, chromium-driver), unless
 JAXBP_NEEDS_BROWSER is set, as CI sets it.
@@ -17,6 +17,7 @@ from combinations import lecture
 
 from jaxbp import graph
 from jaxbp.graph.nodes import value_text
+from jaxbp.text import Table
 
 pytestmark = pytest.mark.slow
 
@@ -557,3 +558,47 @@ def test_one_sees_what_happens_in_a_large_graph(browser, tmp_path):
         assert whole[0] <= drawing["width"]
         assert whole[1] <= drawing["height"]
         assert browser.get_log("browser") == []
+
+
+def test_the_pages_of_runs_load_nothing_and_fit_a_phone(browser, tmp_path):
+    """Wide tables and pictures scroll by themselves; names are text, and the theme is heeded."""
+    pages, pictures = (pytest.importorskip(f"jaxbp.cli.{name}") for name in ("pages", "pictures"))
+    labels = [f"<b>class</b> {number}" for number in range(36)]
+    curves = {"a run": np.linspace(1, 0, 20).reshape(2, 10)}
+    parts = [
+        pages.facts([("data", "x" * 500)]),
+        pages.matrix(np.eye(36, dtype=int), labels, "a matrix"),
+        pages.table(Table(("run", "score"), [("<script>x()</script>", "0.5")] * 3), "a table"),
+        pages.picture(pictures.learning_curves(curves, metric="accuracy"), "curves"),
+    ]
+    path = tmp_path / "report.html"
+    path.write_text(pages.page("<i>a page</i>", parts), encoding="utf-8")
+    browser.get_log("browser"), browser.get_log("performance")
+    colours = []
+    for theme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": theme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        screen = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        browser.get(path.as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert find(browser, "h1")[0].text == "<i>a page</i>"
+        assert not find(browser, "i, b, script")
+        style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        colours.append(
+            [
+                browser.execute_script(style, "body", "backgroundColor"),
+                browser.execute_script(style, "svg text", "fill"),
+            ]
+        )
+    assert colours == [
+        ["rgb(253, 253, 251)", "rgb(29, 29, 27)"],
+        ["rgb(22, 24, 28)", "rgb(236, 236, 234)"],
+    ]
+    assert browser.get_log("browser") == []
+    requests = [entry["message"] for entry in browser.get_log("performance")]
+    asked = [entry for entry in requests if '"Network.requestWillBeSent"' in entry]
+    assert asked
+    assert not any('"url":"http' in entry for entry in asked)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -1,6 +1,7 @@
 """Compile time: the seconds in which JAX makes programs, apart from those in which it runs them."""
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 from jax import monitoring
@@ -16,7 +17,8 @@ class CompileTime:
     """
 
     def __init__(self, tell: Callable[[bool], object]) -> None:
-        self.tell, self.seconds = tell, 0.0
+        self.tell = tell
+        self.steps: list[tuple[float, float]] = []  # when each began, and how long it took
 
     def __enter__(self) -> "CompileTime":
         monitoring.register_event_duration_secs_listener(self._hear)
@@ -25,8 +27,16 @@ class CompileTime:
     def __exit__(self, *_: object) -> None:
         monitoring.unregister_event_duration_listener(self._hear)
 
+    @property
+    def seconds(self) -> float:
+        """Those of all steps; a function that is traced within another is a part of that one."""
+        return sum(duration for _, duration in self.steps)
+
     def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
         """Count a step of compiling that has just ended."""
         if event.startswith(_COMPILING):
-            self.seconds += duration_secs
+            began = perf_counter() - duration_secs
+            while self.steps and self.steps[-1][0] >= began:  # a step of this one
+                self.steps.pop()
+            self.steps.append((began, duration_secs))
             self.tell(event != _LAST)

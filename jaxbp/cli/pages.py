@@ -124,7 +124,7 @@ def matrix(counts: np.ndarray, labels: Sequence[str], says: str) -> Html:
 
 
 def _wide(element: str, says: str) -> Html:
-    """What may be wider than the screen: it scrolls by itself, by the keyboard as well."""
+    """Let an element that may be wider than the screen scroll by itself, by the keyboard too."""
     label = f'role="region" aria-label="{attribute(says)}"'
     return Html(f'<div class="wide" tabindex="0" {label}>{element}</div>')
 

@@ -20,7 +20,7 @@ from jaxbp.cli.run_record import Summary, command_line, facts_of, versions
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import names_of_outputs, outputs, quantities
 from jaxbp.data.errors import scikit_learn
-from jaxbp.text import Table, counted
+from jaxbp.text import Table
 
 _LARGEST_MATRIX = 50  # classes: a larger matrix is not read any more, its largest entries are
 _MOST_CONFUSIONS = 10  # that are listed
@@ -82,14 +82,11 @@ def _of_test_rows(summary: Summary) -> Iterator[Html]:
         names = names_of_outputs(preparation)
         target = quantities(preparation, test)[:, :_MOST_QUANTITIES]
         figure = residuals(names[:_MOST_QUANTITIES], target, found[:, :_MOST_QUANTITIES])
-        more = len(names) - _MOST_QUANTITIES
-        said = f"and {counted(more, 'quantity')[:-1]}ies more" if more > 1 else ""
-        parts = [picture(figure, "predictions and their residuals"), *_if_any(said)]
+        parts = [picture(figure, "predictions and their residuals")]
+        if len(names) > _MOST_QUANTITIES:
+            said = f"The first {_MOST_QUANTITIES} of {len(names)} quantities are drawn."
+            parts.append(paragraph(said, "faint"))
         yield section("Residuals on test rows", *parts)
-
-
-def _if_any(said: str) -> list[Html]:
-    return [paragraph(said, "faint")] if said else []
 
 
 def _confusions(counts: np.ndarray, labels: tuple[str, ...]) -> Iterator[Html]:
@@ -97,6 +94,8 @@ def _confusions(counts: np.ndarray, labels: tuple[str, ...]) -> Iterator[Html]:
     if len(labels) <= _LARGEST_MATRIX:
         yield paragraph("A line has the rows of a class, a column those taken for one.", "faint")
         yield matrix(counts, labels, "how often each class is taken for each")
+    else:
+        yield paragraph(f"A matrix of {len(labels)} classes is too large to be read.", "faint")
     wrong = counts * (1 - np.eye(len(labels), dtype=int))
     most = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
     places = [divmod(int(place), len(labels)) for place in most if wrong.flat[place]]
@@ -125,8 +124,11 @@ def _health(summary: Summary) -> Iterator[Html]:
     """The measures of every layer by epoch, and what they mean after the kept one."""
     plan, outcome = summary.plan, summary.outcome
     health = outcome.history.health
-    if health is None or not outcome.kept_epoch:
+    if health is None:
         yield paragraph("Not recorded: jaxbp train --diagnostics does, after each epoch.", "faint")
+        return
+    if not outcome.kept_epoch:
+        yield paragraph("Not recorded: no epoch is kept.", "faint")
         return
     found = health_after(plan, outcome.params, outcome.history, outcome.kept_epoch)
     yield table(found.table(), "the health of every layer")

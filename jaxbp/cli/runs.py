@@ -28,7 +28,7 @@ from jaxbp.text import Table, align, counted, cut, significant
 class Runs:
     """List the runs of a folder, and compare their scores and times.
 
-    FOLDER comes first: jaxbp runs runs --sort score
+    FOLDER comes first: jaxbp runs old_runs --sort score
     """
 
     folder: Annotated[
@@ -120,7 +120,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 def read(folder: Path) -> Run:
     """A run by its summary or, where it has none yet, by the options that it began with."""
-    name = folder.resolve().name
+    name = _name_of(folder)
     try:
         if os.path.lexists(folder / SUMMARY):
             return _ended(name, _dict_of(folder / SUMMARY), folder)
@@ -128,6 +128,11 @@ def read(folder: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = error.strerror if isinstance(error, OSError) else ""
         return Run(name, f"unreadable{f': {why}' if why else ''}")
+
+
+def _name_of(folder: Path) -> str:
+    """A folder's name, also of the one that is called ``.``."""
+    return folder.name or folder.resolve().name
 
 
 def _dict_of(path: Path) -> dict[str, Any]:
@@ -267,7 +272,7 @@ def _metrics(found: Iterable[Run]) -> list[str]:
 
 
 def _remarks(found: Sequence[Run], by: str) -> list[str]:
-    """What the order of the runs does not tell."""
+    """Say in lines what the order of the runs does not tell."""
     metrics = _metrics(found)
     if by in {"score", "test"} and len(metrics) > 1:
         names = " and ".join(SHOWN[metric] for metric in metrics)
@@ -283,7 +288,7 @@ _MOST_CURVES = 20  # in a picture
 def _page(found: Sequence[Run], options: Runs) -> str:
     """A table whose names lead to the runs' reports, and a picture of curves for each task."""
     assert options.html is not None
-    folders = {each.resolve().name: each for each in run_folders(options.folder)}
+    folders = {_name_of(each): each for each in run_folders(options.folder)}
     start = options.html.resolve().parent
     links = [_link(folders[each.name] / REPORT, start) for each in found]
     count = counted(len(found), "run")

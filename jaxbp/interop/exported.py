@@ -52,7 +52,7 @@ class Exported(NamedTuple):
 
     @property
     def fill(self) -> np.ndarray | None:
-        """What stands for a missing number in each of ``numbers``, NaN where nothing does; None
+        """The value for a missing number in each of ``numbers``, NaN where there is none; None
         where the data had no columns."""
         if self.preparation.columns is None:
             return None
@@ -62,8 +62,8 @@ class Exported(NamedTuple):
 
     @property
     def order(self) -> np.ndarray | None:
-        """Where the inputs (I,) are among the numbers, then their flags, 1 where one is missing,
-        then the categories of each column of text; None where they are the numbers themselves."""
+        """The places of the inputs (I,) among the numbers, then their flags, 1 where one is
+        missing, then the categories of each column of text; None where inputs are the numbers."""
         if all(each.inputs == (each.name,) and each.kind in _NUMBERS for each in self.columns):
             return None
         count, order = len(self.numbers), []

@@ -1,8 +1,7 @@
 """A network as source for NumPy alone, with its parameters in an .npz.
 
-The source has at most 60 lines, but for a table with dates, decimal commas or many activations,
-each of which takes a few.  Names of columns and labels, which may be any text, stand in the .npz
-and never in the source.
+The source has at most 60 lines; dates, and more than five activations, take a few more.  Names of
+columns and labels, which may be any text, stand in the .npz and never in the source.
 """
 
 import io
@@ -65,9 +64,7 @@ def read(cell, c):
     text = "" if text.lower() in TOLD["missing"] else text
     if not text and c["missing"] == "error":
         raise ValueError("a cell is missing")
-    if c["kind"] == "category":
-        return text
-$sign${date}$truth    return float(text or "nan")
+$sign${date}$truth    return text if c["kind"] == "category" else float(text or "nan")
 
 
 def inputs(table):
