@@ -51,7 +51,7 @@ class Link:
         self.done = False  # whether the other one has ended in good order
 
     def fileno(self) -> int:
-        """Of the socket, for ``select``."""
+        """The number of the socket, for ``select``."""
         return self.connection.fileno()
 
     def say(self, **words: Any) -> None:
