@@ -243,7 +243,7 @@ class Watch:
                     return
 
     def _news(self, number: int, link: Link) -> str:
-        """What there is to say of a process that was heard; mostly nothing."""
+        """A line that says why a process that was heard is gone; mostly empty."""
         said = link.messages()
         if said is None:
             return f"{self._named(number)} is gone"
