@@ -15,6 +15,7 @@ after Thakur et al. (2005), section 4, for a ring of d devices that sums bytes o
 step.  On a CPU devices and processes share the cores: then it is the overhead that is measured.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -187,14 +189,28 @@ def on_paper(compute: float, size: int, link: Link) -> tuple[float, float, float
     return compute / (compute / count + talk), compute / (compute + talk), talk / compute
 
 
+def committed_steps() -> dict[tuple[str, int], dict[str, float]]:
+    """Seconds of a step of ``fit`` on each accelerator that there is a result of: by network and
+    rows, and by device."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for path in sorted((Path(__file__).parent / "results").glob("training-*.json")):
+        result = json.loads(path.read_text())
+        device = result["conditions"]["device"]
+        for cell in result["cells"] if device != "cpu" else ():
+            network, rows = cell["network"].split(",")[0], cell["batch_size"]
+            pace = cell["contenders"]["jaxbp.fit"]["samples_per_second"]
+            found.setdefault((network, rows), {})[device] = rows / pace
+    return found
+
+
 COLUMNS = ("network, rows", "by", "steps/s", "strong", "weak", "sum", "share", "latency", "GB/s")
 EXPLANATION = """\
 Steps a second of `fit` on a mesh of so many devices with the rows split (strong); strong and weak:
 seconds of a step of one device over those of a step here, times the devices where each has as many
 rows as one had; sum: that of the gradients over the devices, by itself; share: of the strong step
 that it takes; latency: the sum of one number; GB/s: of 16 MB, by the ring's formula. Devices and
-processes of a CPU share its cores, so that no step can be faster there than that of one device
-that uses all of them."""
+processes of a CPU share its cores: what shows there is the overhead, and what one device leaves
+idle."""
 PAPER = (
     "network, rows",
     "step of one",
@@ -204,17 +220,18 @@ PAPER = (
     "pays from",
 )
 OF_PAPER = """\
-On paper: the step that one device was measured to take here, and the links as they are described.
+On paper: the step that one device was measured to take, here or in the results of training, and
+the links as they are described.
 Strong: how many times faster than one device; weak: the share of all devices' work that is not
 waiting; pays from: how many times the rows of a step each device needs so that it computes as long
-as it waits. A faster device computes a step in less time, and so needs more rows."""
+as it waits."""
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """What was measured, and what follows on paper."""
     cells = result["cells"]
     alone = {tuple(cell["sizes"]): cell for cell in cells if cell["count"] == 1}
-    lines, paper = [], []
+    lines, paper, committed = [], [], committed_steps()
     for cell in cells:
         one = alone[tuple(cell["sizes"])]
         network = f"{name_of(cell['sizes'])}, {cell['rows']}"
@@ -234,18 +251,13 @@ def markdown(result: Mapping[str, Any]) -> str:
         )
         if several:
             continue
-        for link in LINKS:
-            strong, weak, rows = on_paper(cell["strong"], cell["bytes"], link)
-            paper.append(
-                protocol.line(
-                    network,
-                    f"{1e6 * cell['strong']:,.0f} µs",
-                    link.name,
-                    f"{strong:.1f}×",
-                    f"{weak:.0%}",
-                    f"{rows:.2g}×",
-                )
-            )
+        key = name_of(cell["sizes"]), cell["rows"]
+        steps = {"here": cell["strong"]} | committed.get(key, {})
+        for (device, seconds), link in itertools.product(steps.items(), LINKS):
+            strong, weak, rows = on_paper(seconds, cell["bytes"], link)
+            step = f"{1e6 * seconds:,.0f} µs, {device}"
+            figures = f"{strong:.1f}×", f"{weak:.0%}", f"{rows:.2g}×"
+            paper.append(protocol.line(network, step, link.name, *figures))
     tables = (
         protocol.table(COLUMNS, lines, EXPLANATION),
         protocol.table(PAPER, paper, OF_PAPER),
