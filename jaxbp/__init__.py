@@ -16,6 +16,7 @@ from jaxbp import (
     interop,
     parallel,
     per_example,
+    processes,
 )
 from jaxbp.activations import with_slope
 from jaxbp.checking import (
@@ -131,6 +132,7 @@ __all__ = [  # noqa: RUF022 (by door)
     "class_weights",
     "batch_methods",
     "parallel",
+    "processes",
     "Epoch",
     "EarlyStopping",
     "History",

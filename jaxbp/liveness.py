@@ -51,7 +51,7 @@ class Link:
         self.done = False  # whether the other one has ended in good order
 
     def fileno(self) -> int:
-        """Of the socket, for ``select``."""
+        """The number of the socket, for ``select``."""
         return self.connection.fileno()
 
     def say(self, **words: Any) -> None:
@@ -243,7 +243,7 @@ class Watch:
                     return
 
     def _news(self, number: int, link: Link) -> str:
-        """What there is to say of a process that was heard; mostly nothing."""
+        """A line that says why a process that was heard is gone; mostly empty."""
         said = link.messages()
         if said is None:
             return f"{self._named(number)} is gone"

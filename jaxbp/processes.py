@@ -66,17 +66,13 @@ def joined(
     check(coordinator, process, processes, listen)
     if not patience > 0:
         raise ValueError(f"patience: got {patience}, expected seconds")
-    seen = _delayed_abort()
-    watch = None
-    try:
+    with _delayed_abort():
         if coordinator is None:
             watch = _found(patience)
         else:
             watch = _met(coordinator, process, processes, listen, patience)
         with _together(watch):
             yield
-    finally:
-        signal.signal(signal.SIGABRT, seen)
 
 
 def leave(status: int) -> None:
@@ -261,16 +257,22 @@ def _too_late(patience: float) -> None:
     os._exit(2)
 
 
-def _delayed_abort() -> Any:
+@contextmanager
+def _delayed_abort() -> Iterator[None]:
     """Let JAX's abort, where process 0 is gone, wait until this process has said so in a line.
 
     A thread of JAX calls ``abort`` as soon as it finds that out.  The handler of the signal is the
     C library's ``sleep``, and its argument the signal's number: 6 seconds.
     """
-    seen = signal.getsignal(signal.SIGABRT)
-    if os.name == "posix":
-        libc = ctypes.CDLL(None)
-        libc.signal.restype = ctypes.c_void_p
-        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-        libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
-    return seen
+    if os.name != "posix":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    before = libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        if not _left_behind:  # else the abort may come after the context
+            libc.signal(signal.SIGABRT, before)

@@ -1,12 +1,15 @@
 """A program for four devices, to be started by a test: contractions of rows that are sharded.
 
 It prints, as JSON, how far each is from that of the same rows on one device, relative to its
-largest entry; whether rows move from one device to another; and what ``fit`` and ``fit_many`` say
-of them.
+largest entry; whether rows move from one device to another; the collectives of each; and what
+``fit`` and ``fit_many`` say of them.
 """
 
 import json
+import re
 import warnings
+from collections import Counter
+from functools import partial
 
 import jax
 import numpy as np
@@ -66,6 +69,15 @@ with warnings.catch_warnings(record=True) as caught_by_many, jax.set_mesh(mesh):
         epochs=1,
         batch_size=None,
     )
+
+
+def collectives(name):
+    """Those of a contraction's program, by kind."""
+    program = jax.jit(partial(CONTRACTIONS[name], model)).lower(*given).compile()
+    kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    return Counter(re.findall(rf" ({kinds})(?:-start)?\(", program.as_text()))
+
+
 _, grads = alone["backprop"]
 descended = jax.tree.map(lambda leaf, grad: leaf - grad, params, grads)
 elsewhere = jax.device_put(batch, jax.devices()[2])
@@ -81,6 +93,10 @@ print(
                 ),
             },
             "moves rows": "all-gather" in sharded.as_text(),
+            "collectives": {
+                name: collectives(name)
+                for name in ("backprop", "per example", "norms", "clipped", "moments", "health")
+            },
             "warnings": [str(warning.message) for warning in (*caught, *caught_by_many)],
             "stays": checked_batch(model, params, elsewhere, "batch").x.devices()
             == elsewhere.x.devices(),

@@ -23,7 +23,7 @@ CORE = ("activations", "heads", "mlp", "gradient")
 #: by floor, what may stand there and which libraries it may use; imports run down only
 FLOORS = [
     ({*CORE, "model", "targets", "products", "pickling", "reprs"}, {"jax"}),
-    ({"trees", "text", "memory"}, {"jax", "numpy"}),
+    ({"trees", "text", "memory", "liveness", "processes"}, {"jax", "numpy"}),
     ({"initialisation", "per_example", "curvature", "parallel", "precision"}, {"jax", "numpy"}),
     ({"checking", "graph", "data", "diagnostics"}, {"jax", "numpy"}),
     ({"training"}, {"jax", "numpy", "optax"}),

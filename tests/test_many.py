@@ -249,6 +249,30 @@ def test_some_epochs_and_some_more_are_all_of_them(options, as_blocks):
 
 
 @slow
+def test_a_folder_is_gone_on_with(tmp_path):
+    """To the last bit, and with a network that diverges; another search is refused."""
+    pytest.importorskip("orbax.checkpoint")
+    folder = {"checkpoint": tmp_path / "run", "resume": tmp_path / "run", "checkpoint_every": 1}
+    options = {"validation": table(6, seed=1), "learning_rate": [0.01, 1e30, 0.1]}
+    whole = fit_many(epochs=4, **options)
+    fit_many(epochs=2, **options, **folder)
+    gone_on = fit_many(epochs=4, **options, **folder)
+    run = jaxbp.load_run(tmp_path / "run", optax.sgd)
+    assert run.diverged.tolist() == [False, True, False]
+    for one, other in zip(*map(jax.tree.leaves, (whole, gone_on)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for other, differs in [
+        ({"learning_rate": 0.1}, "one of the learning rates was 0.0"),
+        ({"rows": [[0, 1]] * 3}, "rows"),
+        ({"validation": table(5)}, "validation was 6 rows"),
+    ]:
+        with pytest.raises(ValueError, match=f"is of another run: .*{differs}"):
+            fit_many(epochs=9, **options | other, **folder)
+    with pytest.raises(ValueError, match="epochs: got 4, and the run is complete"):
+        fit_many(epochs=4, **options, **folder)
+
+
+@slow
 def test_fit_goes_on_with_the_best():
     best = jaxbp.best_of(*fit_many())
     optimizer = made(optax.sgd, RATES[best.n])
@@ -442,7 +466,7 @@ def test_control_c_keeps_what_there_is():
         ({"rows": [[0, 1], [2, 10], [3, 4]]}, ValueError, "rows: got 0 to 10, expected .* 0 to 9"),
         ({"rows": np.ones((3, 2))}, TypeError, "rows: got float64, expected whole numbers"),
         ({"rows": [0, 1, 2]}, ValueError, r"rows: got shape \(3,\), expected \(3, R\), as keys"),
-        ({"resume": "a run"}, TypeError, "resume: got 'a run', expected a jaxbp.Run"),
+        ({"resume": 3}, TypeError, "resume: got 3, expected a jaxbp.Run"),
         ({"batch": table(10)._replace(target=np.ones(10))}, ValueError, "target: got shape"),
         ({"validation": "none"}, TypeError, "validation: got str"),
         ({"compute_dtype": "float16"}, ValueError, "compute_dtype: got 'float16'"),

@@ -1,9 +1,14 @@
 """Several processes: they meet, train what one trains, and none outlives another unnoticed."""
 
 import os
+import re
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,20 +160,24 @@ def params_of(run):
 
 
 @slow
-def test_the_command_trains_by_two_processes_what_one_trains(python, on_cpu, tmp_path, capsys):
-    begun = ["iris", "--hidden", "8", "--epochs", "5", "--batch-size", "25"]
-    (printed, silent) = Together(python, 2, *begun, "--output", tmp_path / "two").ended(0, 0)
-    assert "saved in" in printed[0]
-    assert "Gloo" not in printed[0]
-    assert silent == ("", "")
-    assert cli.main(["train", *begun, "--output", str(tmp_path / "one")]) == 0
-    for one, two in zip(params_of(tmp_path / "one"), params_of(tmp_path / "two"), strict=True):
-        np.testing.assert_allclose(two, one, rtol=0, atol=2e-6)  # float32, after 20 steps
-    assert cli.main(["evaluate", str(tmp_path / "two"), "iris"]) == 0
-    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("one", "two")]
+def test_the_command_trains_by_two_processes_what_one_trains(on_cpu, monkeypatch, tmp_path, capfd):
+    """As the page has it printed."""
+    page = (Path(__file__).parents[1] / "docs" / "several_machines.md").read_text()
+    script = re.search(r"```sh\n(.+?)```", page, re.DOTALL)[1].replace("7000", f"{free_port()}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(jaxbp.__file__).parents[1]))
+    script = script.replace("jaxbp ", f"{shlex.quote(sys.executable)} -m jaxbp ")
+    subprocess.run(["bash", "-e", "-c", script], check=True, timeout=600)
+    printed = capfd.readouterr()
+    assert printed.out.count("saved in run\n") == 1
+    assert "Gloo" not in printed.out + printed.err
+    assert cli.main(["train", "iris", "--epochs", "5", "--output", "one"]) == 0
+    for one, two in zip(params_of("one"), params_of("run"), strict=True):
+        np.testing.assert_allclose(two, one, rtol=0, atol=2e-6)  # float32, after 15 steps
+    names = [{path.name for path in Path(run).iterdir()} for run in ("one", "run")]
     assert names[0] == names[1]
-    assert cli.main(["train", "--resume", str(tmp_path / "two")]) == 0  # alone, and complete
-    assert "is complete: it has trained 5 epochs" in capsys.readouterr().out
+    assert cli.main(["train", "--resume", "run"]) == 0  # alone, and complete
+    assert "run is complete: it has trained 5 epochs" in capfd.readouterr().out
 
 
 @slow

@@ -76,6 +76,16 @@ def test_sums_of_sharded_rows_are_those_of_all_rows(python, monkeypatch):
     found = json.loads(printed)
     assert max(found["distance"].values()) < 1e-6
     assert not found["moves rows"]
+    # What is of single rows stays where they are; one sum for the loss and the weights, and one for
+    # all gradients; the health sums what it counts, too.
+    assert found["collectives"] == {
+        "backprop": {"all-reduce": 2},
+        "per example": {},
+        "norms": {},
+        "clipped": {"all-reduce": 2},
+        "moments": {"all-reduce": 2},
+        "health": {"all-reduce": 4},
+    }
     assert found["warnings"] == [
         f"{name}: on 4 devices, but a network trains on one; it is brought to cpu:0"
         for name in ("batch", "params", "batch")

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxbp.parallel import is_first
 from jaxbp.training.inputs import Inputs
 from jaxbp.training.records import Epoch, NonFiniteLossError, history_of
-from jaxbp.training.run import Run
+from jaxbp.training.run import Run, epochs_done
 from jaxbp.training.saved import FORMAT, Folder, Saved, digest_of, is_key, opened, steps_in
 from jaxbp.trees import named_leaves
 
@@ -150,6 +150,7 @@ class Checkpoints:
         """
         if self._is_idle:
             return
+        epochs = epochs_done(run)
         self._ended = run, record, len(record), best
         if self._pending and not self._manager.is_saving_in_progress():  # type: ignore[attr-defined]
             self._wait()
@@ -157,7 +158,7 @@ class Checkpoints:
             is_time = time.monotonic() - self._at >= self.every.total_seconds()
             due = is_time and not self._pending
         else:
-            due = run.epochs % self.every == 0
+            due = epochs % self.every == 0
         if due:
             self._write()
 
@@ -175,9 +176,10 @@ class Checkpoints:
 
     def _write(self) -> None:
         """Begin to write a checkpoint of the last epoch that ended, if there is none yet."""
-        if self._ended is None or self._ended[0].epochs <= self._written:
+        if self._ended is None or epochs_done(self._ended[0]) <= self._written:
             return
         run, record, count, best = self._ended
+        epochs = epochs_done(run)
         with self._failing():
             if self._manager is None:
                 context = opened(self.folder, self.keep, self._written)
@@ -186,8 +188,8 @@ class Checkpoints:
             args: Any = self._orbax.args  # type: ignore[attr-defined]
             items = {"arrays": args.PyTreeSave(arrays), "record": args.JsonSave(described)}
             self._pending = True
-            self._manager.save(run.epochs, args=args.Composite(**items))  # type: ignore[attr-defined]
-        self._written, self._at = run.epochs, time.monotonic()
+            self._manager.save(epochs, args=args.Composite(**items))  # type: ignore[attr-defined]
+        self._written, self._at = epochs, time.monotonic()
 
     def _wait(self) -> None:
         with self._failing():
@@ -256,7 +258,8 @@ def _described(
     """A checkpoint's record and its arrays, on the host."""
     is_validated = record[-1].validation is not None
     layers = None if record[-1].health is None else len(run.params)
-    history = history_of(record, validated=is_validated, layers=layers)
+    networks = () if run.diverged is None else run.diverged.shape
+    history = history_of(record, networks=networks, validated=is_validated, layers=layers)
     if best is not None and best.number not in {epoch.number for epoch in record}:
         best = None  # of a run before this one, whose record is not known
     named = {
@@ -266,6 +269,8 @@ def _described(
         **named_leaves(() if best is None else best.params, "best"),
         "key": run.key,
     }
+    if run.diverged is not None:
+        named["diverged"] = run.diverged
     arrays = {
         name: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         for name, leaf in named.items()
@@ -273,7 +278,7 @@ def _described(
     }
     described = {
         "format": FORMAT,
-        "epochs": run.epochs,
+        "epochs": epochs_done(run),
         "best": None if best is None else int(best.number),
         "inputs": inputs,
     }

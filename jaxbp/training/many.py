@@ -5,8 +5,9 @@ device (on a CPU that is a single device: one a core), which train side by side:
 a group's program does is in ``networks``.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -25,16 +26,23 @@ from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
 from jaxbp.parallel import check_same, checked_mesh, largest
 from jaxbp.precision import mixed_precision
+from jaxbp.training.checkpoints import Checkpoints
 from jaxbp.training.checks import (
     check_arguments,
     check_concrete,
     check_full_batch,
-    checked_data,
-    checked_weights,
     dtype_of,
     on_one_device,
 )
-from jaxbp.training.constants import MakeOptimizer, without_numbers
+from jaxbp.training.checks_of_many import (
+    checked_count,
+    checked_data_of_many,
+    checked_rows,
+    one_each,
+    relative_to_own,
+    warn_of_equals,
+)
+from jaxbp.training.constants import Lifted, MakeOptimizer, without_numbers
 from jaxbp.training.dealing import (
     Dealt,
     Group,
@@ -45,6 +53,7 @@ from jaxbp.training.dealing import (
 )
 from jaxbp.training.device import wait_for, without_a_mesh
 from jaxbp.training.epoch import Program, draws_on_device, initial_params, is_random, shapes_of
+from jaxbp.training.inputs import Inputs, check_inputs, data_of, inputs_of, network_of
 from jaxbp.training.kernel_choice import with_kernel
 from jaxbp.training.metrics import Evaluation, compiled_objective
 from jaxbp.training.networks import (
@@ -68,6 +77,8 @@ from jaxbp.training.records import (
     history_of,
 )
 from jaxbp.training.run import Run, check_like, check_resumed, epochs_done, key_of, run_of
+from jaxbp.training.saved import Folder, Saved
+from jaxbp.training.saved import resumed as resumed_from
 from jaxbp.trees import check_bools, shaped
 
 _BLOCK = 64  # epochs of one call at most
@@ -85,7 +96,10 @@ def fit_many(
     epochs: int,
     batch_size: int | None,
     rows: ArrayLike | None = None,
-    resume: Run | None = None,
+    resume: Run | Saved | Folder | None = None,
+    checkpoint: Folder | None = None,
+    checkpoint_every: int | timedelta = timedelta(minutes=1),
+    checkpoint_keep: int = 3,
     validation: Batch | None = None,
     gradient: Gradient = backprop,
     compute_dtype: DTypeLike | None = None,
@@ -116,7 +130,10 @@ def fit_many(
     rows: (N, R) numbers of the rows that each network trains on; all unless given.  Network n is
         then the one that ``fit`` trains on these alone, and none costs time that is held out.
     resume: the ``Run`` to go on with, ``history.run`` or an epoch's ``run``, for the same data and
-        arguments, as for ``fit``; a network that had diverged is trained no further.
+        arguments, or a folder of checkpoints, as for ``fit``; a network that had diverged is
+        trained no further.
+    checkpoint, checkpoint_every, checkpoint_keep: as for ``fit``; as with ``on_epoch``, each epoch
+        is then a call of its own.
     validation: rows to evaluate after each epoch; none unless given.  Their weights may be
         (N, rows), too: 1 for the rows that a network has not seen, and 0 for the others.
     gradient: as for ``fit``.
@@ -148,18 +165,15 @@ def fit_many(
     """
     check_bools(progress=progress, check=check)
     check_concrete(keys=keys, batch=batch, validation=validation, resume=resume)
-    if resume is not None:
-        check_resumed(resume, None, epochs)
-        keys = key_of(resume, keys, "keys")
     mesh = None if mesh is None else checked_mesh(mesh)
+    checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume, mesh)
+    saved, run, keys = _resumed(resume, optimizer, keys, epochs, checkpoints, network_of(model))
     batch, validation = on_one_device({"batch": batch, "validation": validation})
-    callbacks, count = callbacks_of(on_epoch), _checked_count(keys)
+    callbacks, count = callbacks_of(on_epoch), checked_count(keys)
     assert keys is not None
-    rates = _one_each("learning_rate", learning_rate, count)
-    penalties = _one_each("l2", model.l2 if l2 is None else l2, count)
-    _warn_of_equals(keys, rates, penalties, own_weights(batch), rows)
-    if not callable(optimizer):
-        raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
+    rates = one_each("learning_rate", learning_rate, count)
+    penalties = one_each("l2", model.l2 if l2 is None else l2, count)
+    warn_of_equals(keys, rates, penalties, own_weights(batch), rows)
     first = optimizer(rates[0])
     check_arguments(model, first, epochs, batch_size, precision, kernel)
     random, dtype = is_random(gradient), dtype_of(batch)
@@ -167,12 +181,12 @@ def fit_many(
     shapes = shapes_of(model, dtype)
     lifted = without_numbers(optimizer, shapes, rated=True)
     check_full_batch(lifted.state, batch_size)
-    if resume is not None:
-        check_like(resume, *_stacked((shapes, lifted.state), count))
-    batch, validation = _checked_data(model, shapes, batch, validation, count)
-    own_rows = None if rows is None else _checked_rows(rows, count, len(batch.x))
+    if run is not None:
+        check_like(run, *_stacked((shapes, lifted.state), count))
+    batch, validation = checked_data_of_many(model, shapes, batch, validation, count)
+    own_rows = None if rows is None else checked_rows(rows, count, len(batch.x))
     if own_rows is not None:
-        batch = _relative_to_own(batch, own_rows)
+        batch = relative_to_own(batch, own_rows)
     visited = len(batch.x) if own_rows is None else own_rows.shape[1]
     batch_size = batch_size and min(batch_size, visited)
     seeds = np.asarray(jax.random.key_data(keys))  # on the host, which deals without a program
@@ -200,15 +214,21 @@ def fit_many(
         batch=batch,
         validation=validation,
     )
-    work = _Work(start, resume, keys, dealt, each, own_rows, lifted.numbers, batch, validation)
+    work = _Work(start, run, keys, dealt, each, own_rows, lifted.numbers, batch, validation)
     if check and not are_the_packages(model, gradient):
         own = model, lambda: initial_params(keys[0], model, dtype=dtype), _of_network(work, 0)
         check_pieces(*own, batch_size, gradient, keys[0] if random else None, dtype)
+    known = () if saved is None else saved.record
+    if saved is not None or checkpoints is not None:
+        of_one = lifted, shapes, keys[0] if random else None, compute_dtype
+        _going_on(work, saved, checkpoints, model, program, *of_one)
     at_once = count
     if jax.default_backend() != "cpu":  # devices with a memory of their own
         at_once = -(-count // len(work.dealt.devices))
     with memory_shortage_named(shapes, lifted.state, networks=at_once):
-        return _trained(program, first, work, epochs, kernel, callbacks, progress=progress)
+        return _trained(
+            program, first, work, epochs, kernel, callbacks, known, checkpoints, progress=progress
+        )
 
 
 class _Work(NamedTuple):
@@ -225,6 +245,62 @@ class _Work(NamedTuple):
     validation: Batch | None
 
 
+def _resumed(
+    resume: Any,
+    optimizer: MakeOptimizer,
+    keys: Array | None,
+    epochs: int,
+    checkpoints: Checkpoints | None,
+    network: Inputs,
+) -> tuple[Saved | None, Run | None, Array | None]:
+    """The checkpoint and the run that are gone on with, and the keys, those of the run.
+
+    resume, optimizer, keys, epochs: as for ``fit_many``.
+    checkpoints: to be written.
+    network: that is to be trained, among the inputs.
+    """
+    if not callable(optimizer):
+        raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
+    begins = checkpoints is not None and checkpoints.begins
+    saved, run = resumed_from(resume, optimizer, network, begins=begins)
+    if run is not None:
+        check_resumed(run, None, epochs, may_be_complete=saved is not None)
+        keys = key_of(run, keys, "keys")
+    return saved, run, keys
+
+
+def _going_on(
+    work: _Work,
+    saved: Saved | None,
+    checkpoints: Checkpoints | None,
+    model: MLP,
+    program: Program,
+    lifted: Lifted,
+    shapes: Params,
+    key: Array | None,
+    compute_dtype: DTypeLike | None,
+) -> None:
+    """Make checkpoints ready to be written.
+
+    work: all that is to be trained.
+    saved: what it goes on with; refused with ValueError where it had other inputs.
+    checkpoints: to be written.
+    model, program, lifted: that of all networks, and of an epoch.
+    shapes, key: of one network; key None unless the gradient draws at random.
+    compute_dtype: as for ``fit``.
+    """
+    data = data_of(work.batch, work.validation), _of_network(work, 0)
+    inputs = inputs_of(model, program, lifted, *data, shapes, key, compute_dtype)
+    of_each = zip(
+        ("learning rates", "l2 of each", "rows"), (*work.each[1:3], work.rows), strict=True
+    )
+    inputs |= {name: None if each is None else each.tolist() for name, each in of_each}
+    if saved is not None:
+        check_inputs(saved.folder, saved.inputs, inputs)
+    if checkpoints is not None:
+        checkpoints.begin(inputs, 0 if work.run is None else epochs_done(work.run))
+
+
 def _trained(
     program: Program,
     optimizer: optax.GradientTransformation,
@@ -232,6 +308,8 @@ def _trained(
     epochs: int,
     kernel: str,
     callbacks: tuple[Callable[[Epoch], Any], ...],
+    known: tuple[Epoch, ...],
+    checkpoints: Checkpoints | None,
     *,
     progress: bool,
 ) -> tuple[Params, History]:
@@ -242,10 +320,13 @@ def _trained(
     work: networks and data.
     epochs, kernel, progress: as for ``fit``.
     callbacks: those of on_epoch.
+    known: the record of epochs done before.
+    checkpoints: to write, or None.
     """
     _, run, keys, dealt, each, rows, numbers, batch, validation = work
     done = 0 if run is None else epochs_done(run)
-    record: list[Epoch] = []
+    record = list(known)
+    unknown = done - len(record)  # epochs before the first of the record
 
     def history() -> History:
         validated = validation is not None
@@ -253,7 +334,7 @@ def _trained(
 
     def so_far() -> tuple[int, Params, History]:  # on the host: after Ctrl-C the cores are busy
         params = dealt.gather_here([group.networks.params for group in groups])
-        return done + len(record) + 1, params, history()
+        return unknown + len(record) + 1, params, history()
 
     dealt_batches = dealt.deal_batch(batch), dealt.deal_batch(validation)
     groups = [
@@ -263,7 +344,7 @@ def _trained(
         )
     ]
     wait_for(groups)
-    block = 1 if callbacks else _BLOCK
+    block = 1 if callbacks or checkpoints else _BLOCK
     program = with_kernel(
         kernel,
         program,
@@ -282,24 +363,30 @@ def _trained(
             visited = len(batch.x) if rows is None else rows
             orders = partial(orders_by_group, dealt, each[0].tolist(), visited, block)
         all_epochs = epochs_on_host(program, groups, orders, done, epochs, block)
-    with carrying(so_far, done), shown(progress, done, epochs) as show:
+    with (
+        carrying(so_far, done),
+        shown(progress, done, epochs) as show,
+        checkpoints or nullcontext(),
+    ):
         for groups, outcomes in all_epochs:
             loss, validated = dealt.gather(outcomes)
-            number = done + len(record) + 1
+            number = unknown + len(record) + 1
             evaluation = validated and Evaluation(*validated)
             record.append(Epoch(number, (), loss, evaluation))
             show(number, loss, evaluation)
-            if not callbacks:
+            if not callbacks and checkpoints is None:
                 continue
             params, state = _gathered(dealt, groups, "params", "state")
             epoch = record[-1]._replace(params=params, state=state, key=keys)
+            if checkpoints is not None:
+                checkpoints.after(epoch.run, record, None)
             if largest(np.float32(ask_to_end(callbacks, epoch)), dealt.mesh):
                 break
     params, before, state = _gathered(dealt, groups, "params", "before", "state")
     model = program.model._replace(l2=0.0)
     params, ended = _stepped_back(model, work, before, params, history(), program.precision)
     diverged = np.isnan(ended.training_loss[:, -1])
-    return params, ended._replace(run=run_of(params, state, done + len(record), keys, diverged))
+    return params, ended._replace(run=run_of(params, state, unknown + len(record), keys, diverged))
 
 
 def _dealt_networks(work: _Work) -> list[Networks]:
@@ -361,95 +448,6 @@ def _of_network(work: _Work, n: Any) -> Batch:
     return alone
 
 
-def _relative_to_own(batch: Batch, rows: np.ndarray) -> Batch:
-    """The batch with weights, if it has some, (N, rows) relative to their mean over own rows."""
-    if batch.weight is None:
-        return batch
-    weight = np.broadcast_to(np.asarray(batch.weight), (len(rows), len(batch.x)))
-    mean = np.take_along_axis(weight, rows, axis=1).mean(axis=1, keepdims=True)
-    if not mean.all():
-        raise ValueError(f"weight: network {mean.argmin()}: all of its rows have weight 0")
-    return batch._replace(weight=weight / mean)
-
-
 def _stacked(shapes: Any, count: int) -> Any:
     """Shapes with N in front."""
     return jax.tree.map(lambda leaf: shaped((count, *leaf.shape), leaf.dtype), shapes)
-
-
-def _checked_data(
-    model: MLP, shapes: Params, batch: Batch, validation: Batch | None, count: int
-) -> tuple[Batch, Batch | None]:
-    """Both batches, checked, as by ``checked_data``; weights may be (N, rows).
-
-    model, shapes: of one network.
-    batch, validation: as they came.
-    count: N.
-    """
-    own, of_validation = own_weights(batch), own_weights(validation)
-    if own is not None:
-        batch = batch._replace(weight=None)
-    if validation is not None and of_validation is not None:
-        validation = validation._replace(weight=None)
-    batch, validation = checked_data(model, shapes, batch, validation)
-    dtype = shapes[0].weight.dtype
-    if own is not None:
-        weight = checked_weights(own, "weight", (count, len(batch.x)), dtype)
-        batch = batch._replace(weight=weight / weight.mean(axis=1, keepdims=True))
-    if validation is not None and of_validation is not None:
-        shape = count, len(validation.x)
-        weight = checked_weights(of_validation, "validation.weight", shape, dtype)
-        validation = validation._replace(weight=weight)
-    return batch, validation
-
-
-def _checked_count(keys: Array | None) -> int:
-    dtype = getattr(keys, "dtype", int)
-    if keys is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or keys.ndim != 1:
-        raise TypeError(
-            f"keys: got {keys!r}, expected (N,) of them, as jax.random.split(key, N) gives"
-        )
-    if not len(keys):
-        raise ValueError("keys: got none, expected one a network")
-    return len(keys)
-
-
-def _checked_rows(rows: ArrayLike, count: int, total: int) -> np.ndarray:
-    """(N, R) int32 numbers of rows, from 0 to total - 1."""
-    array = np.asarray(rows)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"rows: got {array.dtype}, expected whole numbers")
-    if array.ndim != 2 or len(array) != count or not array.size:
-        raise ValueError(f"rows: got shape {array.shape}, expected ({count}, R), as keys")
-    if array.min() < 0 or array.max() >= total:
-        raise ValueError(
-            f"rows: got {array.min()} to {array.max()}, expected numbers from 0 to {total - 1}"
-        )
-    return array.astype(np.int32)
-
-
-def _warn_of_equals(keys: Array, *settings: Any) -> None:
-    """Warn where two networks have one key and the same settings, and so will be equal."""
-    given = [np.asarray(each) for each in settings if np.shape(each)[:1] == keys.shape]
-    columns = np.column_stack([np.asarray(jax.random.key_data(keys)), *given])
-    different = len(np.unique(columns, axis=0))
-    if different < len(keys):
-        warnings.warn(
-            f"keys: {different} of {len(keys)} networks differ; jax.random.split(key, N) gives N "
-            "keys that do",
-            stacklevel=4,
-        )
-
-
-def _one_each(name: str, values: ArrayLike | Sequence[float], count: int) -> np.ndarray:
-    """(count,) numbers, finite and at least 0."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
-    if array.shape not in {(), (count,)}:
-        raise ValueError(
-            f"{name}: got shape {array.shape}, expected a number or ({count},), as keys"
-        )
-    if not (np.isfinite(array) & (array >= 0)).all():
-        raise ValueError(f"{name}: got {values}, expected finite numbers of at least 0")
-    return np.broadcast_to(array, (count,))

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ import optax
 from jaxbp.diagnostics.health import Health
 from jaxbp.model import Layer, Params
 from jaxbp.reprs import short
+from jaxbp.training.constants import MakeOptimizer
 from jaxbp.training.inputs import Inputs, check_inputs
 from jaxbp.training.metrics import Evaluation
 from jaxbp.training.records import Epoch
@@ -36,6 +37,9 @@ from jaxbp.training.run import Run
 from jaxbp.trees import named_leaves
 
 Folder = str | os.PathLike[str]
+AnyOptimizer: TypeAlias = (
+    optax.GradientTransformation | MakeOptimizer
+)  # of ``fit``, or of ``fit_many``
 
 FORMAT = "jaxbp run 1"
 
@@ -50,19 +54,20 @@ class Saved(NamedTuple):
     inputs: Inputs
 
 
-def load_run(folder: Folder, optimizer: optax.GradientTransformation) -> Run:
+def load_run(folder: Folder, optimizer: AnyOptimizer) -> Run:
     """The run of the newest whole checkpoint in a folder, to go on with in another way.
 
     ``fit(..., resume=folder)`` refuses other data, another learning rate or schedule;
     ``fit(..., resume=load_run(folder, optimizer))`` takes them, and its history begins there.
-    The optimiser needs a state like the run's.  Raises FileNotFoundError where the folder holds no
+    The optimiser needs a state like the run's; of ``fit_many`` it is the function that makes one of
+    a learning rate.  Raises FileNotFoundError where the folder holds no
     checkpoint, and ValueError where none is whole, or the state does not fit.
     """
     return newest(folder, optimizer).run
 
 
 def resumed(
-    resume: Any, optimizer: optax.GradientTransformation, network: Inputs, *, begins: bool
+    resume: Any, optimizer: AnyOptimizer, network: Inputs, *, begins: bool
 ) -> tuple[Saved | None, Any]:
     """Read the newest checkpoint -> (its contents, the run to go on with); None for what is not.
 
@@ -81,7 +86,7 @@ def resumed(
     return resume, resume.run
 
 
-def newest(folder: Folder, optimizer: optax.GradientTransformation) -> Saved:
+def newest(folder: Folder, optimizer: AnyOptimizer) -> Saved:
     """Read the newest checkpoint that is whole; a UserWarning tells of each that is not."""
     place = Path(folder)
     if not (steps := steps_in(place)):
@@ -141,7 +146,7 @@ def _saved(
     place: Path,
     record: dict[str, Any],
     arrays: dict[str, np.ndarray],
-    optimizer: optax.GradientTransformation,
+    optimizer: AnyOptimizer,
 ) -> Saved:
     """The contents of a whole checkpoint.  Raises ValueError where they do not fit."""
     if record["format"] != FORMAT:
@@ -152,7 +157,7 @@ def _saved(
             f"resume: {place} holds {wide[0]} in {arrays[wide[0]].dtype}, and jax_enable_x64 is off"
         )
     params = _layers("params", arrays)
-    template = jax.eval_shape(optimizer.init, params)
+    template = jax.eval_shape(_init_of(optimizer), params)
     expected = named_leaves(template, "state")
     got = {name: each for name, each in arrays.items() if name.startswith("state")}
     if {name: _kind(leaf) for name, leaf in expected.items() if leaf.size} != {
@@ -169,8 +174,19 @@ def _saved(
     if record["best"] is not None:
         (best,) = (epoch for epoch in epochs if epoch.number == record["best"])
         best = best._replace(params=_layers("best", arrays))
-    run = Run(params, state, record["epochs"], arrays["key"])
+    done, diverged = record["epochs"], arrays.get("diverged")
+    if diverged is not None:
+        done = np.full(diverged.shape, done)
+    run = Run(params, state, done, arrays["key"], diverged)
     return Saved(place, run, epochs, best, record["inputs"])
+
+
+def _init_of(optimizer: Any) -> Any:
+    """The function that makes the state of params; of ``fit_many`` they are those of N networks,
+    and the optimiser is a function of the learning rate."""
+    if hasattr(optimizer, "init"):
+        return optimizer.init
+    return jax.vmap(optimizer(0.1).init)
 
 
 def _layers(root: str, arrays: dict[str, np.ndarray]) -> Params:
@@ -208,16 +224,17 @@ def _epochs(done: int, arrays: dict[str, np.ndarray]) -> tuple[Epoch, ...]:
         for name, each in arrays.items()
         if name.startswith("history.")
     }
-    losses, count = history["training_loss"], len(history["training_loss"])
+    losses, count = history["training_loss"], history["training_loss"].shape[-1]
+    kind: Any = float if losses.ndim == 1 else np.asarray  # of one network, or of N
     validated = "validation_loss" in history
     fields = [history.get(f"health.{field}") for field in Health._fields]
     return tuple(
         Epoch(
             number=done - count + place + 1,
             params=(),
-            training_loss=float(losses[place]),
+            training_loss=kind(losses[..., place]),
             validation=Evaluation(
-                float(history["validation_loss"][place]), float(history["metric"][place])
+                kind(history["validation_loss"][..., place]), kind(history["metric"][..., place])
             )
             if validated
             else None,
