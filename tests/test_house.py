@@ -36,7 +36,7 @@ FLOORS = [
 #: what a caller of ``import jaxbp`` must not have to install
 EXTRAS = {"sklearn", "safetensors", "matplotlib", "rich", "tyro", "platformdirs", "filelock"}
 EXTRAS |= {"polars", "narwhals", "zstandard", "python_calamine"}
-EXTRAS |= {"orbax"}
+EXTRAS |= {"orbax", "grain"}
 
 
 #: every module of the package, and the file it is written in

@@ -58,6 +58,8 @@ class Diagnose(Design):
     gradient: str = fixed("backprop")
     compute_dtype: Literal["float32"] = fixed("float32")
     precision: Literal["auto"] = fixed("auto")
+    stream: bool = fixed(False)
+    epoch_rows: int = fixed(Design.epoch_rows)
     diagnostics: bool = fixed(True)
 
 

@@ -5,6 +5,7 @@ theirs; the names on offer are those of the tables here and beside activations a
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -180,7 +181,8 @@ class Design:
         arg(
             metavar="[DATA]",
             help="digits, breast_cancer, wine, iris, diabetes, or the path of a table (.csv, also "
-            ".gz or .zst, .parquet, .feather, .xlsx, .npy) or of an .npz file",
+            ".gz or .zst, .parquet, .feather, .xlsx, .npy), of an .npz file, or of a folder of "
+            ".npy, .npz or .parquet files",
         ),
     ] = "digits"
     target: Target = None
@@ -244,6 +246,21 @@ class Design:
     ] = "auto"
     epochs: Epochs = 40
     l2: L2 = 1e-4
+    stream: Annotated[
+        bool,
+        arg(
+            help="read the rows from the disk in each epoch, not into memory: of a .npy, .npz or "
+            ".parquet file; a folder of such files is read so in any case"
+        ),
+    ] = False
+    epoch_rows: Annotated[
+        int,
+        arg(
+            metavar="ROWS",
+            help="rows of an epoch where they are streamed: of more rows, an epoch takes up where "
+            "the one before ended",
+        ),
+    ] = 2**20
     label_smoothing: Annotated[
         float,
         arg(
@@ -299,11 +316,11 @@ def check_design(options: Design) -> None:
     for name, default in (("header", "auto"), ("encoding", None)):
         if getattr(options, name) != default and not is_tabular(options.data):
             raise UsageError(f"--{name} is for a .csv, and not for {options.data}")
-    at_least = {"epochs": 1, "l2": 0, "patience": 0, "seed": 0}
+    at_least = {"epochs": 1, "epoch_rows": 1, "l2": 0, "patience": 0, "seed": 0}
     for name, least in at_least.items():
         value = getattr(options, name)
         if value != "auto" and not least <= value < math.inf:
-            raise UsageError(f"--{name}: got {value}, expected at least {least}")
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
     if options.seed >= 2**32:
         raise UsageError(f"--seed: got {options.seed}, expected less than 2^32")
     if not math.isfinite(options.bias):
@@ -325,6 +342,33 @@ def check_design(options: Design) -> None:
             f"{len(options.hidden)} hidden layers"
         )
     _check_optimizer(options)
+    _check_stream(options)
+
+
+def is_streamed(options: Design) -> bool:
+    """Whether the rows are read from the disk in each epoch: where it is asked for, and those of a
+    folder."""
+    return options.stream or os.path.isdir(options.data)
+
+
+def _check_stream(options: Design) -> None:
+    """Raise UsageError for a decision that rows from a stream do not go with."""
+    if not is_streamed(options):
+        if options.epoch_rows != Design.epoch_rows:
+            raise UsageError("--epoch-rows is for rows that are streamed (--stream)")
+        return
+    optimizer = OPTIMIZERS[options.optimizer]
+    refused = {
+        f"--optimizer {options.optimizer}": optimizer.full_batch and "it needs all rows at once",
+        "--batch-size full": options.batch_size == "full" and "not all rows are in memory",
+        "--diagnostics": options.diagnostics and "they need rows spread over all",
+        "--categorical": options.categorical and "it takes numbers as they are",
+        "--weights": options.weights is not None and "it gives all rows the same weight",
+        "--class-weight": options.class_weight != "none" and "it gives all rows the same weight",
+    }
+    for option, why in refused.items():
+        if why:
+            raise UsageError(f"{option}: got it for a stream of rows (--stream), and {why}")
 
 
 def _check_optimizer(options: Design) -> None:

@@ -18,7 +18,15 @@ import optax
 from rich.console import Console
 
 from jaxbp import activations, heads
-from jaxbp.cli.options import GRADIENTS, OPTIMIZERS, SCHEDULES, Design, UsageError, check_design
+from jaxbp.cli.options import (
+    GRADIENTS,
+    OPTIMIZERS,
+    SCHEDULES,
+    Design,
+    UsageError,
+    check_design,
+    is_streamed,
+)
 from jaxbp.cli.score_tables import SHOWN
 from jaxbp.cli.scores import with_outputs
 from jaxbp.data.cells import Decimal
@@ -26,6 +34,7 @@ from jaxbp.data.errors import DataWarning
 from jaxbp.data.loading import Dataset, Decisions, load
 from jaxbp.data.preparation import Preparation
 from jaxbp.data.sources import Task
+from jaxbp.data.streaming import Epochs, Streamed, load_stream
 from jaxbp.data.weights import class_weights
 from jaxbp.diagnostics.health import sample
 from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_errors
@@ -59,6 +68,7 @@ class Plan:
     parameters: int  # how many weights and biases it has
     parts: dict[str, Batch]  # train, validation and test, with targets as the head takes them
     to_fit: Batch  # the training part, its labels smoothed
+    stream: Epochs | None  # of all training rows, of which those parts are a sample, or None
     learning_rate: float | None  # at the start; None: the optimiser finds its own
     optimizer: optax.GradientTransformation
     batch_size: int | None  # None: all rows
@@ -76,7 +86,24 @@ class Plan:
         """Whether every class keeps its proportion in the three parts."""
         preparation = self.dataset.preparation
         is_of_classes = preparation.labels is not None and not preparation.several_labels
-        return self.options.stratify and is_of_classes
+        return self.options.stratify and is_of_classes and self.stream is None
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows each part has."""
+        if self.stream is not None:
+            return self.stream.source.rows
+        return {part: len(batch.x) for part, batch in self.parts.items()}
+
+    @property
+    def epoch_rows(self) -> int:
+        """How many rows an epoch has; of a stream, about."""
+        return len(self.to_fit.x) if self.stream is None else self.stream.rows
+
+    @property
+    def steps(self) -> int:
+        """How many steps an epoch has; of a stream, about."""
+        return math.ceil(self.epoch_rows / (self.batch_size or self.epoch_rows))
 
     @property
     def network(self) -> str:
@@ -111,24 +138,8 @@ def decide(options: Design) -> Plan:
     check_design(options)
     task = _task(options)
     counts = options.head != "auto" and heads.BY_NAME[options.head].target == "counts"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # the facts tell
-        dataset = load(
-            options.data,
-            target=options.target,
-            task=task,
-            seed=options.seed,
-            standardize_target=not counts,
-            stratify=options.stratify,
-            header=HEADER[options.header],
-            counts=counts,
-            drop=options.drop,
-            categorical=options.categorical,
-            missing=options.missing,
-            weights=options.weights,
-            encoding=options.encoding,
-            decimal=DECIMAL[options.decimal],
-        )
+    streamed = _streamed(options, task, counts=counts) if is_streamed(options) else None
+    dataset = _in_memory(options, task, counts=counts) if streamed is None else streamed.dataset
     labels = dataset.preparation.labels
     if labels is None and options.label_smoothing > 0:
         raise UsageError("--label-smoothing is for classes, and the target is quantities")
@@ -144,19 +155,21 @@ def decide(options: Design) -> Plan:
         outputs = len(labels)
     else:
         outputs = parts["train"].target.shape[-1]
-    to_fit = parts["train"]
-    if options.label_smoothing > 0:
-        classes = outputs if head.target == "classes" else None
-        smoothed = smooth_labels(to_fit.target, options.label_smoothing, classes)
-        to_fit = to_fit._replace(target=smoothed)
+    classes = outputs if head.target == "classes" else None
+
+    def smoothed(batch: Batch) -> Batch:
+        if not options.label_smoothing:
+            return batch
+        return batch._replace(target=smooth_labels(batch.target, options.label_smoothing, classes))
+
+    to_fit = smoothed(parts["train"])
     if options.class_weight != "none":
         own = 1 if to_fit.weight is None else to_fit.weight
         to_fit = to_fit._replace(weight=own * class_weights(dataset.train.target))
 
-    rows, columns = to_fit.x.shape
     units = tuple(activations.BY_NAME[unit] for unit in options.activation)
     model = MLP(
-        sizes=(columns, *options.hidden, outputs),
+        sizes=(to_fit.x.shape[1], *options.hidden, outputs),
         activation=units[0] if len(units) == 1 else units,
         head=head,
         l2=options.l2,
@@ -166,12 +179,21 @@ def decide(options: Design) -> Plan:
         batch_size = None
     elif options.batch_size != "auto":
         batch_size = options.batch_size
-    steps = options.epochs * math.ceil(rows / (batch_size or rows))
+    stream = None
+    if streamed is not None:
+        assert batch_size is not None
+
+        def finish(batch: Batch) -> Batch:
+            return smoothed(with_outputs(head, labels, batch))
+
+        stream = Epochs(streamed, batch_size, options.epoch_rows, finish)
     parameters = sum(o * (i + 1) for i, o in pairwise(model.sizes))
-    rate, optimizer = _optimizer(options, parameters, steps)
     patience = options.patience
     if patience == "auto":  # on diabetes it doubles R²; digits do better without
         patience = 10 if labels is None else 0
+    rows = len(to_fit.x)
+    steps = math.ceil(rows / (batch_size or rows)) if stream is None else len(stream)
+    rate, optimizer = _optimizer(options, parameters, options.epochs * steps)
     return Plan(
         options=options,
         dataset=dataset,
@@ -180,10 +202,59 @@ def decide(options: Design) -> Plan:
         parameters=parameters,
         parts=parts,
         to_fit=to_fit,
+        stream=stream,
         learning_rate=rate,
         optimizer=optimizer,
         batch_size=batch_size,
         patience=patience,
+    )
+
+
+def _in_memory(options: Design, task: Task | None, *, counts: bool) -> Dataset:
+    """The data, with all their rows in memory; counts is whether the target is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the facts tell
+        return load(
+            options.data,
+            target=options.target,
+            task=task,
+            seed=options.seed,
+            standardize_target=not counts,
+            stratify=options.stratify,
+            header=HEADER[options.header],
+            counts=counts,
+            drop=options.drop,
+            categorical=options.categorical,
+            missing=options.missing,
+            weights=options.weights,
+            encoding=options.encoding,
+            decimal=DECIMAL[options.decimal],
+        )
+
+
+def _streamed(options: Design, task: Task | None, *, counts: bool) -> Streamed:
+    """The data, with their training rows on the disk; counts is whether the target is."""
+    return load_stream(
+        options.data,
+        target=options.target,
+        task=task,
+        seed=options.seed,
+        standardize_target=not counts,
+        drop=options.drop,
+    )
+
+
+def tell_of_stream(plan: Plan, console: Console) -> None:
+    """Print that the rows are streamed, where they are, and what an epoch is then."""
+    if plan.stream is None:
+        return
+    kept, rows = len(plan.to_fit.x), plan.rows["train"]
+    passes = plan.stream.passes
+    much = "all of them" if passes == 1 else f"a pass over all takes {1 / passes:.4g} epochs"
+    console.print(
+        f"streamed: {rows:,} training rows are read from the disk, about {plan.epoch_rows:,} in an "
+        f"epoch, {much}; scores of train are those of {kept:,} of them",
+        soft_wrap=True,
     )
 
 
@@ -289,10 +360,10 @@ def fit_plan(
     try:
         params, history = fit(
             plan.model,
-            plan.to_fit,
+            plan.to_fit if plan.stream is None else plan.stream,
             optimizer=plan.optimizer,
             epochs=options.epochs,
-            batch_size=plan.batch_size,
+            batch_size=plan.batch_size if plan.stream is None else ...,
             key=jax.random.key(options.seed),
             params=params if saved is None else None,
             resume=saved,

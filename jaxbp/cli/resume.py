@@ -117,8 +117,9 @@ def saved_in(folder: Path, plan: Plan) -> Saved | None:
     try:
         saved = newest(checkpoints, plan.optimizer)
         own = plan.to_fit, plan.parts["validation"]
-        data = checked_data(plan.model, saved.run.params, *own)
-        check_inputs(folder, saved.inputs, data_of(*data))
+        batch, validation = checked_data(plan.model, saved.run.params, *own)
+        data = data_of(batch if plan.stream is None else plan.stream, validation)
+        check_inputs(folder, saved.inputs, data)
     except AnotherRunError as error:
         raise UsageError(f"--resume: {folder} is of other data: {error.differs}") from None
     except ValueError as error:
@@ -150,9 +151,8 @@ def tell_where(folder: Path, plan: Plan, saved: Saved | None, console: Console) 
     console.print(f"going on after epoch {done} of {options.epochs}", soft_wrap=True)
     raised = recorded(folder, type(options)).epochs != options.epochs
     if raised and options.schedule != "constant" and plan.learning_rate is not None:
-        steps = -(-len(plan.to_fit.x) // (plan.batch_size or len(plan.to_fit.x)))
-        schedule = SCHEDULES[options.schedule](plan.learning_rate, steps * options.epochs)
-        rate = significant(float(schedule(steps * done)), 3)
+        schedule = SCHEDULES[options.schedule](plan.learning_rate, plan.steps * options.epochs)
+        rate = significant(float(schedule(plan.steps * done)), 3)
         console.print(
             f"the {options.schedule} schedule is now that of {options.epochs} epochs: the learning "
             f"rate goes on at {rate}",

@@ -76,7 +76,10 @@ class Summary:
                     for name, value in asdict(options).items()
                 },
                 "data": options.data,
-                "rows": {part: len(batch.x) for part, batch in plan.parts.items()},
+                "rows": plan.rows,
+                "streamed": None
+                if plan.stream is None
+                else {"epoch_rows": plan.epoch_rows, "train_scored_on": len(plan.to_fit.x)},
                 "task": decisions.task,
                 "why": decisions.reason or None,
                 "target": decisions.target or None,
@@ -113,7 +116,7 @@ class Summary:
                 "seconds": round(outcome.compile_seconds + outcome.seconds, 4),
                 "compile_seconds": round(outcome.compile_seconds, 4),
                 "training_seconds": round(outcome.seconds, 4),
-                "samples_per_second": round(outcome.samples_per_second(len(plan.to_fit.x)), 1),
+                "samples_per_second": round(outcome.samples_per_second(plan.epoch_rows), 1),
                 **scores,
                 "baselines": {each.name: dict(each.metrics) for each in self.baselines},
                 "device": jax.devices()[0].device_kind,
@@ -214,7 +217,7 @@ def print_run(summary: Summary, console: Console) -> None:
 def facts_table(summary: Summary) -> rich.table.Table:
     """Tabulate data, network, epochs and time, a line each."""
     plan, options, outcome = summary.plan, summary.plan.options, summary.outcome
-    rows = {part: len(batch.x) for part, batch in plan.parts.items()}
+    rows = plan.rows
     preparation, decisions = plan.dataset.preparation, plan.decisions
     labels = preparation.labels
     several, stratified = preparation.several_labels, plan.stratified
@@ -254,7 +257,7 @@ def facts_table(summary: Summary) -> rich.table.Table:
             "time",
             f"{significant(outcome.compile_seconds, 3)} s compiling, "
             f"{significant(outcome.seconds, 3)} s training: "
-            f"{outcome.samples_per_second(rows['train']):,.0f} samples/s",
+            f"{outcome.samples_per_second(plan.epoch_rows):,.0f} samples/s",
         ),
     ]
     table = rich.table.Table.grid(padding=(0, 2))

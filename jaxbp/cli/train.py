@@ -34,7 +34,15 @@ from jaxbp.cli.files import (
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
 from jaxbp.cli.interrupts import Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed
-from jaxbp.cli.plan import Plan, Trained, decide, fit_plan, initial, tell_of_columns
+from jaxbp.cli.plan import (
+    Plan,
+    Trained,
+    decide,
+    fit_plan,
+    initial,
+    tell_of_columns,
+    tell_of_stream,
+)
 from jaxbp.cli.resume import (
     end_of,
     going_on,
@@ -105,9 +113,11 @@ def run(options: Train, console: Console) -> int:
     before, options = _checked(options)
     told = nullcontext() if before is None else telling(console)
     with Interrupts(console) as interrupts, told:
-        if os.path.isfile(options.data) and os.path.getsize(options.data) > _LONG["bytes"]:
+        size = os.path.getsize(options.data) if os.path.isfile(options.data) else 0
+        if size > _LONG["bytes"] or os.path.isdir(options.data):
             console.print(f"reading {options.data}", soft_wrap=True)
         plan = decide(options)
+        tell_of_stream(plan, console)
         tell_of_columns(plan, console)
         interrupts.check()
         saved = None if before is None else saved_in(before, plan)

@@ -153,7 +153,7 @@ class Stacker:
 
 
 def _kind(batch: Batch) -> Any:
-    """What batches have in common that are stacked."""
+    """Shapes, dtypes and devices, which batches that are stacked have in common."""
     leaves, tree = jax.tree.flatten(batch)
     return tree, *((leaf.shape, leaf.dtype, isinstance(leaf, jax.Array)) for leaf in leaves)
 
