@@ -55,6 +55,7 @@ SLOW = [
     "curvature",
     "tables",
     "kills",
+    "streams",
 ]
 MEASURED = [pytest.param(name, marks=pytest.mark.slow) for name in ("training", *SLOW)]
 

@@ -157,7 +157,7 @@ class _Part(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Of each output, over the rows of a batch that have a weight."""
+    """Statistics of each output, over the rows of a batch that have a weight."""
 
     low: Array  # of the targets
     high: Array

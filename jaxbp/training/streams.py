@@ -149,7 +149,10 @@ class Batches:
         return f"{self._of(number)}, step {place}" if number else f"{self._name}: batch {place}"
 
     def _named(self, item: Any, place: str) -> Batch:
-        """A batch, however it came, as a ``Batch``.  Raises TypeError for anything else, and for no arrays."""
+        """A batch, however it came, as a ``Batch``.
+
+        Raises TypeError for anything else, and for what are no arrays.
+        """
         if not isinstance(item, tuple | list) or not 2 <= len(item) <= 3:
             got = counted(len(item), "part") if isinstance(item, tuple | list) else short(item)
             raise TypeError(
