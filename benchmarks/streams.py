@@ -211,7 +211,7 @@ def streams(cells):
 
 def of_streams(cell, names):
     contenders = cell["contenders"]
-    shares = [f"{1 / protocol.ratio(contenders[name]):.2f}" for name in names]
+    shares = [f"{protocol.ratio(contenders[name]):.2f}" for name in names]
     return protocol.line(
         cell["network"], f"{contenders[MEMORY]['samples_per_second']:,.0f}", *shares
     )
