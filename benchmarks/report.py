@@ -30,6 +30,7 @@ MODULES = (
     "curvature",
     "kills",
     "scale",
+    "streams",
     "tables",
 )
 INTRODUCTION = """\

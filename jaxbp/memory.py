@@ -64,6 +64,11 @@ def _memory() -> float:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return float(stats["bytes_limit"])
+    return host_memory()
+
+
+def host_memory() -> float:
+    """The bytes that this process may have, swapped ones too; infinite where nothing says."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on this system

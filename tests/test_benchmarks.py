@@ -56,6 +56,7 @@ SLOW = [
     "tables",
     "kills",
     "scale",
+    "streams",
 ]
 MEASURED = [pytest.param(name, marks=pytest.mark.slow) for name in ("training", *SLOW)]
 

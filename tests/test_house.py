@@ -136,7 +136,7 @@ def test_examples_run_and_print_what_they_say(code, below, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
     pytest.importorskip("safetensors")
-    for name in ("dp_accounting", "torch", "flax", "equinox", "onnxruntime"):
+    for name in ("dp_accounting", "torch", "flax", "equinox", "onnxruntime", "grain"):
         if name in code:
             pytest.importorskip(name)
     exec(compile(code, "a page", "exec"), {"__name__": "page"})

@@ -14,7 +14,10 @@ import polars
 
 import jaxbp
 from jaxbp import cli
+from jaxbp.cli import options
 from jaxbp.cli.files import METRICS, NETWORK
+from jaxbp.cli.options import with_stream
+from jaxbp.cli.train import Train
 from jaxbp.data import streaming
 from jaxbp.data.errors import DataError
 from jaxbp.data.streaming import Epochs, Moments, Part, load_stream
@@ -188,10 +191,10 @@ def test_a_streamed_run_goes_on_in_the_middle_of_a_pass(tmp_path, monkeypatch, c
     monkeypatch.setattr(streaming, "_CHEAP", 4)
     x, y = rows_of(2000)
     folder = written(tmp_path / "shards", ".npy", x, y)
-    options = [folder, "--epoch-rows", 300, "--schedule", "constant", "--label-smoothing", 0.1]
-    train(*options, "--epochs", 7, "--output", tmp_path / "whole")
+    given = [folder, "--epoch-rows", 300, "--schedule", "constant", "--label-smoothing", 0.1]
+    train(*given, "--epochs", 7, "--output", tmp_path / "whole")
     assert " training rows are read from the disk, about " in capsys.readouterr().out
-    train(*options, "--epochs", 3, "--output", tmp_path / "parts")
+    train(*given, "--epochs", 3, "--output", tmp_path / "parts")
     assert cli.main(["train", "--resume", str(tmp_path / "parts"), "--epochs", "7"]) == 0
     lines = []
     for run in ("whole", "parts"):
@@ -227,6 +230,15 @@ def test_a_streamed_run_goes_on_in_the_middle_of_a_pass(tmp_path, monkeypatch, c
 def test_what_a_stream_of_rows_does_not_go_with_is_refused(arguments, message, tmp_path, capsys):
     train(tmp_path, *arguments, status=2)
     assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_larger_than_the_memory_is_streamed(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.ones((20, 3)))
+    given = Train(str(tmp_path / "a.npy"))
+    assert not with_stream(given).stream
+    monkeypatch.setattr(options, "host_memory", lambda: 500.0)
+    assert with_stream(given).stream
+    assert not with_stream(Train("digits")).stream
 
 
 def test_epoch_rows_are_for_streams_alone(capsys):

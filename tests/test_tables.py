@@ -769,9 +769,7 @@ def test_what_training_will_refuse_is_told(tmp_path, monkeypatch, capsys):
     assert told in capsys.readouterr().out
 
 
-def test_other_sheets_and_unequal_weights_are_told(
-    tmp_path, monkeypatch, capsys
-):
+def test_other_sheets_and_unequal_weights_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     book = pytest.importorskip("openpyxl").Workbook()
     for i in range(61):

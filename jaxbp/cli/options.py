@@ -7,10 +7,10 @@ theirs; the names on offer are those of the tables here and beside activations a
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import optax
 import tyro
@@ -19,7 +19,9 @@ from tyro.extras import literal_type_from_choices
 
 from jaxbp import activations, heads
 from jaxbp.data.delimited import is_tabular
+from jaxbp.data.shards import KINDS
 from jaxbp.gradient import Gradient, autodiff, backprop
+from jaxbp.memory import host_memory
 from jaxbp.training import batch_methods
 
 
@@ -250,7 +252,8 @@ class Design:
         bool,
         arg(
             help="read the rows from the disk in each epoch, not into memory: of a .npy, .npz or "
-            ".parquet file; a folder of such files is read so in any case"
+            ".parquet file; a folder of such files is read so in any case, and a file that is "
+            "larger than the memory"
         ),
     ] = False
     epoch_rows: Annotated[
@@ -311,6 +314,9 @@ class Design:
     ] = False
 
 
+Options = TypeVar("Options", bound=Design)
+
+
 def check_design(options: Design) -> None:
     """Raise UsageError for a value out of range, or for two that exclude each other."""
     for name, default in (("header", "auto"), ("encoding", None)):
@@ -349,6 +355,14 @@ def is_streamed(options: Design) -> bool:
     """Whether the rows are read from the disk in each epoch: where it is asked for, and those of a
     folder."""
     return options.stream or os.path.isdir(options.data)
+
+
+def with_stream(options: Options) -> Options:
+    """The options, with --stream where a file that can be streamed is larger than the memory."""
+    path = Path(options.data)
+    large = path.suffix.lower() in KINDS and path.is_file()
+    large = large and path.stat().st_size > host_memory()
+    return replace(options, stream=True) if large else options
 
 
 def _check_stream(options: Design) -> None:

@@ -37,7 +37,7 @@ from jaxbp.cli.files import (
 )
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
 from jaxbp.cli.interrupts import Interrupts
-from jaxbp.cli.options import Design, UsageError, fixed
+from jaxbp.cli.options import Design, UsageError, fixed, with_stream
 from jaxbp.cli.plan import (
     Plan,
     Trained,
@@ -219,7 +219,7 @@ def _checked(options: Train, *, writes: bool) -> tuple[Path | None, Train]:
         new_folder("--output", options.output, overwrite=options.overwrite)
     if options.checkpoint_every != "minute" and options.checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every: got {options.checkpoint_every}, expected at least 1")
-    return before, options
+    return before, with_stream(options)
 
 
 def _is_complete(folder: Path, plan: Plan, saved: Saved | None, console: Console) -> bool:

@@ -4,8 +4,8 @@ Read ``loading`` first: its ``load`` is the whole way, and calls the others in t
 ``sources`` reads what there is, by ``tables``, ``arrays`` or, as text, ``delimited``, whose
 ``layout`` is guessed where it is not told; ``columns`` tells by the ``cells`` of what kind each is;
 ``split`` deals out the rows, ``preparation`` encodes and scales them.  ``weights`` gives every
-class the same part of the objective, however many rows it has.  ``streaming`` takes from ``shards``
-what memory does not hold, and leaves the training rows on the disk.
+class the same part of the objective, however many rows it has.  ``streaming`` leaves on the disk
+what memory does not hold, in ``shards``.
 """
 
 from jaxbp.data.columns import Column

@@ -143,7 +143,7 @@ def load_stream(
 
 
 class _Seen(NamedTuple):
-    """What the first pass has found."""
+    """The findings of the first pass."""
 
     inputs: Moments  # of the training rows
     values: Moments | None  # of their targets, where these are numbers

@@ -53,7 +53,7 @@ def check_arguments(
     model: MLP,
     optimizer: optax.GradientTransformation,
     epochs: int,
-    batch_size: Any,
+    batch_size: int | None,
     precision: str | None,
     kernel: str,
 ) -> None:
@@ -73,8 +73,6 @@ def check_arguments(
         raise TypeError(f"optimizer: got {optimizer!r}, expected optax's, such as optax.sgd(0.1)")
     if not _is_count(epochs):
         raise ValueError(f"epochs: got {epochs!r}, expected a positive int")
-    if batch_size is ...:
-        raise TypeError("batch_size: got none, expected a positive int, or None for all")
     if batch_size is not None and not _is_count(batch_size):
         raise ValueError(
             f"batch_size: got {batch_size!r}, expected a positive int, or None for all"

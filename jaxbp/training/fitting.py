@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from operator import itemgetter
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +65,7 @@ from jaxbp.training.run import Run, check_resumed, check_state, key_of
 from jaxbp.training.saved import Folder, Saved, resumed
 from jaxbp.training.source import Source, check_source
 from jaxbp.training.streamed import Streamed
-from jaxbp.training.streams import Stream, check_goes_with_a_stream
+from jaxbp.training.streams import Stream, rows_of_a_step
 from jaxbp.trees import check_bools
 
 
@@ -75,7 +76,7 @@ def fit(
     *,
     optimizer: optax.GradientTransformation,
     epochs: int,
-    batch_size: Any = ...,
+    batch_size: int | EllipsisType | None = ...,
     key: Array | None = None,
     params: Params | None = None,
     resume: Run | Saved | Folder | None = None,
@@ -171,10 +172,9 @@ def fit(
     """
     check_bools(diagnostics=diagnostics, progress=progress, check=check, keep_best=keep_best)
     check_concrete(key=key, params=params, resume=resume)
-    if check_source(batch, validation, keep_best=keep_best):
-        check_goes_with_a_stream(batch_size, kernel, mesh, diagnostics=diagnostics)
-        batch_size = None  # each of its batches is a step
-    check_arguments(model, optimizer, epochs, batch_size, precision, kernel)
+    streamed = check_source(batch, validation, keep_best=keep_best)
+    size = rows_of_a_step(batch_size, kernel, mesh, streamed=streamed, diagnostics=diagnostics)
+    check_arguments(model, optimizer, epochs, size, precision, kernel)
     mesh = None if mesh is None else checked_mesh(mesh)
     checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume, mesh)
     begins = checkpoints is not None and checkpoints.begins
@@ -198,7 +198,7 @@ def fit(
     shapes = shapes_of(model, dtype_of(rows)) if params is None else params
     check_layers(shapes)
     lifted = without_numbers(Given(optimizer), tuple(shapes))
-    check_full_batch(lifted.state, batch_size, streamed=source.stream is not None)
+    check_full_batch(lifted.state, size, streamed=streamed)
     if run is not None:
         check_state(run, lifted.state)
     if params is None:
@@ -208,12 +208,12 @@ def fit(
     params = tuple(params)
     source = source.checked(model, params, precision)
     bare, l2 = without_l2(model, params)
-    batch_size = batch_size and min(batch_size, len(source.rows.x))
-    program = Program(bare, lifted.optimizer, mixed, batch_size, diagnostics, precision, mesh=mesh)
+    size = size and min(size, len(source.rows.x))
+    program = Program(bare, lifted.optimizer, mixed, size, diagnostics, precision, mesh=mesh)
     constants = Constants(l2, None, lifted.numbers)
     drawn_with = key if random else None
     if check:
-        own = model, params, source.rows, batch_size, gradient
+        own = model, params, source.rows, size, gradient
         check_pieces(*own, drawn_with, params[0].weight.dtype)
     params, state, source, key = _spread(program, constants, epochs, params, state, source, key)
     start = _Start(params, state, done)

@@ -148,7 +148,7 @@ def evaluation_over(
 
 
 class _Part(NamedTuple):
-    """What a batch adds to the evaluation of all."""
+    """The share of one batch in the evaluation of all."""
 
     weight: Array  # Σₙ wₙ
     loss: Array  # the objective
@@ -157,7 +157,7 @@ class _Part(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Of each output, over the rows of a batch that have a weight."""
+    """Statistics of each output, over the rows of a batch that have a weight."""
 
     low: Array  # of the targets
     high: Array
@@ -167,7 +167,7 @@ class _Moments(NamedTuple):
 
 
 def part_of(of: tuple[MLP, str | None], l2: Array | None, params: Params, batch: Batch) -> _Part:
-    """What a batch adds, by a model, its l2 apart, at a precision."""
+    """The share of a batch, by a model, its l2 apart, at a precision."""
     model, precision = of
     value, logits, share = _objective(with_l2(model, l2), params, batch, precision)
     prediction, target = model.head.predict(logits), jnp.asarray(batch.target)

@@ -5,6 +5,7 @@ stack: by one program for each shape, and another for a batch that comes alone, 
 one of an epoch does.  While the device is at work, the next stack is read, checked and put there.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from jaxbp.training.same_program import compiled_for_each
 from jaxbp.training.streams import Batches
 
 _MOST_BYTES, _MOST_STEPS = 2**22, 64  # of a stack; a core's cache still holds what it has copied
+_KINDS = 2  # of batches whose memory is used again: the full ones, and the last of an epoch
 _ALIGNED = 64  # bytes: arrays that begin at a multiple of it need no copy on a CPU
 
 
@@ -63,7 +65,7 @@ class Streamed:
                 if steps is None:
                     steps = run_steps(looked_up(program, steps_of, *given))
                 params, state, each = steps(*given)
-                losses.add(each, stack)
+                losses.add(each, stack)  # waits for the call before: see Stacker
                 if losses.broke:
                     break
                 self.show(number - 1 + self.batches.share(losses.steps), losses.so_far, None)
@@ -125,10 +127,16 @@ class Stack(NamedTuple):
 
 
 class Stacker:
-    """Stacks of batches, of few different lengths, as a program is compiled for each."""
+    """Stacks of batches, of few different lengths, as a program is compiled for each.
+
+    The memory of a stack of NumPy's arrays is that of the last but one of its kind, as to get it
+    anew from the system takes longer than to copy into it.  On a CPU the device reads just there:
+    so who asks for a stack must be done with all before the last.
+    """
 
     def __init__(self) -> None:
         self._several: set[Any] = set()  # the kinds of batches that came one after the other
+        self._rooms: dict[Any, deque[list[Any]]] = {}  # two in turn, by the kind; the latest last
 
     def stacks(self, batches: Iterable[Batch]) -> Iterator[Stack]:
         """All batches in their order; each is copied when it comes, and may change after that."""
@@ -137,13 +145,23 @@ class Stacker:
             if filling is not None and filling.kind != _kind(batch):
                 yield self._stack(filling)
                 filling = None
-            filling = filling or _Filling(batch)
+            filling = filling or _Filling(batch, self._room(batch))
             filling.add(batch)
             if filling.count == filling.most:
                 yield self._stack(filling)
                 filling = None
         if filling is not None:
             yield self._stack(filling)
+
+    def _room(self, batch: Batch) -> list[Any]:
+        """Memory for a stack of batches like this one: what its turn is."""
+        kind = _kind(batch)
+        turns = self._rooms.pop(kind, None) or deque([_room_for(batch), _room_for(batch)])
+        turns.rotate()
+        self._rooms[kind] = turns
+        if len(self._rooms) > _KINDS:
+            del self._rooms[next(iter(self._rooms))]
+        return turns[0]
 
     def _stack(self, filling: "_Filling") -> Stack:
         if filling.count > 1:
@@ -153,30 +171,42 @@ class Stacker:
 
 
 def _kind(batch: Batch) -> Any:
-    """What batches have in common that are stacked."""
+    """Shapes, dtypes and devices, which batches that are stacked have in common."""
     leaves, tree = jax.tree.flatten(batch)
     return tree, *((leaf.shape, leaf.dtype, isinstance(leaf, jax.Array)) for leaf in leaves)
+
+
+def _most(batch: Batch) -> int:
+    """How many batches like this one a stack holds."""
+    size: int = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+    return max(1, min(_MOST_STEPS, _MOST_BYTES // size))
+
+
+def _room_for(batch: Batch) -> list[Any]:
+    """An array (most, B, ...) of anything for each field that NumPy holds; else None."""
+    rooms: list[Any] = []
+    for field in batch:
+        if field is None or isinstance(field, jax.Array):
+            rooms.append(None)
+            continue
+        size = _most(batch) * field.nbytes
+        room = np.empty(size + _ALIGNED, np.uint8)
+        start = -room.ctypes.data % _ALIGNED
+        own = room[start : start + size].view(field.dtype)
+        rooms.append(own.reshape(-1, *field.shape))
+    return rooms
 
 
 class _Filling:
     """A stack that is being filled: on the host or, of arrays of JAX's, by what it is made of."""
 
-    def __init__(self, first: Batch) -> None:
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(first))
+    def __init__(self, first: Batch, room: list[Any]) -> None:
         self.kind, self.rows, self.count = _kind(first), len(first.x), 0
-        self.most = max(1, min(_MOST_STEPS, _MOST_BYTES // size))
+        self.most = _most(first)
         self._parts: list[Any] = [
-            None if field is None else [] if isinstance(field, jax.Array) else self._room(field)
-            for field in first
+            [] if isinstance(field, jax.Array) else own
+            for field, own in zip(first, room, strict=True)
         ]
-
-    def _room(self, field: np.ndarray) -> np.ndarray:
-        """An array (most, B, ...) of anything."""
-        size = self.most * field.nbytes
-        room = np.empty(size + _ALIGNED, np.uint8)
-        start = -room.ctypes.data % _ALIGNED
-        own = room[start : start + size].view(field.dtype)
-        return own.reshape(self.most, *field.shape)
 
     def add(self, batch: Batch) -> None:
         """Add a batch of the same kind."""

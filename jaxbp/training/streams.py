@@ -13,6 +13,7 @@ it.
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -149,7 +150,10 @@ class Batches:
         return f"{self._of(number)}, step {place}" if number else f"{self._name}: batch {place}"
 
     def _named(self, item: Any, place: str) -> Batch:
-        """What came as a ``Batch``.  Raises TypeError for anything else, and for no arrays."""
+        """A batch, however it came, as a ``Batch``.
+
+        Raises TypeError for anything else, and for what are no arrays.
+        """
         if not isinstance(item, tuple | list) or not 2 <= len(item) <= 3:
             got = counted(len(item), "part") if isinstance(item, tuple | list) else short(item)
             raise TypeError(
@@ -186,10 +190,28 @@ def check_is_stream(stream: Any, name: str) -> None:
         )
 
 
-def check_goes_with_a_stream(batch_size: Any, kernel: str, mesh: Any, *, diagnostics: bool) -> None:
-    """Raise ValueError for an argument of ``fit`` that a stream cannot have."""
+def rows_of_a_step(
+    batch_size: int | EllipsisType | None,
+    kernel: str,
+    mesh: Any,
+    *,
+    streamed: bool,
+    diagnostics: bool,
+) -> int | None:
+    """The batch size of ``fit``: None of a stream, as each of its batches is a step.
+
+    batch_size, kernel, mesh, diagnostics: as ``fit`` is given them.
+    streamed: whether there is a stream.
+
+    Raises TypeError where there is none and has to be, and ValueError for an argument that a stream
+    cannot have.
+    """
+    if not streamed:
+        if isinstance(batch_size, EllipsisType):
+            raise TypeError("batch_size: got none, expected a positive int, or None for all")
+        return batch_size
     refused = {
-        f"batch_size: got {batch_size!r}": batch_size not in {None, ...}
+        f"batch_size: got {batch_size!r}": not (batch_size is None or batch_size is ...)
         and "none, as each of its batches is a step",
         f"kernel: got {kernel!r}": kernel in {"fused", "interpret"}
         and "auto or xla, as one kernel takes all rows of an epoch out of the GPU's memory",
@@ -200,3 +222,4 @@ def check_goes_with_a_stream(batch_size: Any, kernel: str, mesh: Any, *, diagnos
     for got, expected in refused.items():
         if expected:
             raise ValueError(f"{got} beside a stream, expected {expected}")
+    return None
