@@ -381,7 +381,7 @@ def test_a_batch_method_takes_the_whole_batch():
     batch = jaxbp.Batch(np.ones((2, 1)), np.ones((2, 1)))
     options = {"optimizer": made(NEWTON, 1.0), "epochs": 1, "key": jax.random.key(0)}
     refused = pytest.raises(
-        ValueError, match="batch_size: got 1, expected None: it is a full-batch"
+        ValueError, match="batch_size: got 1, expected None: the optimizer is a full-batch"
     )
     with refused:
         jaxbp.fit(model, batch, batch_size=1, **options)

@@ -468,7 +468,7 @@ def trained(model, **change):
     """A network of random parameters, with a preparation that does not leave rows as they are."""
     preparation = plain_preparation(model)._replace(
         features=HOSTILE,
-        columns=tuple(map(Column, HOSTILE, ("number", "boolean", "number"), (7.0, 1.0, 2.0))),
+        columns=tuple(map(Column, HOSTILE, ("number", "number", "number"), (7.0, 1.0, 2.0))),
         mean=np.array([1.0, 1000.0, -4.0]),
         scale=np.array([3, 2, 0.5]),
     )

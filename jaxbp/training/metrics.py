@@ -271,11 +271,11 @@ def _r2(prediction: Array, target: Array, share: Array) -> Array:
 
 def _moments(prediction: Array, target: Array, share: Array) -> _Moments:
     share = jnp.expand_dims(share, range(1, target.ndim))  # beside (B, K), or (B,)
-    mean = jnp.sum(share * target, axis=0)
+    mean = jnp.sum(share * target, axis=0, keepdims=True)
     return _Moments(
         low=jnp.min(jnp.where(share > 0, target, jnp.inf), axis=0),
         high=jnp.max(jnp.where(share > 0, target, -jnp.inf), axis=0),
-        mean=mean,
+        mean=mean[0],
         total=jnp.sum(share * (target - mean) ** 2, axis=0),
         unexplained=jnp.sum(share * (target - prediction) ** 2, axis=0),
     )
