@@ -29,6 +29,7 @@ from jaxbp.data.preparation import (
     scaled,
     scaled_target,
     transform,
+    transformed,
 )
 from jaxbp.data.sources import (
     RawData,
@@ -395,7 +396,7 @@ def load_labelled(
         check_counts(raw)
     told: list[str] = []
     if raw.table is None:
-        x = transform(preparation, raw.x)
+        x, told = transformed(preparation, raw.x)
     else:
         x, told = prepared(preparation, raw.table, decimal)
     return Batch(x, encode_for(preparation, raw), raw.weight), told
@@ -427,5 +428,5 @@ def load_rows(
     reading = checked_reading(None, (), (), "impute", None, encoding, decimal)
     rows = read_inputs(source, preparation.features, reading)
     if isinstance(rows, np.ndarray):
-        return transform(preparation, rows), []
+        return transformed(preparation, rows)
     return prepared(preparation, rows, decimal)

@@ -62,6 +62,15 @@ def transform(preparation: Preparation, x: Any) -> np.ndarray:
     out of float32's range, before or after.  A DataWarning tells of categories that no training
     row has.
     """
+    rows, told = transformed(preparation, x)
+    for each in told:
+        if NO_TRAINING_ROW in each:
+            warnings.warn(f"x: {each}", DataWarning, stacklevel=2)
+    return rows
+
+
+def transformed(preparation: Preparation, x: Any) -> tuple[np.ndarray, list[str]]:
+    """``transform``, and what is worth telling of the rows, of which it does not warn."""
     features = preparation.features
     if is_frame(x):
         table = frame_table(x, "x")
@@ -72,7 +81,7 @@ def transform(preparation: Preparation, x: Any) -> np.ndarray:
                 f"are {', '.join(map(quoted, table.names))}; an array of them is taken in order)"
             )
         columns = [table.columns[table.names.index(name)] for name in features]
-        return _warned(preparation, table._replace(names=features, columns=columns))
+        return prepared(preparation, table._replace(names=features, columns=columns))
     if np.ma.is_masked(x):
         raise DataError("x: some values are masked, expected an array without a mask")
     if np.asarray(x).dtype.kind in "cmM":  # complex numbers, durations, dates
@@ -84,13 +93,14 @@ def transform(preparation: Preparation, x: Any) -> np.ndarray:
         _check_shape(rows, features)
         flat = rows.reshape(-1, len(features))
         table = frame_table(dict(enumerate(flat.T)), "x")._replace(names=features)
-        return _warned(preparation, table).reshape(*rows.shape[:-1], -1)
+        inputs, told = prepared(preparation, table)
+        return inputs.reshape(*rows.shape[:-1], -1), told
     try:
         rows = np.asarray(x, np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"x: expected rows of numbers ({error})") from None
     _check_shape(rows, features)
-    return _scaled(preparation, rows)
+    return _scaled(preparation, rows), []
 
 
 def _check_shape(rows: np.ndarray, features: Sequence[str]) -> None:
@@ -98,14 +108,6 @@ def _check_shape(rows: np.ndarray, features: Sequence[str]) -> None:
         raise DataError(
             f"x: got shape {rows.shape}, expected rows of {counted(len(features), 'column')}"
         )
-
-
-def _warned(preparation: Preparation, table: Table) -> np.ndarray:
-    x, told = prepared(preparation, table)
-    for each in told:
-        if NO_TRAINING_ROW in each:
-            warnings.warn(f"{table.source}: {each}", DataWarning, stacklevel=3)
-    return x
 
 
 def prepared(
