@@ -120,7 +120,9 @@ def check(coordinator: Any, process: Any, processes: Any, listen: Any) -> None:
             raise ValueError(f"coordinator: got {coordinator}, expected HOST:PORT")
         for name, each, least in (("processes", processes, 1), ("process", process, 0)):
             if isinstance(each, bool) or not isinstance(each, int) or each < least:
-                raise ValueError(f"{name}: got {each}, expected a number from {least}")
+                raise ValueError(
+                    f"{name}: got {each}, expected a number from {least} beside the coordinator"
+                )
         if process >= processes:
             raise ValueError(
                 f"process: got {process}, expected 0 to {processes - 1}: there are {processes}"

@@ -373,6 +373,7 @@ def test_control_c_before_training_leaves_nothing(number, elsewhere, press_befor
     assert signal.getsignal(number) is usual
 
 
+@pytest.mark.slow
 def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, capsys, sigint):
     """SIGTERM and SIGHUP, by Slurm, Docker or a closed terminal, and more than once."""
     for name in ("train", "fit_plan"):
@@ -448,6 +449,24 @@ def test_names_are_not_taken_for_markup(elsewhere, capsys):
     assert "saved in [bold]x[/red]" in capsys.readouterr().out
 
 
+def test_what_no_run_wrote_is_not_overwritten(tmp_path):
+    """A folder whose files are called as a run's are, and a run with a file of the user's own."""
+    for files_in, held in [
+        (["summary.json", "report.html"], "report.html"),
+        (["options.json", "checkpoints/mine.txt"], "checkpoints/mine.txt"),
+        (["checkpoints/7/array"], "checkpoints"),
+    ]:
+        folder = tmp_path / held.replace("/", "-")
+        for name in files_in:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("mine")
+        with pytest.raises(options.UsageError, match=f"holds {held}, which is not of a run"):
+            files.new_folder("--output", folder, overwrite=True)
+    (folder / "options.json").write_text("{}")
+    files.new_folder("--output", folder, overwrite=True)
+
+
+@pytest.mark.slow
 def test_small_relu_networks_on_two_classes():
     """All ReLUs are dead at first, each logit is 0, and jax.grad must be right there; a difference
     would see half the slope of the second layer's, which stand on their kink."""
@@ -693,7 +712,8 @@ def test_what_cannot_be_written_is_refused_before_the_work(elsewhere, capsys, mo
 def test_a_dead_runs_folder_can_be_overwritten_and_no_other(elsewhere, capsys):
     folder = elsewhere / "run"
     folder.mkdir()
-    (folder / "metrics.jsonl").write_text("{}\n")  # all that a killed run leaves
+    for name in ("options.json", "metrics.jsonl"):  # all that a killed run leaves
+        (folder / name).write_text("{}\n")
     message = refused(capsys, "train", "iris", *QUICK, "--output", "run")
     assert "run exists, and nothing is overwritten; --overwrite replaces the run in it" in message
     (folder / "mine.txt").write_text("mine")
@@ -719,6 +739,7 @@ def test_a_title_has_no_boxes_and_no_formulas(elsewhere, monkeypatch):
     pictures.write(figure, "curve.png")
 
 
+@pytest.mark.slow
 def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsys, monkeypatch):
     """A table as pandas writes it, of few rows of one class, whose labels have leading zeros."""
     rng = np.random.default_rng(0)
@@ -1151,6 +1172,7 @@ def test_a_full_disk_is_a_failed_run_and_its_file_is_named():
     assert app._explain(PermissionError(13, "Permission denied", "x"))[0] == 2
 
 
+@pytest.mark.slow
 def test_python_dash_m(python):
     out, _ = python("-m", "jaxbp", "--help").ended()
     assert "train" in out
@@ -1328,6 +1350,7 @@ def test_check_of_several_gradients_tells_which_is_wrong(homework, capsys):
     assert [(leaf["path"], leaf["verdict"]) for leaf in leaves] == [("x", "pass"), ("y", "fail")]
 
 
+@pytest.mark.slow
 def test_check_draws_and_writes_and_never_over(homework, elsewhere, capsys):
     files = ["--plot", "steps.png", "--output", "report.json"]
     assert run("check", "homework.py:cube", *files, "--order", 2) == 0

@@ -357,6 +357,7 @@ def test_truncated_newton_steps_as_far_as_it_trusts_the_quadratic(surprise, damp
     np.testing.assert_allclose(after, damping * factor, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_bfgs_meets_the_minimum_of_a_quadratic(x64):
     pytest.importorskip("optimistix")
     rng = np.random.default_rng(0)

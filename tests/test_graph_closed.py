@@ -257,6 +257,7 @@ def test_a_while_under_vmap():
     assert_same(graph.trace(f, v).gradients, (forward,))
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_those_of_the_rules():
     """A rule's values are differentiated, not those of the function it stands for."""
     for f, x in (

@@ -62,6 +62,7 @@ def fitted(kind, sizes, out, **parameters):
     return estimator
 
 
+@pytest.mark.slow
 def test_estimators_of_scikit_learn():
     neural_network = pytest.importorskip("sklearn.neural_network")
     from sklearn.exceptions import ConvergenceWarning

@@ -211,6 +211,7 @@ def test_examples_are_rows(of, x64):
         jax.eval_shape(partial(of, model), params, folded)
 
 
+@pytest.mark.slow
 def test_a_batch_of_nobody(x64):
     """Poisson sampling may draw it: a private step then is noise of the usual size, no mean."""
     model = jaxbp.MLP((40, 50), (), HEADS["softmax_cross_entropy"], l2=0.3)
@@ -359,6 +360,7 @@ def test_fit_draws_new_noise_at_every_step():
     assert 1.5 < ways[1] / ways[0] < 5
 
 
+@pytest.mark.slow
 def test_a_random_gradient_is_known_by_its_key_or_by_being_declared():
     """Whichever way it is written, one draws as the plain one does."""
     noisy = partial(per_example.noisy_clipped_gradient, max_norm=1.0, noise_multiplier=1.0)

@@ -131,6 +131,7 @@ def test_digits_are_learned_as_well():
     assert 1e-3 < jaxbp.compare(low, exact).relative_error < 2e-2
 
 
+@pytest.mark.slow
 def test_fit_trains_by_it_and_compiles_once():
     assert mixed_precision(jaxbp.backprop) is mixed_precision(jaxbp.backprop, "bfloat16")
     _, batch = problem()

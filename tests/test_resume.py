@@ -128,7 +128,7 @@ def test_what_contradicts_the_run_is_refused(two, capsys):
     for options, message in [
         (["--seed", 1], "--seed: got 1, and the run in {} has 0; a run goes on as it was begun"),
         (["--hidden", 4, 4], "--hidden: got 4 4, and the run in {} has none; a run goes on"),
-        (["--epochs", 1], "--epochs: got 1, and the run in {} has 2; they can be raised alone"),
+        (["--epochs", 1], "--epochs: got 1, and the run in {} has 2; they can only be raised"),
         (["--output", "other"], "--output: got other, and the run in {} has {}; a run goes on"),
         (
             ["--epochs", 4, "--checkpoint-every", 0],

@@ -291,6 +291,7 @@ def test_an_f_without_a_gradient_says_that_rounding_is_unknown():
     assert "how products round is unknown: RuntimeError: no backward pass" in report.notes
 
 
+@pytest.mark.slow
 def test_taylors_remainder_has_a_floor_of_rounded_products():
     grads = made_with(10)
     assert taylor_test(loss, grads, (PARAMS,), precision="float32").verdict == "fail"

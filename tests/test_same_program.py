@@ -309,6 +309,7 @@ class Momentum:
         return self.inner().update(grads, state, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", thinned([{}, {"validation": BATCH}], every=2))
 def test_an_optimizer_that_changed_since_is_what_it_is_now(asked):
     first = Momentum()

@@ -284,6 +284,7 @@ def test_what_a_stream_cannot_be_is_refused(stream, options, message):
         fit(stream, **{"epochs": 1} | options)
 
 
+@pytest.mark.slow
 def test_a_class_out_of_range_is_named_with_its_step():
     parts = [(DATA.x[:5], np.arange(5) % 2), (DATA.x[:5], np.arange(5))]
     message = "batch: epoch 1, step 2: target: class 2 in row 2, expected classes 0 to 1"

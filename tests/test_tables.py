@@ -362,6 +362,9 @@ def test_other_columns_decide_what_a_sign_means(load):
     assert [told for _, told in found] == [[], []]
     with pytest.raises(DataError, match=r"'1\.040' may have a decimal point, and the rows trained"):
         data.load_rows(german, {"m": [2.5], "n": ["1.040"]})
+    both = "".join(f"{i},5;{i}.25;{1 + i % 5}.{100 + i};{'ab'[i % 2]}\n" for i in range(60))
+    with pytest.raises(DataError, match=r"'1\.100' may have a decimal comma or groups"):
+        load("m;k;n;y\n" + both)
     english = table(m=lambda i: f"{i / 7:.2f}", n=lambda i: f'"{3 + i % 4},{100 + i}"')
     with pytest.warns(DataWarning, match=r"column 'n': '3,100' is taken for 3100"):
         assert column_of(load(english), "n").decimal == "."
@@ -680,6 +683,7 @@ def run(*arguments):
     return cli.main(list(map(str, arguments)))
 
 
+@pytest.mark.slow
 def test_a_titanic_from_its_file_to_predictions(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")

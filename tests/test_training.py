@@ -140,6 +140,7 @@ def test_each_gradient_is_traced_once_a_program():
         fit(gradient=traced, epochs=4, check=False)
 
 
+@pytest.mark.slow
 def test_backprop_and_autodiff_train_alike():
     options = {"epochs": 20, "optimizer": adam(0.01), "precision": "highest"}
     by_hand, _ = fit(**options)
@@ -1015,6 +1016,7 @@ def test_training_is_not_to_be_traced():
         jax.jit(lambda batch: fit(batch=batch, key=key)[0])(table())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", thinned([0.1, 3e3], every=2))
 def test_epochs_in_one_call_are_those_that_are_watched_one_by_one(rate):
     """Also where training diverges within a call."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from jaxbp.cli.options import UsageError
+from jaxbp.training.checkpoints import no_checkpoints_in
 
 PICTURES = (".png", ".svg", ".pdf")
 NETWORK = "model.safetensors"
@@ -57,10 +58,8 @@ def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> No
     elif path.is_dir():
         names = {file.name.removesuffix(BEFORE) for file in path.iterdir()}
         others = sorted(names - {*(RUN if overwrite else ())})
-        if others and overwrite:
-            raise UsageError(
-                f"{option}: {path} holds {others[0]}, which is not of a run, and is not overwritten"
-            )
+        if overwrite:
+            _check_is_run(option, path, names, others)
         if others:
             how = "; --overwrite replaces the run in it, and --resume goes on with it"
             of_a_run = how if {*others} <= {*RUN} else ""
@@ -68,6 +67,25 @@ def new_folder(option: str, path: Path | None, *, overwrite: bool = False) -> No
     elif os.path.lexists(path):
         raise UsageError(f"{option}: {path} exists, and nothing is overwritten")
     check_can_write(option, path / f"{RUN[0]}.new")
+
+
+def _check_is_run(option: str, folder: Path, names: Collection[str], others: list[str]) -> None:
+    """Raise UsageError for a folder that holds anything but a run: it is not overwritten.
+
+    option: the folder's option.
+    folder: that may hold a run.
+    names: of all that it holds, as they are called in a run.
+    others: those of them that no run has.
+    """
+    for name in (CHECKPOINTS, f"{CHECKPOINTS}{BEFORE}"):
+        if (folder / name).is_dir():
+            others = others + [f"{name}/{each}" for each in no_checkpoints_in(folder / name)]
+    if not others and names and OPTIONS not in names and not {NETWORK, SUMMARY} <= {*names}:
+        others = sorted(names)  # called as a run's, and of none
+    if others:
+        raise UsageError(
+            f"{option}: {folder} holds {others[0]}, which is not of a run, and is not overwritten"
+        )
 
 
 def check_can_write(option: str, path: Path) -> None:

@@ -95,7 +95,7 @@ def going_on(folder: Path, options: _Options) -> _Options:
     if options.epochs < before.epochs:
         raise UsageError(
             f"--epochs: got {options.epochs}, and the run in {folder} has {before.epochs}; they "
-            "can be raised alone"
+            "can only be raised"
         )
     session: Any = {"resume": None}
     return replace(options, **session)
@@ -150,6 +150,11 @@ def tell_where(folder: Path, plan: Plan, saved: Saved | None, console: Console) 
         return
     done, options = saved.run.epochs, plan.options
     console.print(f"going on after epoch {done} of {options.epochs}", soft_wrap=True)
+    if plan.stream is not None:
+        console.print(
+            "the training rows on the disk are to be those it began with: they are not compared",
+            soft_wrap=True,
+        )
     raised = recorded(folder, type(options)).epochs != options.epochs
     if raised and options.schedule != "constant" and plan.learning_rate is not None:
         schedule = SCHEDULES[options.schedule](plan.learning_rate, plan.steps * options.epochs)

@@ -23,6 +23,9 @@ def read_bundled(name: str) -> RawData:
         near = get_close_matches(name, BUNDLED, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         what = "no kind of file that is read" if Path(name).exists() else f"no such data{hint}"
+        what = (
+            "a folder, of which jaxbp train alone reads all files" if Path(name).is_dir() else what
+        )
         kinds = ", ".join(sorted(DELIMITED | FRAMES | EXCEL | {".npz", ".npy"}))
         raise DataError(f"{name}: {what} (there are {', '.join(BUNDLED)}, and files in {kinds})")
     bunch = getattr(scikit_learn("datasets"), f"load_{name}")()

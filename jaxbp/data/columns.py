@@ -11,7 +11,7 @@ of them miss it, a further input is 1 in rows that do.  A missing category is on
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -104,18 +104,17 @@ class Examined(NamedTuple):
 # Kinds
 
 
-def shown_decimal(table: Table) -> Decimal | None:
-    """The decimal sign that the first rows of some columns show, which can be read by it alone.
+def shown_decimals(table: Table) -> set[Decimal]:
+    """The decimal signs that the first rows of some columns show, which can be read by one alone.
 
-    It decides for columns that leave it open, as those of 1.040 and 972 beside one of 6,67.  None
-    where no column shows one, or two show different ones.
+    If it is one, it decides for columns that leave it open, as one of 1.040 and 972 beside 6,67.
     """
     signs: set[Decimal] = set()
     for column in filter(is_text, table.columns):
         cells = _present(distinct(column[:_FIRST])[0])
         points = decimals_of(cells) if cells else []
         signs |= {*points} if len(points) == 1 else set()
-    return signs.pop() if len(signs) == 1 else None
+    return signs
 
 
 _FIRST = 1000  # rows
@@ -147,7 +146,7 @@ def examine(
     """
     name, column = table.names[position], table.columns[position]
     own = Column(name, decimal=decimal)
-    by_others = decimal is None and table.decimal == "," and is_text(column)
+    by_others = decimal is None and "," in table.decimals and is_text(column)
     grouped = by_others and _is_open(_present(distinct(column)[0]))
     if not categorical and not (grouped or (decimal == "," and is_text(column))):
         found = all_numbers(column)
@@ -178,7 +177,7 @@ def _examine_text(
 ) -> Examined:
     """``examine`` for a column of text by its different cells, and which of them each row has."""
     present = _present(cells)
-    kind, points = _kind_of(present, decimal, table.decimal)
+    kind, points = _kind_of(present, decimal, table.decimals)
     if kind == "category":
         counts = np.bincount(codes, minlength=len(cells))
         is_present = np.array([cell.lower() not in MISSING for cell in cells])
@@ -193,14 +192,14 @@ def _examine_text(
     note = ""
     if len(points) > 1:
         cell = next(cell for cell in present if number(cell, ".") != number(cell, ","))
-        if table.decimal is None:
+        if len(table.decimals) != 1:
             refused = (
                 f"{table.source}: column {quoted(own.name)}: {quoted(cell)} may have a decimal "
                 f"comma or groups of thousands: {_SAID}"
             )
             return Examined(own, Values(np.full(len(codes), np.nan)), refused)
-        points = [table.decimal]
-        taken_for = significant(number(cell, table.decimal) or 0.0, 6)
+        points = [*table.decimals]
+        taken_for = significant(number(cell, points[0]) or 0.0, 6)
         note = (
             f"column {quoted(own.name)}: {quoted(cell)} is taken for {taken_for}, by the decimal "
             f"sign of other columns; {_SAID}"
@@ -210,11 +209,11 @@ def _examine_text(
 
 
 def _kind_of(
-    present: list[str], decimal: Decimal | None, shown: Decimal | None
+    present: list[str], decimal: Decimal | None, shown: Collection[Decimal]
 ) -> tuple[Kind, list[Decimal]]:
     """The kind of a column by its different cells that are not missing; of numbers also how they
     may be written: with ``decimal``, if that is told, and else perhaps as other columns show."""
-    by_comma = shown == "," and _is_open(present)
+    by_comma = "," in shown and _is_open(present)
     if decimal is None and not by_comma and all(map(is_number, present)):
         return ("boolean" if {float(cell) for cell in present} <= {0, 1} else "number"), []
     if decimal is not None and all(number(cell, decimal) is not None for cell in present):
@@ -387,7 +386,7 @@ def _check_decimal(table: Table, name: str, decimal: Decimal, cells: Sequence[st
     other = "." if decimal == "," else ","
     found = _present(cells)
     in_doubt = [cell for cell in found if other in cell]
-    if in_doubt and len(decimals_of(found)) == 2 and table.decimal != decimal:
+    if in_doubt and len(decimals_of(found)) == 2 and {*table.decimals} != {decimal}:
         has = {",": "a decimal comma", ".": "a decimal point"}
         raise DataError(
             f"{table.source}: column {quoted(name)}: {quoted(in_doubt[0])} may have {has[other]}, "

@@ -28,7 +28,7 @@ from jaxbp.data.columns import (
     check_complete,
     examine,
     read,
-    shown_decimal,
+    shown_decimals,
 )
 from jaxbp.data.delimited import DELIMITED, check_is_file, is_tabular, read_delimited, suffix_of
 from jaxbp.data.errors import DataError, DataWarning, noting
@@ -65,7 +65,7 @@ def read_table(source: Any, reading: Reading, expected: Sequence[str] = ()) -> T
         table = read_frame(source)
     else:
         return read_npy(source) if suffix_of(source) == ".npy" else None
-    return table._replace(decimal=shown_decimal(table))
+    return table._replace(decimals=shown_decimals(table))
 
 
 def read_source(source: Any, target: Target, task: Task | None, reading: Reading) -> RawData:

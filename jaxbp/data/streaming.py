@@ -12,15 +12,17 @@ index shuffle that takes no memory; those of a window, which memory holds, are m
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxbp.data.cells import quoted
 from jaxbp.data.errors import DataError, reader
 from jaxbp.data.loading import Dataset, Decisions
 from jaxbp.data.preparation import Preparation, encode_target, guess_task, transform
 from jaxbp.data.raw import RawData, Target, Task
-from jaxbp.data.shards import Shards, shards_of
+from jaxbp.data.shards import KINDS, Shards, shards_of
 from jaxbp.gradient import Batch
 from jaxbp.text import counted
 
@@ -135,11 +137,20 @@ def load_stream(
         batches["validation"],
         batches["test"],
         preparation,
-        Decisions(",".join(shards.outputs), task, reason, None, shards.dropped, ()),
+        Decisions(",".join(shards.outputs), task, reason, None, shards.dropped, _left_out(source)),
     )
     rows = {"train": seen.inputs.count}
     rows |= {name: len(batches[name].x) for name in ("validation", "test")}
     return Streamed(dataset, rows, shards, part, encode)
+
+
+def _left_out(source: Any) -> tuple[str, ...]:
+    """A note of the files in a folder that are no shards."""
+    path = Path(source)
+    others = [each.name for each in sorted(path.iterdir())] if path.is_dir() else []
+    others = [name for name in others if Path(name).suffix.lower() not in KINDS]
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return (f"{quoted(others[0])}{more} in the folder left out",) if others else ()
 
 
 class _Seen(NamedTuple):

@@ -28,7 +28,7 @@ class Table(NamedTuple):
     note: str = ""  # where it is in doubt whether the first row is a header
     hint: str = ""  # to errors, where it was guessed that it is none
     categorical: Collection[str] = ()  # names of the columns whose type says so
-    decimal: Decimal | None = None  # that some columns show, for those that leave it open
+    decimals: Collection[Decimal] = ()  # that some columns show, for those that leave it open
 
     def place(self, row: int, column: int) -> str:
         """Name a cell in a message."""

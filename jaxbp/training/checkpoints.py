@@ -232,18 +232,19 @@ def _check_numbers(every: Any, keep: Any) -> None:
         raise ValueError(f"checkpoint_keep: got {keep!r}, expected at least 1")
 
 
+def no_checkpoints_in(folder: Path) -> list[str]:
+    """The names of what else a folder holds than checkpoints."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if not (name.isdecimal() or _UNFINISHED in name)]
+
+
 def _check_folder(folder: Path, *, goes_on: bool) -> None:
     """Raise OSError for a folder that holds anything else, or another run."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise NotADirectoryError(f"checkpoint: {folder} is not a folder")
-    others = [
-        path.name
-        for path in sorted(folder.iterdir())
-        if not (path.name.isdecimal() or _UNFINISHED in path.name)
-    ]
-    if others:
+    if others := no_checkpoints_in(folder):
         raise FileExistsError(f"checkpoint: {folder} holds {others[0]}, which is no checkpoint")
     if not goes_on and (steps := steps_in(folder)):
         raise FileExistsError(

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
+from jaxbp.reprs import short
 from jaxbp.training.checks import checked_data, checked_weights
 from jaxbp.training.networks import own_weights
 
@@ -47,7 +48,7 @@ def checked_count(keys: Array | None) -> int:
     dtype = getattr(keys, "dtype", int)
     if keys is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         raise TypeError(
-            f"keys: got {keys!r}, expected (N,) of them, as jax.random.split(key, N) gives"
+            f"keys: got {short(keys)}, expected (N,) of them, as jax.random.split(key, N) gives"
         )
     if not len(keys):
         raise ValueError("keys: got none, expected one a network")

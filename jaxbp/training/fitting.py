@@ -117,9 +117,9 @@ def fit(
     resume: the ``Run`` to go on with, ``history.run`` or an epoch's ``run``, for the same data and
         arguments; history is that of the epochs to come.  On one device 10 epochs and 10 more are
         20, to the last bit.  Or a folder of checkpoints: the newest that is whole is gone on with,
-        one of other inputs is refused, and history is that of all epochs; where they are done,
-        nothing is trained.  Where ``checkpoint`` is the same folder, and holds none yet, a new run
-        begins.
+        one of other inputs is refused (rows of a stream are not compared), and history is that of
+        all epochs; where they are done, nothing is trained.  Where ``checkpoint`` is the same
+        folder, and holds none yet, a new run begins.
     checkpoint: a folder, new or empty, to write checkpoints to (see ``jaxbp.training.checkpoints``)
         while training goes on, and at its end, SIGTERM and Ctrl-C included; none unless given.
     checkpoint_every: epochs, or ``datetime.timedelta``, from one to the next; a minute unless
