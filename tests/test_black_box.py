@@ -420,6 +420,7 @@ def test_numpy_arrays_through_pytorch_need_a_gradient(torch):
         gradcheck(lambda x: x.abs().sum(), torch.tensor([0.5j]))
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported(python):
     code = (
         "import sys, numpy as np, jaxbp\n"

@@ -192,6 +192,7 @@ def test_of_one_example_the_factors_are_its_gradients_outer_product(x64):
         np.testing.assert_allclose(np.outer(columns, columns), fisher, rtol=1e-10, atol=1e-16)
 
 
+@pytest.mark.slow
 def test_float32_as_users_run_it():
     model = jaxbp.MLP((20, 30, 30, 5), ACTIVATIONS["tanh"], HEADS["softmax_cross_entropy"], 1e-3)
     params = random_params(model, 3, np.float32)

@@ -208,6 +208,7 @@ def summed(f):
     return weighted
 
 
+@pytest.mark.slow
 def test_custom_rules_and_jax_where_there_is_no_rule():
     """In one program, as compiling each operation by itself takes long."""
 

@@ -101,10 +101,10 @@ L2 = [0.0, 0.1, 1.0]
     [
         ({"l2": L2, "optimizer": optax.adam, "validation": table(7, 1), "batch_size": None}, ONE),
         ({"gradient": noisy, "batch_size": 5, "compute_dtype": jnp.bfloat16}, ONE),
-        ({"rows": ROWS, "batch_size": 2, "optimizer": optax.adam, "l2": L2} | FOLDS, ONE),
         *(
             pytest.param(options, ALL, marks=slow)
             for options in (
+                {"rows": ROWS, "batch_size": 2, "optimizer": optax.adam, "l2": L2} | FOLDS,
                 {"l2": L2, "optimizer": MOMENTUM, "validation": table(7, 1)},
                 {"batch_size": None, "optimizer": optax.adam},
                 {"gradient": noisy, "batch_size": 5},
@@ -215,6 +215,7 @@ def test_a_minibatch_without_a_row_of_its_own_is_no_step():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "as_blocks"),
     [

@@ -33,7 +33,7 @@ def drawn(activation, head, sizes=(3, 4, 5, 2)):
     return model, params, batch, trace_network(model, params, batch.x[0], target[0])
 
 
-@pytest.mark.parametrize(("activation", "head"), thinned(ONE_OF_EACH, every=5))
+@pytest.mark.parametrize(("activation", "head"), thinned(ONE_OF_EACH, every=9))
 def test_it_is_the_gradient_with_a_node_an_activation_and_two_a_head(activation, head, x64):
     model, params, batch, graph = drawn(activation, head)
     _, grads = jaxbp.autodiff(model, params, batch)

@@ -77,6 +77,7 @@ def test_a_value_may_be_off_by_the_threshold(by):
 # Wrong at one exact point
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("f", "at"),
     thinned(

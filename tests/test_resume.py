@@ -67,6 +67,7 @@ def assert_equal(one, other):
     assert {*files.RUN} - {*files.OF_TEST_ROWS} <= of_each[0] == of_each[1] <= {*files.RUN}
 
 
+@pytest.mark.slow
 def test_a_complete_run_says_so_and_goes_on(runs, two, capsys):
     assert run("train", "--resume", two) == 0
     assert (
