@@ -1017,6 +1017,7 @@ def test_the_gradient_of_a_graph_with_branches_is_a_claim(f):
     assert gradcheck(f, 0.5, grads=lambda x: 2 * gradient(x)).diagnosis == "off by a factor of 2"
 
 
+@pytest.mark.slow
 def test_it_needs_jax_alone(python):
     """No rich, no matplotlib: for other people's tests."""
     code = (

@@ -403,6 +403,7 @@ def test_a_batch_method_takes_the_whole_batch():
         )
 
 
+@pytest.mark.slow
 def test_a_batch_method_works_in_a_chain():
     model = jaxbp.MLP((1, 1), (), HEADS["linear_half_squared_error"])
     batch = jaxbp.Batch(np.ones((2, 1), np.float32), np.ones((2, 1), np.float32))

@@ -93,6 +93,7 @@ OTHERS = {
 MATRIX = np.array([[1.0, -2.0, 0.5], [3.0, 0.1, -1.0]])
 
 
+@pytest.mark.slow
 def test_every_function_has_a_derivative():
     """All in one program, as each would take a compilation or two by itself."""
     here = set(re.findall(r"\w+(?=\()", " ".join(OTHERS)))

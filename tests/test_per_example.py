@@ -350,6 +350,7 @@ def trained(gradient, epochs=3, seed=0, check=True):
     return flat(params)
 
 
+@pytest.mark.slow
 def test_fit_draws_new_noise_at_every_step():
     """Noise alone: were a step's drawn again, n steps would go n times as far, not √n times."""
     noise = partial(per_example.noisy_clipped_gradient, max_norm=1e-6, noise_multiplier=1e6)

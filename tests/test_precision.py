@@ -85,7 +85,9 @@ def test_sums_over_the_batch_are_in_float32():
     assert grads[0].weight.item() == grads[0].bias.item() == 1
 
 
-@pytest.mark.parametrize("gradient", [jaxbp.backprop, jaxbp.autodiff])
+@pytest.mark.parametrize(
+    "gradient", [jaxbp.backprop, pytest.param(jaxbp.autodiff, marks=pytest.mark.slow)]
+)
 def test_the_penalty_is_of_the_weights_as_they_are(gradient):
     params, batch = problem()
     low = mixed_precision(gradient)

@@ -201,7 +201,7 @@ def test_what_jax_is_set_to_counts():
 
 
 OPTIMIZERS = {
-    **{name: getattr(optax, name) for name in ("adam", "sgd", "adamw", "rmsprop")},
+    **{name: getattr(optax, name) for name in ("sgd", "adamw", "rmsprop")},
     "momentum": partial(optax.sgd, momentum=0.9, nesterov=True),
     "decay": lambda rate: optax.sgd(optax.exponential_decay(rate, 2, 0.5)),
     "injected": optax.inject_hyperparams(optax.adam),
@@ -213,7 +213,17 @@ OPTIMIZERS = {
     "of the loss": lambda rate: optax.contrib.reduce_on_plateau(factor=0.5, patience=1),
     **{
         name: pytest.param(getattr(optax, name), marks=pytest.mark.slow)
-        for name in ("lion", "lamb", "adafactor", "nadam", "radam", "yogi", "amsgrad", "sm3")
+        for name in (
+            "adam",
+            "lion",
+            "lamb",
+            "adafactor",
+            "nadam",
+            "radam",
+            "yogi",
+            "amsgrad",
+            "sm3",
+        )
     },
 }
 
