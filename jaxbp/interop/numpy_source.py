@@ -1,7 +1,8 @@
 """A network as source for NumPy alone, with its parameters in an .npz.
 
-The source has at most 60 lines; dates, and more than five activations, take a few more.  Names of
-columns and labels, which may be any text, stand in the .npz and never in the source.
+The source has at most 60 lines; dates beside a decimal comma, or beside more than two activations,
+take a few more.  Names of columns and labels, which may be any text, stand in the .npz and never in
+the source.
 """
 
 import io
@@ -108,8 +109,7 @@ ${imports}from pathlib import Path
 
 import numpy as np
 
-with np.load(Path(__file__).with_suffix(".npz")) as file:
-    NETWORK = dict(file)
+NETWORK = dict(np.load(Path(__file__).with_suffix(".npz")))
 $told
 $names${erf}ACTIVATIONS = {  # what a layer does with a = W z + b
 $activations
@@ -118,10 +118,9 @@ $reading
 
 def $function($rows):
     """$promise"""
-$inputs    z = (($z - NETWORK["mean"]) / NETWORK["scale"]).astype(np.float32)
+$inputs    a = (($z - NETWORK["mean"]) / NETWORK["scale"]).astype(np.float32)
     for number, activation in enumerate(NETWORK["activations"], 1):
-        a = z @ NETWORK[f"weight{number}"].T + NETWORK[f"bias{number}"]
-        z = ACTIVATIONS[activation](a)
+        a = ACTIVATIONS[activation](a @ NETWORK[f"weight{number}"].T + NETWORK[f"bias{number}"])
 $result$predict''')
 
 
