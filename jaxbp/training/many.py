@@ -264,7 +264,7 @@ def _resumed(
     begins = checkpoints is not None and checkpoints.begins
     saved, run = resumed_from(resume, optimizer, network, begins=begins)
     if run is not None:
-        check_resumed(run, None, epochs, may_be_complete=saved is not None)
+        check_resumed(run, None, epochs)
         keys = key_of(run, keys, "keys")
     return saved, run, keys
 
