@@ -65,8 +65,9 @@ def run(options: Describe, console: Console) -> int:
         options.encoding,
         DECIMAL[options.decimal],
     )
-    task = None if options.task == "auto" else options.task
-    raw = read_source(options.data, options.target, task, reading)
+    asked = None if options.task == "auto" else options.task
+    raw = read_source(options.data, options.target, asked, reading)
+    task, reason = (asked, "") if asked is not None else guess_task(raw)
     inputs = raw.inputs or tuple(_of_array(raw))
     rows = np.arange(len(raw.target))
     lines, count = [], 0
@@ -79,13 +80,13 @@ def run(options: Describe, console: Console) -> int:
         lines.append((cut(options.weights, 24), "", "", "", "0", "weights of the rows"))
     columns = ("column", "kind", "missing", "values", "inputs", "how")
     console.print(f"{options.data}: {counted(len(rows), 'row')}, {counted(count, 'input')}")
-    console.print(_target(raw, task), soft_wrap=True)
+    console.print(_target(raw, task, reason), soft_wrap=True)
     for note in raw.notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"\n{align(Table(columns, lines), console.width)}", soft_wrap=True)
     refused = [each.refused for each in inputs if each.refused]
     try:
-        dealt(raw, task or guess_task(raw)[0])
+        dealt(raw, task)
     except DataError as error:
         refused.append(f"jaxbp train will refuse it: {error}")
     if refused:
@@ -95,11 +96,8 @@ def run(options: Describe, console: Console) -> int:
     return 0
 
 
-def _target(raw: RawData, task: str | None) -> str:
+def _target(raw: RawData, task: str, reason: str) -> str:
     """The target and the task in a sentence, and why."""
-    reason = ""
-    if task is None:
-        task, reason = guess_task(raw)
     name = f" {raw.target_name!r}" if raw.target_name else ""
     if task == "classification":
         values = raw.target if raw.cells is None else np.array(raw.cells)

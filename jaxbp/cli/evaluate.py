@@ -55,11 +55,12 @@ def run(options: Evaluate, console: Console) -> int:
     trained = trained_network(options.run)
     preparation = trained.preparation
     assert preparation is not None
+    record = record_of(options.run)
     target: Target = options.target
     if target is None and options.data not in BUNDLED:
         several = preparation.labels if preparation.several_labels else preparation.targets
         by_name = several is not None and Path(options.data).suffix.lower() != ".npz"
-        target = several if by_name else record_of(options.run).get("target") or None
+        target = several if by_name else record.get("target") or None
     batch, told = load_labelled(
         preparation,
         options.data,
@@ -75,9 +76,8 @@ def run(options: Evaluate, console: Console) -> int:
         classes = {} if preparation.labels is None else {"classes": preparation.labels}
         print(json.dumps({"rows": len(batch.x), **classes, **found.to_dict()}, indent=2))
         return 0
-    weighted = record_of(options.run).get("weights")
-    if weighted and options.weights is None:
-        told = [*told, f"all rows count alike; the run was trained by --weights {weighted}"]
+    if record.get("weights") and options.weights is None:
+        told.append(f"all rows count alike; the run was trained by --weights {record['weights']}")
     for each in told:
         console.print(f"{options.data}: {each}", soft_wrap=True)
     simplest = baselines(preparation, batch, rows, batch)[:1]  # what DATA teach is no contender

@@ -68,7 +68,7 @@ from jaxbp.training.checks import checked_batch
 from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.metrics import compiled_evaluation
 from jaxbp.training.progress import bar_of_epochs
-from jaxbp.training.records import Epoch, history_of
+from jaxbp.training.records import Epoch
 from jaxbp.training.saved import Saved
 
 _LONG = {"bytes": 50e6, "parameters": 2e6}  # of a file, of a network: what takes seconds to begin
@@ -305,7 +305,7 @@ def train(
 def _fitted(
     plan: Plan, params: Params, folder: Path | None, watch: "_Watch", saved: Saved | None
 ) -> Trained:
-    """The training, or what is saved where there is nothing to go on to.
+    """The training, of a run that goes on or from the start.
 
     plan: all that was decided.
     params: to start from.
@@ -313,11 +313,6 @@ def _fitted(
     watch: of its epochs.
     saved: what to go on with, or None.
     """
-    if saved is not None and end_of(plan, saved):  # it was killed while its results were written
-        validated = bool(saved.record) and saved.record[0].validation is not None
-        layers = len(params) if plan.options.diagnostics else None
-        history = history_of(list(saved.record), validated=validated, layers=layers)
-        return Trained(saved.run.params, history, None)
     every = plan.options.checkpoint_every  # type: ignore[attr-defined]
     every = timedelta(minutes=1) if every == "minute" else every
     return fit_plan(

@@ -147,10 +147,9 @@ def examine(
     name, column = table.names[position], table.columns[position]
     own = Column(name, decimal=decimal)
     by_others = decimal is None and "," in table.decimals and is_text(column)
-    grouped = by_others and _is_open(_present(distinct(column)[0]))
-    if not categorical and not (grouped or (decimal == "," and is_text(column))):
+    if not categorical and not (decimal == "," and is_text(column)):
         found = all_numbers(column)
-        if found is not None:
+        if found is not None and not (by_others and _is_open(_present(distinct(column)[0]))):
             only = found[~np.isnan(found)]
             kind: Kind = "boolean" if ((only == 0) | (only == 1)).all() else "number"
             kind = kind if len(only) else "empty"

@@ -111,13 +111,10 @@ def evaluation_on(
     model: MLP, params: Params, batch: Batch, precision: str | None
 ) -> Callable[[Params], Evaluation]:
     """``compiled_evaluation`` as a function of params like these."""
-    ours = _is_the_packages(model)
-    model, l2 = without_l2(model, params)
-    piece = model, precision
-    compiled = _compiled(piece if ours else known(piece, evaluation_of, l2, params, batch))
+    compiled = _of_model(_compiled, evaluation_of, model, params, batch, precision)
 
     def evaluation(params: Params) -> Evaluation:
-        loss, metric = compiled(l2, params, batch)
+        loss, metric = compiled(params, batch)
         return Evaluation(loss=float(loss), metric=float(metric))
 
     return evaluation
@@ -127,16 +124,14 @@ def evaluation_over(
     model: MLP, params: Params, batches: Batches, precision: str | None
 ) -> Callable[[Params], Evaluation]:
     """``evaluation_on`` over the batches of a stream, of which each call reads all."""
-    ours = _is_the_packages(model)
-    model, l2 = without_l2(model, params)
-    piece = model, precision
-    rows = batches.checked_first(model, params)
-    compiled = _compiled_part(piece if ours else known(piece, part_of, l2, params, rows))
+    bare, _ = without_l2(model, params)  # for the checks, as l2 may be an array
+    rows = batches.checked_first(bare, params)
+    compiled = _of_model(_compiled_part, part_of, model, params, rows, precision)
 
     def evaluation(params: Params) -> Evaluation:
         whole, running = _Whole(), None
-        for batch in batches.epoch(None, model, params):
-            begun = compiled(l2, params, jax.device_put(batch))
+        for batch in batches.epoch(None, bare, params):
+            begun = compiled(params, jax.device_put(batch))
             if running is not None:
                 whole.add(running)
             running = begun
@@ -145,6 +140,28 @@ def evaluation_over(
         return Evaluation(loss=whole.loss, metric=whole.metric)
 
     return evaluation
+
+
+def _of_model(
+    compiled: Callable[[Any], Callable[..., Any]],
+    function: Callable[..., Any],
+    model: MLP,
+    params: Params,
+    batch: Batch,
+    precision: str | None,
+) -> Callable[[Params, Batch], Any]:
+    """A compiled function of params and rows: that of a model, at a precision, with its l2 given.
+
+    compiled: makes it of the model without its l2 and the precision.
+    function: that is compiled.
+    model: that it is for; one of other pieces than the package's is looked up by what it does.
+    params, batch: like those that it will be called with.
+    precision: of the products.
+    """
+    bare, l2 = without_l2(model, params)
+    piece = bare, precision
+    same = piece if _is_the_packages(model) else known(piece, function, l2, params, batch)
+    return partial(compiled(same), l2)
 
 
 class _Part(NamedTuple):
