@@ -161,7 +161,8 @@ DecimalSign = Annotated[
     Literal["auto", ".", ","],
     arg(
         help="the sign before a number's fraction; the other one groups thousands",
-        help_behavior_hint="(default: auto, the one by which all numbers of a column can be read)",
+        help_behavior_hint="(default: auto, the one by which all numbers of a column can be read "
+        "or, where both do, that of the other columns)",
     ),
 ]
 
