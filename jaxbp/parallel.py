@@ -14,9 +14,11 @@ al. (2019), section 3.  Sums over "data" are those of the gradient: each device 
 all (Xu et al. 2021): forward and backward pass are the same lines as on one device.
 """
 
-from collections.abc import Mapping
-from functools import cache
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from hashlib import sha256
+from itertools import chain
 from typing import Any
 
 import jax
@@ -243,6 +245,84 @@ def rows_here(array: Array) -> np.ndarray:
     """The rows that this process has of an array that is split by rows."""
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def rows_over(mesh: Mesh, array: Any, rows: Sequence[int], axis: int) -> Array:
+    """An array whose rows each process has some of, as one over the devices of a mesh.
+
+    mesh: as ``check_rows_are_dealt`` takes it.
+    array: the rows of this process, of NumPy or on a device of its own.
+    rows: how many each process has; all of them are in the result, in an order of the devices.
+    axis: of the rows.
+
+    Where each device takes as many they are split over "data", else whole on every device.
+    """
+    lanes = _lanes(mesh)
+    of_lanes = [lane[0].process_index for lane in lanes]
+    processes = sorted({*of_lanes})
+    each = len(lanes) // len(processes)  # lanes of a process
+    size = max(-(-count // each) for count in rows)  # rows of a lane
+    own, others = array.shape[axis], array.ndim - axis - 1
+    before = (slice(None),) * axis
+    filled = [(0, 0)] * axis + [(0, each * size - own)] + [(0, 0)] * others
+    padded = np.pad(array, filled) if own < each * size else array
+    parts, valid = [], []
+    for number, (lane, process) in enumerate(zip(lanes, of_lanes, strict=True)):
+        start = size * of_lanes[:number].count(process)
+        left = rows[processes.index(process)] - start
+        valid.append(number * size + np.arange(min(max(left, 0), size)))
+        if process == jax.process_index():
+            part = padded[(*before, slice(start, start + size))]
+            parts += [jax.device_put(part, device) for device in lane]
+    shape = (*array.shape[:axis], len(lanes) * size, *array.shape[axis + 1 :])
+    names = "data" if "data" in mesh.axis_names else None
+    split = _sharding(mesh, *(None,) * axis, names)
+    over: Array = jax.make_array_from_single_device_arrays(shape, split, parts)
+    if sum(rows) == len(lanes) * size:
+        return over
+    chosen = put(np.concatenate(valid).astype(np.int32), _sharding(mesh))
+    whole: Array = _rows_of(_sharding(mesh), axis)(over, chosen)
+    return whole
+
+
+@cache
+def _rows_of(sharding: NamedSharding, axis: int) -> Any:
+    """``jnp.take`` along an axis, with the result laid out so."""
+    return jax.jit(partial(jnp.take, axis=axis), out_shardings=sharding)
+
+
+def check_rows_are_dealt(mesh: Mesh) -> None:
+    """Raise ValueError for a mesh over whose axis "data" the rows of a batch cannot be dealt to its
+    processes: each must have as many of its places, and no place be that of two processes."""
+    of_lanes = [{device.process_index for device in lane} for lane in _lanes(mesh)]
+    places = Counter(chain.from_iterable(of_lanes))
+    if any(len(each) > 1 for each in of_lanes) or len({*places.values()}) > 1:
+        raise ValueError(
+            f'mesh: its axis "data" has the processes {of_lanes}, expected as many places of it '
+            'for each process, and "model" over the devices of one process, beside a stream'
+        )
+
+
+def _lanes(mesh: Mesh) -> list[list[jax.Device]]:
+    """The devices of each place of the axis "data"; of all, where there is no such axis."""
+    devices = mesh.devices
+    if "data" not in mesh.axis_names:
+        return [devices.reshape(-1).tolist()]
+    first = np.moveaxis(devices, mesh.axis_names.index("data"), 0)
+    return first.reshape(len(first), -1).tolist()
+
+
+def of_each_process(values: np.ndarray, mesh: Mesh | None) -> np.ndarray:
+    """What numbers each of the P processes of a mesh has, as (P, ...) in their order, in all.
+
+    Each waits for the others.
+    """
+    if mesh is None or not spans_processes(mesh):
+        return values[None]
+    processes = [device.process_index for device in mesh.devices.flat]
+    here = processes.count(jax.process_index())
+    every = rows_of_all([values[None]] * here, mesh)
+    return every[[processes.index(process) for process in sorted({*processes})]]
 
 
 def rows_of_all(parts: list[np.ndarray], mesh: Mesh) -> np.ndarray:

@@ -31,10 +31,8 @@ def mesh_of(data, model):
 
 
 def trained(mesh, model=MODEL, batch=ROWS, epochs=15, **options):
-    options = {"key": jax.random.key(0)} | options
-    return jaxbp.fit(
-        model, batch, mesh=mesh, optimizer=ADAM, epochs=epochs, batch_size=16, **options
-    )
+    options = {"key": jax.random.key(0), "batch_size": 16} | options
+    return jaxbp.fit(model, batch, mesh=mesh, optimizer=ADAM, epochs=epochs, **options)
 
 
 def distance(one, other):
@@ -77,6 +75,23 @@ put = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
 distances["sharded rows"] = distance(
     trained(mesh, batch=jax.tree.map(put, even))[0], trained(None, batch=even)[0]
 )
+
+
+class Stream:
+    """Minibatches in one order, the last of which cannot be split evenly."""
+
+    def __iter__(self):
+        scaled = ROWS._replace(weight=ROWS.weight / ROWS.weight.mean())
+        for start in range(0, 103, 16):
+            yield jax.tree.map(lambda leaf: leaf[start : start + 16], scaled)  # noqa: B023
+
+
+streamed = {"batch": Stream(), "batch_size": None, "validation": Stream()}
+of_stream, expected = trained(None, **streamed)
+for sizes in [(4, 1), (2, 2), (1, 2)]:
+    params, found = trained(mesh_of(*sizes), **streamed)
+    distances[f"streamed, {sizes}"] = distance(params, of_stream)
+    distances[f"streamed, {sizes}, history"] = distance(found[:3], expected[:3])
 
 
 def many(mesh):

@@ -57,7 +57,25 @@ own = jax.tree.map(lambda each: np.split(each[:100], count)[number], rows)
 own = jax.tree.map(lambda each: jax.make_array_from_process_local_data(parts, each), own)
 options |= {"validation": None, "optimizer": optax.adam(1e-2), "epochs": 2}
 of_parts, _ = jaxbp.fit(model, own, key=jax.random.key(0), **options)
+
+
+def parts_of(size, left_out=0):
+    """This process's part of minibatches of so many rows, but for some that are left out."""
+    order = np.arange(len(rows.x) - left_out)
+    cuts = np.split(order, range(size, len(order), size))
+    own = [np.array_split(cut, count)[number] for cut in cuts]
+    weight = rows.weight / rows.weight.mean()
+    return [(rows.x[those], rows.target[those], weight[those]) for those in own]
+
+
+options |= {"batch_size": None, "key": jax.random.key(0)}
+of_stream, streamed = jaxbp.fit(model, parts_of(16), **options | {"validation": parts_of(21)})
+try:
+    jaxbp.fit(model, parts_of(16, 16 * number), **options)
+except ValueError as error:
+    refused += f"; {error}"
 leaves = jax.tree.leaves((params, history.training_loss, history.validation_loss, of_parts))
+leaves += jax.tree.leaves((of_stream, streamed.training_loss, streamed.validation_loss))
 leaves += jax.tree.leaves((networks, of_many.training_loss, of_many.validation_loss))
 print(refused)
 print(json.dumps([np.asarray(leaf).tolist() for leaf in leaves]))

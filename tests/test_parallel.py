@@ -66,6 +66,8 @@ def test_processes_train_as_one_does(python, monkeypatch, tmp_path):
         for one, other in zip(json.loads(found), json.loads(alone), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
         assert refused.startswith("batch: not the same in all processes of the mesh")
+        assert "; batch: process " in refused
+        assert refused.endswith("expected as many steps in every process")
     with jax.enable_x64(True):
         of_two, of_one = (jaxbp.load_run(tmp_path / count, optax.adam(1e-2)) for count in "21")
     assert of_two.epochs == of_one.epochs == 12

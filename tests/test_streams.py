@@ -13,7 +13,7 @@ from combinations import adam, cpu_compiler, sgd
 import jaxbp
 from benchmarks.problems import random_batch
 from jaxbp import Batch, activations, heads
-from jaxbp.training import streamed
+from jaxbp.training import stacks, streamed
 from jaxbp.training.epoch import shuffled_rows
 
 slow = pytest.mark.slow
@@ -54,7 +54,7 @@ def assert_close(one, other, places=6):
 @cpu_compiler
 def test_a_stream_gives_what_the_same_batches_give_in_memory(monkeypatch):
     """Weights, L2, dropout, a ragged last batch, validation, a callback; the orders are epochs'."""
-    monkeypatch.setattr(streamed, "_MOST_STEPS", 2)  # several stacks share their memory
+    monkeypatch.setattr(stacks, "_MOST_STEPS", 2)  # several stacks share their memory
     weight = np.random.default_rng(0).uniform(0.5, 1.5, 22).astype(np.float32)
     data = DATA._replace(weight=weight / weight.mean())
     data = jax.tree.map(lambda array: np.concatenate([array] * 3), data)
@@ -133,7 +133,7 @@ def test_batches_of_any_kind_and_of_changing_sizes():
 def test_the_next_batches_are_read_while_the_device_is_at_work(monkeypatch):
     """A stack is waited for when the next one has been given to the device."""
     happened = []
-    monkeypatch.setattr(streamed, "_MOST_STEPS", 2)
+    monkeypatch.setattr(stacks, "_MOST_STEPS", 2)
     monkeypatch.setattr(streamed, "wait_for", lambda losses: happened.append("wait"))
 
     class Told:
@@ -240,7 +240,6 @@ CLASSES = jaxbp.MLP((3, 2), activations.tanh, heads.softmax_cross_entropy)
         (PARTS, {"batch_size": 4}, r"batch_size: got 4 beside a stream, expected none"),
         (PARTS, {"kernel": "fused"}, r"kernel: got 'fused' beside a stream, expected auto or xla"),
         (PARTS, {"diagnostics": True}, r"diagnostics: got True beside a stream"),
-        (PARTS, {"mesh": "any"}, r"mesh: got 'any' beside a stream"),
         (
             PARTS,
             {"optimizer": jaxbp.batch_methods.truncated_newton(2)},

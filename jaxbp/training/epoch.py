@@ -106,12 +106,10 @@ def one_epoch(
 
     def minibatch_step(carry: Carry, minibatch: Any) -> tuple[Carry, Array]:
         rows, number = minibatch
-        own = program
         if program.mesh is not None:
             rows = whole(rows, program.mesh)
-            own = program._replace(gradient=split(program.gradient, program.mesh))
         examples = batch if rows is None else jax.tree.map(lambda array: array[rows], batch)
-        return taken(own, carry, examples, number, key)
+        return taken(program, carry, examples, number, key)
 
     before, carry = params, (params, state)
     if order is None or batch_size is None:
@@ -146,13 +144,15 @@ def taken(
 ) -> tuple[Carry, Array]:
     """Take one minibatch -> (parameters and state after it, its loss before).
 
-    program: the model, its optimiser and gradient.
+    program: the model, its optimiser and gradient, and the mesh that its rows are split over.
     carry: parameters and state before it.
     examples: of the minibatch; their weights count relative to 1.
     number: of the step in its epoch, from 0.
     key: of the epoch, for a random gradient; else None.
     """
     gradient = program.gradient
+    if program.mesh is not None:
+        gradient = split(gradient, program.mesh)
     if key is not None:
         gradient = partial(gradient, key=jax.random.fold_in(key, number))
     if examples.weight is not None:

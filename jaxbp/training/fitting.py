@@ -173,7 +173,7 @@ def fit(
     check_bools(diagnostics=diagnostics, progress=progress, check=check, keep_best=keep_best)
     check_concrete(key=key, params=params, resume=resume)
     streamed = check_source(batch, validation, keep_best=keep_best)
-    size = rows_of_a_step(batch_size, kernel, mesh, streamed=streamed, diagnostics=diagnostics)
+    size = rows_of_a_step(batch_size, kernel, streamed=streamed, diagnostics=diagnostics)
     check_arguments(model, optimizer, epochs, size, precision, kernel)
     mesh = None if mesh is None else checked_mesh(mesh)
     checkpoints = Checkpoints.of(checkpoint, checkpoint_every, checkpoint_keep, resume, mesh)
@@ -185,7 +185,7 @@ def fit(
     check_key(key)
     assert key is not None
     state, done = (None, 0) if run is None else (run.state, run.epochs)
-    source = Source.of(batch, validation, done, epochs)
+    source = Source.of(batch, validation, done, epochs, mesh)
     rows, params, state, held = on_one_device(
         {"batch": source.rows, "params": params, "resume": state, "validation": source.validation},
         mesh,
@@ -269,9 +269,10 @@ def _spread(
         batch_size=program.batch_size,
         key=key,
         params=params,
-        batch=source.rows,
+        batch=None if source.stream else source.rows,
         validation=held,
     )
+    source = source.first_over(program.mesh)
     if state is None:
         state = initial_state(program.optimizer)(params, constants)
     params, (state, rows, held, key) = spread(
@@ -359,7 +360,7 @@ def _trained(
         layers = len(params) if program.diagnostics else None
         return history_of(record, validated=source.validation is not None, layers=layers)
 
-    evaluated = source.evaluation(model, params, precision)
+    evaluated = source.evaluation(model, params, precision, program.mesh)
     with (
         carrying(lambda: (unknown + len(record) + 1, params, history()), done),
         shown(progress, done, epochs) as show,

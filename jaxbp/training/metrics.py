@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from jaxbp import heads
 from jaxbp.gradient import Batch, backprop, example_shares
@@ -20,6 +21,7 @@ from jaxbp.training.constants import with_l2, without_l2
 from jaxbp.training.device import wait_for
 from jaxbp.training.pieces import are_the_packages, traced
 from jaxbp.training.same_program import compiled_for_each, known
+from jaxbp.training.stacks import laid_out
 from jaxbp.training.streams import Batches, Stream
 
 
@@ -45,7 +47,7 @@ def evaluate(
     if not isinstance(batch, Batch):
         batches = Batches(batch, "batch", epoch=None, epochs=1)
         check_metric(model, params, batches.checked_first(model, params), precision)
-        return evaluation_over(model, params, batches, precision)(params)
+        return evaluation_over(model, params, batches, precision, None)(params)
     batch = checked_batch(model, params, batch, "batch")
     check_metric(model, params, batch, precision)
     return compiled_evaluation(model, params, batch, precision)
@@ -121,17 +123,18 @@ def evaluation_on(
 
 
 def evaluation_over(
-    model: MLP, params: Params, batches: Batches, precision: str | None
+    model: MLP, params: Params, batches: Batches, precision: str | None, mesh: Mesh | None
 ) -> Callable[[Params], Evaluation]:
-    """``evaluation_on`` over the batches of a stream, of which each call reads all."""
+    """``evaluation_on`` over the batches of a stream, of which each call reads all, on the devices
+    of a mesh where there is one."""
     bare, _ = without_l2(model, params)  # for the checks, as l2 may be an array
     rows = batches.checked_first(bare, params)
     compiled = _of_model(_compiled_part, part_of, model, params, rows, precision)
 
     def evaluation(params: Params) -> Evaluation:
         whole, running = _Whole(), None
-        for batch in batches.epoch(None, bare, params):
-            begun = compiled(params, jax.device_put(batch))
+        for batch in laid_out(batches.epoch(None, bare, params), mesh, "validation"):
+            begun = compiled(params, batch)
             if running is not None:
                 whole.add(running)
             running = begun

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
+from jaxbp.parallel import check_rows_are_dealt
 from jaxbp.training.checks import check_concrete, checked_batch, checked_data
 from jaxbp.training.metrics import Evaluation, check_metric, evaluation_on, evaluation_over
+from jaxbp.training.stacks import laid_out
 from jaxbp.training.streams import Batches, check_is_stream
 
 
@@ -34,13 +38,17 @@ class Source(NamedTuple):
     validation: Batch | Batches | None
 
     @classmethod
-    def of(cls, batch: Any, validation: Any, done: int, epochs: int) -> "Source":
+    def of(cls, batch: Any, validation: Any, done: int, epochs: int, mesh: Mesh | None) -> "Source":
         """The source that ``fit`` is given; streams are begun.
 
         batch, validation: as for ``fit``.
         done: epochs of the run that is resumed.
         epochs: in all.
+        mesh: of the devices that train together; None: there is one.
         """
+        streams = not all(each is None or isinstance(each, Batch) for each in (batch, validation))
+        if mesh is not None and streams:
+            check_rows_are_dealt(mesh)
         stream = None
         if not isinstance(batch, Batch):
             stream = Batches(batch, "batch", epoch=done + 1, epochs=epochs - done)
@@ -71,12 +79,19 @@ class Source(NamedTuple):
             check_metric(model, params, some, precision)
         return Source(rows, self.stream, held)
 
+    def first_over(self, mesh: Mesh) -> "Source":
+        """The source with the first batch of a stream over a mesh, as all of them will be."""
+        if self.stream is None:
+            return self
+        (rows,) = laid_out([self.rows], mesh, "batch")
+        return self._replace(rows=rows)
+
     def evaluation(
-        self, model: MLP, params: Params, precision: str | None
+        self, model: MLP, params: Params, precision: str | None, mesh: Mesh | None
     ) -> Callable[[Params], Evaluation] | None:
         """The evaluation of params like these on the rows to validate on, if there are any."""
         if self.validation is None:
             return None
         if isinstance(self.validation, Batches):
-            return evaluation_over(model, params, self.validation, precision)
+            return evaluation_over(model, params, self.validation, precision, mesh)
         return evaluation_on(model, params, self.validation, precision)

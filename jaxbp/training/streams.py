@@ -167,6 +167,8 @@ class Batches:
 
 def _as_array(values: Any) -> Any:
     """An array of NumPy; of JAX, where it is one, or where it is on another device than a CPU."""
+    if isinstance(values, jax.Array) and not values.is_fully_addressable:
+        raise ValueError("an array over several processes, of which each gives its own rows")
     if values is None or isinstance(values, np.ndarray | jax.Array):
         return values
     where = getattr(values, "__dlpack_device__", None)
@@ -193,14 +195,13 @@ def check_is_stream(stream: Any, name: str) -> None:
 def rows_of_a_step(
     batch_size: int | EllipsisType | None,
     kernel: str,
-    mesh: Any,
     *,
     streamed: bool,
     diagnostics: bool,
 ) -> int | None:
     """The batch size of ``fit``: None of a stream, as each of its batches is a step.
 
-    batch_size, kernel, mesh, diagnostics: as ``fit`` is given them.
+    batch_size, kernel, diagnostics: as ``fit`` is given them.
     streamed: whether there is a stream.
 
     Raises TypeError where there is none and has to be, and ValueError for an argument that a stream
@@ -215,7 +216,6 @@ def rows_of_a_step(
         and "none, as each of its batches is a step",
         f"kernel: got {kernel!r}": kernel in {"fused", "interpret"}
         and "auto or xla, as one kernel takes all rows of an epoch out of the GPU's memory",
-        f"mesh: got {short(mesh)}": mesh is not None and "none, as it trains on one device",
         "diagnostics: got True": diagnostics
         and "False, as they are measured on rows spread over all",
     }
