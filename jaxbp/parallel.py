@@ -149,6 +149,14 @@ def put(leaf: Any, sharding: NamedSharding) -> Array:
     return array
 
 
+def place_among(mesh: Mesh | None) -> tuple[int, int]:
+    """Which of how many processes this one is among those of a mesh, from 0; 0 of 1 without one."""
+    if mesh is None or not spans_processes(mesh):
+        return 0, 1
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    return processes.index(jax.process_index()), len(processes)
+
+
 def spans_processes(mesh: Mesh | None) -> bool:
     """Whether a mesh has devices of several processes, which then have to do the same."""
     return mesh is not None and len({device.process_index for device in mesh.devices.flat}) > 1

@@ -20,7 +20,8 @@ from jaxbp.cli.options import with_stream
 from jaxbp.cli.train import Train
 from jaxbp.data import streaming
 from jaxbp.data.errors import DataError
-from jaxbp.data.streaming import Epochs, Moments, Part, load_stream
+from jaxbp.data.first_pass import Moments, Part
+from jaxbp.data.streaming import Epochs, load_stream
 
 slow = pytest.mark.slow
 

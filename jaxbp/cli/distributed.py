@@ -50,7 +50,9 @@ def check_same_run(plan: Plan, saved: Saved | None, mesh: Mesh | None) -> None:
         for name, value in asdict(options).items()
         if name not in _OWN
     }
-    given["DATA"] = plan.to_fit, plan.parts["validation"]
+    shards = None if plan.stream is None else plan.stream.source.shards
+    sizes = None if shards is None else [rows for _, rows in shards.files]
+    given["DATA"] = plan.to_fit, plan.parts["validation"], sizes
     given["--resume"] = 0 if saved is None else saved.run.epochs
     if names := differing(mesh, given):
         raise UsageError(f"{names[0]}: not the same in all processes")

@@ -42,6 +42,7 @@ from jaxbp.diagnostics.report import LARGE_UPDATE, LayerReport, judge, unfelt_er
 from jaxbp.gradient import Batch
 from jaxbp.memory import memory_shortage_named
 from jaxbp.model import MLP, Params
+from jaxbp.parallel import place_among
 from jaxbp.targets import smooth_labels
 from jaxbp.training.device import wait_for
 from jaxbp.training.dropout import with_dropout
@@ -134,12 +135,18 @@ class Plan:
         return f"{self.options.data}: {self.network}, {self.options.optimizer}"
 
 
-def decide(options: Design) -> Plan:
-    """Load the data, and fit network and optimiser to them.  Raises UsageError and DataError."""
+def decide(options: Design, mesh: Mesh | None = None) -> Plan:
+    """Load the data, and fit network and optimiser to them.
+
+    options: of the command.
+    mesh: of the devices that train together; one device unless given.
+
+    Raises UsageError and DataError.
+    """
     check_design(options)
     task = _task(options)
     counts = options.head != "auto" and heads.BY_NAME[options.head].target == "counts"
-    streamed = _streamed(options, task, counts=counts) if is_streamed(options) else None
+    streamed = _streamed(options, task, mesh, counts=counts) if is_streamed(options) else None
     dataset = _in_memory(options, task, counts=counts) if streamed is None else streamed.dataset
     labels = dataset.preparation.labels
     if labels is None and options.label_smoothing > 0:
@@ -187,7 +194,8 @@ def decide(options: Design) -> Plan:
         def finish(batch: Batch) -> Batch:
             return smoothed(with_outputs(head, labels, batch))
 
-        stream = Epochs(streamed, batch_size, options.epoch_rows, finish)
+        _check_shared(batch_size, mesh)
+        stream = Epochs(streamed, batch_size, options.epoch_rows, finish, mesh)
     parameters = sum(o * (i + 1) for i, o in pairwise(model.sizes))
     patience = options.patience
     if patience == "auto":  # on diabetes it doubles R²; digits do better without
@@ -233,8 +241,9 @@ def _in_memory(options: Design, task: Task | None, *, counts: bool) -> Dataset:
         )
 
 
-def _streamed(options: Design, task: Task | None, *, counts: bool) -> Streamed:
-    """The data, with their training rows on the disk; counts is whether the target is."""
+def _streamed(options: Design, task: Task | None, mesh: Mesh | None, *, counts: bool) -> Streamed:
+    """The data, with their training rows on the disk, for a mesh; counts is whether the target is
+    of counts."""
     return load_stream(
         options.data,
         target=options.target,
@@ -242,7 +251,18 @@ def _streamed(options: Design, task: Task | None, *, counts: bool) -> Streamed:
         seed=options.seed,
         standardize_target=not counts,
         drop=options.drop,
+        mesh=mesh,
     )
+
+
+def _check_shared(batch_size: int, mesh: Mesh | None) -> None:
+    """Raise UsageError where a batch of a stream has fewer rows than there are processes."""
+    _, processes = place_among(mesh)
+    if batch_size < processes:
+        raise UsageError(
+            f"--batch-size: got {batch_size}, expected at least a row for each of {processes} "
+            "processes"
+        )
 
 
 def tell_of_stream(plan: Plan, console: Console) -> None:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -151,13 +151,13 @@ def run(options: Train, console: Console) -> int:
 
 
 def _run(options: Train, console: Console, mesh: Mesh | None) -> int:
-    before, options = _checked(options, writes=is_first(mesh))
+    before, options = _checked(options, mesh)
     told = nullcontext() if before is None else telling(console)
     with Interrupts(console) as interrupts, told:
         size = os.path.getsize(options.data) if os.path.isfile(options.data) else 0
         if size > _LONG["bytes"] or os.path.isdir(options.data):
             console.print(f"reading {options.data}", soft_wrap=True)
-        plan = decide(options)
+        plan = decide(options, mesh)
         tell_of_stream(plan, console)
         tell_of_columns(plan, console)
         interrupts.check()
@@ -200,11 +200,11 @@ def _run(options: Train, console: Console, mesh: Mesh | None) -> int:
     return outcome.status
 
 
-def _checked(options: Train, *, writes: bool) -> tuple[Path | None, Train]:
+def _checked(options: Train, mesh: Mesh | None) -> tuple[Path | None, Train]:
     """The folder of the run that is to go on, if there is one, and the options to go on with.
 
     options: as they came.
-    writes: whether this process writes the run folder.
+    mesh: of the devices that train together; one device unless given.
 
     Raises UsageError for what cannot be carried out, before any work.
     """
@@ -215,11 +215,13 @@ def _checked(options: Train, *, writes: bool) -> tuple[Path | None, Train]:
         options = going_on(before, options)
     elif options.overwrite and options.output is None:
         raise UsageError("--overwrite: name the folder of the run to replace by --output")
-    elif writes:
+    elif is_first(mesh):
         new_folder("--output", options.output, overwrite=options.overwrite)
     if options.checkpoint_every != "minute" and options.checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every: got {options.checkpoint_every}, expected at least 1")
-    return before, with_stream(options)
+    options = with_stream(options)
+    streams = bool(largest(np.int32(options.stream), mesh))  # where one machine has to, all do
+    return before, replace(options, stream=streams)
 
 
 def _is_complete(folder: Path, plan: Plan, saved: Saved | None, console: Console) -> bool:

@@ -71,29 +71,40 @@ class Shards(NamedTuple):
             first += rows
         return blocks
 
-    def read(self, blocks: Sequence[Block]) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, blocks: Sequence[Block], chosen: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The inputs (N, D) and the target (N,) or (N, K) of some blocks, as they are.
+
+        blocks: one after the other.
+        chosen: which of their rows, by increasing positions; all unless given.  Of .npy nothing
+            else is read.
 
         Raises DataError for a number that float32 cannot hold, naming its row.
         """
-        parts = []
+        parts, before = [], 0  # rows of the blocks of other files
         for file, those in groupby(blocks, key=attrgetter("file")):
             of_file = list(those)
             rows = np.concatenate([block.rows for block in of_file])
+            count, own = len(rows), np.arange(len(rows))
+            if chosen is not None:
+                first, last = np.searchsorted(chosen, (before, before + count))
+                own = chosen[first:last] - before
+            rows, before = rows[own], before + count
             if self.kind == ".npy":  # all blocks of a file at once
                 table = np.load(file, mmap_mode="r")[rows]
                 x, target = table[:, self.inputs], table[:, self.targets]
             elif self.kind == ".npz":  # a block is the file
                 arrays = npz_arrays(file)
-                x, target = arrays["x"].reshape(len(rows), -1), arrays[self.outputs[0]]
+                x, target = arrays["x"].reshape(count, -1)[own], arrays[self.outputs[0]][own]
             else:
                 both = zip(*map(self._read_parquet, of_file), strict=True)
-                x, target = map(np.concatenate, both)
+                x, target = (np.concatenate(each)[own] for each in both)
             if target.ndim > 1 and target.shape[1] == 1:
                 target = target[:, 0]
             _check(file, rows, x, self.features)
             if target.dtype.kind == "f":
-                _check(file, rows, target.reshape(len(target), -1), self.outputs)
+                _check(file, rows, target.reshape(len(target), len(self.outputs)), self.outputs)
             parts.append((x, target))
         if len(parts) == 1:
             return parts[0]

@@ -1,84 +1,39 @@
 """Streaming: more rows than memory holds, read from shards, split, standardised and shuffled.
 
-    pass 1   statistics of the training rows, block by block; validation and test rows are kept
-    then     epochs of training rows, in windows that are read ahead
+    first pass   statistics of the training rows; validation and test rows are kept
+    then         epochs of training rows, in windows that are read ahead
 
-The part of a row is a hash of its number (the finaliser of SplitMix64: Steele, Lea, Flood 2014,
-figure 17).  Mean and variance of blocks are combined by the parallel form of Chan, Golub and
-LeVeque (1983, equation 2.1).  The order is Grain's: it shuffles blocks over the whole source, by an
-index shuffle that takes no memory; those of a window, which memory holds, are mixed row by row.
+The order is Grain's: it shuffles blocks over the whole source, by an index shuffle that takes no
+memory; those of a window, which memory holds, are mixed row by row.  Several processes have the
+same order, and each reads its own rows of every batch.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxbp.data.cells import quoted
 from jaxbp.data.errors import DataError, reader
+from jaxbp.data.first_pass import BLOCK_BYTES, MOST_CLASSES, Part, Seen, first_pass, rows_in
 from jaxbp.data.loading import Dataset, Decisions
 from jaxbp.data.preparation import Preparation, encode_target, guess_task, transform
 from jaxbp.data.raw import RawData, Target, Task
-from jaxbp.data.shards import KINDS, Shards, shards_of
+from jaxbp.data.shards import KINDS, Block, Shards, shards_of
 from jaxbp.gradient import Batch
+from jaxbp.parallel import place_among
 from jaxbp.text import counted
 
 _KEPT_ROWS, _KEPT_BYTES = 2**17, 2**26  # at most, of validation, of test and of the sample
 _WINDOW_BYTES = 2**25  # of a window's rows in float32
-_BLOCK_BYTES = 2**23  # of a block's rows, likewise
 _CHEAP = 32  # rows of a block where any may be read at little cost: the order is nearly one by one
 _VALIDATION, _TEST = 0.15, 0.2  # shares of the rows, as ``load`` has them
-_MOST_CLASSES = 1000
-
-
-class Part(NamedTuple):
-    """Which rows are of which part, by the hash of their numbers, in [0, 1)."""
-
-    seed: int
-    test: float  # below it: the test rows
-    validation: float  # below it: the validation rows
-    sample: float  # from it on: the training rows of which a sample is kept
-
-    def hashes(self, numbers: np.ndarray) -> np.ndarray:
-        """The hashes of rows by their numbers."""
-        with np.errstate(over="ignore"):
-            numbers = numbers.astype(np.uint64)
-            key = np.uint64(self.seed) * np.uint64(0xD1342543DE82EF95)
-            z = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            z ^= z >> np.uint64(31)
-        return (z >> np.uint64(11)) * 2.0**-53
-
-
-class Moments:
-    """Mean and variance of columns, block by block."""
-
-    def __init__(self, columns: int) -> None:
-        self.count, self.mean, self._sum = 0, np.zeros(columns), np.zeros(columns)
-
-    def add(self, values: np.ndarray) -> None:
-        """Add a block (N, K) of rows."""
-        if not len(values):
-            return
-        mean = values.mean(0, dtype=np.float64)
-        before, self.count = self.count, self.count + len(values)
-        off = mean - self.mean
-        self.mean = self.mean + off * (len(values) / self.count)
-        self._sum += ((values - mean) ** 2).sum(0, dtype=np.float64)
-        self._sum += off**2 * (before * len(values) / self.count)
-
-    @property
-    def scale(self) -> np.ndarray:
-        """The standard deviation, divided by N; 1 for a column that is constant but for rounding,
-        as scikit-learn's StandardScaler has it."""
-        variance, rounding = self._sum / self.count, self.count * np.finfo(np.float64).eps
-        constant = variance <= rounding * variance + (rounding * self.mean) ** 2
-        scale: np.ndarray = np.where(constant, 1.0, np.sqrt(variance))
-        return scale
 
 
 class Streamed(NamedTuple):
@@ -99,11 +54,14 @@ def load_stream(
     seed: int,
     standardize_target: bool,
     drop: tuple[str | int, ...] = (),
+    mesh: Mesh | None = None,
 ) -> Streamed:
     """Read a source once, keeping what memory holds: validation and test rows, a sample of the
     training rows, and the statistics by which all are prepared.
 
     source, target, task, seed, standardize_target, drop: as for ``load``.
+    mesh: of the devices that train; where they are those of several processes, each reads some of
+        the rows, and has what memory keeps of all of them.  One process unless given.
 
     Raises DataError.
     """
@@ -114,7 +72,7 @@ def load_stream(
     share = most / shards.rows
     test, validation = min(_TEST, share), min(_VALIDATION, share)
     part = Part(seed, test, test + validation, 1 - min(share, 1 - test - validation))
-    seen = _seen(shards, part)
+    seen = first_pass(shards, part, mesh)
     task, reason, labels, encode, of_target = _target(shards, seen, task, standardize_target)
     preparation = Preparation(
         features=shards.features,
@@ -126,10 +84,9 @@ def load_stream(
         targets=shards.outputs if len(shards.outputs) > 1 else None,
     )
     batches = {}
-    for name, (xs, targets) in seen.kept.items():
-        if not sum(map(len, xs)):
+    for name, (x, raw) in seen.kept.items():
+        if not len(x):
             raise DataError(f"{source}: {counted(shards.rows, 'row')} leave none for {name}")
-        x, raw = np.concatenate(xs), np.concatenate(targets)
         batches[name] = Batch(transform(preparation, x), encode(raw))
     dataset = Dataset(
         shards.name,
@@ -153,52 +110,7 @@ def _left_out(source: Any) -> tuple[str, ...]:
     return (f"{quoted(others[0])}{more} in the folder left out",) if others else ()
 
 
-class _Seen(NamedTuple):
-    """The findings of the first pass."""
-
-    inputs: Moments  # of the training rows
-    values: Moments | None  # of their targets, where these are numbers
-    different: np.ndarray | None  # the different targets, sorted; None: too many
-    kept: dict[str, tuple[list[np.ndarray], list[np.ndarray]]]  # rows by part, as they are
-
-
-def _seen(shards: Shards, part: Part) -> _Seen:
-    outputs = len(shards.outputs)
-    inputs = Moments(len(shards.features))
-    values: Moments | None = Moments(outputs)
-    different: np.ndarray | None = None
-    kept: dict[str, Any] = {name: ([], []) for name in ("train", "validation", "test")}
-    too_many = outputs > 1
-    for block in shards.blocks(_rows_in(_BLOCK_BYTES, shards)):
-        x, target = shards.read([block])
-        if not too_many:
-            found = np.unique(target)
-            different = found if different is None else np.union1d(different, found)
-            too_many = len(different) > _MOST_CLASSES
-        u = part.hashes(block.numbers)
-        trains = u >= part.validation
-        inputs.add(x[trains])
-        if target.dtype.kind in "biuf" and values is not None:
-            values.add(target[trains].reshape(-1, outputs))
-        else:
-            values = None
-        for name, rows in (
-            ("test", u < part.test),
-            ("validation", (u >= part.test) & ~trains),
-            ("train", trains & (u >= part.sample)),
-        ):
-            if rows.any():
-                kept[name][0].append(np.asarray(x[rows]))
-                kept[name][1].append(np.asarray(target[rows]))
-    return _Seen(inputs, values, None if too_many else different, kept)
-
-
-def _rows_in(size: int, shards: Shards) -> int:
-    """How many rows have about so many bytes in float32."""
-    return max(1, size // (4 * (len(shards.features) + len(shards.outputs))))
-
-
-def _target(shards: Shards, seen: _Seen, task: Task | None, standardize: bool) -> tuple[Any, ...]:
+def _target(shards: Shards, seen: Seen, task: Task | None, standardize: bool) -> tuple[Any, ...]:
     """The task and why, the classes' names, how targets are encoded, and their mean and scale."""
     raw = RawData(shards.name, shards.features, None, np.zeros(0), target_name=shards.outputs[0])
     if len(shards.outputs) > 1 and task != "regression":
@@ -227,7 +139,7 @@ def _target(shards: Shards, seen: _Seen, task: Task | None, standardize: bool) -
 
         return task, reason, None, values, (mean, scale)
     if seen.different is None:
-        raise DataError(f"{shards.name}: the target has more than {_MOST_CLASSES} different values")
+        raise DataError(f"{shards.name}: the target has more than {MOST_CLASSES} different values")
     different = seen.different
     labels, codes = encode_target(raw._replace(target=different), "classification")
 
@@ -246,6 +158,7 @@ class Epochs:
     batch_size: rows of a batch; the last one of an epoch has those that are left.
     epoch_rows: how many rows an epoch has, about; all, where there are no more.
     finish: what becomes of each batch at last.
+    mesh: of the devices that train; of several processes each has its own rows of every batch.
     epoch: of those to come, from 0.
 
     An epoch is a number of windows, and begins where the one before ended: the state of Grain's
@@ -256,31 +169,29 @@ class Epochs:
     batch_size: int
     epoch_rows: int
     finish: Callable[[Batch], Batch]
+    mesh: Mesh | None = None
     epoch: int = 0
 
     def __post_init__(self) -> None:
         shards, part = self.source.shards, self.source.part
         grain = reader("grain", "a stream", "grain")
-        most = _rows_in(_BLOCK_BYTES, shards)
+        most = rows_in(BLOCK_BYTES, shards)
         blocks = shards.blocks(min(most, _CHEAP) if shards.kind == ".npy" else most)
         rows = self.source.rows["train"]
         share = min(1.0, self.epoch_rows / rows)
-        size = min(_rows_in(_WINDOW_BYTES, shards), math.ceil(share * shards.rows))
+        size = min(rows_in(_WINDOW_BYTES, shards), math.ceil(share * shards.rows))
         per_window = max(1, size * len(blocks) // shards.rows)
-        preparation = self.source.dataset.preparation
 
-        def window(numbers: Any, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-            """The training rows of some blocks, mixed."""
+        def window(numbers: Any, rng: np.random.Generator) -> tuple[list[Block], np.ndarray]:
+            """Some blocks, and the order of the training rows among theirs."""
             those = [blocks[number] for number in np.sort(numbers)]
             rows = np.concatenate([block.numbers for block in those])
-            order = rng.permutation(np.flatnonzero(part.hashes(rows) >= part.validation))
-            x, target = shards.read(those)
-            return transform(preparation, x[order]), self.source.encode(target[order])
+            return those, rng.permutation(np.flatnonzero(part.hashes(rows) >= part.validation))
 
         numbers = grain.MapDataset.range(len(blocks)).seed(part.seed).shuffle()
         windows = numbers.batch(per_window).random_map(window)
         self._windows = windows.repeat()
-        self._read_ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        self._in_turn = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self.windows = max(1, round(len(windows) * share))  # of an epoch
         self.rows = math.ceil(rows * self.windows / len(windows))  # of an epoch, about
         self.passes = self.windows / len(windows)  # of an epoch
@@ -294,19 +205,44 @@ class Epochs:
         self.epoch = number
 
     def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self._windows.to_iter_dataset(self._read_ahead))
+        iterator = iter(self._windows.to_iter_dataset(self._in_turn))
         iterator.set_state({"next_index": self.epoch * self.windows})
-        left: Any = None  # rows of a window that fill no batch
-        for _ in range(self.windows):
-            rows = next(iterator)
-            if left is not None:
-                rows = tuple(map(np.concatenate, zip(left, rows, strict=True)))
-            whole = len(rows[0]) // self.batch_size * self.batch_size
-            for start in range(0, whole, self.batch_size):
-                yield self._batch(rows, slice(start, start + self.batch_size))
-            left = tuple(array[whole:] for array in rows)
-        if left is not None and len(left[0]):
+        number, processes = place_among(self.mesh)
+        own = len(range(number, self.batch_size, processes))  # rows of a whole batch
+        rows, left = 0, None  # rows of all processes so far; this one's that fill no batch
+        for window, count in self._read_ahead(islice(iterator, self.windows), number, processes):
+            rows += count
+            both = window if left is None else tuple(map(np.concatenate, zip(left, window)))  # noqa: B905
+            whole = len(both[0]) // own * own
+            for start in range(0, whole, own):
+                yield self._batch(both, slice(start, start + own))
+            left = tuple(array[whole:] for array in both)
+        if rows % self.batch_size:
             yield self._batch(left, slice(None))
+
+    def _read_ahead(
+        self, windows: Iterator[Any], number: int, processes: int
+    ) -> Iterator[tuple[Any, int]]:
+        """This process's rows of each window, and the count of all: the next is being read."""
+        position, reading = 0, None
+        with ThreadPoolExecutor(1) as executor:
+            for blocks, order in windows:
+                places = (position + np.arange(len(order))) % self.batch_size
+                position += len(order)
+                own = order[places % processes == number]
+                upcoming = executor.submit(self._read, blocks, own), len(order)
+                if reading is not None:
+                    yield reading[0].result(), reading[1]
+                reading = upcoming
+            if reading is not None:
+                yield reading[0].result(), reading[1]
+
+    def _read(self, blocks: list[Block], order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of some blocks, by their positions among all of theirs, prepared."""
+        chosen, places = np.unique(order, return_inverse=True)
+        x, target = self.source.shards.read(blocks, chosen)
+        preparation = self.source.dataset.preparation
+        return transform(preparation, x[places]), self.source.encode(target[places])
 
     def _batch(self, rows: Any, chosen: slice) -> Batch:
         x, target = (array[chosen] for array in rows)

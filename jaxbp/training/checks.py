@@ -209,10 +209,11 @@ def numbers_of(batch: Batch, prefix: str) -> Any:
     return Batch(*(_as_numbers(prefix + of, each) for of, each in batch._asdict().items()))
 
 
-def check_fit(model: MLP, params: Params, numbers: Any, prefix: str) -> None:
-    """Raise ValueError or TypeError, with a prefix, for shapes and dtypes that do not fit."""
+def check_fit(model: MLP, params: Params, numbers: Any, prefix: str, *, least: int = 1) -> None:
+    """Raise ValueError or TypeError, with a prefix, for shapes and dtypes that do not fit, and for
+    fewer rows than the least number."""
     x = numbers.x
-    if x.ndim != 2 or not x.size:
+    if x.ndim != 2 or len(x) < least or not x.shape[1]:
         raise ValueError(f"{prefix}x: got shape {x.shape}, expected at least one row, (B, D)")
     try:
         _traced_objective(model).eval_shape(params, numbers)
@@ -342,7 +343,7 @@ def check_values(model: MLP, batch: Any, prefix: str) -> None:
                 f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
             )
     _check_target(model, batch.target, f"{prefix}target")
-    if batch.weight is not None and batch.weight.min() < 0:
+    if batch.weight is not None and (batch.weight < 0).any():
         raise ValueError(f"{prefix}weight: {_WEIGHTS}")
 
 

@@ -1,13 +1,14 @@
 """Source: where the rows of a training come from, memory or a stream."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
 from jaxbp.gradient import Batch
 from jaxbp.model import MLP, Params
-from jaxbp.parallel import check_rows_are_dealt
+from jaxbp.parallel import check_rows_are_dealt, spans_processes
 from jaxbp.training.checks import check_concrete, checked_batch, checked_data
 from jaxbp.training.metrics import Evaluation, check_metric, evaluation_on, evaluation_over
 from jaxbp.training.stacks import laid_out
@@ -50,10 +51,11 @@ class Source(NamedTuple):
         if mesh is not None and streams:
             check_rows_are_dealt(mesh)
         stream = None
+        begun = partial(Batches, epochs=epochs - done, in_parts=spans_processes(mesh))
         if not isinstance(batch, Batch):
-            stream = Batches(batch, "batch", epoch=done + 1, epochs=epochs - done)
+            stream = begun(batch, "batch", epoch=done + 1)
         if validation is not None and not isinstance(validation, Batch):
-            validation = Batches(validation, "validation", epoch=None, epochs=epochs - done)
+            validation = begun(validation, "validation", epoch=None)
         return cls(batch if stream is None else stream.first, stream, validation)
 
     @property

@@ -46,13 +46,17 @@ class Batches:
     ``first`` is the first one, as it came: it tells the widths and the dtype of all.
     """
 
-    def __init__(self, stream: Any, name: str, *, epoch: int | None, epochs: int) -> None:
+    def __init__(
+        self, stream: Any, name: str, *, epoch: int | None, epochs: int, in_parts: bool = False
+    ) -> None:
         """Begin to read a stream.
 
         stream: as the user gave it.
         name: of its argument.
         epoch: the number of the first one that is read, from 1; None where they have none.
         epochs: how often it is read.
+        in_parts: whether other processes have more rows of each batch, so that it may be empty
+            here; False unless given.
 
         Raises TypeError or ValueError for what gives no batches, or gives them once and is read
         more often.
@@ -63,7 +67,7 @@ class Batches:
                 f"{name}: got {type(stream).__name__}, which gives its batches once, and it is "
                 f"read {epochs} times; expected {_ANEW}"
             )
-        self._stream, self._name = stream, name
+        self._stream, self._name, self._least = stream, name, 0 if in_parts else 1
         self._kinds: set[Any] = set()  # of batches that fit
         self._begun: Any = self._opened(epoch)
         self.first: Batch = self._named(self._begun[1], self._place(1, epoch))
@@ -120,7 +124,7 @@ class Batches:
             numbers = batch if known else numbers_of(batch, "")
             kind = tuple((each.shape, each.dtype) for each in numbers if each is not None)
             if kind not in self._kinds:
-                check_fit(model, params, numbers, "")
+                check_fit(model, params, numbers, "", least=self._least)
                 self._kinds.add(kind)
             numbers = in_dtype(numbers, dtype, copy=False)
             if not known:
