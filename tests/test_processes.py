@@ -181,6 +181,30 @@ def test_the_command_trains_by_two_processes_what_one_trains(on_cpu, monkeypatch
 
 
 @slow
+def test_two_processes_stream_what_one_streams(python, on_cpu, tmp_path, monkeypatch):
+    """Each reads its own rows, of a first pass too; one alone goes on with the run, in a pass."""
+    pytest.importorskip("grain")
+    shards, rng = tmp_path / "shards", np.random.default_rng(0)
+    shards.mkdir()
+    for number in range(3):
+        x = rng.normal(3, 2, (1000 + number, 4))
+        np.save(shards / f"{number}.npy", np.column_stack([x, x[:, 0] > 3]).astype(np.float32))
+    options = shards, "--schedule", "constant", "--epoch-rows", "700", "--batch-size", "31"
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    both = Together(python, 2, *options, "--epochs", "2", "--output", run).ended(0, 0)
+    assert "1,9" in both[0][0]
+    assert both[1] == ("", "")
+    assert cli.main(["train", "--resume", str(run), "--epochs", "4"]) == 0
+    assert cli.main(["train", *map(str, options), "--epochs", "4", "--output", str(alone)]) == 0
+    for one, other in zip(params_of(alone), params_of(run), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-5)  # float32, after 90 steps
+    too_few = [*options[:-1], "1"]
+    message = "jaxbp: --batch-size: got 1, expected at least a row for each of 2 processes"
+    for _, told in Together(python, 2, *too_few).ended(2, 2):
+        assert told.splitlines()[-1] == message
+
+
+@slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(
     victim, python, on_cpu, tmp_path

@@ -107,6 +107,38 @@ def test_an_order_is_a_function_of_the_epoch(tmp_path, monkeypatch):
     np.testing.assert_array_equal(numbers(again, batches(again, 1)), numbers(stream, first[1]))
 
 
+@pytest.mark.parametrize("kind", [".npy", ".parquet"])
+def test_several_processes_read_their_own_rows_of_each_batch(kind, tmp_path, monkeypatch):
+    """Together those of one process; a last batch of two rows leaves none for one of three."""
+    monkeypatch.setattr(streaming, "_WINDOW_BYTES", 20 * 200)  # several windows, batches across
+    source = loaded(written(tmp_path / "shards", kind, *rows_of(2000)))
+    stream = Epochs(source, 7, 10**6, lambda batch: batch)
+    alone = batches(stream, 2)
+    assert len(alone[-1].x) == 2
+    parts, read = [], []
+    real = np.load
+
+    def counted(file, **options):
+        class Table:
+            def __getitem__(self, rows):
+                read.append(len(rows))
+                return real(file, **options)[rows]
+
+        return Table()
+
+    monkeypatch.setattr(np, "load", counted)
+    for number in range(3):
+        monkeypatch.setattr(streaming, "place_among", lambda mesh, number=number: (number, 3))
+        parts.append(batches(stream, 2))
+        assert kind != ".npy" or sum(read) == sum(len(batch.x) for batch in parts[-1])
+        read.clear()
+    assert {len(each) for each in parts} == {len(alone)}
+    assert [len(each[-1].x) for each in parts] == [1, 1, 0]
+    for whole, *some in zip(alone, *parts, strict=True):
+        together = np.concatenate([numbers(stream, [batch]) for batch in some])
+        np.testing.assert_array_equal(np.sort(together), np.sort(numbers(stream, [whole])))
+
+
 def test_moments_of_blocks_are_those_of_all_rows():
     """Far from 0, where a sum of squares has no digits left; a constant column has none."""
     rng = np.random.default_rng(0)

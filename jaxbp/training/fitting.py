@@ -143,8 +143,8 @@ def fit(
         one: each minibatch's rows are split over "data", the layers over "model" (see
         ``jaxbp.parallel``), with equal results up to rounding; arrays that lie on it stay.  Where
         its devices are those of several processes (see ``jaxbp.processes``), each calls ``fit``
-        with the same arguments, training ends where one of them asks, and the first alone writes
-        checkpoints.  One device unless given.
+        with the same arguments, a stream of its own rows of every batch excepted, training ends
+        where one of them asks, and the first alone writes checkpoints.  One device unless given.
     diagnostics: whether each epoch ends with the health of every layer, measured on up to 256 rows
         spread over the batch, with the last step's update.
     on_epoch: a function, or a list of them, called with an ``Epoch`` after each.  If one returns
