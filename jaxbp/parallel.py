@@ -321,7 +321,7 @@ def _lanes(mesh: Mesh) -> list[list[jax.Device]]:
 
 
 def of_each_process(values: np.ndarray, mesh: Mesh | None) -> np.ndarray:
-    """What numbers each of the P processes of a mesh has, as (P, ...) in their order, in all.
+    """The numbers that each of the P processes of a mesh has, (P, ...), in all of them.
 
     Each waits for the others.
     """

@@ -113,7 +113,7 @@ _KEPT = ("rows", "x", "target")
 
 
 def _found(shards: Shards, blocks: Iterable[Block], part: Part) -> dict[str, np.ndarray]:
-    """What one process finds in some blocks, as arrays with names: those of ``Seen``, and the
+    """The findings of one process in some blocks, as arrays with names: those of ``Seen``, and the
     numbers of the rows that are kept; what is None there is absent, and of no blocks all is."""
     outputs = len(shards.outputs)
     inputs, values = Moments(len(shards.features)), Moments(outputs)

@@ -44,7 +44,7 @@ class Stacker:
     def __init__(self, mesh: Mesh | None, name: str) -> None:
         """Begin without any memory, for the devices of a mesh, or for one; name is the stream's."""
         self._mesh, self._name = mesh, name
-        self._several: set[Any] = set()  # the kinds of batches that came one after the other
+        self._several: set[Any] = set()  # the forms of batches that came one after the other
         self._rooms: dict[Any, deque[list[Any]]] = {}  # two in turn, by the kind; the latest last
 
     def stacks(self, batches: Iterable[Batch]) -> Iterator[Stack]:
@@ -52,36 +52,38 @@ class Stacker:
 
         Raises ValueError, in all processes of the mesh, where their batches do not go together.
         """
+        waiting: deque[Batch] = deque()  # for the next stack
         rest = iter(batches)
         while True:
-            filling, rest = self._filled(rest)
+            filling = self._filled(waiting, rest)
             told = None if filling is None else (filling.count, filling.most, filling.first)
             agreed = _agreed(told, self._mesh, self._name)
             if filling is None or agreed is None:
                 return
-            kind = filling.kind, agreed.rows
+            form = agreed.rows, agreed.form
             if agreed.steps > 1:
-                self._several.add(kind)
-            length = agreed.most if kind in self._several else 1
+                self._several.add(form)
+            length = agreed.most if form in self._several else 1
             yield Stack(
                 filling.on_devices(length, self._mesh, agreed.rows),
                 filled=agreed.steps,
                 rows=sum(agreed.rows),
             )
-            rest = chain(filling.from_step(agreed.steps), rest)
+            waiting.extendleft(reversed(filling.from_step(agreed.steps)))
 
-    def _filled(self, batches: Iterator[Batch]) -> tuple["_Filling | None", Iterator[Batch]]:
-        """The next batches of one kind, as many as a stack holds, and those that follow."""
+    def _filled(self, waiting: deque[Batch], rest: Iterator[Batch]) -> "_Filling | None":
+        """The next batches of one kind, as many as a stack holds; None where there are no more."""
         filling = None
-        for batch in batches:
+        while batch := waiting.popleft() if waiting else next(rest, None):
             if filling is None:
                 filling = _Filling(batch, self._room(batch))
             elif filling.kind != _kind(batch):
-                return filling, chain((batch,), batches)
+                waiting.appendleft(batch)
+                break
             filling.add(batch)
             if filling.count == filling.most:
                 break
-        return filling, batches
+        return filling
 
     def _room(self, batch: Batch) -> list[Any]:
         """Memory for a stack of batches like this one: what its turn is."""
@@ -118,15 +120,16 @@ def _put(batch: Any, mesh: Mesh | None, rows: tuple[int, ...], axis: int) -> Bat
 
 
 class _Agreed(NamedTuple):
-    """What comes next in all processes of a mesh."""
+    """The next stack, as all processes of a mesh have batches for it."""
 
-    steps: int
-    most: int  # that a stack may have
+    steps: int  # that all have
+    most: int  # that it may have
     rows: tuple[int, ...]  # of each process, in each of its batches
+    form: int  # a digest of what these have in common besides
 
 
 def _agreed(told: tuple[int, int, Batch] | None, mesh: Mesh | None, name: str) -> _Agreed | None:
-    """What the processes of a mesh have all got batches for; None where none has got any.
+    """The next stack of all processes of a mesh; None where none has got a batch left.
 
     told: how many this one has, how many it takes at most, and the first of them; None: no more.
     name: of the stream.
@@ -151,7 +154,7 @@ def _agreed(told: tuple[int, int, Batch] | None, mesh: Mesh | None, name: str) -
             f"{name}: the processes of the mesh have batches of different widths, dtypes or "
             "fields; expected in each its own rows of one batch"
         )
-    return _Agreed(int(steps.min()), int(most_of_each.min()), tuple(rows.tolist()))
+    return _Agreed(int(steps.min()), int(most_of_each.min()), tuple(rows.tolist()), int(forms[0]))
 
 
 def _kind(batch: Batch) -> Any:
