@@ -3,14 +3,15 @@
 Read ``epoch``, a whole epoch as one compiled program; ``fitting``, which trains one network by
 ``blocks`` of epochs, and ``many``, which trains N of them, as ``networks`` in one program that
 ``dealing`` spreads over the cores, and of which ``best`` picks one; ``streams`` are batches that
-come from elsewhere, as ``stacks`` on the device, and ``streamed`` has the epochs over them; ``records`` are what they give
-back, and a ``run`` is what can be gone on with, on disk by ``checkpoints`` and ``saved``, which
-know a run by its ``inputs``. ``checks`` says what may be trained on what, ``pieces`` compares a
-user's own heads, activations and gradients with ``jax.grad``, ``device`` is about its memory and
-the wait for it, ``metrics`` says how well a network does, and ``batch_methods`` has the lectures'
-optimisers for full batches. ``early_stopping`` is an ``on_epoch``, and ``dropout`` makes a gradient
-that leaves units out. ``same_program`` and ``constants`` see to it that nothing is compiled twice.
-On a GPU ``kernel_choice`` decides whether ``one_kernel`` takes the minibatches in the scan's place.
+come from elsewhere, as ``stacks`` on the device, and ``streamed`` has the epochs over them;
+``records`` are what they give back, and a ``run`` is what can be gone on with, on disk by
+``checkpoints`` and ``saved``, which know a run by its ``inputs``. ``checks`` says what may be
+trained on what, ``pieces`` compares a user's own heads, activations and gradients with
+``jax.grad``, ``device`` is about its memory and the wait for it, ``metrics`` says how well a
+network does, and ``batch_methods`` has the lectures' optimisers for full batches.
+``early_stopping`` is an ``on_epoch``, and ``dropout`` makes a gradient that leaves units out.
+``same_program`` and ``constants`` see to it that nothing is compiled twice. On a GPU
+``kernel_choice`` decides whether ``one_kernel`` takes the minibatches in the scan's place.
 """
 
 from jaxbp.training import batch_methods
