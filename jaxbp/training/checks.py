@@ -320,7 +320,7 @@ def _check_target(model: MLP, target: Any, name: str) -> None:
 def _as_numbers(name: str, values: Any) -> Any:
     if values is None and name.endswith("weight"):
         return None
-    if np.ma.is_masked(values):
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise ValueError(f"{name}: some values are masked, expected an array without a mask")
     try:
         array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
