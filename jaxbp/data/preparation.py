@@ -39,6 +39,7 @@ class Preparation(NamedTuple):
     target_scale: np.ndarray  # (K,)
     targets: tuple[str, ...] | None = None  # names of several quantities
     columns: tuple[Column, ...] | None = None  # (D,) of a table; None: each is a number
+    image_shape: tuple[int, ...] | None = None  # of an image that a row was; None: rows were rows
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -56,11 +57,12 @@ class Preparation(NamedTuple):
 def transform(preparation: Preparation, x: Any) -> np.ndarray:
     """Turn raw rows (N, D) into a network's input: (x - mean) / scale, in float32.
 
-    Columns of a DataFrame or of a dict are taken by name, those of an array as they stand; text and
-    missing cells become what ``preparation.columns`` says.  Raises DataError for a column that is
-    not there, for a row of another width, for a cell that cannot be read, and for a value that is
-    out of float32's range, before or after.  A DataWarning tells of categories that no training
-    row has.
+    Columns of a DataFrame or of a dict are taken by name, those of an array as they stand, images
+    (N, H, W) of the shape trained on as rows; text and missing cells become what
+    ``preparation.columns`` says.  Raises DataError for a column that is not there, for a row of
+    another width, for an image of another shape, for a cell that cannot be read, and for a value
+    that is out of float32's range, before or after.  A DataWarning tells of categories that no
+    training row has.
     """
     rows, told = transformed(preparation, x)
     for each in told:
@@ -90,7 +92,7 @@ def transformed(preparation: Preparation, x: Any) -> tuple[np.ndarray, list[str]
         rows = np.asarray(x)
         if rows.dtype.kind not in "biuf":
             rows = np.asarray(x, object)
-        _check_shape(rows, features)
+        rows = _as_rows(preparation, rows)
         flat = rows.reshape(-1, len(features))
         table = frame_table(dict(enumerate(flat.T)), "x")._replace(names=features)
         inputs, told = prepared(preparation, table)
@@ -99,15 +101,20 @@ def transformed(preparation: Preparation, x: Any) -> tuple[np.ndarray, list[str]
         rows = np.asarray(x, np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"x: expected rows of numbers ({error})") from None
-    _check_shape(rows, features)
-    return _scaled(preparation, rows), []
+    return _scaled(preparation, _as_rows(preparation, rows)), []
 
 
-def _check_shape(rows: np.ndarray, features: Sequence[str]) -> None:
-    if rows.shape[-1:] != (len(features),):
+def _as_rows(preparation: Preparation, x: np.ndarray) -> np.ndarray:
+    """Take images of the shape trained on as rows (N, D).  Raises DataError for another shape."""
+    width, image_shape = len(preparation.features), preparation.image_shape
+    if image_shape is not None and x.shape[1:] == image_shape:
+        return x.reshape(len(x), width)
+    if x.shape[-1:] != (width,) or (image_shape is not None and x.ndim > 2):
+        images = "" if image_shape is None else f", or images of shape {image_shape}"
         raise DataError(
-            f"x: got shape {rows.shape}, expected rows of {counted(len(features), 'column')}"
+            f"x: got shape {x.shape}, expected rows of {counted(width, 'column')}{images}"
         )
+    return x
 
 
 def prepared(

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxbp.data.arrays import (
     BUNDLED,
+    check_image,
     check_width,
     npz_arrays,
     npz_features,
@@ -64,7 +65,8 @@ def read_table(source: Any, reading: Reading, expected: Sequence[str] = ()) -> T
         check_is_file(source)
         table = read_frame(source)
     else:
-        return read_npy(source) if suffix_of(source) == ".npy" else None
+        is_npy = suffix_of(source) == ".npy"
+        return read_npy(source, reading.image_shape) if is_npy else None
     return table._replace(decimals=shown_decimals(table))
 
 
@@ -115,7 +117,8 @@ def read_inputs(
             names=tuple(features), columns=[table.columns[each] for each in positions]
         )
     if suffix_of(source) == ".npz":
-        x = npz_features(source, npz_arrays(source))
+        x, image_shape = npz_features(source, npz_arrays(source))
+        check_image(source, image_shape, reading.image_shape)
     else:
         bundled = read_bundled(str(source)).x
         assert bundled is not None
@@ -146,6 +149,7 @@ def read_labelled(
     if table is None:
         raw = read_source(source, target, None, reading)
         assert raw.x is not None
+        check_image(source, raw.image_shape, reading.image_shape)
         check_width(source, raw.x.shape[1], features)
         return raw
     chosen = target_positions(table, target)
