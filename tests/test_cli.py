@@ -1136,6 +1136,25 @@ def test_whoever_reads_the_output_may_leave(monkeypatch):
             assert run(*arguments) == 141
 
 
+def test_a_run_that_nobody_reads_any_more_is_saved(elsewhere, monkeypatch):
+    """As in jaxbp train | head -3: the epoch is ended, and all is written."""
+    reader, writer = os.pipe()
+    fit_plan = train.fit_plan
+
+    def leaving(*arguments, **options):
+        os.close(reader)
+        return fit_plan(*arguments, **options)
+
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as output:
+        patch.setattr(train, "fit_plan", leaving)
+        patch.setattr(sys, "stdout", output)
+        assert run("train", "iris", *QUICK, "--epochs", 50) == 141
+    folder = elsewhere / "runs" / "iris-1"
+    assert names_in(folder) == {*files.RUN} - {*files.OF_TEST_ROWS}
+    assert "2" in names_in(folder / files.CHECKPOINTS)
+    assert len((folder / files.METRICS).read_text().splitlines()) == 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
 def test_output_that_cannot_be_written(monkeypatch, capsys):
     with monkeypatch.context() as patch, open("/dev/full", "w") as output:

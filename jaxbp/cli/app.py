@@ -39,7 +39,7 @@ from jaxbp.cli.encodings import IN_ASCII
 from jaxbp.cli.evaluate import Evaluate
 from jaxbp.cli.explain import Explain
 from jaxbp.cli.export import Export, Import
-from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
+from jaxbp.cli.interrupts import CLOSED_PIPE, INTERRUPTED, NOTHING_SAVED, ending_in_time
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
 from jaxbp.cli.runs import Runs
@@ -63,7 +63,6 @@ COMMANDS: dict[type, Callable[..., int]] = {
 _REQUEST_ERRORS = (UsageError, DataError, CheckpointError, processes.JoinError, OSError)
 _RUN_ERRORS = (MemoryError, processes.ProcessLostError, jax.errors.JaxRuntimeError)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-CLOSED_PIPE = 141  # the exit status that shells give a program that writes to a closed pipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

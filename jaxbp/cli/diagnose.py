@@ -90,7 +90,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
 
         def watch(epoch: Epoch) -> bool:
             seen.append(jitted_distributions(plan.model, epoch.params, rows))
-            return interrupts.asked
+            return bool(interrupts.asked)
 
         interrupts.begin()
         trained = fit_plan(plan, params, watch)

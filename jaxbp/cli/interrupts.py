@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 INTERRUPTED = 130  # the exit status that shells give an end by Ctrl-C; SIGTERM's is 143
+CLOSED_PIPE = 141  # and a program that writes to a closed pipe
 NOTHING_SAVED = "interrupted; nothing was saved"
 NOTHING_MORE = "interrupted; nothing was saved after the last checkpoint"
 
@@ -68,8 +69,8 @@ class Interrupts:
     """
 
     def __init__(self, console: Console) -> None:
-        self.console, self.asked = console, False
-        self.status = INTERRUPTED  # the exit status of the signal that was heard last
+        self.console = console
+        self.asked = 0  # the exit status of what asked last for an end; 0: nothing has
         self.trains, self.heard = False, False
         self.over = threading.Event()
         self.usual: dict[signal.Signals, Any] = {}
@@ -93,7 +94,7 @@ class Interrupts:
         """Ask the main thread to end, between two of its steps."""
         if number == getattr(signal, "SIGHUP", None):
             _leave_the_terminal()
-        self.asked, self.status = True, 128 + number
+        self.asked = 128 + number
 
     def _hear(self, number: int) -> None:
         """Tell what becomes of a signal, or end the process, while the main thread may compile."""
@@ -112,7 +113,7 @@ class Interrupts:
     def check(self) -> None:
         """End the command here if that was asked for."""
         if self.asked:
-            raise KeyboardInterrupt(self.status)
+            raise KeyboardInterrupt(self.asked)
 
     def begin(self) -> None:
         """Say that training begins: from now on there is something to save."""

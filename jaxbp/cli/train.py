@@ -36,7 +36,7 @@ from jaxbp.cli.files import (
     set_aside,
 )
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
-from jaxbp.cli.interrupts import Interrupts
+from jaxbp.cli.interrupts import CLOSED_PIPE, Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed, with_stream
 from jaxbp.cli.plan import (
     Plan,
@@ -403,8 +403,7 @@ class _Watch:
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
         stops = self.stopping is not None and self.stopping.stopped
-        asked = self.interrupts.status if self.interrupts.asked else 0
-        if asked := int(largest(np.int32(asked), self.mesh)):  # of all processes
+        if asked := int(largest(np.int32(self.interrupts.asked), self.mesh)):  # of all processes
             self.ended = f"interrupted: training ended with epoch {epoch.number}"
             self.status = asked
         elif stops:
@@ -427,7 +426,7 @@ class _Watch:
             self.metrics.truncate(length)  # whole lines
             self.metrics = None
             reason = f"metrics.jsonl: {error.strerror}: the epochs from here on are not recorded"
-            self.bar.console.print(reason, soft_wrap=True)
+            self._print(reason)
 
     def _say(self, number: int, live: str) -> None:
         """Where no bar is shown, print a line: of the first epoch, the last, and every 5 s."""
@@ -438,9 +437,14 @@ class _Watch:
         others = len(self.seconds) - 1  # epochs of this session after the first, which compiles
         pace = (now - self.seconds[0]) / others if others else 0.0  # seconds an epoch
         left = f", about {(self.epochs - number) * pace:.0f} s left" if pace and not last else ""
-        self.bar.console.print(
-            f"epoch {number}/{self.epochs}: {live}, after {now:.1f} s{left}", soft_wrap=True
-        )
+        self._print(f"epoch {number}/{self.epochs}: {live}, after {now:.1f} s{left}")
+
+    def _print(self, line: str) -> None:
+        """Print a line; where nobody reads it any more, ask to end, so that the epoch is saved."""
+        try:
+            self.bar.console.print(line, soft_wrap=True)
+        except BrokenPipeError:
+            self.interrupts.asked = CLOSED_PIPE
 
     @property
     def kept(self) -> Epoch:
