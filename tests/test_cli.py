@@ -386,13 +386,20 @@ def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, cap
     assert (elsewhere / "runs" / "iris-1" / "model.safetensors").exists()
 
 
-def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_before, sigint):
-    press_before("write_run")
-    for name in ("save", "learning_curve"):
-        press_before(name, module=run_folder)
-    assert run("train", "iris", *QUICK) == 0
-    assert names_in(elsewhere / "runs" / "iris-1") == {*files.RUN} - {*files.OF_TEST_ROWS}
-    assert signal.getsignal(sigint) is not signal.SIG_IGN
+def test_control_c_while_saving_leaves_the_network(
+    elsewhere, press_before, monkeypatch, capsys, sigint
+):
+    """And what is left out is made of the last checkpoint later."""
+    press_before("save", module=run_folder)
+    assert run("train", "iris", *QUICK, "--output", "run") == 130
+    begun = {files.METRICS, files.OPTIONS, files.CHECKPOINTS}
+    assert names_in(elsewhere / "run") == {*begun, files.NETWORK}
+    out = capsys.readouterr().out
+    assert "ending as soon as the network is saved (Ctrl-C again: at once)" in out
+    assert "not all beside it: jaxbp train --resume run writes the rest" in out
+    monkeypatch.setattr(run_folder, "save", jaxbp.save)
+    assert run("train", "--resume", "run") == 0
+    assert names_in(elsewhere / "run") == {*files.RUN} - {*files.OF_TEST_ROWS}
 
 
 def test_control_c_is_heard_while_the_main_thread_compiles(monkeypatch, capsys, sigint):
@@ -1175,12 +1182,11 @@ def test_a_run_is_replaced_when_there_is_another(tmp_path):
         assert files.make_run_folder(tmp_path, "iris") == tmp_path
         (tmp_path / "metrics.jsonl").write_text("new")
         assert len(texts()) == len(files.RUN) + 1
-    files.restore_run_before(tmp_path)
+    files.settle_run_before(tmp_path)
     assert texts() == old
     files.make_run_folder(tmp_path, "iris")
     (tmp_path / files.NETWORK).write_text("new")
-    files.restore_run_before(tmp_path)
-    files.forget_run_before(tmp_path)
+    files.settle_run_before(tmp_path)
     assert texts() == {files.NETWORK: "new"}
 
 

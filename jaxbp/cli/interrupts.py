@@ -61,17 +61,20 @@ class Interrupts:
     """Ctrl-C as a request: the first ends the run after the epoch, a second one at once.
 
     Before training ``begins`` there is nothing to lose, and the first ends the run as soon as the
-    main thread comes to a ``check``, or a second later.  SIGTERM and SIGHUP are requests too,
-    however often they come.  An exception in the midst of a compilation could bring down the
-    interpreter, or be lost.  A signal that is ignored from the start, as SIGHUP is under nohup and
-    SIGINT in the background of a script, stays ignored: whoever started the command there did not
-    want it to be reached.
+    main thread comes to a ``check``, or a second later.  When it is over, the results are written
+    (``write``), and the first ends the run when the one that matters most is.  SIGTERM and SIGHUP
+    are requests too, however often they come.  An exception in the midst of a compilation could
+    bring down the interpreter, or be lost.  A signal that is ignored from the start, as SIGHUP is
+    under nohup and SIGINT in the background of a script, stays ignored: whoever started the command
+    there did not want it to be reached.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.asked = 0  # the exit status of what asked last for an end; 0: nothing has
-        self.trains, self.heard = False, False
+        self.heard = False
+        self.answer = ""  # to the first request; empty where there is nothing to lose
+        self.lost = NOTHING_SAVED  # by the second
         self.over = threading.Event()
         self.usual: dict[signal.Signals, Any] = {}
 
@@ -101,29 +104,34 @@ class Interrupts:
         first, self.heard = not self.heard, True
         if not first:
             if number == signal.SIGINT:
-                _end_now(self.console, number, NOTHING_MORE if self.trains else NOTHING_SAVED)
+                _end_now(self.console, number, self.lost)
             return
-        if not self.trains and self.over.wait(_GRACE):
+        if not self.answer and self.over.wait(_GRACE):
             return
-        if not self.trains:
+        if not self.answer:
             _end_now(self.console, number)
         with suppress(OSError):  # of a terminal that is gone
-            self.console.print("ending after this epoch (Ctrl-C again: at once, without saving)")
+            self.console.print(self.answer)
 
     def check(self) -> None:
         """End the command here if that was asked for."""
         if self.asked:
             raise KeyboardInterrupt(self.asked)
 
-    def begin(self) -> None:
-        """Say that training begins: from now on there is something to save."""
-        self.check()
-        self.trains = True
+    def begin(self, lost: str = NOTHING_SAVED) -> None:
+        """Say that training begins: from now on there is something to save.
 
-    def ignore(self) -> None:
-        """Let nothing come between the results and the disk."""
-        for each in self.usual:
-            signal.signal(each, signal.SIG_IGN)
+        lost: what is said where a second Ctrl-C ends it at once.
+        """
+        self.check()
+        self.answer = "ending after this epoch (Ctrl-C again: at once, without saving)"
+        self.lost = lost
+
+    def write(self, first: str) -> None:
+        """Say that training is over, and that what is asked from now on waits for the first of the
+        results: "the network is saved"."""
+        self.asked, self.heard = 0, False
+        self.answer = f"ending as soon as {first} (Ctrl-C again: at once)"
 
 
 @contextmanager

@@ -25,18 +25,18 @@ from jaxbp.cli.files import (
     CHECKPOINTS,
     METRICS,
     NETWORK,
+    REPORT,
     RESULTS,
     RUN,
     check_can_write,
-    forget_run_before,
     make_run_folder,
     naming,
     new_folder,
-    restore_run_before,
     set_aside,
+    settle_run_before,
 )
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
-from jaxbp.cli.interrupts import CLOSED_PIPE, Interrupts
+from jaxbp.cli.interrupts import CLOSED_PIPE, NOTHING_MORE, Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed, with_stream
 from jaxbp.cli.plan import (
     Plan,
@@ -174,7 +174,7 @@ def _run(options: Train, console: Console, mesh: Mesh | None) -> int:
         if not max(errors.values(), default=0) < TRUSTED:
             console.print("the hand-written gradient is not the gradient: nothing trained")
             return 1
-        interrupts.begin()
+        interrupts.begin(NOTHING_MORE)
         if not is_first(mesh):
             return train(plan, params, None, console, interrupts, saved, mesh).status
         replaced: Collection[str] = RUN if before is None else RESULTS
@@ -186,18 +186,16 @@ def _run(options: Train, console: Console, mesh: Mesh | None) -> int:
         with alone_in(folder):
             try:
                 outcome = train(plan, params, folder, console, interrupts, saved, mesh)
-                interrupts.ignore()  # what has been trained is now to be saved
+                interrupts.write("the network is saved")
                 summary = summarised(plan, errors, outcome)
                 if before is not None:
                     set_aside(folder, replaced)
-                _save(folder, summary, console)
+                _save(folder, summary, interrupts, console)
             finally:
-                restore_run_before(folder, replaced)
-            forget_run_before(folder)
-        console.print(f"saved in {folder}", soft_wrap=True)
+                settle_run_before(folder, replaced)
     if outcome.full_disk is not None:
         raise outcome.full_disk
-    return outcome.status
+    return outcome.status or interrupts.asked
 
 
 def _checked(options: Train, *, writes: bool) -> tuple[Path | None, Train]:
@@ -224,22 +222,31 @@ def _checked(options: Train, *, writes: bool) -> tuple[Path | None, Train]:
 
 def _is_complete(folder: Path, plan: Plan, saved: Saved | None, console: Console) -> bool:
     """Whether a run has its results and nothing to go on to; if so, say why."""
-    why = "" if saved is None or not (folder / NETWORK).exists() else end_of(plan, saved)
+    why = "" if saved is None or not (folder / REPORT).exists() else end_of(plan, saved)
     if why:
         console.print(f"{folder} is complete: {why}", soft_wrap=True)
     return bool(why)
 
 
-def _save(folder: Path, summary: Summary, console: Console) -> None:
-    """Write the run, and print it: a full disk takes the files, and not the scores."""
+def _save(folder: Path, summary: Summary, interrupts: Interrupts, console: Console) -> None:
+    """Write the run, and print it: a full disk takes the files, and not the scores.
+
+    Ctrl-C leaves out what can be made of the last checkpoint again: all but the network.
+    """
     try:
-        write_run(folder, summary)
-    except OSError:
-        if (folder / NETWORK).exists():
-            console.print(f"the network is saved in {folder}, and not all beside it")
-        raise
+        for _ in write_run(folder, summary):
+            if interrupts.asked:
+                break
     finally:
         print_run(summary, console)
+        if (folder / REPORT).exists():
+            console.print(f"saved in {folder}", soft_wrap=True)
+        elif (folder / NETWORK).exists():
+            console.print(
+                f"the network is saved in {folder}, and not all beside it: "
+                f"jaxbp train --resume {folder} writes the rest",
+                soft_wrap=True,
+            )
 
 
 def train(
