@@ -452,9 +452,10 @@ def test_where_control_c_is_ignored_training_goes_on(elsewhere, press_before, ca
     assert signal.getsignal(sigint) is signal.SIG_IGN
 
 
-def test_names_are_not_taken_for_markup(elsewhere, capsys):
-    assert run("train", "iris", *QUICK, "--output", "[bold]x[/red]") == 0
-    assert "saved in [bold]x[/red]" in capsys.readouterr().out
+def test_names_are_not_taken_for_markup_nor_move_the_cursor(elsewhere, capsys):
+    assert run("train", "iris", *QUICK, "--output", "[bold]x[/red]\x1b[31m") == 0
+    assert "saved in [bold]x[/red]\\x1b[31m\n" in capsys.readouterr().out
+    assert "no\\x1b[31m: no such file" in refused(capsys, "predict", "no\x1b[31m", "iris")
 
 
 def test_what_no_run_wrote_is_not_overwritten(tmp_path):
