@@ -44,6 +44,7 @@ from jaxbp.cli import (
     report,
     run_folder,
     train,
+    watch,
 )
 from jaxbp.cli.compile_time import CompileTime
 
@@ -906,7 +907,7 @@ def test_a_regression_stands_beside_the_mean_and_a_linear_model(elsewhere, capsy
 
 
 def test_without_a_terminal_there_are_lines(elsewhere, capsys, monkeypatch):
-    monkeypatch.setattr(train, "_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(watch, "_BETWEEN_LINES", 0.0)
     assert run("train", "iris", *QUICK) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert re.fullmatch(r"epoch 1/2: loss [\d.]+, validation accuracy [\d.]+, after .* s", lines[0])
