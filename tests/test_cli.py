@@ -365,6 +365,14 @@ def press_before(monkeypatch):
     return press
 
 
+@pytest.mark.slow
+def test_control_c_ends_a_diagnosis_with_its_epoch(elsewhere, press_before, capsys, sigint):
+    press_before("fit_plan", module=diagnose)
+    assert run("diagnose", "iris", *PLAIN, "--hidden", 8, "--epochs", 50) == 130
+    assert "interrupted: training ended with epoch 1" in capsys.readouterr().out
+    assert (elsewhere / "diagnosis-1.png").exists()
+
+
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
 def test_control_c_before_training_leaves_nothing(number, elsewhere, press_before, capsys, sigint):
     usual = signal.getsignal(number)

@@ -94,7 +94,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
 
         interrupts.begin()
         trained = fit_plan(plan, params, watch)
-        ended_by = interrupts.asked
+        ended = bool(interrupts.asked)
         interrupts.write("the picture is drawn")
         for note in plan.decisions.notes:
             console.print(f"note: {note}", soft_wrap=True)
@@ -106,7 +106,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
             report = health_after(plan, trained.params, trained.history, len(losses))
             heading = f"\nafter {counted(len(losses), 'epoch')}, training loss {losses[-1]:.4g}"
             console.print(heading, report.text(console.width), sep="\n", soft_wrap=True)
-        if ended_by:
+        if ended:
             console.print(f"interrupted: training ended with epoch {len(seen) - 1}")
         end = "every layer is healthy" if report.ok else ""
         if trained.diverged is not None:
@@ -122,7 +122,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
             health=trained.history.health if len(losses) else None,
         )
         write(drawn, path)
-    return (ended_by or interrupts.asked) if trained.diverged is None else 1
+    return interrupts.asked if trained.diverged is None else 1
 
 
 _COLUMNS = (

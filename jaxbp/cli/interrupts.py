@@ -130,7 +130,7 @@ class Interrupts:
     def write(self, first: str) -> None:
         """Say that training is over, and that what is asked from now on waits for the first of the
         results: "the network is saved"."""
-        self.asked, self.heard = 0, False
+        self.heard = False
         self.answer = f"ending as soon as {first} (Ctrl-C again: at once)"
 
 

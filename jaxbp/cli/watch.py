@@ -64,6 +64,7 @@ class Watch:
         self.started = time.perf_counter()
         self.seconds: list[float] = []  # when each epoch of this session ended
         self.before = 0.0  # seconds of the sessions before
+        self.unread = 0  # the exit status of an end by a closed pipe, once there is one
         self.status = 0
 
     def go_on(self, lines: list[dict[str, Any]], saved: Saved | None) -> None:
@@ -110,9 +111,10 @@ class Watch:
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
         stops = self.stopping is not None and self.stopping.stopped
-        if asked := int(largest(np.int32(self.interrupts.asked), self.mesh)):  # of all processes
+        asked = self.interrupts.asked or self.unread
+        if asked := int(largest(np.int32(asked), self.mesh)):  # of all processes
             self.ended = f"interrupted: training ended with epoch {epoch.number}"
-            self.status = asked
+            self.status, self.interrupts.asked = asked, 0  # which is met
         elif stops:
             self.ended = (
                 f"stopped early: the validation loss was best after epoch {self.kept.number} "
@@ -147,11 +149,12 @@ class Watch:
         self._print(f"epoch {number}/{self.epochs}: {live}, after {now:.1f} s{left}")
 
     def _print(self, line: str) -> None:
-        """Print a line; where nobody reads it any more, ask to end, so that the epoch is saved."""
+        """Print a line.  Where nobody reads it any more, training ends with the next epoch, and all
+        is saved."""
         try:
             self.bar.console.print(line, soft_wrap=True)
         except BrokenPipeError:
-            self.interrupts.asked = CLOSED_PIPE
+            self.unread = CLOSED_PIPE
 
     @property
     def kept(self) -> Epoch:
