@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.data.cells import Decimal
-from jaxbp.data.columns import NO_TRAINING_ROW, Missing, facts_of, fitted
+from jaxbp.data.columns import Missing, fitted
 from jaxbp.data.errors import DataError, DataWarning, noting
+from jaxbp.data.facts import facts_of, warn_of_unknown
 from jaxbp.data.preparation import (
     Preparation,
     alike,
@@ -367,9 +368,7 @@ def load_for(
         encoding=encoding,
         decimal=decimal,
     )
-    for each in told:
-        if NO_TRAINING_ROW in each:
-            warnings.warn(f"{source}: {each}", DataWarning, stacklevel=2)
+    warn_of_unknown(source, told)
     return batch
 
 

@@ -1,7 +1,6 @@
 """Preparation: raw columns become a network's input, and a target becomes classes or values."""
 
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from decimal import Decimal as Exact
 from typing import Any, NamedTuple
@@ -11,15 +10,14 @@ import numpy as np
 from jaxbp.data.cells import Decimal, is_number, quoted
 from jaxbp.data.columns import (
     LARGEST_FLOAT32,
-    NO_TRAINING_ROW,
     Column,
     Values,
     check_complete,
     encode,
     read,
-    told_of,
 )
-from jaxbp.data.errors import DataError, DataWarning, scikit_learn
+from jaxbp.data.errors import DataError, scikit_learn
+from jaxbp.data.facts import told_of, warn_of_unknown
 from jaxbp.data.sources import RawData, Task
 from jaxbp.data.tables import Table, frame_table, is_frame
 from jaxbp.text import counted
@@ -65,9 +63,7 @@ def transform(preparation: Preparation, x: Any) -> np.ndarray:
     training row has.
     """
     rows, told = transformed(preparation, x)
-    for each in told:
-        if NO_TRAINING_ROW in each:
-            warnings.warn(f"x: {each}", DataWarning, stacklevel=2)
+    warn_of_unknown("x", told)
     return rows
 
 
