@@ -234,6 +234,7 @@ def _preparation_from(listed: dict[str, Any]) -> Preparation:
         target_scale=np.array(listed["target_scale"]),
         targets=tuple(listed.get("targets") or ()) or None,  # earlier files have none
         columns=tuple(map(_column_from, listed.get("columns") or ())) or None,  # nor these
+        image_shape=tuple(listed.get("image_shape") or ()) or None,
     )
 
 

@@ -16,11 +16,8 @@ def short(value: Any) -> str:
     """
     if hasattr(value, "_fields"):  # a named tuple
         return f"{type(value).__name__}({_listed(value._asdict())})"
-    if isinstance(value, tuple | list):
-        parts = [part(each) for each in value]
-        shown = ", ".join(parts if len(parts) < 6 else [*parts[:2], "...", parts[-1]])
-        first, last = "[]" if isinstance(value, list) else ("(", ",)" if len(parts) == 1 else ")")
-        return f"{first}{shown}{last}"
+    if isinstance(value, tuple | list | dict):
+        return _by_its_ends(value)
     if isinstance(value, float):
         return f"{value:.6g}"
     if hasattr(value, "shape"):
@@ -35,6 +32,16 @@ def part(value: Any) -> str:
     """A value within a record: one that prints in words of its own, as a head does, by these."""
     in_words = hasattr(value, "_fields") and "__str__" in vars(type(value))
     return str(value) if in_words else short(value)
+
+
+def _by_its_ends(value: Any) -> str:
+    if isinstance(value, dict):
+        first, last = "{}"
+        parts = [f"{name!r}: {part(each)}" for name, each in value.items()]
+    else:
+        first, last = "[]" if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
+        parts = [part(each) for each in value]
+    return f"{first}{', '.join(parts if len(parts) < 6 else [*parts[:2], '...', parts[-1]])}{last}"
 
 
 def _listed(fields: dict[str, Any]) -> str:

@@ -49,11 +49,13 @@ def align(table: Table, width: int = 100) -> str:
     )
 
 
-def printable(cell: str) -> str:
-    """A cell in one line: what would break it, or move the cursor, is escaped."""
+def printable(text: str, but: str = "") -> str:
+    """A text in one line: what would break it, or move the cursor, is escaped, but for some."""
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in cell
+        letter
+        if letter.isprintable() or letter in but
+        else letter.encode("unicode_escape").decode()
+        for letter in text
     )
 
 

@@ -26,6 +26,7 @@ PREPARATION = Preparation(
     labels=("ja", "nein"),
     target_mean=np.zeros(1),
     target_scale=np.ones(1),
+    image_shape=(1, 3),
 )
 
 

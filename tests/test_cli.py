@@ -44,6 +44,7 @@ from jaxbp.cli import (
     report,
     run_folder,
     train,
+    watch,
 )
 from jaxbp.cli.compile_time import CompileTime
 
@@ -364,6 +365,14 @@ def press_before(monkeypatch):
     return press
 
 
+@pytest.mark.slow
+def test_control_c_ends_a_diagnosis_with_its_epoch(elsewhere, press_before, capsys, sigint):
+    press_before("fit_plan", module=diagnose)
+    assert run("diagnose", "iris", *PLAIN, "--hidden", 8, "--epochs", 50) == 130
+    assert "interrupted: training ended with epoch 1" in capsys.readouterr().out
+    assert (elsewhere / "diagnosis-1.png").exists()
+
+
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
 def test_control_c_before_training_leaves_nothing(number, elsewhere, press_before, capsys, sigint):
     usual = signal.getsignal(number)
@@ -386,13 +395,20 @@ def test_who_ends_the_command_gets_what_was_trained(elsewhere, press_before, cap
     assert (elsewhere / "runs" / "iris-1" / "model.safetensors").exists()
 
 
-def test_control_c_while_saving_is_too_late_to_lose_anything(elsewhere, press_before, sigint):
-    press_before("write_run")
-    for name in ("save", "learning_curve"):
-        press_before(name, module=run_folder)
-    assert run("train", "iris", *QUICK) == 0
-    assert names_in(elsewhere / "runs" / "iris-1") == {*files.RUN} - {*files.OF_TEST_ROWS}
-    assert signal.getsignal(sigint) is not signal.SIG_IGN
+def test_control_c_while_saving_leaves_the_network(
+    elsewhere, press_before, monkeypatch, capsys, sigint
+):
+    """And what is left out is made of the last checkpoint later."""
+    press_before("save", module=run_folder)
+    assert run("train", "iris", *QUICK, "--output", "run") == 130
+    begun = {files.METRICS, files.OPTIONS, files.CHECKPOINTS}
+    assert names_in(elsewhere / "run") == {*begun, files.NETWORK}
+    out = capsys.readouterr().out
+    assert "ending as soon as the network is saved (Ctrl-C again: at once)" in out
+    assert "not all beside it: jaxbp train --resume run writes the rest" in out
+    monkeypatch.setattr(run_folder, "save", jaxbp.save)
+    assert run("train", "--resume", "run") == 0
+    assert names_in(elsewhere / "run") == {*files.RUN} - {*files.OF_TEST_ROWS}
 
 
 def test_control_c_is_heard_while_the_main_thread_compiles(monkeypatch, capsys, sigint):
@@ -445,9 +461,10 @@ def test_where_control_c_is_ignored_training_goes_on(elsewhere, press_before, ca
     assert signal.getsignal(sigint) is signal.SIG_IGN
 
 
-def test_names_are_not_taken_for_markup(elsewhere, capsys):
-    assert run("train", "iris", *QUICK, "--output", "[bold]x[/red]") == 0
-    assert "saved in [bold]x[/red]" in capsys.readouterr().out
+def test_names_are_not_taken_for_markup_nor_move_the_cursor(elsewhere, capsys):
+    assert run("train", "iris", *QUICK, "--output", "[bold]x[/red]\x1b[31m") == 0
+    assert "saved in [bold]x[/red]\\x1b[31m\n" in capsys.readouterr().out
+    assert "no\\x1b[31m: no such file" in refused(capsys, "predict", "no\x1b[31m", "iris")
 
 
 def test_what_no_run_wrote_is_not_overwritten(tmp_path):
@@ -898,7 +915,7 @@ def test_a_regression_stands_beside_the_mean_and_a_linear_model(elsewhere, capsy
 
 
 def test_without_a_terminal_there_are_lines(elsewhere, capsys, monkeypatch):
-    monkeypatch.setattr(train, "_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(watch, "_BETWEEN_LINES", 0.0)
     assert run("train", "iris", *QUICK) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert re.fullmatch(r"epoch 1/2: loss [\d.]+, validation accuracy [\d.]+, after .* s", lines[0])
@@ -1136,6 +1153,25 @@ def test_whoever_reads_the_output_may_leave(monkeypatch):
             assert run(*arguments) == 141
 
 
+def test_a_run_that_nobody_reads_any_more_is_saved(elsewhere, monkeypatch):
+    """As in jaxbp train | head -3: the epoch is ended, and all is written."""
+    reader, writer = os.pipe()
+    fit_plan = train.fit_plan
+
+    def leaving(*arguments, **options):
+        os.close(reader)
+        return fit_plan(*arguments, **options)
+
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as output:
+        patch.setattr(train, "fit_plan", leaving)
+        patch.setattr(sys, "stdout", output)
+        assert run("train", "iris", *QUICK, "--epochs", 50) == 141
+    folder = elsewhere / "runs" / "iris-1"
+    assert names_in(folder) == {*files.RUN} - {*files.OF_TEST_ROWS}
+    assert "2" in names_in(folder / files.CHECKPOINTS)
+    assert len((folder / files.METRICS).read_text().splitlines()) == 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
 def test_output_that_cannot_be_written(monkeypatch, capsys):
     with monkeypatch.context() as patch, open("/dev/full", "w") as output:
@@ -1156,12 +1192,11 @@ def test_a_run_is_replaced_when_there_is_another(tmp_path):
         assert files.make_run_folder(tmp_path, "iris") == tmp_path
         (tmp_path / "metrics.jsonl").write_text("new")
         assert len(texts()) == len(files.RUN) + 1
-    files.restore_run_before(tmp_path)
+    files.settle_run_before(tmp_path)
     assert texts() == old
     files.make_run_folder(tmp_path, "iris")
     (tmp_path / files.NETWORK).write_text("new")
-    files.restore_run_before(tmp_path)
-    files.forget_run_before(tmp_path)
+    files.settle_run_before(tmp_path)
     assert texts() == {files.NETWORK: "new"}
 
 

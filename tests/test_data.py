@@ -481,6 +481,28 @@ def test_npz(tmp_path):
     assert data.load(tmp_path / "named.npz", target="kind").preparation.labels == ("a", "b")
 
 
+def test_images_are_of_the_shape_trained_on(tmp_path):
+    images = np.arange(600, dtype=np.uint8).reshape(30, 4, 5)
+    np.savez(tmp_path / "images.npz", x=images, y=np.arange(30) % 3)
+    preparation = data.load(tmp_path / "images.npz").preparation
+    rows = data.transform(preparation, images.reshape(30, 20))
+    np.testing.assert_array_equal(data.transform(preparation, images), rows)
+    np.save(tmp_path / "images.npy", images)
+    np.testing.assert_array_equal(data.load_rows(preparation, tmp_path / "images.npy")[0], rows)
+    others = images.reshape(30, 5, 4)
+    np.savez(tmp_path / "others.npz", x=others, y=np.arange(30) % 3)
+    np.save(tmp_path / "others.npy", others)
+    of_shape = r"images of shape \(5, 4\), expected \(4, 5\), as those the network was trained on"
+    for read, source, message in [
+        (data.load_for, tmp_path / "others.npz", of_shape),
+        (data.load_rows, tmp_path / "others.npz", of_shape),
+        (data.load_rows, tmp_path / "others.npy", r"numbers, or images of shape \(4, 5\)"),
+        (data.transform, others, r"\(30, 5, 4\), expected rows of 20 columns, or ima.* \(4, 5\)"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            read(preparation, source)
+
+
 def test_npz_with_several_quantities(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "two.npz", x=rng.normal(size=(30, 3)), y=rng.normal(5, 2, size=(30, 2)))

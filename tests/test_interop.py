@@ -670,6 +670,7 @@ def test_export_and_import_in_numpy(command, tmp_path):
         (["import", "rows.npz", "--to", "b"], "rows.npz: not the parameters of jaxbp export"),
         (["import", "some.txt", "--to", "b"], "FILE: got some.txt, expected a name in .npz, .saf"),
         (["import", "no.npz", "--to", "b"], "no.npz: No such file or directory"),
+        (["import", "no.py", "--to", "b"], "no.npz and no.safetensors are not there"),
         (
             ["import", "new/net.npz", "--to", "b", "--head", "linear_huber"],
             "--activation, --head: the file tells both",
@@ -692,6 +693,9 @@ def test_import_of_weights_alone(command, tmp_path):
     status, said, _ = command("import", "theirs.safetensors", "--to", "back", *told)
     assert status == 0
     assert "no preparation of rows is known: they are taken as they are, columns x0" in said
+    (tmp_path / "theirs.py").touch()
+    by_program = command("import", "theirs.py", "--to", "back2", *told)
+    assert by_program[:2] == (0, said.replace("back", "back2"))
     status, predicted, _ = command("predict", "back", "rows.npz")
     assert status == 0
     assert predicted.startswith("label,probability_0,probability_1\n0,0.5,0.5\n")

@@ -51,6 +51,10 @@ PREPARED = (
         ),
         (BATCH, ROWS),
         (
+            jaxbp.Batch(dict(zip("abcdef", BATCH * 2, strict=True)), None),
+            "Batch(x={'a': float32[8,6], 'b': int32[8], ..., 'f': float32[8]})",
+        ),
+        (
             EPOCH,
             f"Epoch(number=3, params={LAYERS}, training_loss=0.333333, "
             "validation=Evaluation(loss=0.25, metric=1))",

@@ -98,6 +98,7 @@ def check_report(folder):
 
 def check_list(folder, capsys):
     capsys.readouterr()
+    (folder / "runs" / "a-link").symlink_to(folder / "runs" / "killed")
     assert run("runs") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["broken-2", "broken-10", "killed", "we<ird>"]
@@ -169,7 +170,7 @@ def test_runs_are_sorted_by_one_kind_of_score_at_a_time(by, names):
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_the_table_of_runs_fits_a_terminal(width, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "run_folders", lambda _: FOUND)
+    monkeypatch.setattr(runs, "run_folders", lambda _: {each.name: each for each in FOUND})
     monkeypatch.setattr(runs, "read", lambda each: each)
     console = Console(width=width, force_terminal=True, color_system=None)
     assert runs.run(runs.Runs(tmp_path, "score"), console) == 0

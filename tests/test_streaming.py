@@ -206,6 +206,14 @@ def frame(**columns):
             r"x has 3 rows, and y 2",
         ),
         (lambda folder: np.savez(folder / "a.npz", x=np.ones((3, 2))), {}, r"arrays x .* and y"),
+        (
+            lambda folder: [
+                np.savez(folder / f"{n}.npz", x=np.ones((4, n, 6 // n)), y=np.ones(4))
+                for n in (2, 3)
+            ],
+            {},
+            r"3.npz: x has rows of shape \(3, 2\), unlike the \(2, 3\) of .*2.npz",
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_named(make, options, message, tmp_path):

@@ -39,13 +39,14 @@ from jaxbp.cli.encodings import IN_ASCII
 from jaxbp.cli.evaluate import Evaluate
 from jaxbp.cli.explain import Explain
 from jaxbp.cli.export import Export, Import
-from jaxbp.cli.interrupts import INTERRUPTED, NOTHING_SAVED, ending_in_time
+from jaxbp.cli.interrupts import CLOSED_PIPE, INTERRUPTED, NOTHING_SAVED, ending_in_time
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.predict import Predict
 from jaxbp.cli.runs import Runs
 from jaxbp.cli.train import Train
 from jaxbp.data.errors import DataError
 from jaxbp.data.sources import BUNDLED
+from jaxbp.text import printable
 
 #: the commands: their options, whose class has the command's name, and what carries them out
 COMMANDS: dict[type, Callable[..., int]] = {
@@ -62,8 +63,8 @@ COMMANDS: dict[type, Callable[..., int]] = {
 }
 _REQUEST_ERRORS = (UsageError, DataError, CheckpointError, processes.JoinError, OSError)
 _RUN_ERRORS = (MemoryError, processes.ProcessLostError, jax.errors.JaxRuntimeError)
+_LAYOUT = "\n\t"  # in texts of several lines, such as a traceback
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-CLOSED_PIPE = 141  # the exit status that shells give a program that writes to a closed pipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +94,11 @@ def _status(arguments: Sequence[str] | None) -> int:
 
 
 class _Console(Console):
-    """A console that leaves it to ``main`` what becomes of a closed pipe: rich ends with 1."""
+    """A console that escapes what moves the cursor or colours text, as a user's names may do, and
+    leaves it to ``main`` what becomes of a closed pipe: rich ends with 1."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, but=_LAYOUT), **options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -123,7 +128,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         raise
     except (*_REQUEST_ERRORS, *_RUN_ERRORS, KeyboardInterrupt) as error:
         status, message = _explain(error)
-        print(f"jaxbp: {message}", file=sys.stderr)
+        print(f"jaxbp: {printable(message, but=_LAYOUT)}", file=sys.stderr)
         return status
 
 

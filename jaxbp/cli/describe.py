@@ -22,8 +22,9 @@ from jaxbp.cli.options import (
 )
 from jaxbp.cli.plan import DECIMAL, HEADER
 from jaxbp.data.cells import day
-from jaxbp.data.columns import Column, Examined, Values, fill_of, fitted
+from jaxbp.data.columns import Column, Examined, Values, fitted
 from jaxbp.data.errors import DataError
+from jaxbp.data.facts import fill_of
 from jaxbp.data.loading import checked_reading, dealt
 from jaxbp.data.preparation import guess_task
 from jaxbp.data.sources import RawData, read_source

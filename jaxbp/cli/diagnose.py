@@ -80,7 +80,7 @@ def run(options: Diagnose, console: Console) -> int:
 
 
 def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
-    """Train and watch; print the reports, draw the picture; 1 where training diverged."""
+    """Train and watch; print the reports, draw the picture; the exit status."""
     with Interrupts(console) as interrupts:
         plan = decide(options)
         params = initial(plan)
@@ -90,11 +90,12 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
 
         def watch(epoch: Epoch) -> bool:
             seen.append(jitted_distributions(plan.model, epoch.params, rows))
-            return interrupts.asked
+            return bool(interrupts.asked)
 
         interrupts.begin()
         trained = fit_plan(plan, params, watch)
-        interrupts.ignore()
+        ended = bool(interrupts.asked)
+        interrupts.write("the picture is drawn")
         for note in plan.decisions.notes:
             console.print(f"note: {note}", soft_wrap=True)
         tell_of_columns(plan, console)
@@ -105,7 +106,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
             report = health_after(plan, trained.params, trained.history, len(losses))
             heading = f"\nafter {counted(len(losses), 'epoch')}, training loss {losses[-1]:.4g}"
             console.print(heading, report.text(console.width), sep="\n", soft_wrap=True)
-        if interrupts.asked:
+        if ended:
             console.print(f"interrupted: training ended with epoch {len(seen) - 1}")
         end = "every layer is healthy" if report.ok else ""
         if trained.diverged is not None:
@@ -121,7 +122,7 @@ def train_and_report(options: Diagnose, path: Path, console: Console) -> int:
             health=trained.history.health if len(losses) else None,
         )
         write(drawn, path)
-    return 0 if trained.diverged is None else 1
+    return interrupts.asked if trained.diverged is None else 1
 
 
 _COLUMNS = (

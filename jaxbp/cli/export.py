@@ -66,7 +66,8 @@ class Import:
         tyro.conf.Positional[Path],
         arg(
             metavar="FILE",
-            help="PyTorch's state_dict in a .safetensors, .pt or .pth, or the .npz of jaxbp export",
+            help="PyTorch's state_dict in a .safetensors, .pt or .pth, or a file of jaxbp export "
+            "--to torch or numpy",
         ),
     ]
     to: Annotated[Path, arg(metavar="RUN", help="the run folder to make, a new one")]
@@ -173,10 +174,11 @@ def run_import(options: Import, console: Console) -> int:
     if options.to.exists():
         raise UsageError(f"--to: {options.to} exists, and nothing is overwritten")
     new_folder("--to", options.to)
-    if options.file.suffix not in {*_PAIRS["numpy"], *FILES}:
-        raise UsageError(f"FILE: got {options.file}, expected a name in .npz, {', '.join(FILES)}")
-    reader = _of_numpy if options.file.suffix in _PAIRS["numpy"] else _of_torch
-    found = _told(lambda: reader(options))
+    file = _weights_beside(options.file) if options.file.suffix == ".py" else options.file
+    if file.suffix not in {".npz", *FILES}:
+        raise UsageError(f"FILE: got {file}, expected a name in .npz, {', '.join(FILES)}")
+    read_file = _of_numpy if file.suffix == ".npz" else _of_torch
+    found = _told(lambda: read_file(file, options))
     trained = found
     if found.preparation is None:
         trained = found._replace(preparation=plain_preparation(found.model))
@@ -188,10 +190,21 @@ def run_import(options: Import, console: Console) -> int:
     return 0
 
 
-def _of_numpy(options: Import) -> Checkpoint:
+def _weights_beside(program: Path) -> Path:
+    """The file that a program of ``jaxbp export`` loads its weights from."""
+    others = [program.with_suffix(suffix) for suffix in (".npz", ".safetensors")]
+    found = [file for file in others if file.exists()]
+    if len(found) != 1:
+        raise UsageError(
+            f"FILE: {program} is a program, and {' and '.join(map(str, others))} are "
+            f"{'both there' if found else 'not there'}: expected the one with its weights"
+        )
+    return found[0]
+
+
+def _of_numpy(path: Path, options: Import) -> Checkpoint:
     if options.activation or options.head:
         raise UsageError("--activation, --head: the file tells both")
-    path = options.file.with_suffix(".npz")
     try:
         with np.load(path) as file:
             arrays = dict(file)
@@ -203,12 +216,12 @@ def _of_numpy(options: Import) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _of_torch(options: Import) -> Checkpoint:
-    weights, told = read_weights(options.file)
+def _of_torch(path: Path, options: Import) -> Checkpoint:
+    weights, told = read_weights(path)
     if told is None and options.head is None:
-        raise UsageError(f"--head: {options.file} does not tell it, expected a name")
+        raise UsageError(f"--head: {path} does not tell it, expected a name")
     if told is None and not options.activation and len(weights) > 2:
-        raise UsageError(f"--activation: {options.file} does not tell it, expected a name")
+        raise UsageError(f"--activation: {path} does not tell it, expected a name")
     units = tuple(activations.BY_NAME[name] for name in options.activation)
     unit = units[0] if len(units) == 1 else units or None
     head = None if options.head is None else heads.BY_NAME[options.head]

@@ -141,8 +141,7 @@ def make_run_folder(output: Path | None, data: str) -> Path:
     """Make the run folder: output or, unless it is given, the next free runs/DATA-NUMBER.
 
     The files of a run that output holds get a name of their own until there is a new network
-    (``forget_run_before``, ``restore_run_before``): ``new_folder`` has asked whether it may be
-    replaced.
+    (``settle_run_before``): ``new_folder`` has asked whether it may be replaced.
     """
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -167,20 +166,16 @@ def set_aside(folder: Path, names: Collection[str] = RUN) -> None:
         _remove(file)
 
 
-def forget_run_before(folder: Path) -> None:
-    """Remove the files of the run that another one has replaced."""
-    for name in RUN:
-        _remove(_before(folder / name))
-
-
-def restore_run_before(folder: Path, names: Collection[str] = RUN) -> None:
-    """Bring back the run that was to be replaced, where there is no new network."""
-    if (folder / NETWORK).exists() or not _before(folder / NETWORK).exists():
-        return
-    for file in (folder / name for name in names):
-        _remove(file)
-        with suppress(FileNotFoundError):
-            _before(file).replace(file)
+def settle_run_before(folder: Path, names: Collection[str] = RUN) -> None:
+    """Remove the run that was to be replaced; where there is no new network, bring it back."""
+    if (folder / NETWORK).exists():
+        for name in RUN:
+            _remove(_before(folder / name))
+    elif _before(folder / NETWORK).exists():
+        for file in (folder / name for name in names):
+            _remove(file)
+            with suppress(FileNotFoundError):
+                _before(file).replace(file)
 
 
 def _remove(path: Path) -> None:

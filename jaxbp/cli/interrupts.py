@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 INTERRUPTED = 130  # the exit status that shells give an end by Ctrl-C; SIGTERM's is 143
+CLOSED_PIPE = 141  # and a program that writes to a closed pipe
 NOTHING_SAVED = "interrupted; nothing was saved"
 NOTHING_MORE = "interrupted; nothing was saved after the last checkpoint"
 
@@ -60,17 +61,20 @@ class Interrupts:
     """Ctrl-C as a request: the first ends the run after the epoch, a second one at once.
 
     Before training ``begins`` there is nothing to lose, and the first ends the run as soon as the
-    main thread comes to a ``check``, or a second later.  SIGTERM and SIGHUP are requests too,
-    however often they come.  An exception in the midst of a compilation could bring down the
-    interpreter, or be lost.  A signal that is ignored from the start, as SIGHUP is under nohup and
-    SIGINT in the background of a script, stays ignored: whoever started the command there did not
-    want it to be reached.
+    main thread comes to a ``check``, or a second later.  When it is over, the results are written
+    (``write``), and the first ends the run when the one that matters most is.  SIGTERM and SIGHUP
+    are requests too, however often they come.  An exception in the midst of a compilation could
+    bring down the interpreter, or be lost.  A signal that is ignored from the start, as SIGHUP is
+    under nohup and SIGINT in the background of a script, stays ignored: whoever started the command
+    there did not want it to be reached.
     """
 
     def __init__(self, console: Console) -> None:
-        self.console, self.asked = console, False
-        self.status = INTERRUPTED  # the exit status of the signal that was heard last
-        self.trains, self.heard = False, False
+        self.console = console
+        self.asked = 0  # the exit status of what asked last for an end; 0: nothing has
+        self.heard = False
+        self.answer = ""  # to the first request; empty where there is nothing to lose
+        self.lost = NOTHING_SAVED  # by the second
         self.over = threading.Event()
         self.usual: dict[signal.Signals, Any] = {}
 
@@ -93,36 +97,41 @@ class Interrupts:
         """Ask the main thread to end, between two of its steps."""
         if number == getattr(signal, "SIGHUP", None):
             _leave_the_terminal()
-        self.asked, self.status = True, 128 + number
+        self.asked = 128 + number
 
     def _hear(self, number: int) -> None:
         """Tell what becomes of a signal, or end the process, while the main thread may compile."""
         first, self.heard = not self.heard, True
         if not first:
             if number == signal.SIGINT:
-                _end_now(self.console, number, NOTHING_MORE if self.trains else NOTHING_SAVED)
+                _end_now(self.console, number, self.lost)
             return
-        if not self.trains and self.over.wait(_GRACE):
+        if not self.answer and self.over.wait(_GRACE):
             return
-        if not self.trains:
+        if not self.answer:
             _end_now(self.console, number)
         with suppress(OSError):  # of a terminal that is gone
-            self.console.print("ending after this epoch (Ctrl-C again: at once, without saving)")
+            self.console.print(self.answer)
 
     def check(self) -> None:
         """End the command here if that was asked for."""
         if self.asked:
-            raise KeyboardInterrupt(self.status)
+            raise KeyboardInterrupt(self.asked)
 
-    def begin(self) -> None:
-        """Say that training begins: from now on there is something to save."""
+    def begin(self, lost: str = NOTHING_SAVED) -> None:
+        """Say that training begins: from now on there is something to save.
+
+        lost: what is said where a second Ctrl-C ends it at once.
+        """
         self.check()
-        self.trains = True
+        self.answer = "ending after this epoch (Ctrl-C again: at once, without saving)"
+        self.lost = lost
 
-    def ignore(self) -> None:
-        """Let nothing come between the results and the disk."""
-        for each in self.usual:
-            signal.signal(each, signal.SIG_IGN)
+    def write(self, first: str) -> None:
+        """Say that training is over, and that what is asked from now on waits for the first of the
+        results: "the network is saved"."""
+        self.heard = False
+        self.answer = f"ending as soon as {first} (Ctrl-C again: at once)"
 
 
 @contextmanager

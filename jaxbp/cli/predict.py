@@ -34,7 +34,7 @@ class Predict:
         arg(
             metavar="DATA",
             help="rows to predict: a table with the columns trained on, in any order (others are "
-            "ignored), an .npz with an array x, or the name of a bundled set",
+            "ignored), an .npz with an array x, a .npy, or the name of a bundled set",
         ),
     ]
     output: Annotated[

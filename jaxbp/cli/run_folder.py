@@ -1,6 +1,7 @@
 """The folder of a run: what ``jaxbp train`` leaves there, and what other commands read again."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from jaxbp.cli.scores import Score
 from jaxbp.model import Params
 
 
-def write_run(folder: Path, summary: Summary) -> None:
-    """Write network, summary, pictures and, made of the same pictures, the report."""
+def write_run(folder: Path, summary: Summary) -> Iterator[str]:
+    """Write network, summary, pictures and, made of the same pictures, the report -> the name of
+    each when it is whole."""
     plan, outcome = summary.plan, summary.outcome
     save(folder / NETWORK, plan.model, outcome.params, plan.dataset.preparation)
+    yield NETWORK
     with written(folder / SUMMARY) as file:
         file.write(json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    yield SUMMARY
     figures = {}
     if len(outcome.history.training_loss):
         figures[CURVE] = learning_curve(
@@ -44,8 +48,10 @@ def write_run(folder: Path, summary: Summary) -> None:
         figures |= pictures_of_test(plan, outcome.params, summary.scores["test"])
     for name, figure in figures.items():
         write(figure, folder / name)
+        yield name
     with written(folder / REPORT) as file:
         file.write(report(folder, summary, figures))
+    yield REPORT
 
 
 def pictures_of_test(plan: Plan, params: Params, test: Score) -> dict[str, Figure]:

@@ -78,14 +78,15 @@ def run(options: Runs, console: Console) -> int:
     folder = options.folder
     if not folder.is_dir():
         raise UsageError(f"FOLDER: {folder} is not a directory")
-    found = ordered([read(each) for each in run_folders(folder)], options.sort)
+    folders = run_folders(folder)
+    found = ordered(map(read, folders.values()), options.sort)
     if options.json:
         print(json.dumps([asdict(each) for each in found], indent=2, allow_nan=False))
     else:
         _show(found, options, console)
     if options.html is not None:
         with written(options.html) as file:
-            file.write(_page(found, options))
+            file.write(_page(found, folders, options))
         console.print(f"written to {options.html}: open it in a browser", soft_wrap=True)
     return 0
 
@@ -105,8 +106,11 @@ def _show(found: Sequence[Run], options: Runs, console: Console) -> None:
         console.print(f"\n{line}" if line == remarks[0] else line, soft_wrap=True)
 
 
-def run_folders(folder: Path) -> list[Path]:
-    """The folders in a folder that hold a file of a run; the folder itself, where it does."""
+def run_folders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder that hold a file of a run, by name; the folder itself, where it does.
+
+    One that a symbolic link names, too, is there once.
+    """
     names = {*RUN, *(f"{name}{BEFORE}" for name in RUN)}
 
     def is_run(each: Path) -> bool:
@@ -115,7 +119,11 @@ def run_folders(folder: Path) -> list[Path]:
         except OSError:  # one that may not be entered
             return True
 
-    return [folder] if is_run(folder) else [each for each in folder.iterdir() if is_run(each)]
+    if is_run(folder):
+        return {_name_of(folder): folder}
+    links_first = sorted(filter(is_run, folder.iterdir()), key=Path.is_symlink, reverse=True)
+    once = {each.resolve(): each for each in links_first}
+    return {each.name: each for each in once.values()}
 
 
 def read(folder: Path) -> Run:
@@ -285,10 +293,12 @@ def _remarks(found: Sequence[Run], by: str) -> list[str]:
 _MOST_CURVES = 20  # in a picture
 
 
-def _page(found: Sequence[Run], options: Runs) -> str:
-    """A table whose names lead to the runs' reports, and a picture of curves for each task."""
+def _page(found: Sequence[Run], folders: dict[str, Path], options: Runs) -> str:
+    """A table whose names lead to the runs' reports, and a picture of curves for each task.
+
+    folders holds those of the runs by their names.
+    """
     assert options.html is not None
-    folders = {_name_of(each): each for each in run_folders(options.folder)}
     start = options.html.resolve().parent
     links = [_link(folders[each.name] / REPORT, start) for each in found]
     count = counted(len(found), "run")

@@ -1,7 +1,5 @@
 """``jaxbp train``: check the gradient, train, and leave a report and a run folder behind."""
 
-import errno
-import json
 import math
 import os
 import time
@@ -16,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import Progress
 from tyro.conf import arg
 
 from jaxbp.cli.compile_time import CompileTime
@@ -25,18 +22,18 @@ from jaxbp.cli.files import (
     CHECKPOINTS,
     METRICS,
     NETWORK,
+    REPORT,
     RESULTS,
     RUN,
     check_can_write,
-    forget_run_before,
     make_run_folder,
     naming,
     new_folder,
-    restore_run_before,
     set_aside,
+    settle_run_before,
 )
 from jaxbp.cli.gradient_check import TRUSTED, checked_gradient
-from jaxbp.cli.interrupts import Interrupts
+from jaxbp.cli.interrupts import NOTHING_MORE, Interrupts
 from jaxbp.cli.options import Design, UsageError, fixed, with_stream
 from jaxbp.cli.plan import (
     Plan,
@@ -58,22 +55,15 @@ from jaxbp.cli.resume import (
 )
 from jaxbp.cli.run_folder import write_run
 from jaxbp.cli.run_record import Outcome, Summary, print_run, summarised
-from jaxbp.cli.score_tables import decimals
-from jaxbp.diagnostics.health import sample
+from jaxbp.cli.watch import Watch
 from jaxbp.model import Params
-from jaxbp.parallel import everywhere, is_first, largest
-from jaxbp.text import plain
+from jaxbp.parallel import is_first, largest
 from jaxbp.training.checkpoints import alone_in
-from jaxbp.training.checks import checked_batch
-from jaxbp.training.early_stopping import EarlyStopping
-from jaxbp.training.metrics import compiled_evaluation
 from jaxbp.training.progress import bar_of_epochs
 from jaxbp.training.records import Epoch
 from jaxbp.training.saved import Saved
 
 _LONG = {"bytes": 50e6, "parameters": 2e6}  # of a file, of a network: what takes seconds to begin
-_COLUMNS = 60  # of text that the terminal needs to show the metric in a line
-_BETWEEN_LINES = 5.0  # seconds, where no bar can be shown
 
 
 @dataclass(frozen=True)
@@ -174,7 +164,7 @@ def _run(options: Train, console: Console, mesh: Mesh | None) -> int:
         if not max(errors.values(), default=0) < TRUSTED:
             console.print("the hand-written gradient is not the gradient: nothing trained")
             return 1
-        interrupts.begin()
+        interrupts.begin(NOTHING_MORE)
         if not is_first(mesh):
             return train(plan, params, None, console, interrupts, saved, mesh).status
         replaced: Collection[str] = RUN if before is None else RESULTS
@@ -186,18 +176,16 @@ def _run(options: Train, console: Console, mesh: Mesh | None) -> int:
         with alone_in(folder):
             try:
                 outcome = train(plan, params, folder, console, interrupts, saved, mesh)
-                interrupts.ignore()  # what has been trained is now to be saved
+                interrupts.write("the network is saved")
                 summary = summarised(plan, errors, outcome)
                 if before is not None:
                     set_aside(folder, replaced)
-                _save(folder, summary, console)
+                _save(folder, summary, interrupts, console)
             finally:
-                restore_run_before(folder, replaced)
-            forget_run_before(folder)
-        console.print(f"saved in {folder}", soft_wrap=True)
+                settle_run_before(folder, replaced)
     if outcome.full_disk is not None:
         raise outcome.full_disk
-    return outcome.status
+    return outcome.status or interrupts.asked
 
 
 def _checked(options: Train, mesh: Mesh | None) -> tuple[Path | None, Train]:
@@ -226,22 +214,31 @@ def _checked(options: Train, mesh: Mesh | None) -> tuple[Path | None, Train]:
 
 def _is_complete(folder: Path, plan: Plan, saved: Saved | None, console: Console) -> bool:
     """Whether a run has its results and nothing to go on to; if so, say why."""
-    why = "" if saved is None or not (folder / NETWORK).exists() else end_of(plan, saved)
+    why = "" if saved is None or not (folder / REPORT).exists() else end_of(plan, saved)
     if why:
         console.print(f"{folder} is complete: {why}", soft_wrap=True)
     return bool(why)
 
 
-def _save(folder: Path, summary: Summary, console: Console) -> None:
-    """Write the run, and print it: a full disk takes the files, and not the scores."""
+def _save(folder: Path, summary: Summary, interrupts: Interrupts, console: Console) -> None:
+    """Write the run, and print it: a full disk takes the files, and not the scores.
+
+    Ctrl-C leaves out what can be made of the last checkpoint again: all but the network.
+    """
     try:
-        write_run(folder, summary)
-    except OSError:
-        if (folder / NETWORK).exists():
-            console.print(f"the network is saved in {folder}, and not all beside it")
-        raise
+        for _ in write_run(folder, summary):
+            if interrupts.asked:
+                break
     finally:
         print_run(summary, console)
+        if (folder / REPORT).exists():
+            console.print(f"saved in {folder}", soft_wrap=True)
+        elif (folder / NETWORK).exists():
+            console.print(
+                f"the network is saved in {folder}, and not all beside it: "
+                f"jaxbp train --resume {folder} writes the rest",
+                soft_wrap=True,
+            )
 
 
 def train(
@@ -273,7 +270,7 @@ def train(
         path = folder / METRICS
         metrics = path.open("ab", buffering=0)  # so that after an error nothing is left to write
     with naming(path), metrics as file, bar:
-        watch = _Watch(plan, params, bar, file, interrupts, mesh)
+        watch = Watch(plan, params, bar, file, interrupts, mesh)
         watch.go_on(lines, saved)
         with CompileTime(watch.show_compiling) as compiling:
             trained = _fitted(plan, params, folder, watch, saved)
@@ -305,7 +302,7 @@ def train(
 
 
 def _fitted(
-    plan: Plan, params: Params, folder: Path | None, watch: "_Watch", saved: Saved | None
+    plan: Plan, params: Params, folder: Path | None, watch: Watch, saved: Saved | None
 ) -> Trained:
     """The training, of a run that goes on or from the start.
 
@@ -326,126 +323,3 @@ def _fitted(
         saved=saved,
         mesh=watch.mesh,
     )
-
-
-class _Watch:
-    """``on_epoch``: shows and records each epoch, and decides whether it was the last.
-
-    The training loss is measured as the validation loss is: after the epoch, without smoothing, and
-    on as many rows.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        params: Params,
-        bar: Progress,
-        metrics: IO[bytes] | None,
-        interrupts: Interrupts,
-        mesh: Mesh | None,
-    ) -> None:
-        self.bar, self.interrupts, self.mesh = bar, interrupts, mesh
-        self.metrics = metrics  # None where another process writes; and after an error: a full disk
-        self.stopping = EarlyStopping(plan.patience) if plan.patience else None
-        self.metric, self.shown_metric = plan.metric, plan.shown_metric
-        self.model, self.precision, self.epochs = plan.model, plan.precision, plan.options.epochs
-        rows = sample(plan.parts["train"], len(plan.parts["validation"].x))
-        self.rows = everywhere(checked_batch(plan.model, params, rows, "batch"), mesh)
-        self.training_loss: list[float] = []
-        self.training_metric: list[float] = []
-        self.last_line = -math.inf  # seconds
-        self.task = bar.add_task("", total=self.epochs, live="")
-        self.latest = Epoch(0, params, math.nan, None)
-        self.ended = ""
-        self.started = time.perf_counter()
-        self.seconds: list[float] = []  # when each epoch of this session ended
-        self.before = 0.0  # seconds of the sessions before
-        self.status = 0
-
-    def go_on(self, lines: list[dict[str, Any]], saved: Saved | None) -> None:
-        """Take up the lines of the epochs that are done, and what is saved of them."""
-        if saved is None:
-            return
-        self.training_loss = [line["training_loss"] for line in lines]
-        self.training_metric = [line[f"training_{self.metric}"] for line in lines]
-        self.latest = Epoch(saved.run.epochs, saved.run.params, math.nan, None)
-        if self.stopping is not None:
-            self.stopping.go_on(saved.best, saved.run.epochs)
-        self.before = lines[-1]["seconds"] if lines else 0.0
-        self.bar.update(self.task, completed=saved.run.epochs)
-
-    def show_compiling(self, goes_on: bool) -> None:
-        """Say what is done where there is no loss to show yet: compiling, or the first epoch."""
-        if not self.seconds:
-            self.bar.update(self.task, live="compiling" if goes_on else "first epoch")
-
-    def __call__(self, epoch: Epoch) -> bool:
-        validation = epoch.validation
-        assert validation is not None
-        training = compiled_evaluation(self.model, epoch.params, self.rows, self.precision)
-        self.training_loss.append(training.loss)
-        self.training_metric.append(training.metric)
-        self.seconds.append(time.perf_counter() - self.started)
-        record: dict[str, Any] = {
-            "epoch": epoch.number,
-            "training_loss": training.loss,
-            f"training_{self.metric}": training.metric,
-            "running_loss": epoch.training_loss,  # of the steps, each before its update
-            "validation_loss": validation.loss,
-            f"validation_{self.metric}": validation.metric,
-            "seconds": round(self.before + self.seconds[-1], 6),
-        }
-        if epoch.health is not None:
-            record["layers"] = epoch.health._asdict()
-        self._record(record)
-        metric = f"{self.shown_metric} {decimals(validation.metric)}"
-        live = f"loss {decimals(training.loss)}"
-        if self.bar.disable or self.bar.console.width >= _COLUMNS:
-            live += f", validation {metric}"
-        self.bar.update(self.task, completed=epoch.number, live=live)
-        self.latest = epoch
-        stops = self.stopping is not None and self.stopping.stopped
-        asked = self.interrupts.status if self.interrupts.asked else 0
-        if asked := int(largest(np.int32(asked), self.mesh)):  # of all processes
-            self.ended = f"interrupted: training ended with epoch {epoch.number}"
-            self.status = asked
-        elif stops:
-            self.ended = (
-                f"stopped early: the validation loss was best after epoch {self.kept.number} "
-                f"of {epoch.number}, and those parameters are kept"
-            )
-        self._say(epoch.number, live)
-        return bool(self.ended)
-
-    def _record(self, record: dict[str, Any]) -> None:
-        """Write a line to metrics.jsonl, as long as the disk takes it."""
-        if self.metrics is None:
-            return
-        line, length = f"{json.dumps(plain(record))}\n".encode(), self.metrics.tell()
-        try:
-            if self.metrics.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            self.metrics.truncate(length)  # whole lines
-            self.metrics = None
-            reason = f"metrics.jsonl: {error.strerror}: the epochs from here on are not recorded"
-            self.bar.console.print(reason, soft_wrap=True)
-
-    def _say(self, number: int, live: str) -> None:
-        """Where no bar is shown, print a line: of the first epoch, the last, and every 5 s."""
-        now, last = self.seconds[-1], bool(self.ended) or number == self.epochs
-        if not self.bar.disable or not (last or now - self.last_line >= _BETWEEN_LINES):
-            return
-        self.last_line = now
-        others = len(self.seconds) - 1  # epochs of this session after the first, which compiles
-        pace = (now - self.seconds[0]) / others if others else 0.0  # seconds an epoch
-        left = f", about {(self.epochs - number) * pace:.0f} s left" if pace and not last else ""
-        self.bar.console.print(
-            f"epoch {number}/{self.epochs}: {live}, after {now:.1f} s{left}", soft_wrap=True
-        )
-
-    @property
-    def kept(self) -> Epoch:
-        """The latest epoch, or the best if patience asked for it."""
-        best = self.stopping and self.stopping.best
-        return best or self.latest

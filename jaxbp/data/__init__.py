@@ -2,10 +2,11 @@
 
 Read ``loading`` first: its ``load`` is the whole way, and calls the others in this order:
 ``sources`` reads what there is, by ``tables``, ``arrays`` or, as text, ``delimited``, whose
-``layout`` is guessed where it is not told; ``columns`` tells by the ``cells`` of what kind each is;
-``split`` deals out the rows, ``preparation`` encodes and scales them.  ``weights`` gives every
-class the same part of the objective, however many rows it has.  ``streaming`` leaves on the disk
-what memory does not hold, in ``shards``, of which ``first_pass`` knows the statistics.
+``layout`` is guessed where it is not told; ``columns`` tells by the ``cells`` of what kind each is,
+and ``facts`` says it in words; ``split`` deals out the rows, ``preparation`` encodes and scales
+them.  ``weights`` gives every class the same part of the objective, however many rows it has.
+``streaming`` leaves on the disk what memory does not hold, in ``shards``, of which ``first_pass``
+knows the statistics.
 """
 
 from jaxbp.data.columns import Column

@@ -40,7 +40,7 @@ def read_bundled(name: str) -> RawData:
 def read_npz(source: str | Path, target: str) -> RawData:
     """Read the array x, and the target's.  Raises DataError."""
     arrays = npz_arrays(source)
-    x = npz_features(source, arrays)
+    x, image_shape = npz_features(source, arrays)
     y = _npz_array(source, arrays, target)
     if y.ndim not in {1, 2} or len(y) != len(x) or not y.size or y.dtype.kind not in "biufU":
         raise DataError(
@@ -53,7 +53,9 @@ def read_npz(source: str | Path, target: str) -> RawData:
         y = y[:, 0]
     features = tuple(f"x{i}" for i in range(x.shape[1]))
     outputs = tuple(map(str, range(y.shape[1]))) if y.ndim > 1 else ()
-    return RawData(str(source), features, x, y, outputs, target_name=target)
+    return RawData(
+        str(source), features, x, y, outputs, target_name=target, image_shape=image_shape
+    )
 
 
 def npz_arrays(source: str | Path) -> dict[str, np.ndarray]:
@@ -77,14 +79,16 @@ def _npz_array(source: str | Path, arrays: dict[str, np.ndarray], name: str) -> 
     return arrays[name]
 
 
-def npz_features(source: str | Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Take the array x as numbers (N, D), each image as one row."""
+def npz_features(
+    source: str | Path, arrays: dict[str, np.ndarray]
+) -> tuple[np.ndarray, tuple[int, ...] | None]:
+    """Take the array x as numbers (N, D), each image as one row; the shape of an image, if any."""
     x = _npz_array(source, arrays, "x")
     if x.dtype.kind not in "biuf" or x.ndim < 2 or not x.size:
         raise DataError(f"{source}: x is {x.dtype} of shape {x.shape}, expected rows of numbers")
-    x = x.reshape(len(x), -1).astype(np.float64)
-    _check_finite(source, "x", x)
-    return x
+    rows = x.reshape(len(x), -1).astype(np.float64)
+    _check_finite(source, "x", rows)
+    return rows, x.shape[1:] if x.ndim > 2 else None
 
 
 def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
@@ -97,8 +101,11 @@ def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:
         )
 
 
-def read_npy(source: str | Path) -> Table:
-    """Read an array (N, D) of numbers as a table whose columns are called by their positions."""
+def read_npy(source: str | Path, image_shape: tuple[int, ...] | None = None) -> Table:
+    """Read an array (N, D) of numbers as a table whose columns are called by their positions.
+
+    Images are rows where they have the shape that is given.  Raises DataError.
+    """
     check_is_file(source)
     try:
         array = np.load(source, allow_pickle=False)
@@ -106,14 +113,32 @@ def read_npy(source: str | Path) -> Table:
         raise DataError(
             f"{source}: not a complete .npy, or one of pickled objects, which are never read"
         ) from None
+    if array.ndim > 2 and array.shape[1:] == image_shape:
+        array = array.reshape(len(array), -1)
     if array.dtype.kind not in "biuf" or array.ndim != 2 or not array.size:
+        images = "" if image_shape is None else f", or images of shape {image_shape}"
         raise DataError(
             f"{source}: {array.dtype} of shape {array.shape}, expected rows (N, D) of numbers"
+            f"{images}"
         )
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
     names = tuple(f"column {i}" for i in range(array.shape[1]))
     return Table(str(source), names, list(array.T), has_header=False)
+
+
+def check_image(
+    source: str | Path, image_shape: tuple[int, ...] | None, expected: tuple[int, ...] | None
+) -> None:
+    """Raise DataError for images of another shape than those that a network was trained on.
+
+    None is that of rows, which suit every network of their width.
+    """
+    if None not in {image_shape, expected} and image_shape != expected:
+        raise DataError(
+            f"{source}: images of shape {image_shape}, expected {expected}, as those the network "
+            "was trained on"
+        )
 
 
 def check_width(source: str | Path, width: int, features: Sequence[str]) -> None:

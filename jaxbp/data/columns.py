@@ -10,7 +10,6 @@ A missing number, truth value or date becomes the median of the training rows; w
 of them miss it, a further input is 1 in rows that do.  A missing category is one of its own.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -42,8 +41,6 @@ Missing = Literal["impute", "error"]
 MANY_MISSING = 0.05
 MOST_CATEGORIES = 1000  # of a column: each is an input
 _FEW = 10  # categories that even the shortest table may have, however few rows there are
-
-NO_TRAINING_ROW = "that no training row has"  # in words, of what new rows have
 
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -409,64 +406,3 @@ def encode(column: Column, values: Values) -> np.ndarray:
         return np.asarray(places[code][:, None] == np.arange(len(position)), np.float64)
     numbers = np.where(missing, column.fill, values.numbers) - column.origin
     return np.stack([numbers, missing], 1) if column.indicator else numbers[:, None]
-
-
-def told_of(column: Column, values: Values) -> list[str]:
-    """The lines to tell of new rows: missing cells that were filled, unknown categories."""
-    missing, name = int(values.missing.sum()), quoted(column.name)
-    if column.kind != "category":
-        told = [f"column {name}: {missing} missing, taken for {fill_of(column)}"] if missing else []
-        if column.kind == "boolean":
-            present = values.numbers[~values.missing]
-            others = present[(present != 0) & (present != 1)]
-            if len(others):
-                shown = significant(float(others[0]), 6)
-                told.append(f"column {name}: {len(others)} of a value {NO_TRAINING_ROW} ({shown})")
-        return told
-    known = {*column.categories}
-    names = Counter(values.names[int(code)] for code in values.numbers[~values.missing])
-    if missing:
-        names[""] = missing
-    unknown = {each: count for each, count in names.items() if each not in known}
-    if not unknown:
-        return []
-    shown = ", ".join(quoted(each) if each else "missing" for each in list(unknown)[:5])
-    more = ", ..." if len(unknown) > 5 else ""
-    rows = sum(unknown.values())
-    return [f"column {name}: {rows} of a category {NO_TRAINING_ROW} ({shown}{more})"]
-
-
-def fill_of(column: Column) -> str:
-    """The value that stands for a missing cell, in words."""
-    if column.kind == "date":
-        return f"the median {day(column.fill)}"
-    return f"the median {significant(column.fill, 6)}"
-
-
-def facts_of(columns: Iterable[Column], values: Iterable[Values]) -> tuple[str, ...]:
-    """A line for each column that is more than numbers: its kind, and what became of its gaps."""
-    facts = []
-    for column, each in zip(columns, values, strict=True):
-        missing = int(each.missing.sum())
-        parts = []
-        if column.kind == "category":
-            known = {name for name in column.categories if name}
-            parts.append(f"{len(known)} categories" if len(known) != 1 else "1 category")
-            present = each.numbers[~each.missing].astype(int)
-            unknown = sum(each.names[code] not in known for code in present.tolist())
-            if unknown:
-                parts.append(f"{unknown} of a category {NO_TRAINING_ROW}: 0 in all of them")
-            if missing:
-                own = "a category of their own" if "" in column.categories else "0 in all of them"
-                parts.append(f"{missing} missing: {own}")
-        else:
-            if column.kind == "date":
-                parts.append(f"date, in days since {day(column.origin)}")
-            if column.decimal == ",":
-                parts.append("numbers with a decimal comma")
-            if missing:
-                further = ", and an input that tells" if column.indicator else ""
-                parts.append(f"{missing} missing: {fill_of(column)}{further}")
-        if parts:
-            facts.append(f"{quoted(column.name)}: {'; '.join(parts)}")
-    return tuple(facts)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.data.cells import Decimal
-from jaxbp.data.columns import NO_TRAINING_ROW, Missing, facts_of, fitted
+from jaxbp.data.columns import Missing, fitted
 from jaxbp.data.errors import DataError, DataWarning, noting
+from jaxbp.data.facts import facts_of, warn_of_unknown
 from jaxbp.data.preparation import (
     Preparation,
     alike,
@@ -187,7 +188,14 @@ def load(
         target_mean, target_scale = moments(values[train_rows], standardize_target)
     targets = (raw.outputs or None) if labels is None else None
     preparation = Preparation(
-        raw.features, np.zeros(0), np.ones(0), labels, target_mean, target_scale, targets
+        raw.features,
+        np.zeros(0),
+        np.ones(0),
+        labels,
+        target_mean,
+        target_scale,
+        targets,
+        image_shape=raw.image_shape,
     )
     preparation, x = _inputs(preparation, raw, train_rows, standardize, missing)
     if labels is None:
@@ -360,9 +368,7 @@ def load_for(
         encoding=encoding,
         decimal=decimal,
     )
-    for each in told:
-        if NO_TRAINING_ROW in each:
-            warnings.warn(f"{source}: {each}", DataWarning, stacklevel=2)
+    warn_of_unknown(source, told)
     return batch
 
 
@@ -391,6 +397,7 @@ def load_labelled(
     _check_source(source)
     is_text = preparation.labels is not None and not preparation.several_labels
     reading = checked_reading(None, (), (), "impute", weights, encoding, decimal)
+    reading = reading._replace(image_shape=preparation.image_shape)
     raw = read_labelled(source, preparation.features, target, is_text, reading)
     if counts:
         check_counts(raw)
@@ -426,6 +433,7 @@ def load_rows(
         )
     _check_source(source)
     reading = checked_reading(None, (), (), "impute", None, encoding, decimal)
+    reading = reading._replace(image_shape=preparation.image_shape)
     rows = read_inputs(source, preparation.features, reading)
     if isinstance(rows, np.ndarray):
         return transformed(preparation, rows)

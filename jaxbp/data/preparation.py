@@ -1,7 +1,6 @@
 """Preparation: raw columns become a network's input, and a target becomes classes or values."""
 
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from decimal import Decimal as Exact
 from typing import Any, NamedTuple
@@ -11,15 +10,14 @@ import numpy as np
 from jaxbp.data.cells import Decimal, is_number, quoted
 from jaxbp.data.columns import (
     LARGEST_FLOAT32,
-    NO_TRAINING_ROW,
     Column,
     Values,
     check_complete,
     encode,
     read,
-    told_of,
 )
-from jaxbp.data.errors import DataError, DataWarning, scikit_learn
+from jaxbp.data.errors import DataError, scikit_learn
+from jaxbp.data.facts import told_of, warn_of_unknown
 from jaxbp.data.sources import RawData, Task
 from jaxbp.data.tables import Table, frame_table, is_frame
 from jaxbp.text import counted
@@ -39,6 +37,7 @@ class Preparation(NamedTuple):
     target_scale: np.ndarray  # (K,)
     targets: tuple[str, ...] | None = None  # names of several quantities
     columns: tuple[Column, ...] | None = None  # (D,) of a table; None: each is a number
+    image_shape: tuple[int, ...] | None = None  # of an image that a row was; None: rows were rows
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -56,16 +55,15 @@ class Preparation(NamedTuple):
 def transform(preparation: Preparation, x: Any) -> np.ndarray:
     """Turn raw rows (N, D) into a network's input: (x - mean) / scale, in float32.
 
-    Columns of a DataFrame or of a dict are taken by name, those of an array as they stand; text and
-    missing cells become what ``preparation.columns`` says.  Raises DataError for a column that is
-    not there, for a row of another width, for a cell that cannot be read, and for a value that is
-    out of float32's range, before or after.  A DataWarning tells of categories that no training
-    row has.
+    Columns of a DataFrame or of a dict are taken by name, those of an array as they stand, images
+    (N, H, W) of the shape trained on as rows; text and missing cells become what
+    ``preparation.columns`` says.  Raises DataError for a column that is not there, for a row of
+    another width, for an image of another shape, for a cell that cannot be read, and for a value
+    that is out of float32's range, before or after.  A DataWarning tells of categories that no
+    training row has.
     """
     rows, told = transformed(preparation, x)
-    for each in told:
-        if NO_TRAINING_ROW in each:
-            warnings.warn(f"x: {each}", DataWarning, stacklevel=2)
+    warn_of_unknown("x", told)
     return rows
 
 
@@ -90,7 +88,7 @@ def transformed(preparation: Preparation, x: Any) -> tuple[np.ndarray, list[str]
         rows = np.asarray(x)
         if rows.dtype.kind not in "biuf":
             rows = np.asarray(x, object)
-        _check_shape(rows, features)
+        rows = _as_rows(preparation, rows)
         flat = rows.reshape(-1, len(features))
         table = frame_table(dict(enumerate(flat.T)), "x")._replace(names=features)
         inputs, told = prepared(preparation, table)
@@ -99,15 +97,20 @@ def transformed(preparation: Preparation, x: Any) -> tuple[np.ndarray, list[str]
         rows = np.asarray(x, np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"x: expected rows of numbers ({error})") from None
-    _check_shape(rows, features)
-    return _scaled(preparation, rows), []
+    return _scaled(preparation, _as_rows(preparation, rows)), []
 
 
-def _check_shape(rows: np.ndarray, features: Sequence[str]) -> None:
-    if rows.shape[-1:] != (len(features),):
+def _as_rows(preparation: Preparation, x: np.ndarray) -> np.ndarray:
+    """Take images of the shape trained on as rows (N, D).  Raises DataError for another shape."""
+    width, image_shape = len(preparation.features), preparation.image_shape
+    if image_shape is not None and x.shape[1:] == image_shape:
+        return x.reshape(len(x), width)
+    if x.shape[-1:] != (width,) or (image_shape is not None and x.ndim > 2):
+        images = "" if image_shape is None else f", or images of shape {image_shape}"
         raise DataError(
-            f"x: got shape {rows.shape}, expected rows of {counted(len(features), 'column')}"
+            f"x: got shape {x.shape}, expected rows of {counted(width, 'column')}{images}"
         )
+    return x
 
 
 def prepared(

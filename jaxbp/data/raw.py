@@ -23,6 +23,7 @@ class Reading(NamedTuple):
     weights: str | int | None = None  # the column of example weights
     encoding: str | None = None  # of a CSV
     decimal: Decimal | None = None  # before a number's fraction
+    image_shape: tuple[int, ...] | None = None  # of the images that an array may hold
 
 
 AS_FOUND = Reading()
@@ -46,6 +47,7 @@ class RawData(NamedTuple):
     weight: np.ndarray | None = None  # (N,) of the examples
     notes: tuple[str, ...] = ()  # what may have been read otherwise than it is meant
     hint: str = ""  # what may be the cause of an error
+    image_shape: tuple[int, ...] | None = None  # of an image that a row was; None: rows were rows
 
     def place(self, row: int) -> str:
         """Name a row as its file counts: a CSV's by its line, the header's being 1 as a rule."""

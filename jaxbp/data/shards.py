@@ -4,6 +4,7 @@ A source is such a file, or a folder of files of one kind, whose rows follow one
 order of the files' names.  Only headers are read before the rows are asked for.
 """
 
+import math
 import zipfile
 from collections.abc import Sequence
 from itertools import groupby
@@ -55,6 +56,7 @@ class Shards(NamedTuple):
     inputs: tuple[int, ...]  # positions of the D columns; none of .npz
     targets: tuple[int, ...]  # positions of the K columns; none of .npz
     dropped: tuple[str, ...]  # names of the columns that are left out
+    image_shape: tuple[int, ...] | None = None  # of an image that a row was; None: rows were rows
 
     @property
     def rows(self) -> int:
@@ -237,7 +239,7 @@ def _of_npz(name: str, files: list[Path], target: Target, drop: tuple[str | int,
     if drop:
         raise DataError(f"drop: got {drop[0]!r}, and the arrays of an .npz have no columns to drop")
     output = "y" if target is None else str(target)
-    sized, widths = [], set()
+    sized, shapes = [], []
     for file in files:
         try:
             (rows, *shape), (others, *_) = (_npz_header(file, each) for each in ("x", output))
@@ -248,11 +250,14 @@ def _of_npz(name: str, files: list[Path], target: Target, drop: tuple[str | int,
         if rows != others or not shape:
             raise DataError(f"{file}: x has {rows} rows, and {output} {others}")
         sized.append((file, rows))
-        widths.add(int(np.prod(shape)))
-    if len(widths) > 1:
-        raise DataError(f"{name}: x has rows of {' and '.join(map(str, sorted(widths)))} numbers")
-    features = tuple(f"x{place}" for place in range(*widths))
-    return Shards(name, ".npz", tuple(sized), features, (output,), (), (), ())
+        shapes.append(tuple(shape))
+        if shapes[-1] != shapes[0]:
+            raise DataError(
+                f"{file}: x has rows of shape {shapes[-1]}, unlike the {shapes[0]} of {files[0]}"
+            )
+    image_shape = shapes[0] if len(shapes[0]) > 1 else None
+    features = tuple(f"x{place}" for place in range(math.prod(shapes[0])))
+    return Shards(name, ".npz", tuple(sized), features, (output,), (), (), (), image_shape)
 
 
 def _npz_header(file: Path, name: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxbp.data.arrays import (
     BUNDLED,
+    check_image,
     check_width,
     npz_arrays,
     npz_features,
@@ -24,6 +25,7 @@ from jaxbp.data.arrays import (
 from jaxbp.data.cells import INTEGER, Decimal, is_number, quoted
 from jaxbp.data.columns import (
     Column,
+    Examined,
     Values,
     check_complete,
     examine,
@@ -64,7 +66,8 @@ def read_table(source: Any, reading: Reading, expected: Sequence[str] = ()) -> T
         check_is_file(source)
         table = read_frame(source)
     else:
-        return read_npy(source) if suffix_of(source) == ".npy" else None
+        is_npy = suffix_of(source) == ".npy"
+        return read_npy(source, reading.image_shape) if is_npy else None
     return table._replace(decimals=shown_decimals(table))
 
 
@@ -115,7 +118,8 @@ def read_inputs(
             names=tuple(features), columns=[table.columns[each] for each in positions]
         )
     if suffix_of(source) == ".npz":
-        x = npz_features(source, npz_arrays(source))
+        x, image_shape = npz_features(source, npz_arrays(source))
+        check_image(source, image_shape, reading.image_shape)
     else:
         bundled = read_bundled(str(source)).x
         assert bundled is not None
@@ -146,6 +150,7 @@ def read_labelled(
     if table is None:
         raw = read_source(source, target, None, reading)
         assert raw.x is not None
+        check_image(source, raw.image_shape, reading.image_shape)
         check_width(source, raw.x.shape[1], features)
         return raw
     chosen = target_positions(table, target)
@@ -156,12 +161,12 @@ def read_labelled(
             raise DataError(f"{table.source}: column {name} is one of the inputs; name the target")
     for position in chosen:
         _check_target(table, position)
-    if len(chosen) > 1:
-        values = _numeric_columns(table, chosen, reading.decimal)
-    elif is_text:
+    weights = [] if reading.weights is None else [table.position(reading.weights)]
+    if is_text and len(chosen) == 1:
         values = np.array(texts(table.columns[chosen[0]]))
     else:
-        values = _numeric_columns(table, chosen, reading.decimal)[:, 0]
+        values = _numeric_columns(table, chosen, _examined(table, chosen, reading.decimal))
+        values = values if len(chosen) > 1 else values[:, 0]
     names = tuple(table.names[position] for position in chosen)
     return RawData(
         table.source,
@@ -170,7 +175,7 @@ def read_labelled(
         values,
         names if len(chosen) > 1 else (),
         target_name=",".join(names),
-        weight=_weights(table, reading.weights, reading.decimal),
+        weight=_weights(table, weights, _examined(table, weights, reading.decimal)),
         table=table._replace(
             names=tuple(features), columns=[table.columns[each] for each in others]
         ),
@@ -240,8 +245,9 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
             count = counted(int(missing.sum()), "row")
             notes.append(f"{count} without a target left out; missing='error' refuses such a table")
             table = table.take(np.flatnonzero(~missing))
-        values, cells = _target_values(table, chosen, task, reading.decimal)
-        weight = _weights(table, reading.weights, reading.decimal)
+        own = _examined(table, chosen + weights, reading.decimal)
+        values, cells = _target_values(table, chosen, task, reading.decimal, own)
+        weight = _weights(table, weights, own)
         examined = {
             position: examine(
                 table,
@@ -255,8 +261,7 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
             for position, each in examined.items():
                 if not each.refused:
                     check_complete(table, position, each.values)
-        told = [examine(table, position, decimal=reading.decimal) for position in chosen + weights]
-        notes += [each.note for each in (*told, *examined.values()) if each.note]
+        notes += [each.note for each in (*own.values(), *examined.values()) if each.note]
     for position in [p for p, each in examined.items() if each.column.kind == "empty"]:
         notes.append(f"column {quoted(table.names[position])} is empty: it is left out")
         others.remove(position)
@@ -346,14 +351,23 @@ def _check_target(table: Table, position: int) -> None:
         raise DataError(f"{table.place(int(missing.argmax()), position)}: missing value")
 
 
-def _numeric_columns(table: Table, columns: Sequence[int], decimal: Decimal | None) -> np.ndarray:
-    """Read columns as float64 (N, K).  Raises DataError for the first cell that is no number."""
+def _examined(
+    table: Table, positions: Sequence[int], decimal: Decimal | None
+) -> dict[int, Examined]:
+    """The columns of target and weights, by their positions."""
+    return {position: examine(table, position, decimal=decimal) for position in positions}
+
+
+def _numeric_columns(
+    table: Table, positions: Sequence[int], examined: dict[int, Examined]
+) -> np.ndarray:
+    """Columns as float64 (N, K).  Raises DataError for the first cell that is no number."""
     found = []
-    for position in columns:
-        examined = examine(table, position, decimal=decimal)
-        column = Column(table.names[position], decimal=examined.column.decimal)
-        values: Values = examined.values
-        if examined.refused or examined.column.kind not in {"number", "boolean"}:
+    for position in positions:
+        each = examined[position]
+        column = Column(table.names[position], decimal=each.column.decimal)
+        values: Values = each.values
+        if each.refused or each.column.kind not in {"number", "boolean"}:
             values = read(table, position, column)
         check_complete(table, position, values)
         found.append(values.numbers)
@@ -361,21 +375,34 @@ def _numeric_columns(table: Table, columns: Sequence[int], decimal: Decimal | No
 
 
 def _target_values(
-    table: Table, chosen: Sequence[int], task: Task | None, decimal: Decimal | None
+    table: Table,
+    chosen: Sequence[int],
+    task: Task | None,
+    decimal: Decimal | None,
+    examined: dict[int, Examined],
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """The target's values, (N,) or (N, K), and its text where it was read as decimals."""
+    """The target's values, (N,) or (N, K), and its text where it was read as decimals.
+
+    table: that has it.
+    chosen: its positions.
+    task: if it is told.
+    decimal: as in ``Reading``.
+    examined: its columns.
+    """
     if len(chosen) > 1:
-        return _numeric_columns(table, chosen, decimal), None
+        return _numeric_columns(table, chosen, examined), None
     if task == "regression":
-        return _numeric_columns(table, chosen, decimal)[:, 0], None
+        return _numeric_columns(table, chosen, examined)[:, 0], None
     column = table.columns[chosen[0]]
     if not is_text(column):
         return column, None
-    values = _target_column(table, chosen[0], decimal)
+    values = _target_column(table, chosen[0], decimal, examined)
     return values, tuple(texts(column)) if values.dtype.kind == "f" else None
 
 
-def _target_column(table: Table, position: int, decimal: Decimal | None) -> np.ndarray:
+def _target_column(
+    table: Table, position: int, decimal: Decimal | None, examined: dict[int, Examined]
+) -> np.ndarray:
     """Read a column of text as integers or decimals if its cells are, else as text.
 
     Integers are written as Python writes them: 007 is a name that differs from 7.
@@ -387,23 +414,26 @@ def _target_column(table: Table, position: int, decimal: Decimal | None) -> np.n
             return np.array(list(map(int, cells)), np.int64)
     if any(_CODE.fullmatch(cell) for cell in different):
         return np.array(cells)
-    examined = examine(table, position, decimal=decimal)
     if all(map(is_number, different)):
-        return _numeric_columns(table, [position], decimal)[:, 0]
-    if examined.column.kind == "number" and not examined.refused and decimal != ".":
-        return examined.values.numbers  # with a decimal comma
+        return _numeric_columns(table, [position], examined)[:, 0]
+    own = examined[position]
+    if own.column.kind == "number" and not own.refused and decimal != ".":
+        return own.values.numbers  # with a decimal comma
     return np.array(cells)
 
 
 _CODE = re.compile(r"[-+]?0\d+")  # an integer with leading zeros
 
 
-def _weights(table: Table, name: str | int | None, decimal: Decimal | None) -> np.ndarray | None:
-    """The example weights (N,) in a column.  Raises DataError for the first that can be none."""
-    if name is None:
+def _weights(
+    table: Table, positions: Sequence[int], examined: dict[int, Examined]
+) -> np.ndarray | None:
+    """The example weights (N,) in a column, if there is one.  Raises DataError for the first that
+    can be none."""
+    if not positions:
         return None
-    position = table.position(name)
-    weights = _numeric_columns(table, [position], decimal)[:, 0]
+    (position,) = positions
+    weights = _numeric_columns(table, positions, examined)[:, 0]
     if (weights < 0).any():
         row = int((weights < 0).argmax())
         place = table.place(row, position)

@@ -82,6 +82,7 @@ def load_stream(
         target_mean=of_target[0],
         target_scale=of_target[1],
         targets=shards.outputs if len(shards.outputs) > 1 else None,
+        image_shape=shards.image_shape,
     )
     batches = {}
     for name, (x, raw) in seen.kept.items():

@@ -18,7 +18,16 @@ from jaxbp.reprs import short
 from jaxbp.text import counted
 
 #: of ``Preparation``: what the files of exports hold, beside its columns
-_HELD = ("features", "mean", "scale", "labels", "target_mean", "target_scale", "targets")
+_HELD = (
+    "features",
+    "mean",
+    "scale",
+    "labels",
+    "target_mean",
+    "target_scale",
+    "targets",
+    "image_shape",
+)
 _NUMBERS = {"number", "boolean"}  # kinds of columns
 _ARRAYS = ("mean", "scale", "target_mean", "target_scale")
 

@@ -282,13 +282,22 @@ def _spread(
     return params, state, source, key
 
 
+class _Start(NamedTuple):
+    """The parameters and the optimiser's state that training starts from."""
+
+    params: Params
+    state: optax.OptState | None  # of the optimiser; None: its initial one
+    epochs: int  # done before
+    record: tuple[Epoch, ...] = ()  # of the last of them, where it is known
+
+
 def _going_on(
-    start: "_Start",
+    start: _Start,
     saved: Saved | None,
     checkpoints: Checkpoints | None,
     inputs: Inputs,
     callbacks: tuple[Callable[[Epoch], Any], ...],
-) -> "_Start":
+) -> _Start:
     """The start with the record that was saved, and checkpoints ready to be written.
 
     start: of the training.
@@ -306,15 +315,6 @@ def _going_on(
     if checkpoints is not None:
         checkpoints.begin(inputs, start.epochs)
     return start
-
-
-class _Start(NamedTuple):
-    """The parameters and the optimiser's state that training starts from."""
-
-    params: Params
-    state: optax.OptState | None  # of the optimiser; None: its initial one
-    epochs: int  # done before
-    record: tuple[Epoch, ...] = ()  # of the last of them, where it is known
 
 
 def _trained(

@@ -60,8 +60,8 @@ from jaxbp.training.networks import (
     Networks,
     Start,
     block_of_epochs,
+    networks_of,
     own_weights,
-    resumed,
     started,
     weighted,
 )
@@ -77,8 +77,7 @@ from jaxbp.training.records import (
     history_of,
 )
 from jaxbp.training.run import Run, check_like, check_resumed, epochs_done, key_of, run_of
-from jaxbp.training.saved import Folder, Saved
-from jaxbp.training.saved import resumed as resumed_from
+from jaxbp.training.saved import Folder, Saved, resumed
 from jaxbp.trees import check_bools, shaped
 
 _BLOCK = 64  # epochs of one call at most
@@ -262,7 +261,7 @@ def _resumed(
     if not callable(optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected a function of the learning rate")
     begins = checkpoints is not None and checkpoints.begins
-    saved, run = resumed_from(resume, optimizer, network, begins=begins)
+    saved, run = resumed(resume, optimizer, network, begins=begins)
     if run is not None:
         check_resumed(run, None, epochs)
         keys = key_of(run, keys, "keys")
@@ -395,7 +394,7 @@ def _dealt_networks(work: _Work) -> list[Networks]:
     if run is None:
         return [started(start)(*own, numbers) for own in dealt.deal(each)]
     kept = keys if start.keeps_keys else None
-    networks = resumed(jax.tree.map(np.asarray, run), kept, *each[1:])
+    networks = networks_of(jax.tree.map(np.asarray, run), kept, *each[1:])
     dealt_out: list[Networks] = dealt.deal(networks)
     return dealt_out
 

@@ -87,7 +87,7 @@ def _started(
 started = compiled_for_each(_started, runs_once=True)
 
 
-def resumed(
+def networks_of(
     run: Run, key: Any, rates: Array, penalties: Array | None, rows: Array | None
 ) -> Networks:
     """Networks that go on with a run.
