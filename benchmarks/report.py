@@ -29,6 +29,7 @@ MODULES = (
     "per_example",
     "curvature",
     "kills",
+    "lost_processes",
     "scale",
     "streams",
     "tables",

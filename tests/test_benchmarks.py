@@ -55,6 +55,7 @@ SLOW = [
     "curvature",
     "tables",
     "kills",
+    "lost_processes",
     "scale",
     "streams",
 ]
