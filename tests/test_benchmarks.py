@@ -91,6 +91,7 @@ def test_each_device_has_a_section_and_its_own_text(monkeypatch, tmp_path):
     assert "Left out for lack of time: training of 784-512-512-10.\n" in of_gpu
 
 
+@pytest.mark.slow
 def test_the_pictures_are_drawn_from_the_committed_results(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import pictures

@@ -396,7 +396,7 @@ def test_muzaffar_cost_is_linear_in_the_weights():
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("nonlinear_cg", {"method": "polak_ribiere"}),
+        pytest.param("nonlinear_cg", {"method": "polak_ribiere"}, marks=pytest.mark.slow),
         pytest.param("bfgs", {}, marks=pytest.mark.slow),
         pytest.param("truncated_newton", {}, marks=pytest.mark.slow),
     ],
@@ -627,6 +627,7 @@ def test_chapter17_two_relu_layers_softmax_and_l2():
     assert jaxbp.compare(grads, expected).relative_error < 1e-13
 
 
+@pytest.mark.slow
 def test_chapter17_relus_explode_where_sigmoids_saturate():
     """ "The fact that ReLUs don't saturate like sigmoids do leaves them vulnerable to a related
     problem called the exploding gradient problem": weights far too large, in both."""

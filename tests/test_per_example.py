@@ -152,6 +152,7 @@ def clipped_and_moments(model, params, batch):
     )
 
 
+@pytest.mark.slow
 def test_a_row_of_weight_two_is_two_rows(x64):
     model, params, (x, target, _) = problem(sizes=(3, 4, 2))
     twice = jaxbp.Batch(np.vstack([x, x[:1]]), np.vstack([target, target[:1]]))

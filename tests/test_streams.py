@@ -249,6 +249,11 @@ CLASSES = jaxbp.MLP((3, 2), activations.tanh, heads.softmax_cross_entropy)
         (DATA, {}, r"batch_size: got none, expected a positive int, or None for all"),
         (7, {}, r"batch: got int, expected jaxbp.Batch\(x, target\), or a stream of batches"),
         ({"x": 1}, {}, r"batch: got dict, expected jaxbp.Batch\(x, target\), or a stream"),
+        (
+            lambda: iter(PARTS),
+            {},
+            r"batch: got function, .* whose method __iter__ is that function",
+        ),
         (DATA.x, {}, r"batch: got ndarray, expected jaxbp.Batch\(x, target\), or a stream"),
         (tuple(PARTS), {}, r"batch: got tuple, expected jaxbp.Batch\(x, target\), or a stream"),
         ([], {}, r"batch: epoch 1: got no batch, expected something that gives"),

@@ -190,9 +190,10 @@ def check_is_stream(stream: Any, name: str) -> None:
     """Raise TypeError, with the argument's name, for what cannot be a stream."""
     strange = isinstance(stream, str | bytes | Mapping | tuple | type) or hasattr(stream, "shape")
     if strange or not (hasattr(stream, "__iter__") or hasattr(stream, "__getitem__")):
+        hint = ", or an object whose method __iter__ is that function" if callable(stream) else ""
         raise TypeError(
             f"{name}: got {type(stream).__name__}, expected jaxbp.Batch(x, target), or a stream of "
-            "batches, such as a list or a DataLoader"
+            f"batches, such as a list or a DataLoader{hint}"
         )
 
 
