@@ -50,7 +50,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
 
     What scikit-learn does not have, after them:
 
-    class_weight: "balanced" or a weight by class, as other estimators of scikit-learn take it.
+    class_weight: "balanced" or a weight by class, by which sample_weight is multiplied, as most
+        estimators of scikit-learn take it: "balanced" counts rows, whatever their weights are.
     label_smoothing: s in (1 - s) y + s / C; 0.
     dropout: share of hidden units left out at random in training; 0.
     optimizer: an ``optax.GradientTransformation`` in place of the solver and its learning rate.
