@@ -474,7 +474,9 @@ def test_the_task_can_be_said(write):
 def test_npz(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (30, 4, 5), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", x=images, y=np.arange(30) % 3, other=np.zeros(2))
-    dataset = data.load(tmp_path / "images.npz")
+    with pytest.warns(data.DataWarning, match="'x' and 'y' are read, and not 'other'"):
+        dataset = data.load(tmp_path / "images.npz")
+    assert dataset.decisions.dropped == ("other",)
     assert dataset.train.x.shape[1] == 20
     assert dataset.preparation.labels == ("0", "1", "2")
     np.savez(tmp_path / "named.npz", x=images, kind=np.array(["b", "a"] * 15))
