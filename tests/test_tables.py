@@ -761,6 +761,16 @@ def test_what_can_be_no_input_is_described_all_the_same(tmp_path, monkeypatch, c
         assert re.search(line, out), line
     assert run("describe", "t.csv", "--drop", "id", "--decimal", ",") == 0
     assert re.search(r"one +number +1: 1 to 1 +1  constant", capsys.readouterr().out)
+    rare = {"c": lambda i: f"{i} is rare" if i < 5 else "a", "v": lambda i: "" if i < 4 else i}
+    (tmp_path / "rare.csv").write_text(table(**rare))
+    assert run("describe", "rare.csv") == 0
+    out = capsys.readouterr().out
+    dataset = data.load("rare.csv")  # whose training rows do not have them all
+    inputs = dataset.preparation.inputs
+    assert f"60 rows, {len(inputs)} inputs" in out
+    assert f"one-hot, {6 - sum('c=' in name for name in inputs)} in no training row" in out
+    median = re.search("the (median .*?)[,']", dataset.decisions.columns[1])[1]
+    assert median in out
     assert run("describe", "iris") == 0
     assert re.search(r"petal width \(cm\) +number +22: 0\.1 to 2\.5", capsys.readouterr().out)
 
