@@ -571,6 +571,11 @@ def test_an_accuracy_of_1_is_1():
     for weight in (None, np.random.default_rng(0).uniform(size=1000)):
         assert jaxbp.evaluate(model, params, Batch(x, (x > 0), weight)).metric == 1
         assert jaxbp.evaluate(model, params, Batch(x, (x < 0), weight)).metric >= 0
+    with jax.enable_x64(True):  # 1 of 3 outputs, to the digits of float64
+        params = (jaxbp.Layer(np.eye(3), np.zeros(3)),)
+        batch = Batch(np.array([[1.0, -1.0, -1.0]]), np.ones((1, 3)))
+        metric = jaxbp.evaluate(model._replace(sizes=(3, 3)), params, batch).metric
+        assert metric == pytest.approx(1 / 3, rel=1e-14)
 
 
 @pytest.mark.parametrize(
