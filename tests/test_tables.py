@@ -781,6 +781,18 @@ def test_what_training_will_refuse_is_told(tmp_path, monkeypatch, capsys):
     assert run("describe", "t.csv") == 0
     told = "jaxbp train will refuse it: t.csv: class 'c' has 1 row, and a stratified split"
     assert told in capsys.readouterr().out
+    for cell, lines in (
+        (
+            lambda i: ("1", "1.0", "2")[i % 3],
+            ["2 different integers, written in 3 ways", "'1' and '1.0' differ by their text alone"],
+        ),
+        (lambda i: f"{i % 3 + 1}.5.2020", ["3 different dates: taken for classes, as they are no"]),
+    ):
+        body = "".join(f"{i / 7},{cell(i)}\n" for i in range(60))
+        (tmp_path / "t.csv").write_text(f"x,y\n{body}")
+        assert run("describe", "t.csv") == 0
+        out = capsys.readouterr().out
+        assert all(line in out for line in lines), out
 
 
 def test_other_sheets_are_told(tmp_path):

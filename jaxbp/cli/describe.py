@@ -25,7 +25,7 @@ from jaxbp.data.cells import day
 from jaxbp.data.columns import Column, Examined, Values, fill_of, fitted
 from jaxbp.data.errors import DataError
 from jaxbp.data.loading import checked_reading, dealt
-from jaxbp.data.preparation import guess_task
+from jaxbp.data.preparation import alike, guess_task
 from jaxbp.data.sources import RawData, read_source
 from jaxbp.text import Table, align, counted, cut, significant
 
@@ -71,9 +71,9 @@ def run(options: Describe, console: Console) -> int:
     raw = read_source(options.data, options.target, asked, reading)
     task, reason = (asked, "") if asked is not None else guess_task(raw)
     inputs = raw.inputs or tuple(_of_array(raw))
-    training, not_dealt = np.arange(len(raw.target)), ""
+    training, labels, not_dealt = np.arange(len(raw.target)), None, ""
     try:
-        _, _, (training, _, _) = dealt(raw, task)  # as training does it unless told otherwise
+        labels, _, (training, _, _) = dealt(raw, task)  # as training does unless told otherwise
     except DataError as error:
         not_dealt = f"jaxbp train will refuse it: {error}"
     lines, count = [], 0
@@ -87,7 +87,7 @@ def run(options: Describe, console: Console) -> int:
     columns = ("column", "kind", "missing", "values", "inputs", "how")
     console.print(f"{options.data}: {counted(len(raw.target), 'row')}, {counted(count, 'input')}")
     console.print(_target(raw, task, reason), soft_wrap=True)
-    for note in raw.notes:
+    for note in (*raw.notes, *alike(labels or ())):
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"\n{align(Table(columns, lines), console.width)}", soft_wrap=True)
     refused = [each.refused for each in inputs if each.refused]
