@@ -185,7 +185,7 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
 
 
 def _told_of_dates(target: np.ndarray) -> str:
-    """What to tell of a target of dates, each of which becomes a class; empty for others."""
+    """Tell of a target of dates, each of which becomes a class; nothing of others."""
     if target.dtype.kind != "U" or not is_date(str(target[0])):
         return ""
     different = np.unique(target).tolist()
