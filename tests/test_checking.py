@@ -965,6 +965,11 @@ def test_a_claim_that_is_not_finite_fails(number):
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+def test_an_infinite_slope_fails_without_a_warning():
+    report = gradcheck(lambda x: jnp.sum(jnp.sqrt(x)), np.array([0.0, 1.0], "f4"))
+    assert (report.verdict, report.diagnosis) == ("fail", "not finite at 1 of 2 entries: [0]")
+
+
 def test_what_is_held_may_be_infinite():
     """As the mask of an attention is."""
     mask = np.array([0, 0, -np.inf, 0, 0, -np.inf], np.float32)

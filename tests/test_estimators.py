@@ -371,6 +371,20 @@ def test_wrong_data_are_named():
         fitted.set_params(hidden_layer_sizes=5).fit(X, CLASSES)
     with pytest.raises(ValueError, match="y: got -2, expected at least 0 with loss='poisson'"):
         estimators.MLPRegressor("poisson").fit(X, -CLASSES)
+    regressor = estimators.MLPRegressor()
+    for dates in (np.arange(150).astype("M8[s]"), list(np.arange(150).astype("m8[D]"))):
+        rows = np.asarray(dates)[:, None]
+        for name, function, given in (
+            ("X", regressor.fit, (rows, CLASSES)),
+            ("y", regressor.fit, (X, dates)),
+            ("sample_weight", regressor.fit, (X, CLASSES, dates)),
+            ("X", fitted.fit, (rows, CLASSES)),
+            ("X", fitted.predict, (rows,)),
+        ):
+            with pytest.raises(TypeError, match=rf"^{name}: got (date|time).*, expected real num"):
+                function(*given)
+    with pytest.raises(ValueError, match="y: got text and other labels, expected labels of one"):
+        fitted.fit(X[:4], np.array([1, "1", 1, "1"], object))
     with pytest.raises(ValueError, match="sample_weight: got a weight of zero for every row"):
         estimators.MLPRegressor().fit(X, CLASSES, np.zeros(len(X)))
     with pytest.raises(ValueError, match="Solver produced non-finite parameter weights"):

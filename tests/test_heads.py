@@ -207,6 +207,22 @@ def test_class_weights_are_scikit_learns():
     one_hot = (classes[:, None] == np.arange(6)).astype("f")
     np.testing.assert_allclose(jaxbp.class_weights(one_hot), jaxbp.class_weights(classes))
     assert jaxbp.class_weights(classes, {5: 4, 0: 0}).tolist() == [1, 0, 1, 1, 0, 4]
+    counts = [1, 2, 3, 1, 2, 5]  # an example of weight 3 counts as three
+    repeated = jaxbp.class_weights(np.repeat(classes, counts))[np.cumsum(counts) - 1]
+    weights = jaxbp.class_weights(classes, example_weight=counts)
+    np.testing.assert_allclose(weights, counts * repeated)
+    assert jaxbp.class_weights([0, 1, 1], example_weight=[0, 2, 4]).tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("weight", "got"),
+    [([1], r"shape \(1,\)"), ([-1, 1], "-1.0 to 1.0"), ([1, np.nan], "nan to nan")],
+)
+def test_example_weights_that_can_be_none_are_refused(weight, got):
+    with pytest.raises(
+        ValueError, match=rf"example_weight: got {got}, expected \(2,\) of at least"
+    ):
+        jaxbp.class_weights([0, 1], example_weight=weight)
 
 
 @pytest.mark.parametrize(

@@ -596,9 +596,12 @@ def test_numpy_reads_a_table_as_this_package_does(tmp_path):
     numpy_source = pytest.importorskip("jaxbp.interop.numpy_source")
     network, new, _, right = of_a_table()
     module = written(tmp_path, numpy_source.numpy_files(exported(network)), "of_a_table")
-    np.testing.assert_allclose(module.predict_proba(new), right, atol=1e-6)
+    with pytest.warns(UserWarning, match=r"column 'label': no training row has \['elm'\]"):
+        np.testing.assert_allclose(module.predict_proba(new), right, atol=1e-6)
+    new["label"][0] = "ash"
     labels = np.array(network.preparation.labels)
-    np.testing.assert_array_equal(module.predict(new), labels[right.argmax(1)])
+    probable = module.predict_proba(new)
+    np.testing.assert_array_equal(module.predict(new), labels[probable.argmax(1)])
     with np.load(tmp_path / "of_a_table.npz") as file:
         back = numpy_source.network_of_npz(dict(file))
     assert back.preparation.columns == network.preparation.columns
@@ -611,11 +614,25 @@ def test_numpy_reads_a_table_as_this_package_does(tmp_path):
             module.predict(new | {name: [cell] * 30})
     files = numpy_source.numpy_files(exported(of_a_table(dates=False)[0]))
     assert len(files[".py"].decode().splitlines()) <= 60
-    columns = tuple(each._replace(missing="error") for each in network.preparation.columns)
+    columns = tuple(
+        each._replace(
+            missing="error",
+            categories=tuple(
+                f"{name}.0" if each.name == "kind" else name for name in each.categories
+            ),
+        )
+        for each in network.preparation.columns
+    )
     network = network._replace(preparation=network.preparation._replace(columns=columns))
     module = written(tmp_path, numpy_source.numpy_files(exported(network)), "complete")
     with pytest.raises(ValueError, match="column 'label': a cell is missing"):
         module.predict(new)
+    impute = [each._replace(missing="impute") for each in columns]  # with '1.0' for a category
+    network = network._replace(preparation=network.preparation._replace(columns=tuple(impute)))
+    module = written(tmp_path, numpy_source.numpy_files(exported(network)), "with_fractions")
+    np.testing.assert_allclose(module.predict_proba(new), probable, atol=1e-6)
+    same = transform(back.preparation, new)
+    np.testing.assert_array_equal(transform(network.preparation, new), same)
 
 
 @pytest.fixture

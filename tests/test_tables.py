@@ -761,6 +761,16 @@ def test_what_can_be_no_input_is_described_all_the_same(tmp_path, monkeypatch, c
         assert re.search(line, out), line
     assert run("describe", "t.csv", "--drop", "id", "--decimal", ",") == 0
     assert re.search(r"one +number +1: 1 to 1 +1  constant", capsys.readouterr().out)
+    rare = {"c": lambda i: f"{i} is rare" if i < 5 else "a", "v": lambda i: "" if i < 4 else i}
+    (tmp_path / "rare.csv").write_text(table(**rare))
+    assert run("describe", "rare.csv") == 0
+    out = capsys.readouterr().out
+    dataset = data.load("rare.csv")  # whose training rows do not have them all
+    inputs = dataset.preparation.inputs
+    assert f"60 rows, {len(inputs)} inputs" in out
+    assert f"one-hot, {6 - sum('c=' in name for name in inputs)} in no training row" in out
+    median = re.search("the (median .*?)[,']", dataset.decisions.columns[1])[1]
+    assert median in out
     assert run("describe", "iris") == 0
     assert re.search(r"petal width \(cm\) +number +22: 0\.1 to 2\.5", capsys.readouterr().out)
 
@@ -771,6 +781,18 @@ def test_what_training_will_refuse_is_told(tmp_path, monkeypatch, capsys):
     assert run("describe", "t.csv") == 0
     told = "jaxbp train will refuse it: t.csv: class 'c' has 1 row, and a stratified split"
     assert told in capsys.readouterr().out
+    for cell, lines in (
+        (
+            lambda i: ("1", "1.0", "2")[i % 3],
+            ["2 different integers, written in 3 ways", "'1' and '1.0' differ by their text alone"],
+        ),
+        (lambda i: f"{i % 3 + 1}.5.2020", ["3 different dates: taken for classes, as they are no"]),
+    ):
+        body = "".join(f"{i / 7},{cell(i)}\n" for i in range(60))
+        (tmp_path / "t.csv").write_text(f"x,y\n{body}")
+        assert run("describe", "t.csv") == 0
+        out = capsys.readouterr().out
+        assert all(line in out for line in lines), out
 
 
 def test_other_sheets_are_told(tmp_path):

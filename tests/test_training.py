@@ -571,6 +571,11 @@ def test_an_accuracy_of_1_is_1():
     for weight in (None, np.random.default_rng(0).uniform(size=1000)):
         assert jaxbp.evaluate(model, params, Batch(x, (x > 0), weight)).metric == 1
         assert jaxbp.evaluate(model, params, Batch(x, (x < 0), weight)).metric >= 0
+    with jax.enable_x64(True):  # 1 of 3 outputs, to the digits of float64
+        params = (jaxbp.Layer(np.eye(3), np.zeros(3)),)
+        batch = Batch(np.array([[1.0, -1.0, -1.0]]), np.ones((1, 3)))
+        metric = jaxbp.evaluate(model._replace(sizes=(3, 3)), params, batch).metric
+        assert metric == pytest.approx(1 / 3, rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -880,6 +885,10 @@ WRONG = [
         "head: the error of its loss is not the derivative of the losses, row by row",
     ),
     (
+        {"model": head(lambda a, y: (squares(a, y) / len(a), 2 * (a - y) / len(a)))},
+        "head: the loss of a row depends on the other rows, or on how many .* by half the rows al",
+    ),
+    (
         {"model": unit(lambda a: (jnp.sin(a), jnp.sin(a)))},
         "activation: the slope of <lambda> is not the derivative of h, entry by entry.*; check=F",
     ),
@@ -964,8 +973,8 @@ def check(model=MODEL, gradient=jaxbp.backprop, key=None):
 
 def test_right_pieces_of_ones_own_pass(x64):
     """In float64 to 1e-8, and where JAX cannot differentiate in reverse, no value is compared."""
-    twice = partial(jax.lax.while_loop, lambda a: jnp.max(a) < 10, lambda a: 2 * a)
-    with_loop = lambda a, y: (squares(twice(a), y), a)  # noqa: E731
+    loop = partial(jax.lax.while_loop, lambda on: on[0] < 3, lambda on: (on[0] + 1, 2 * on[1]))
+    with_loop = lambda a, y: (squares(loop((0, a))[1], y), a)  # noqa: E731
     for options in (
         {"model": head(lambda a, y: (squares(a, y), 2 * (a - y)))},
         {"model": MODEL._replace(head=jaxbp.with_error(squares))},

@@ -97,11 +97,13 @@ def agreement(
     )
     resolution = slopes.error + rounding.half_width
     negligible = zero & (slopes.error <= NEGLIGIBLE * magnitude(samples))
+    with np.errstate(invalid="ignore"):  # ∞ - ∞ = nan, more than nothing: no fail
+        beyond = discrepancy - slopes.error
     return Agreement(
         explained=explained,
         discrepancy=discrepancy,
         passed=negligible | (usual <= tolerance) & (resolution <= TELLING * tolerance),
-        failed=(discrepancy - slopes.error > tolerance)
+        failed=(beyond > tolerance)
         & slopes.converged
         & (discrepancy > 4 * _bar_at_next_step(samples, slopes))
         & ~_confirmed(claimed - explained, samples, slopes, discrepancy, tolerance),

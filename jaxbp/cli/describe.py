@@ -26,7 +26,7 @@ from jaxbp.data.columns import Column, Examined, Values, fitted
 from jaxbp.data.errors import DataError
 from jaxbp.data.facts import fill_of
 from jaxbp.data.loading import checked_reading, dealt
-from jaxbp.data.preparation import guess_task
+from jaxbp.data.preparation import alike, guess_task
 from jaxbp.data.sources import RawData, read_source
 from jaxbp.text import Table, align, counted, cut, significant
 
@@ -36,6 +36,8 @@ _EXAMPLES = 3
 @dataclass(frozen=True)
 class Describe:
     """Describe a table: the kind of each column, and what training would make of it.
+
+    Inputs and medians are those of the training rows, as jaxbp train deals them by default.
 
     DATA comes first: jaxbp describe titanic.csv --target survived
     """
@@ -70,26 +72,27 @@ def run(options: Describe, console: Console) -> int:
     raw = read_source(options.data, options.target, asked, reading)
     task, reason = (asked, "") if asked is not None else guess_task(raw)
     inputs = raw.inputs or tuple(_of_array(raw))
-    rows = np.arange(len(raw.target))
+    training, labels, not_dealt = np.arange(len(raw.target)), None, ""
+    try:
+        labels, _, (training, _, _) = dealt(raw, task)  # as training does unless told otherwise
+    except DataError as error:
+        not_dealt = f"jaxbp train will refuse it: {error}"
     lines, count = [], 0
     for each in inputs:
-        column = fitted(each, rows, options.missing)
+        column = fitted(each, training, options.missing)
         count += 0 if each.refused else len(column.inputs)
         lines.append(_line(column, each))
     lines += [(cut(name, 24), "", "", "", "0", "left out") for name in raw.dropped]
     if options.weights is not None:
         lines.append((cut(options.weights, 24), "", "", "", "0", "weights of the rows"))
     columns = ("column", "kind", "missing", "values", "inputs", "how")
-    console.print(f"{options.data}: {counted(len(rows), 'row')}, {counted(count, 'input')}")
+    console.print(f"{options.data}: {counted(len(raw.target), 'row')}, {counted(count, 'input')}")
     console.print(_target(raw, task, reason), soft_wrap=True)
-    for note in raw.notes:
+    for note in (*raw.notes, *alike(labels or ())):
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"\n{align(Table(columns, lines), console.width)}", soft_wrap=True)
     refused = [each.refused for each in inputs if each.refused]
-    try:
-        dealt(raw, task)
-    except DataError as error:
-        refused.append(f"jaxbp train will refuse it: {error}")
+    refused += [not_dealt] if not_dealt else []
     if refused:
         console.print()
     for why in refused:
@@ -137,6 +140,8 @@ def _line(column: Column, examined: Examined) -> tuple[str, ...]:
     if examined.refused:
         return name, column.kind, gaps, what, "0", "refused"
     how = _how(column, missing) if missing or len(found) > 1 else "constant"
+    if column.kind == "category" and (rare := {*values.names} - {*column.categories}):
+        how += f", {len(rare)} in no training row"
     return name, column.kind, gaps, what, str(len(column.inputs)), how
 
 

@@ -172,8 +172,8 @@ def decide(options: Design, mesh: Mesh | None = None) -> Plan:
 
     to_fit = smoothed(parts["train"])
     if options.class_weight != "none":
-        own = 1 if to_fit.weight is None else to_fit.weight
-        to_fit = to_fit._replace(weight=own * class_weights(dataset.train.target))
+        weight = class_weights(dataset.train.target, example_weight=to_fit.weight)
+        to_fit = to_fit._replace(weight=weight)
 
     units = tuple(activations.BY_NAME[unit] for unit in options.activation)
     model = MLP(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbp.data.cells import quoted
 from jaxbp.data.columns import LARGEST_FLOAT32
 from jaxbp.data.delimited import DELIMITED, check_is_file
 from jaxbp.data.errors import DataError, scikit_learn
@@ -38,7 +39,7 @@ def read_bundled(name: str) -> RawData:
 
 
 def read_npz(source: str | Path, target: str) -> RawData:
-    """Read the array x, and the target's.  Raises DataError."""
+    """Read the array x, and the target's; a note names the others.  Raises DataError."""
     arrays = npz_arrays(source)
     x, image_shape = npz_features(source, arrays)
     y = _npz_array(source, arrays, target)
@@ -53,8 +54,20 @@ def read_npz(source: str | Path, target: str) -> RawData:
         y = y[:, 0]
     features = tuple(f"x{i}" for i in range(x.shape[1]))
     outputs = tuple(map(str, range(y.shape[1]))) if y.ndim > 1 else ()
+    others = tuple(name for name in arrays if name not in {"x", target})
+    shown = ", ".join(map(quoted, others[:5])) + (", ..." if len(others) > 5 else "")
     return RawData(
-        str(source), features, x, y, outputs, target_name=target, image_shape=image_shape
+        str(source),
+        features,
+        x,
+        y,
+        outputs,
+        target_name=target,
+        image_shape=image_shape,
+        dropped=others,
+        notes=(f"of its arrays, 'x' and {quoted(target)} are read, and not {shown}",)
+        if others
+        else (),
     )
 
 

@@ -102,6 +102,11 @@ def days(cell: str) -> float | None:
     return (moment - _EPOCH).total_seconds() / 86400
 
 
+def is_date(cell: str) -> bool:
+    """Whether a cell is a date, whichever of year, month and day comes first."""
+    return days(cell) is not None or DAY_OR_MONTH_FIRST.fullmatch(cell) is not None
+
+
 def day(count: float) -> str:
     """The date that a number of days since 1970 falls on.
 

@@ -363,7 +363,11 @@ def read(table: Table, position: int, column: Column, decimal: Decimal | None = 
     if decimal is not None and column.kind == "number":
         column = column._replace(decimal=decimal)
     if column.kind == "category":
-        return _as_categories(*distinct(cells))
+        names, codes = distinct(cells)
+        if not is_text(cells) and cells.dtype.kind == "f":  # 1.0 in a file is 1 by its number
+            whole = {name.removesuffix(".0"): name for name in column.categories}
+            names = [name if name in column.categories else whole.get(name, name) for name in names]
+        return _as_categories(names, codes)
     if not is_text(cells):
         return Values(cells.astype(np.float64))
     if column.kind != "date" and column.decimal != ",":

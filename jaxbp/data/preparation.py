@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.cells import Decimal, is_number, quoted
+from jaxbp.data.cells import Decimal, is_date, is_number, quoted
 from jaxbp.data.columns import (
     LARGEST_FLOAT32,
     Column,
@@ -170,12 +170,13 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
     target = raw.target
     by_type = raw.table is not None and raw.target_name in raw.table.categorical
     if raw.labels is not None or target.dtype.kind not in "iuf" or by_type:
-        return "classification", ""
+        return "classification", "" if by_type else _told_of_dates(target)
     if target.ndim > 1:
         return _guess_of_columns(target)
     found = np.unique(target)
     count = len(found if raw.cells is None else set(raw.cells))  # 1 and 1.0 are two classes
-    integers = counted(count, "different integer")
+    integers = counted(len(found), "different integer")
+    integers += f", written in {count} ways" if count > len(found) else ""
     if not raw.target_name or not (found == found.round()).all():  # bundled, or no integers
         return "regression", ""
     if count > _MOST_CLASSES:
@@ -184,6 +185,16 @@ def guess_task(raw: RawData) -> tuple[Task, str]:
     if count == 2:
         return "classification", integers
     return "classification", f"{integers}: taken for classes; {_AS_QUANTITIES}"
+
+
+def _told_of_dates(target: np.ndarray) -> str:
+    """Tell of a target of dates, each of which becomes a class; nothing of others."""
+    if target.dtype.kind != "U" or not is_date(str(target[0])):
+        return ""
+    different = np.unique(target).tolist()
+    if not all(map(is_date, different)):
+        return ""
+    return f"{counted(len(different), 'different date')}: taken for classes, as they are no numbers"
 
 
 _AS_QUANTITIES = "task='regression' (--task regression) for quantities"

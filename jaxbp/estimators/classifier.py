@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 
 from jaxbp import heads
 from jaxbp.estimators.parameters import InvalidParameterError
-from jaxbp.estimators.perceptron import Perceptron, of_stochastic_solvers
+from jaxbp.estimators.perceptron import Perceptron, check_no_dates, of_stochastic_solvers
 from jaxbp.heads import Head
 from jaxbp.model import MLP
 
@@ -50,7 +50,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
 
     What scikit-learn does not have, after them:
 
-    class_weight: "balanced" or a weight by class, as other estimators of scikit-learn take it.
+    class_weight: "balanced" or a weight by class, by which sample_weight is multiplied, as most
+        estimators of scikit-learn take it: "balanced" counts rows, whatever their weights are.
     label_smoothing: s in (1 - s) y + s / C; 0.
     dropout: share of hidden units left out at random in training; 0.
     optimizer: an ``optax.GradientTransformation`` in place of the solver and its learning rate.
@@ -184,6 +185,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         self.classes_ = self._label_binarizer.classes_
 
     def _checked(self, X: Any, y: Any, *, incremental: bool, reset: bool) -> Any:  # noqa: N803
+        check_no_dates(X=X)
         x, y = validate_data(
             self,
             X,
@@ -195,6 +197,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
+        types = {isinstance(label, str) for label in y.flat} if y.dtype == object else set()
+        if len(types) > 1:
+            raise ValueError("y: got text and other labels, expected labels of one type")
         if not hasattr(self, "classes_") or not (self.warm_start or incremental):
             self._binarize(y)
         classes = unique_labels(y)

@@ -1,6 +1,6 @@
 """The part that both estimators share: the start, the call of a solver, the network's output."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from numbers import Real
 from typing import Any, TypeVar
@@ -32,7 +32,8 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:  # noqa: N803
         """Train on rows X (N, D), targets y and the rows' weights (N,) -> self.
 
-        Raises ValueError for what does not fit, and where the parameters are no longer finite.
+        Raises ValueError for what does not fit, TypeError for dates in place of numbers, and
+        ValueError where the parameters are no longer finite.
         """
         return self._fit(X, y, sample_weight, incremental=False)
 
@@ -96,6 +97,7 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
     def _output(self, X: Any) -> np.ndarray:  # noqa: N803
         """The output units ŷ (N, K) of rows X (N, D), by ``coefs_`` and ``intercepts_``."""
         check_is_fitted(self)
+        check_no_dates(X=X)
         x = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         sizes = (*(len(coef) for coef in self.coefs_), len(self.intercepts_[-1]))
         model = MLP(sizes, self._unit(), self._head())
@@ -123,13 +125,30 @@ def _is_stochastic(estimator: Any) -> bool:
     return True
 
 
+def check_no_dates(**given: Any) -> None:
+    """Raise TypeError for dates and durations, whose numbers depend on the unit they are kept in.
+
+    given: arrays, lists or tables, by the argument's name.
+    """
+    for name, values in given.items():
+        of_columns = getattr(values, "dtypes", None)
+        dtypes = [*of_columns] if np.iterable(of_columns) else [getattr(values, "dtype", None)]
+        has_rows = hasattr(values, "__getitem__") and not isinstance(values, Mapping)
+        if has_rows and not any(hasattr(dtype, "kind") for dtype in dtypes):  # as in a list
+            dtypes = [np.asarray(values[:1]).dtype]
+        for dtype in dtypes:
+            if getattr(dtype, "kind", None) in {"m", "M"}:
+                raise TypeError(f"{name}: got {dtype}, expected real numbers")
+
+
 def checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
     """The rows' weights (N,) in the dtype of x.
 
-    Raises ValueError for another shape, and where all are zero.
+    Raises ValueError for another shape, and where all are zero; TypeError for dates.
     """
     if sample_weight is None:
         return None
+    check_no_dates(sample_weight=sample_weight)
     if isinstance(sample_weight, Real):
         return np.full(x.shape[0], sample_weight, x.dtype)
     weight: np.ndarray = check_array(

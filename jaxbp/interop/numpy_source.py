@@ -61,11 +61,9 @@ _TABLE_IN_NUMPY = Template("""\
 
 def read(cell, c):
     ""\"Return a cell of a column as a number, NaN if it is missing; that of a category as text.""\"
-    text = cell.strip() if isinstance(cell, str) else str(cell).removesuffix(".0")
+    text = cell.strip() if isinstance(cell, str) else c["whole"].get(str(cell), str(cell))
     text = "" if text.lower() in TOLD["missing"] else text
-    if not text and c["missing"] == "error":
-        raise ValueError("a cell is missing")
-$sign${date}$truth    return text if c["kind"] == "category" else float(text or "nan")
+$complete$sign${date}$truth    return text if c["kind"] == "category" else float(text or "nan")
 
 
 def inputs(table):
@@ -77,12 +75,21 @@ def inputs(table):
         except (ValueError, AttributeError) as error:
             raise ValueError(f"column {c['name']!r}: {error}") from None
         if c["kind"] == "category":
-            parts += [[cell == each for cell in cells] for each in c["categories"]]
+$known            parts += [[cell == each for cell in cells] for each in c["categories"]]
         else:
             gap = np.isnan(cells)
             parts += [np.where(gap, c["fill"], cells) - c["origin"], gap][: 1 + c["indicator"]]
     return np.array(parts, np.float64).T
 """)
+_COMPLETE_IN_NUMPY = """\
+    if not text and c["missing"] == "error":
+        raise ValueError("a cell is missing")
+"""
+_KNOWN_IN_NUMPY = """\
+            unknown = sorted({*cells} - {*c["categories"]})
+            if unknown:
+                warnings.warn(f"column {c['name']!r}: no training row has {unknown[:5]}")
+"""
 _SIGN_IN_NUMPY = """\
     if c["decimal"] and isinstance(cell, str):  # thousands may be apart
         text = re.sub(c["apart"], "", text).translate(str.maketrans(*c["points"]))
@@ -173,13 +180,18 @@ def _rows_in_numpy(network: Exported) -> dict[str, str]:
         return {"rows": "x", "imports": "", "told": told, "reading": "", "inputs": inputs, "z": "z"}
     kinds = {each.kind for each in network.columns}
     has_date, has_sign = "date" in kinds, any(each.decimal for each in network.columns)
+    has_category = "category" in kinds
+    complete = any(each.missing == "error" for each in network.columns)
     return {
         "rows": "table",
         "imports": "import json\n"
         + ("import re\n" if has_date or has_sign else "")
+        + ("import warnings\n" if has_category else "")
         + ("from datetime import datetime, timezone\n" if has_date else ""),
         "told": 'TOLD = json.loads(str(NETWORK["columns"]))  # how the cells of a table are read',
         "reading": _TABLE_IN_NUMPY.substitute(
+            complete=_COMPLETE_IN_NUMPY if complete else "",
+            known=_KNOWN_IN_NUMPY if has_category else "",
             sign=_SIGN_IN_NUMPY if has_sign else "",
             date=_DATE_IN_NUMPY if has_date else "",
             truth=_TRUTH_IN_NUMPY if "boolean" in kinds else "",
@@ -196,8 +208,14 @@ def _sorted(imports: str) -> str:
 
 def _told_of_cells(columns: list[dict[str, Any]]) -> dict[str, Any]:
     """The columns, and how their cells are written, as the source reads it."""
-    signs = [each["decimal"] for each in columns]
-    written = [{"apart": _APART.get(sign), "points": _POINTS.get(sign)} for sign in signs]
+    written = [
+        {
+            "apart": _APART.get(each["decimal"]),
+            "points": _POINTS.get(each["decimal"]),
+            "whole": {f"{name}.0": name for name in each["categories"]},  # a number's category
+        }
+        for each in columns
+    ]
     return {
         "columns": [each | how for each, how in zip(columns, written, strict=True)],
         "missing": sorted(MISSING),

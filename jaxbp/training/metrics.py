@@ -275,7 +275,8 @@ def _accuracy(
             f"for each of {len(share)} rows, as {target.shape} targets have"
         )
     correct = decision == label
-    wrong = jnp.mean(~correct, axis=range(share.ndim, correct.ndim))
+    dtype = jnp.promote_types(share.dtype, jnp.float32)
+    wrong = jnp.mean(~correct, axis=range(share.ndim, correct.ndim), dtype=dtype)
     return jnp.maximum(1 - jnp.sum(share * wrong), 0)  # so that all right is 1 exactly
 
 

@@ -4,7 +4,7 @@ Shapes and dtypes are checked while the network is traced, which compiles nothin
 compared once, and of no piece of the package, which its tests prove:
 
     activation   c h'(a) with the vector-Jacobian product of h along c, (B, O)
-    head         cₙ δₙ with that of the losses along c, (B,)
+    head         cₙ δₙ with that of the losses along c, (B,); they with those of half the rows
     gradient     ∇E with ``autodiff`` and E with ``objective``, on the first minibatch
 
 a, c and the logits are drawn at random, near 0 and farther out, so that no kink is met and an entry
@@ -113,6 +113,9 @@ def check_pieces(
         for scale in _SCALES:
             given = draw(rows, model.sizes[-1], scale=scale), draw(rows), batch.target
             _compare(tolerance, {claim: "jax.grad"}, _head_pairs, model.head.loss, *given)
+        claim = "head: the loss of a row depends on the other rows, or on how many there are"
+        logits, by = draw(rows, model.sizes[-1]), "half the rows alone"
+        _compare(tolerance, {claim: by}, _row_pairs, model.head.loss, logits, batch.target)
     if not own_gradient:
         return
     params = params() if callable(params) else params
@@ -181,6 +184,11 @@ def _activation_pairs(unit: Activation, a: Array, along: Array) -> Pairs:
 def _head_pairs(loss: Any, logits: Array, along: Array, target: Array) -> Pairs:
     _, pull = jax.vjp(lambda logits: loss(logits, target)[0], logits)
     return ((along[:, None] * loss(logits, target)[1], pull(along)[0]),)
+
+
+def _row_pairs(loss: Any, logits: Array, target: Array) -> Pairs:
+    half = (len(logits) + 1) // 2
+    return ((loss(logits, target)[0][:half], loss(logits[:half], target[:half])[0]),)
 
 
 def _gradient_pairs(pieces: tuple[MLP, Gradient], params: Params, batch: Batch) -> Pairs:
