@@ -8,6 +8,7 @@ have what was found in the end.
 
 import io
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +79,8 @@ class Seen(NamedTuple):
     inputs: Moments  # of the training rows
     values: Moments | None  # of their targets, where these are numbers
     different: np.ndarray | None  # the different targets, sorted; None: too many
-    kept: dict[str, tuple[np.ndarray, np.ndarray]]  # inputs and targets by part, as they are
+    #: inputs and targets by part, as they are: arrays whose rows follow one another
+    kept: dict[str, tuple[list[np.ndarray], list[np.ndarray]]]
 
 
 def first_pass(shards: Shards, part: Part, mesh: Mesh | None) -> Seen:
@@ -96,10 +98,12 @@ def first_pass(shards: Shards, part: Part, mesh: Mesh | None) -> Seen:
     kept = {}
     for name in PARTS:
         rows, x, target = (
-            np.concatenate([each[f"{name} {what}"] for each in every]) for what in _KEPT
+            list(chain.from_iterable(each[f"{name} {what}"] for each in every)) for what in _KEPT
         )
-        order = np.argsort(rows)
-        kept[name] = x[order], target[order]
+        if processes > 1:  # else they are in order
+            order = np.argsort(np.concatenate(rows))
+            x, target = ([np.concatenate(parts)[order]] for parts in (x, target))
+        kept[name] = x, target
     few = different is not None and len(different) <= MOST_CLASSES
     return Seen(inputs, values, different if few else None, kept)
 
@@ -112,9 +116,10 @@ def rows_in(size: int, shards: Shards) -> int:
 _KEPT = ("rows", "x", "target")
 
 
-def _found(shards: Shards, blocks: Iterable[Block], part: Part) -> dict[str, np.ndarray]:
+def _found(shards: Shards, blocks: Iterable[Block], part: Part) -> dict[str, Any]:
     """The findings of one process in some blocks, as arrays with names: those of ``Seen``, and the
-    numbers of the rows that are kept; what is None there is absent, and of no blocks all is."""
+    numbers of the rows that are kept, which are lists of arrays; what is None there is absent, and
+    of no blocks all is."""
     outputs = len(shards.outputs)
     inputs, values = Moments(len(shards.features)), Moments(outputs)
     numeric, different = True, np.zeros(0)
@@ -122,8 +127,8 @@ def _found(shards: Shards, blocks: Iterable[Block], part: Part) -> dict[str, np.
     for place, block in enumerate(blocks):
         x, target = shards.read([block])
         if outputs == 1 and len(different) <= MOST_CLASSES:
-            found = np.unique(target)
-            different = np.union1d(different, found) if place else found
+            here = np.unique(target)
+            different = np.union1d(different, here) if place else here
         u = part.hashes(block.numbers)
         trains = u >= part.validation
         inputs.add(x[trains])
@@ -136,31 +141,29 @@ def _found(shards: Shards, blocks: Iterable[Block], part: Part) -> dict[str, np.
                 kept[f"{name} {what}"].append(np.asarray(array[rows]))
     if not kept["train rows"]:
         return {}
-    arrays = {name: np.concatenate(each) for name, each in kept.items()}
-    arrays |= _named("inputs", inputs) | (_named("values", values) if numeric else {})
+    found = kept | _named("inputs", inputs) | (_named("values", values) if numeric else {})
     if outputs == 1 and len(different) <= MOST_CLASSES:
-        arrays["different"] = different
-    return arrays
+        found["different"] = different
+    return found
 
 
-def _named(name: str, moments: Moments) -> dict[str, np.ndarray]:
+def _named(name: str, moments: Moments) -> dict[str, Any]:
     count = np.array(moments.count)
     return {f"{name} count": count, f"{name} mean": moments.mean, f"{name} sum": moments.sum}
 
 
-def _merged(name: str, every: list[dict[str, np.ndarray]]) -> Moments:
+def _merged(name: str, every: list[dict[str, Any]]) -> Moments:
     moments = Moments(len(every[0][f"{name} mean"]))
     for each in every:
         moments.merge(int(each[f"{name} count"]), each[f"{name} mean"], each[f"{name} sum"])
     return moments
 
 
-def _of_each_process(
-    arrays: dict[str, np.ndarray], mesh: Mesh | None
-) -> list[dict[str, np.ndarray]]:
-    """The arrays of all processes of a mesh, in all of them: .npz files in memory."""
+def _of_each_process(found: dict[str, Any], mesh: Mesh | None) -> list[dict[str, Any]]:
+    """The findings of all processes of a mesh, in all of them: .npz files in memory."""
     file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    lists = {name: each for name, each in found.items() if isinstance(each, list)}
+    np.savez(file, **found | {name: [np.concatenate(each)] for name, each in lists.items()})
     own = np.frombuffer(file.getvalue(), np.uint8)
     sizes = of_each_process(np.array(len(own)), mesh)
     every = of_each_process(np.pad(own, (0, sizes.max() - len(own))), mesh)

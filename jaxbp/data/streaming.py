@@ -9,8 +9,9 @@ same order, and each reads its own rows of every batch.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -85,7 +86,8 @@ def load_stream(
         image_shape=shards.image_shape,
     )
     batches = {}
-    for name, (x, raw) in seen.kept.items():
+    for name, (xs, targets) in seen.kept.items():
+        x, raw = np.concatenate(xs), np.concatenate(targets)
         if not len(x):
             raise DataError(f"{source}: {counted(shards.rows, 'row')} leave none for {name}")
         batches[name] = Batch(transform(preparation, x), encode(raw))
@@ -210,33 +212,33 @@ class Epochs:
         iterator.set_state({"next_index": self.epoch * self.windows})
         number, processes = place_among(self.mesh)
         own = len(range(number, self.batch_size, processes))  # rows of a whole batch
-        rows, left = 0, None  # rows of all processes so far; this one's that fill no batch
-        for window, count in self._read_ahead(islice(iterator, self.windows), number, processes):
-            rows += count
-            both = window if left is None else tuple(map(np.concatenate, zip(left, window)))  # noqa: B905
-            whole = len(both[0]) // own * own
+        count, left = 0, None  # of all rows so far; this process's rows that fill no batch
+        for rows, of_window in self._read_ahead(islice(iterator, self.windows), number, processes):
+            count += of_window
+            if left is not None:
+                rows = tuple(map(np.concatenate, zip(left, rows, strict=True)))  # noqa: PLW2901
+            whole = len(rows[0]) // own * own
             for start in range(0, whole, own):
-                yield self._batch(both, slice(start, start + own))
-            left = tuple(array[whole:] for array in both)
-        if rows % self.batch_size:
+                yield self._batch(rows, slice(start, start + own))
+            left = tuple(array[whole:].copy() for array in rows)
+        if count % self.batch_size:
             yield self._batch(left, slice(None))
 
     def _read_ahead(
         self, windows: Iterator[Any], number: int, processes: int
     ) -> Iterator[tuple[Any, int]]:
         """This process's rows of each window, and the count of all: the next is being read."""
-        position, reading = 0, None
+        count, reading = 0, deque[tuple[Future[Any], int]]()
         with ThreadPoolExecutor(1) as executor:
             for blocks, order in windows:
-                places = (position + np.arange(len(order))) % self.batch_size
-                position += len(order)
+                places = (count + np.arange(len(order))) % self.batch_size
+                count += len(order)
                 own = order[places % processes == number]
-                upcoming = executor.submit(self._read, blocks, own), len(order)
-                if reading is not None:
-                    yield reading[0].result(), reading[1]
-                reading = upcoming
-            if reading is not None:
-                yield reading[0].result(), reading[1]
+                reading.append((executor.submit(self._read, blocks, own), len(order)))
+                if len(reading) > 1:
+                    yield _result(*reading.popleft())
+            while reading:
+                yield _result(*reading.popleft())
 
     def _read(self, blocks: list[Block], order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of some blocks, by their positions among all of theirs, prepared."""
@@ -248,3 +250,8 @@ class Epochs:
     def _batch(self, rows: Any, chosen: slice) -> Batch:
         x, target = (array[chosen] for array in rows)
         return self.finish(Batch(x, target))
+
+
+def _result(rows: Future[Any], count: int) -> tuple[Any, int]:
+    """The rows that have been read; nobody else holds them any more."""
+    return rows.result(), count
