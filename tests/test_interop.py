@@ -103,7 +103,12 @@ def test_estimators_of_this_package():
         assert model.head is head
         assert model.activation is (activations.BY_NAME[unit] if isinstance(unit, str) else own)
         np.testing.assert_array_equal(params[0].weight, estimator.coefs_[0].T.astype(np.float32))
-    for estimator, message in [(MLPRegressor(), "is not fitted, expected"), (3, "is a int, expec")]:
+    search = type("Search", (), {"best_estimator_": estimator})()
+    for estimator, message in [
+        (MLPRegressor(), "is not fitted, expected"),
+        (3, "is a int, expec"),
+        (search, "is a Search, of which best_estimator_ is one, expected"),
+    ]:
         with pytest.raises(TypeError, match=f"estimator: got one that {message}"):
             interop.from_sklearn(estimator)
     with pytest.raises(ValueError, match="head: loss='squared_error' with tanh output units has"):
@@ -309,7 +314,10 @@ def test_torch_modules_that_differ(tmp_path):
         np.testing.assert_allclose(
             logits(model, params), network(torch.from_numpy(X)).detach(), atol=1e-6
         )
+    hooked = stack(nn.ReLU())
+    hooked[1].register_forward_hook(lambda module, inputs, output: 2 * output)
     for network, message in [
+        (hooked, r"^source, step 1: ReLU\(\) has a forward hook, expected none"),
         (
             stack(nn.GELU("tanh")),
             r"^activation: GELU\(approximate='tanh'\) of PyTorch has no count",
@@ -383,6 +391,9 @@ def test_stacks_of_jax_that_differ():
         interop.from_nnx(nnx.Sequential(dense[0], nnx.Dropout(0.1, rngs=rngs)), head=head)
     with pytest.raises(ValueError, match=r"^network, step 0: Linear has no bias"):
         interop.from_nnx(nnx.Sequential(nnx.Linear(3, 2, use_bias=False, rngs=rngs)), head=head)
+    half = nnx.Sequential(nnx.Linear(3, 2, param_dtype="bfloat16", rngs=rngs))
+    model, params = interop.from_nnx(half, head=head)  # computes in float32, as its rows are
+    np.testing.assert_allclose(logits(model, params), half(X), rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match=r"^module, step 0: computes in bfloat16, expect"):
         interop.from_linen(linen.Sequential([linen.Dense(2, dtype="bfloat16")]), {}, head=head)
     module = linen.Sequential([linen.Dense(4), partial(linen.leaky_relu, negative_slope=0.5)])

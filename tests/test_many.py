@@ -394,6 +394,12 @@ def test_the_best_is_picked_by_what_is_asked_for():
         jaxbp.best_of(*fit_many(), by="metric")
     with pytest.raises(ValueError, match=r"history: got training_loss of shape \(3,\)"):
         jaxbp.best_of(best.params, best.history, by="training_loss")
+    of_two = jax.tree.map(lambda leaf: leaf[:2], params)
+    for others in (of_two, best.params):
+        with pytest.raises(ValueError, match=r"params: got biases .*, expected those of the 3"):
+            jaxbp.best_of(others, history)
+    with pytest.raises(TypeError, match="history: got tuple, expected that of"):
+        jaxbp.best_of(history, params)
 
 
 def test_on_epoch_is_told_of_all_and_can_stop():

@@ -571,6 +571,10 @@ def test_an_accuracy_of_1_is_1():
     for weight in (None, np.random.default_rng(0).uniform(size=1000)):
         assert jaxbp.evaluate(model, params, Batch(x, (x > 0), weight)).metric == 1
         assert jaxbp.evaluate(model, params, Batch(x, (x < 0), weight)).metric >= 0
+    for right in (489, 500):  # a count is divided once
+        target = np.where(np.random.default_rng(right).permutation(1000)[:, None] < right, x, -x)
+        metric = jaxbp.evaluate(model, params, Batch(x, target > 0)).metric
+        assert np.float32(metric) == np.float32(right) / np.float32(1000)
     with jax.enable_x64(True):  # 1 of 3 outputs, to the digits of float64
         params = (jaxbp.Layer(np.eye(3), np.zeros(3)),)
         batch = Batch(np.array([[1.0, -1.0, -1.0]]), np.ones((1, 3)))

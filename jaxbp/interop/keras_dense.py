@@ -108,7 +108,12 @@ def _dense(dense: Any) -> Layer:
             f"network: {dense.name} computes in {dense.compute_dtype}, expected "
             f"{dense.variable_dtype}, as its weights (jaxbp.mixed_precision trains so)"
         )
-    kernel, bias = dense.get_weights()
+    if len(weights := dense.get_weights()) != 2:
+        raise ValueError(
+            f"network: {dense.name} has {len(weights)} arrays of weights, expected a kernel and a "
+            "bias alone (no LoRA, not quantised)"
+        )
+    kernel, bias = weights
     return affine(kernel.T, bias)
 
 

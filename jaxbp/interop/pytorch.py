@@ -146,6 +146,8 @@ def _steps(nn: Any, stack: Any) -> Iterator[Layer | Unit]:
     """The steps of a Sequential, and of those within it."""
     table = _from_torch(nn)
     for place, module in enumerate(stack):
+        if module._forward_hooks:
+            raise ValueError(f"source, step {place}: {module} has a forward hook, expected none")
         if type(module) is nn.Sequential:
             yield from _steps(nn, module)
         elif type(module) is nn.Linear:

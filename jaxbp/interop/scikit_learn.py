@@ -30,7 +30,9 @@ def from_sklearn(estimator: Any) -> tuple[MLP, Params]:
     """
     kind = type(estimator).__name__
     if not hasattr(estimator, "out_activation_") or not hasattr(estimator, "coefs_"):
+        best = f"a {kind}, of which best_estimator_ is one"
         missing = "not fitted" if hasattr(estimator, "hidden_layer_sizes") else f"a {kind}"
+        missing = best if hasattr(estimator, "best_estimator_") else missing
         raise TypeError(
             f"estimator: got one that is {missing}, expected a fitted MLPClassifier or MLPRegressor"
         )

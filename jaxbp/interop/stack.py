@@ -40,9 +40,10 @@ class Unit(NamedTuple):
 
 
 def affine(weight: Any, bias: Any) -> Layer:
-    """A layer of another library's W (O, I) and b (O,), which NumPy can read."""
-    parts: Any = np.asarray(weight), np.asarray(bias)
-    return Layer(*parts)
+    """A layer of another library's W (O, I) and b (O,), which NumPy can read; those of 16 bits
+    become float32, in which libraries compute with them where the rows are."""
+    parts: Any = [np.asarray(part) for part in (weight, bias)]
+    return Layer(*(part.astype(np.float32) if part.itemsize == 2 else part for part in parts))
 
 
 def assembled(

@@ -4,6 +4,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.model import Params
@@ -29,9 +30,12 @@ def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
 
     by: "validation_loss" or "training_loss", the smallest after the last epoch, or "metric", the
     largest; without it the validation loss, or the training loss where nothing was validated.
-    A network that diverged is not chosen.  Raises ValueError for a measure that history does not
-    hold, and where every network diverged.
+    A network that diverged is not chosen.  Raises TypeError for another history, and ValueError for
+    a measure that it does not hold, for params of another number of networks, and where every
+    network diverged.
     """
+    if not isinstance(history, History):
+        raise TypeError(f"history: got {type(history).__name__}, expected that of jaxbp.fit_many")
     if by is None:
         by = "training_loss" if history.validation_loss is None else "validation_loss"
     record = getattr(history, by, None) if by in _MEASURES else None
@@ -40,6 +44,12 @@ def best_of(params: Params, history: History, *, by: str | None = None) -> Best:
         raise ValueError(f"by: got {by!r}, expected one of {', '.join(held)}, which history holds")
     if record.ndim != 2:
         raise ValueError(f"history: got {by} of shape {record.shape}, expected (N, epochs)")
+    shapes = [jnp.shape(bias) for _, bias in params]
+    if any(len(shape) != 2 or shape[0] != len(record) for shape in shapes):
+        raise ValueError(
+            f"params: got biases of shapes {shapes}, expected those of the {len(record)} networks "
+            "of history"
+        )
     last = np.where(np.isfinite(history.training_loss[:, -1]), record[:, -1], np.nan)
     if np.isnan(last).all():
         raise ValueError(f"history: each of the {len(last)} networks diverged")

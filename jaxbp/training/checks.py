@@ -344,7 +344,8 @@ def check_values(model: MLP, batch: Any, prefix: str) -> None:
             )
     _check_target(model, batch.target, f"{prefix}target")
     if batch.weight is not None and (batch.weight < 0).any():
-        raise ValueError(f"{prefix}weight: {_WEIGHTS}")
+        row = (batch.weight < 0).argmax()
+        raise ValueError(f"{prefix}weight: {batch.weight[row]} in row {row}, {_WEIGHTS}")
 
 
 _WEIGHTS = "expected weights ≥ 0, not all zero"

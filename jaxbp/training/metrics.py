@@ -63,9 +63,10 @@ def loss_and_metric(
 ) -> tuple[Array, Array]:
     """The two numbers of an ``Evaluation``, to be compiled."""
     value, logits, share = _objective(model, params, batch, precision)
-    score = _r2 if model.head.decide is None else partial(_accuracy, model.head.decide)
-    metric = score(model.head.predict(logits), jnp.asarray(batch.target), share)
-    return value, metric
+    prediction, target = model.head.predict(logits), jnp.asarray(batch.target)
+    if model.head.decide is None:
+        return value, _r2(prediction, target, share)
+    return value, _accuracy(model.head.decide, prediction, target, _weights(batch, share))
 
 
 def _objective(
@@ -195,7 +196,8 @@ def part_of(of: tuple[MLP, str | None], l2: Array | None, params: Params, batch:
     weight = jnp.asarray(weight, value.dtype)
     if model.head.decide is None:
         return _Part(weight, value, None, _moments(prediction, target, share))
-    return _Part(weight, value, _accuracy(model.head.decide, prediction, target, share), None)
+    weights = _weights(batch, share)
+    return _Part(weight, value, _accuracy(model.head.decide, prediction, target, weights), None)
 
 
 _compiled_part = compiled_for_each(part_of)
@@ -264,20 +266,32 @@ def compiled_objective(model: MLP, params: Params, batch: Batch, precision: str 
     return float(_compiled_objective((model, precision))(l2, params, batch))
 
 
+def _weights(batch: Batch, share: Array) -> Array:
+    """The examples' weights (B,), 1 where there are none, in the dtype of their shares or wider."""
+    dtype = jnp.promote_types(share.dtype, jnp.float32)
+    if batch.weight is None:
+        return jnp.ones_like(share, dtype)
+    return jnp.asarray(batch.weight, dtype)
+
+
 def _accuracy(
-    decide: Callable[[Array], Array], prediction: Array, target: Array, share: Array
+    decide: Callable[[Array], Array], prediction: Array, target: Array, weights: Array
 ) -> Array:
+    """The share of right decisions: of equal weights one count divided by another."""
     decision = decide(prediction)
     label = decide(target) if target.shape == prediction.shape else target
-    if decision.shape != label.shape or decision.shape[:1] != share.shape:
+    if decision.shape != label.shape or decision.shape[:1] != weights.shape:
         raise ValueError(
             f"head: it decides by an array of shape {decision.shape}, expected one or more labels "
-            f"for each of {len(share)} rows, as {target.shape} targets have"
+            f"for each of {len(weights)} rows, as {target.shape} targets have"
         )
     correct = decision == label
-    dtype = jnp.promote_types(share.dtype, jnp.float32)
-    wrong = jnp.mean(~correct, axis=range(share.ndim, correct.ndim), dtype=dtype)
-    return jnp.maximum(1 - jnp.sum(share * wrong), 0)  # so that all right is 1 exactly
+    outputs = correct.size // len(weights)
+    wrong = jnp.sum(~correct, axis=range(weights.ndim, correct.ndim), dtype=weights.dtype)
+    total = jnp.sum(weights) * outputs
+    total = jax.lax.optimization_barrier(total)  # else XLA multiplies by the inverse of a constant
+    right = jnp.maximum(total - jnp.sum(weights * wrong), 0)  # all right is 1 exactly
+    return jnp.where(total == 0, 1, right / jnp.where(total == 0, 1, total))
 
 
 def _r2(prediction: Array, target: Array, share: Array) -> Array:
