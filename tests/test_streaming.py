@@ -42,7 +42,7 @@ def written(folder, kind, x, y, cuts=(0, 500, 501, 1300)):
         if kind == ".npy":
             np.save(file, np.column_stack([part, target]))
         elif kind == ".npz":
-            np.savez(file, x=part, y=target)
+            np.savez(file, x=part, y=target, w=target)
         else:
             names = {f"c{place}": column for place, column in enumerate(part.T)}
             polars.DataFrame(names | {"class": np.where(target, "yes", "no")}).write_parquet(file)
@@ -73,6 +73,8 @@ def test_shards_are_read_split_and_standardised(kind, tmp_path):
     x, y = rows_of(2000)
     source = loaded(written(tmp_path / "shards", kind, x, y))
     assert source.rows == {"train": 1353, "validation": 263, "test": 384}
+    notes = ("of its arrays, 'x' and 'y' are read, and not 'w'",) if kind == ".npz" else ()
+    assert source.dataset.decisions.notes == notes
     stream = Epochs(source, 32, 10**6, lambda batch: batch)
     parts = batches(stream, 0)
     trained = numbers(stream, parts)
@@ -194,6 +196,21 @@ def frame(**columns):
             lambda folder: np.save(folder / "a.npy", np.where(np.eye(9) > 0, np.nan, 1)),
             {},
             r"a.npy, row 0, column 'column 0': nan is not finite",
+        ),
+        (
+            lambda folder: np.save(folder / "a.npy", np.full((9, 9), np.inf, np.float16)),
+            {},
+            r"a.npy, row 0, column 'column 0': inf is not finite",
+        ),
+        (
+            frame(a=[1, 2**53 + 1], b=[1, 2]),
+            {},
+            r"a.parquet, row 1, column 'a': 9007199254740993 is an integer beyond 2⁵³",
+        ),
+        (
+            lambda folder: np.savez(folder / "a.npz", x=np.eye(4), y=np.eye(4)),
+            {},
+            r"a.npz: y has rows of shape \(4,\), expected a number or a class in each",
         ),
         (frame(a=["x", "y"], b=[1, 2]), {}, r"column 'a' is String, and a stream takes numbers"),
         (frame(a=[1.0, None], b=[1, 2]), {}, r"a.parquet, row 1, column 'a': missing; a stream"),

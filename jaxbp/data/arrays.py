@@ -55,7 +55,6 @@ def read_npz(source: str | Path, target: str) -> RawData:
     features = tuple(f"x{i}" for i in range(x.shape[1]))
     outputs = tuple(map(str, range(y.shape[1]))) if y.ndim > 1 else ()
     others = tuple(name for name in arrays if name not in {"x", target})
-    shown = ", ".join(map(quoted, others[:5])) + (", ..." if len(others) > 5 else "")
     return RawData(
         str(source),
         features,
@@ -65,10 +64,14 @@ def read_npz(source: str | Path, target: str) -> RawData:
         target_name=target,
         image_shape=image_shape,
         dropped=others,
-        notes=(f"of its arrays, 'x' and {quoted(target)} are read, and not {shown}",)
-        if others
-        else (),
+        notes=note_of_others(target, others),
     )
+
+
+def note_of_others(target: str, others: tuple[str, ...]) -> tuple[str, ...]:
+    """A note of the arrays of an .npz that are not read, if there are any."""
+    shown = ", ".join(map(quoted, others[:5])) + (", ..." if len(others) > 5 else "")
+    return (f"of its arrays, 'x' and {quoted(target)} are read, and not {shown}",) if others else ()
 
 
 def npz_arrays(source: str | Path) -> dict[str, np.ndarray]:

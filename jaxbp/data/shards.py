@@ -24,6 +24,7 @@ from jaxbp.data.tables import Table
 from jaxbp.text import counted
 
 KINDS = (".npy", ".npz", ".parquet")
+_LARGEST_INTEGER = 2**53
 
 
 class Block(NamedTuple):
@@ -129,20 +130,32 @@ class Shards(NamedTuple):
                     f"{block.file}, row {row}, column {quoted(series.name)}: missing; a stream "
                     "takes tables without gaps"
                 )
-        x = frame.select(self.features).cast(polars.Float64).to_numpy()
+        inputs = frame.select(self.features)
+        for series in inputs:
+            if series.dtype in {polars.Int64, polars.UInt64}:
+                _check(block.file, block.rows, series.to_numpy()[:, None], (series.name,))
+        x = inputs.cast(polars.Float64).to_numpy()
         columns = [frame[name].to_numpy() for name in self.outputs]
         columns = [each.astype(str) if each.dtype.kind == "O" else each for each in columns]
         return x, np.column_stack(columns) if len(columns) > 1 else columns[0]
 
 
 def _check(file: Path, rows: np.ndarray, values: np.ndarray, names: tuple[str, ...]) -> None:
-    """Raise DataError for a number that float32 cannot hold, in some rows of a file."""
-    beyond = ~(np.abs(values) <= LARGEST_FLOAT32)
+    """Raise DataError for a number that float32 cannot hold, in some rows of a file, and for an
+    integer that float64 cannot."""
+    said = "not finite in float32"
+    if values.dtype.kind in "iu":
+        beyond = (values > _LARGEST_INTEGER) | (values < -_LARGEST_INTEGER)
+        said = "an integer beyond 2⁵³, of which float64 does not tell some apart"
+    elif values.dtype.itemsize > 4:
+        beyond = ~(np.abs(values) <= LARGEST_FLOAT32)
+    else:
+        beyond = ~np.isfinite(values)
     if beyond.any():
         row, column = np.argwhere(beyond)[0]
         raise DataError(
-            f"{file}, row {rows[row]}, column {quoted(names[column])}: {values[row, column]:g} is "
-            "not finite in float32"
+            f"{file}, row {rows[row]}, column {quoted(names[column])}: {values[row, column]} is "
+            f"{said}"
         )
 
 
@@ -242,13 +255,20 @@ def _of_npz(name: str, files: list[Path], target: Target, drop: tuple[str | int,
     sized, shapes = [], []
     for file in files:
         try:
-            (rows, *shape), (others, *_) = (_npz_header(file, each) for each in ("x", output))
+            (rows, *shape), (others, *of_target) = (
+                _npz_header(file, each) for each in ("x", output)
+            )
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{file}: expected arrays x (N, ...) and {output} (N,) ({error})"
             ) from None
         if rows != others or not shape:
             raise DataError(f"{file}: x has {rows} rows, and {output} {others}")
+        if of_target not in ([], [1]):
+            raise DataError(
+                f"{file}: {output} has rows of shape {tuple(of_target)}, expected a number or a "
+                "class in each, as a stream takes"
+            )
         sized.append((file, rows))
         shapes.append(tuple(shape))
         if shapes[-1] != shapes[0]:
@@ -257,7 +277,10 @@ def _of_npz(name: str, files: list[Path], target: Target, drop: tuple[str | int,
             )
     image_shape = shapes[0] if len(shapes[0]) > 1 else None
     features = tuple(f"x{place}" for place in range(math.prod(shapes[0])))
-    return Shards(name, ".npz", tuple(sized), features, (output,), (), (), (), image_shape)
+    with zipfile.ZipFile(files[0]) as archive:
+        arrays = [each.removesuffix(".npy") for each in archive.namelist()]
+    left = tuple(each for each in arrays if each not in {"x", output})
+    return Shards(name, ".npz", tuple(sized), features, (output,), (), (), left, image_shape)
 
 
 def _npz_header(file: Path, name: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxbp.data.arrays import note_of_others
 from jaxbp.data.cells import quoted
 from jaxbp.data.errors import DataError, reader
 from jaxbp.data.first_pass import BLOCK_BYTES, MOST_CLASSES, Part, Seen, first_pass, rows_in
@@ -97,20 +98,23 @@ def load_stream(
         batches["validation"],
         batches["test"],
         preparation,
-        Decisions(",".join(shards.outputs), task, reason, None, shards.dropped, _left_out(source)),
+        Decisions(
+            ",".join(shards.outputs), task, reason, None, shards.dropped, _left_out(source, shards)
+        ),
     )
     rows = {"train": seen.inputs.count}
     rows |= {name: len(batches[name].x) for name in ("validation", "test")}
     return Streamed(dataset, rows, shards, part, encode)
 
 
-def _left_out(source: Any) -> tuple[str, ...]:
-    """A note of the files in a folder that are no shards."""
+def _left_out(source: Any, shards: Shards) -> tuple[str, ...]:
+    """Notes of the arrays of an .npz, and of the files in a folder, that are not read."""
+    notes = note_of_others(shards.outputs[0], shards.dropped) if shards.kind == ".npz" else ()
     path = Path(source)
     others = [each.name for each in sorted(path.iterdir())] if path.is_dir() else []
     others = [name for name in others if Path(name).suffix.lower() not in KINDS]
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    return (f"{quoted(others[0])}{more} in the folder left out",) if others else ()
+    return (*notes, f"{quoted(others[0])}{more} in the folder left out") if others else notes
 
 
 def _target(shards: Shards, seen: Seen, task: Task | None, standardize: bool) -> tuple[Any, ...]:

@@ -289,7 +289,8 @@ def _accuracy(
     outputs = correct.size // len(weights)
     wrong = jnp.sum(~correct, axis=range(weights.ndim, correct.ndim), dtype=weights.dtype)
     total = jnp.sum(weights) * outputs
-    total = jax.lax.optimization_barrier(total)  # else XLA multiplies by the inverse of a constant
+    # Without the barrier XLA multiplies by the inverse of a constant, which rounds twice.
+    total = jax.lax.optimization_barrier(total)  # type: ignore[no-untyped-call]
     right = jnp.maximum(total - jnp.sum(weights * wrong), 0)  # all right is 1 exactly
     return jnp.where(total == 0, 1, right / jnp.where(total == 0, 1, total))
 
