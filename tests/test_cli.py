@@ -400,14 +400,17 @@ def test_control_c_while_saving_leaves_the_network(
 ):
     """And what is left out is made of the last checkpoint later."""
     press_before("save", module=run_folder)
-    assert run("train", "iris", *QUICK, "--output", "run") == 130
+    early = "--epochs", "30", "--patience", "1", "--learning-rate", "3"
+    assert run("train", "iris", "--hidden", "8", *early, "--output", "run") == 130
     begun = {files.METRICS, files.OPTIONS, files.CHECKPOINTS}
     assert names_in(elsewhere / "run") == {*begun, files.NETWORK}
     out = capsys.readouterr().out
     assert "ending as soon as the network is saved (Ctrl-C again: at once)" in out
     assert "not all beside it: jaxbp train --resume run writes the rest" in out
+    said = re.search("stopped early: .* are kept", " ".join(out.split()))[0]
     monkeypatch.setattr(run_folder, "save", jaxbp.save)
     assert run("train", "--resume", "run") == 0
+    assert json.loads((elsewhere / "run" / files.SUMMARY).read_text())["ended"] == said
     assert names_in(elsewhere / "run") == {*files.RUN} - {*files.OF_TEST_ROWS}
 
 

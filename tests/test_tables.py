@@ -848,9 +848,11 @@ def test_scores_are_weighted_as_the_rows_are():
     repeated = np.repeat(np.arange(5), weight)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        weighted = measure("", preparation, jaxbp.Batch(target, target, weight), found)
-        plain = measure("", preparation, jaxbp.Batch(*[target[repeated]] * 2), found[repeated])
-        assert weighted.metrics == pytest.approx(plain.metrics)
+        for own in (np.array([0, 0, 1, 3, 1]), weight):  # a class without weight is absent
+            rows = np.repeat(np.arange(5), own)
+            weighted = measure("", preparation, jaxbp.Batch(target, target, own), found)
+            plain = measure("", preparation, jaxbp.Batch(*[target[rows]] * 2), found[rows])
+            assert weighted.metrics == pytest.approx(plain.metrics)
         quantities = preparation._replace(labels=None)
         values = target[:, None] * 1.5
         weighted = measure("", quantities, jaxbp.Batch(target, values, weight), found[:, :1])

@@ -183,11 +183,14 @@ def _of_classes(
     under the ROC curve, is that of the second; both have to be there.
     """
     metrics = scikit_learn("metrics")
+    if weight is not None:  # a class without any weight is absent
+        felt = weight > 0
+        target, shares, weight = target[felt], shares[felt], weight[felt]
     present, decided = np.unique(target), shares.argmax(1)
     total = shares.sum(axis=1, keepdims=True, dtype=np.float64)
     shares = np.where(total == 0, 1 / shares.shape[1], shares / np.where(total == 0, 1, total))
     rows = {"sample_weight": weight}
-    recalled = {"labels": present, "average": "macro", "zero_division": 0}  # of weight 0: none
+    recalled = {"labels": present, "average": "macro", "zero_division": 0}  # where none was decided
     measured = {
         "accuracy": metrics.accuracy_score(target, decided, **rows),
         "balanced_accuracy": metrics.recall_score(target, decided, **recalled, **rows),

@@ -76,6 +76,7 @@ class Watch:
         self.latest = Epoch(saved.run.epochs, saved.run.params, math.nan, None)
         if self.stopping is not None:
             self.stopping.go_on(saved.best, saved.run.epochs)
+        self.ended = self._stopped_early()
         self.before = lines[-1]["seconds"] if lines else 0.0
         self.bar.update(self.task, completed=saved.run.epochs)
 
@@ -110,18 +111,22 @@ class Watch:
             live += f", validation {metric}"
         self.bar.update(self.task, completed=epoch.number, live=live)
         self.latest = epoch
-        stops = self.stopping is not None and self.stopping.stopped
+        self.ended = self._stopped_early()
         asked = self.interrupts.asked or self.unread
         if asked := int(largest(np.int32(asked), self.mesh)):  # of all processes
             self.ended = f"interrupted: training ended with epoch {epoch.number}"
             self.status, self.interrupts.asked = asked, 0  # which is met
-        elif stops:
-            self.ended = (
-                f"stopped early: the validation loss was best after epoch {self.kept.number} "
-                f"of {epoch.number}, and those parameters are kept"
-            )
         self._say(epoch.number, live)
         return bool(self.ended)
+
+    def _stopped_early(self) -> str:
+        """Say that the latest epoch was the last for lack of patience; empty where it was not."""
+        if self.stopping is None or not self.stopping.stopped:
+            return ""
+        return (
+            f"stopped early: the validation loss was best after epoch {self.kept.number} "
+            f"of {self.latest.number}, and those parameters are kept"
+        )
 
     def _record(self, record: dict[str, Any]) -> None:
         """Write a line to metrics.jsonl, as long as the disk takes it."""
