@@ -259,12 +259,14 @@ def rows_over(mesh: Mesh, array: Any, rows: Sequence[int], axis: int) -> Array:
     """An array whose rows each process has some of, as one over the devices of a mesh.
 
     mesh: as ``check_rows_are_dealt`` takes it.
-    array: the rows of this process, of NumPy or on a device of its own.
+    array: the rows of this process, of NumPy or on devices of its own.
     rows: how many each process has; all of them are in the result, in an order of the devices.
     axis: of the rows.
 
     Where each device takes as many they are split over "data", else whole on every device.
     """
+    if isinstance(array, jax.Array) and len(array.devices()) > 1:
+        array = np.asarray(array)  # its parts need not be those of this mesh
     lanes = _lanes(mesh)
     of_lanes = [lane[0].process_index for lane in lanes]
     processes = sorted({*of_lanes})

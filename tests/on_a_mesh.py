@@ -92,6 +92,11 @@ for sizes in [(4, 1), (2, 2), (1, 2)]:
     params, found = trained(mesh_of(*sizes), **streamed)
     distances[f"streamed, {sizes}"] = distance(params, of_stream)
     distances[f"streamed, {sizes}, history"] = distance(found[:3], expected[:3])
+sharded = [jax.tree.map(put, jax.tree.map(lambda leaf: leaf[:16], even))]
+distances["streamed, sharded"] = distance(
+    trained(mesh, batch=sharded, batch_size=None)[0],
+    trained(None, batch=jax.device_get(sharded), batch_size=None)[0],
+)
 
 
 def many(mesh):

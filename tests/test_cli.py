@@ -1156,6 +1156,12 @@ def test_whoever_reads_the_output_may_leave(monkeypatch):
             assert run(*arguments) == 141
 
 
+def test_a_standard_output_that_was_closed_is_none(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as by >&- in a shell
+    assert run("--version") == 0
+    sys.stdout.close()
+
+
 def test_a_run_that_nobody_reads_any_more_is_saved(elsewhere, monkeypatch):
     """As in jaxbp train | head -3: the epoch is ended, and all is written."""
     reader, writer = os.pipe()

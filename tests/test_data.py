@@ -592,6 +592,10 @@ def test_options_that_do_not_fit(write, options, message):
             {"x": np.ones((3, 2)), "y": np.arange(4)},
             r"y is int64 of shape \(4,\), expected text or numbers",
         ),
+        (
+            {"x": np.array([[1], [2**53 + 1]]), "y": np.arange(2)},
+            r"x, row 1, column 0: 9007199254740993 is an integer beyond 2⁵³ that float64",
+        ),
         ({"x": np.ones(3), "y": np.arange(3)}, r"x is float64 of shape \(3,\), expected rows"),
         ({"x": np.array([["a"], ["b"]]), "y": np.arange(2)}, "x is <U1 of shape"),
         (

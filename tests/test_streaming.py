@@ -205,7 +205,7 @@ def frame(**columns):
         (
             frame(a=[1, 2**53 + 1], b=[1, 2]),
             {},
-            r"a.parquet, row 1, column 'a': 9007199254740993 is an integer beyond 2⁵³",
+            r"a.parquet, row 1, column 'a': 9007199254740993 is an integer beyond 2⁵³ that",
         ),
         (
             lambda folder: np.savez(folder / "a.npz", x=np.eye(4), y=np.eye(4)),

@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(arguments: Sequence[str] | None) -> int:
     """Run a command line; the exit status, that of a broken standard output included."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed when the process began
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     try:
         try:
             return _main(arguments)

@@ -102,9 +102,25 @@ def npz_features(
     x = _npz_array(source, arrays, "x")
     if x.dtype.kind not in "biuf" or x.ndim < 2 or not x.size:
         raise DataError(f"{source}: x is {x.dtype} of shape {x.shape}, expected rows of numbers")
-    rows = x.reshape(len(x), -1).astype(np.float64)
+    x_rows = x.reshape(len(x), -1)
+    rows = x_rows.astype(np.float64)
     _check_finite(source, "x", rows)
+    if x.dtype.kind in "iu" and (changed := changed_by_float64(x_rows)).any():
+        row, column = np.argwhere(changed)[0]
+        raise DataError(
+            f"{source}: x, row {row}, column {column}: {x_rows[row, column]} is an integer beyond "
+            "2⁵³ that float64 does not hold"
+        )
     return rows, x.shape[1:] if x.ndim > 2 else None
+
+
+def changed_by_float64(integers: np.ndarray) -> np.ndarray:
+    """Which integers are others in float64, as some beyond 2⁵³ are."""
+    if integers.dtype.itemsize < 8:
+        return np.zeros(integers.shape, bool)
+    with np.errstate(invalid="ignore"):
+        changed: np.ndarray = integers.astype(np.float64).astype(integers.dtype) != integers
+    return changed
 
 
 def _check_finite(source: str | Path, name: str, array: np.ndarray) -> None:

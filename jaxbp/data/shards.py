@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.arrays import npz_arrays
+from jaxbp.data.arrays import changed_by_float64, npz_arrays
 from jaxbp.data.cells import quoted
 from jaxbp.data.columns import LARGEST_FLOAT32
 from jaxbp.data.errors import DataError, reader
@@ -24,7 +24,6 @@ from jaxbp.data.tables import Table
 from jaxbp.text import counted
 
 KINDS = (".npy", ".npz", ".parquet")
-_LARGEST_INTEGER = 2**53
 
 
 class Block(NamedTuple):
@@ -145,8 +144,8 @@ def _check(file: Path, rows: np.ndarray, values: np.ndarray, names: tuple[str, .
     integer that float64 cannot."""
     said = "not finite in float32"
     if values.dtype.kind in "iu":
-        beyond = (values > _LARGEST_INTEGER) | (values < -_LARGEST_INTEGER)
-        said = "an integer beyond 2⁵³, of which float64 does not tell some apart"
+        beyond = changed_by_float64(values)
+        said = "an integer beyond 2⁵³ that float64 does not hold"
     elif values.dtype.itemsize > 4:
         beyond = ~(np.abs(values) <= LARGEST_FLOAT32)
     else:
