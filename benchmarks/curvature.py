@@ -221,14 +221,9 @@ def measure(run):
     """Every cell, printed as it is measured."""
     print(protocol.heading(*COLUMNS))
     seconds = 0.0 if run.quick else SECONDS
-    cells = []
-    for cell in run.cells(
-        protocol.extent(run, GRID, SHORT, QUICK), lambda cell: compare(*cell, seconds)
-    ):
-        cells.append(cell)
-        print(row(cell), flush=True)
-        run.keep({"cells": cells})
-    return {"cells": cells}
+    grid = protocol.extent(run, GRID, SHORT, QUICK)
+    cells = run.cells(grid, lambda cell: compare(*cell, seconds))
+    return {"cells": run.kept(cells, lambda cell: print(row(cell), flush=True))}
 
 
 if __name__ == "__main__":

@@ -76,11 +76,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 def measure(run: protocol.Run) -> dict[str, Any]:
     """Draw the graphs, and print the table."""
     sizes = protocol.extent(run, NODES, NODES[::2], (24,))
-    cells: list[dict[str, Any]] = []
-    for cell in run.cells([(shape, nodes) for shape in SHAPES for nodes in sizes], measured):
-        cells.append(cell)
-        run.keep({"cells": cells})
-    result = {"cells": cells}
+    wanted = [(shape, nodes) for shape in SHAPES for nodes in sizes]
+    result = {"cells": run.kept(run.cells(wanted, measured))}
     protocol.show(markdown(result))
     return result
 

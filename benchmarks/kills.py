@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +170,11 @@ def measure(run: protocol.Run) -> dict[str, Any]:
     """Kill, and print the table."""
     asked = getattr(run.options, "kills", None)
     kills = asked or protocol.extent(run, KILLS, 20, 4)
-    cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # of the processes
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        for cell in run.cells([(way, kills) for way in WAYS], measured):
-            print(cell, flush=True)
-            cells.append(cell)
-            run.keep({"cells": cells})
+        wanted = [(way, kills) for way in WAYS]
+        cells = run.kept(run.cells(wanted, measured), partial(print, flush=True))
     result = {"cells": cells}
     protocol.show(markdown(result))
     for cell in cells:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,8 @@ def measure(run: protocol.Run) -> dict[str, Any]:
     """Kill one of several processes, so many times, and print the table."""
     count = getattr(run.options, "processes", 3)
     kills = getattr(run.options, "kills", None) or protocol.extent(run, 20, 5, 1)
-    cells: list[dict[str, Any]] = []
-    for cell in run.cells([(count, number) for number in range(kills)], killed_once):
-        print(cell, flush=True)
-        cells.append(cell)
-        run.keep({"cells": cells})
+    wanted = [(count, number) for number in range(kills)]
+    cells = run.kept(run.cells(wanted, killed_once), partial(print, flush=True))
     result = {"cells": cells}
     protocol.show(markdown(result))
     for cell in cells:

@@ -229,17 +229,13 @@ def measure(run):
     """Every cell, printed as it is measured."""
     print(protocol.heading(*COLUMNS))
     seconds = protocol.extent(run, SECONDS, 1.5, 0.0, accelerator=(1.5, 1.5))
-    cells = []
-    for cell in run.cells(
+    cells = run.cells(
         protocol.extent(run, GRID, SHORT, QUICK, accelerator=(FULL_GPU, SHORT_GPU)),
         lambda cell, built: compare(cell, built, seconds),
         "{0.activation} {0.width} × {0.depth}, {0.batch}, {0.dtype}".format,
         build=contenders,
-    ):
-        cells.append(cell)
-        print(row(cell, protocol.on_cpu()), flush=True)
-        run.keep({"cells": cells})
-    return {"cells": cells}
+    )
+    return {"cells": run.kept(cells, lambda cell: print(row(cell, protocol.on_cpu()), flush=True))}
 
 
 if __name__ == "__main__":

@@ -127,6 +127,22 @@ class Run:
             for item, future in zip(items, futures, strict=True)
         ]
 
+    def kept(
+        self, cells: Iterable[Cells], tell: Callable[[Cells], None] | None = None
+    ) -> list[Cells]:
+        """All cells, as a list: each is told and written as soon as it is there.
+
+        cells: as ``cells`` gives them.
+        tell: prints one; nothing unless given.
+        """
+        found: list[Cells] = []
+        for cell in cells:
+            if tell is not None:
+                tell(cell)
+            found.append(cell)
+            self.keep({"cells": found})
+        return found
+
     def keep(self, result: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
         """Write the result so far, if there is an output -> the result with its conditions.
 

@@ -267,7 +267,6 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def measure(run: protocol.Run) -> dict[str, Any]:
     """Measure, and print the tables."""
-    cells: list[dict[str, Any]] = []
     if run.quick:
         wanted = [Cell("devices", count, (8, 16, 3), 8) for count in (1, 2)]
     else:
@@ -278,11 +277,8 @@ def measure(run: protocol.Run) -> dict[str, Any]:
         if protocol.on_cpu():  # a GPU belongs to one process
             ways += [("processes", count) for count in counts[1:]]
         wanted = [Cell(*way, *network) for network in networks for way in ways]
-    for cell in run.cells(wanted, measured):
-        print(json.dumps(cell), flush=True)
-        cells.append(cell)
-        run.keep({"cells": cells})
-    result = {"cells": cells}
+    told = run.cells(wanted, measured)
+    result = {"cells": run.kept(told, lambda cell: print(json.dumps(cell), flush=True))}
     protocol.show(markdown(result))
     return result
 

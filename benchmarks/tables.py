@@ -184,11 +184,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 def measure(run: protocol.Run) -> dict[str, Any]:
     """Measure every table, and print the results."""
     rows = getattr(run.options, "rows", None) or protocol.extent(run, ROWS, ROWS[1:], (2_000,))
-    cells: list[dict[str, Any]] = []
-    for cell in run.cells(rows, measured):
-        cells.append(cell)
-        run.keep({"cells": cells})
-    result = {"cells": cells}
+    result = {"cells": run.kept(run.cells(rows, measured))}
     protocol.show(markdown(result))
     return result
 

@@ -153,21 +153,25 @@ def place_among(mesh: Mesh | None) -> tuple[int, int]:
     """Which of how many processes this one is among those of a mesh, from 0; 0 of 1 without one."""
     if mesh is None or not spans_processes(mesh):
         return 0, 1
-    processes = sorted({device.process_index for device in mesh.devices.flat})
+    processes = _processes(mesh)
     return processes.index(jax.process_index()), len(processes)
 
 
 def spans_processes(mesh: Mesh | None) -> bool:
     """Whether a mesh has devices of several processes, which then have to do the same."""
-    return mesh is not None and len({device.process_index for device in mesh.devices.flat}) > 1
+    return mesh is not None and len(_processes(mesh)) > 1
+
+
+def _processes(mesh: Mesh) -> list[int]:
+    """The numbers of the processes whose devices a mesh has, in their order."""
+    return sorted({device.process_index for device in mesh.devices.flat})
 
 
 def is_first(mesh: Mesh | None) -> bool:
     """Whether this process is the first of a mesh's, which alone writes; any is without a mesh."""
     if mesh is None:
         return True
-    first: int = min(device.process_index for device in mesh.devices.flat)
-    return first == jax.process_index()
+    return _processes(mesh)[0] == jax.process_index()
 
 
 def largest(values: Any, mesh: Mesh | None) -> np.ndarray:
@@ -268,8 +272,7 @@ def rows_over(mesh: Mesh, array: Any, rows: Sequence[int], axis: int) -> Array:
     if isinstance(array, jax.Array) and len(array.devices()) > 1:
         array = np.asarray(array)  # its parts need not be those of this mesh
     lanes = _lanes(mesh)
-    of_lanes = [lane[0].process_index for lane in lanes]
-    processes = sorted({*of_lanes})
+    of_lanes, processes = [lane[0].process_index for lane in lanes], _processes(mesh)
     each = len(lanes) // len(processes)  # lanes of a process
     size = max(-(-count // each) for count in rows)  # rows of a lane
     own, others = array.shape[axis], array.ndim - axis - 1
@@ -329,10 +332,10 @@ def of_each_process(values: np.ndarray, mesh: Mesh | None) -> np.ndarray:
     """
     if mesh is None or not spans_processes(mesh):
         return values[None]
-    processes = [device.process_index for device in mesh.devices.flat]
-    here = processes.count(jax.process_index())
+    of_devices = [device.process_index for device in mesh.devices.flat]
+    here = of_devices.count(jax.process_index())
     every = rows_of_all([values[None]] * here, mesh)
-    return every[[processes.index(process) for process in sorted({*processes})]]
+    return every[[of_devices.index(process) for process in _processes(mesh)]]
 
 
 def rows_of_all(parts: list[np.ndarray], mesh: Mesh) -> np.ndarray:

@@ -108,10 +108,12 @@ def npz_features(
     if x.dtype.kind in "iu" and (changed := changed_by_float64(x_rows)).any():
         row, column = np.argwhere(changed)[0]
         raise DataError(
-            f"{source}: x, row {row}, column {column}: {x_rows[row, column]} is an integer beyond "
-            "2⁵³ that float64 does not hold"
+            f"{source}: x, row {row}, column {column}: {x_rows[row, column]} is {CHANGED}"
         )
     return rows, x.shape[1:] if x.ndim > 2 else None
+
+
+CHANGED = "an integer beyond 2⁵³ that float64 does not hold"
 
 
 def changed_by_float64(integers: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.arrays import changed_by_float64, npz_arrays
+from jaxbp.data.arrays import CHANGED, changed_by_float64, npz_arrays
 from jaxbp.data.cells import quoted
 from jaxbp.data.columns import LARGEST_FLOAT32
 from jaxbp.data.errors import DataError, reader
@@ -144,8 +144,7 @@ def _check(file: Path, rows: np.ndarray, values: np.ndarray, names: tuple[str, .
     integer that float64 cannot."""
     said = "not finite in float32"
     if values.dtype.kind in "iu":
-        beyond = changed_by_float64(values)
-        said = "an integer beyond 2⁵³ that float64 does not hold"
+        beyond, said = changed_by_float64(values), CHANGED
     elif values.dtype.itemsize > 4:
         beyond = ~(np.abs(values) <= LARGEST_FLOAT32)
     else:
