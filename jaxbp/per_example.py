@@ -93,7 +93,8 @@ def clipped_gradient(
     every gradient (Abadi et al. 2016, algorithm 1; Goodfellow 2015; Lee and Kifer 2021).
 
     model, params, batch: as for ``backprop``; an example's weight is its share in the mean.
-    max_norm: C > 0, the largest norm of an example's gradient; with per_layer also (L,).
+    max_norm: C > 0, the largest norm of an example's gradient; with per_layer also (L,).  With ∞
+        nothing is clipped.
     per_layer: whether each layer's part is clipped by itself; False unless given.
     reduction: "mean", or "sum", which is B times the mean, and zeros for an empty batch.
 
@@ -110,7 +111,9 @@ def clipped_gradient(
     bounds = _bounds(max_norm, per_layer, len(params)).astype(squares.dtype)
     bounds = jnp.broadcast_to(bounds, squares.shape)  # (B, L), or (B, 1)
     share = _shares(batch, loss, reduction)
-    clipped = bounds / jnp.sqrt(jnp.maximum(squares, bounds**2))
+    tiny = jnp.finfo(squares.dtype).tiny  # type: ignore[no-untyped-call]
+    norms = jnp.sqrt(jnp.maximum(squares, tiny))
+    clipped = jnp.minimum(1, bounds / norms)
     factors = share[..., None] * clipped.astype(share.dtype)
     scaled = tuple(
         delta * factors[..., index if per_layer else 0, None] for index, delta in enumerate(deltas)
@@ -149,7 +152,8 @@ def noisy_clipped_gradient(
     ``fit``.  The returned loss is of the data, and not private.  An accountant, such as the package
     dp-accounting, computes the total privacy cost of the steps; mind what it assumes about how
     minibatches are drawn: ``fit`` shuffles.
-    Raises ValueError as ``clipped_gradient`` does, and for a negative noise_multiplier.
+    Raises ValueError as ``clipped_gradient`` does, for a negative noise_multiplier, and for a
+    max_norm of ∞.
     """
     check_bools(per_layer=per_layer)
     _real("noise_multiplier", noise_multiplier)
@@ -157,6 +161,8 @@ def noisy_clipped_gradient(
         raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
     value, grads = clipped_gradient(model, params, batch, max_norm, per_layer, reduction=reduction)
     bounds = _bounds(max_norm, per_layer, len(params))
+    if not np.all(np.isfinite(_known(max_norm, 1))):
+        raise ValueError(f"max_norm: got {max_norm}, expected finite numbers, as noise is in them")
     bound = jnp.linalg.norm(jnp.broadcast_to(bounds, len(params) if per_layer else 1))
     share = _shares(batch, jnp.ones(jnp.shape(batch.x)[:-1], value.dtype), reduction)
     largest = jnp.max(share) if share.size else jnp.ones((), share.dtype)
@@ -241,7 +247,7 @@ def gradient_noise_scale(
     a step; well above it, almost none.  At the noise scale a run takes twice the fewest possible
     steps, and twice the fewest examples (section 2.3).  It grows as the loss falls, so measure it
     after some training, on a batch large enough that signal is clearly positive.  Raises ValueError
-    for a batch of less than two examples, and for less than one probe.
+    for a batch of less than two examples of a weight above 0, and for less than one probe.
     """
     loss, residuals, deltas = _pass(model, params, batch)
     if loss.size < 2:
@@ -249,8 +255,11 @@ def gradient_noise_scale(
             f"x: got shape {jnp.shape(batch.x)}, expected at least two examples, for their "
             "gradients to differ"
         )
+    if batch.weight is not None and np.count_nonzero(_known(batch.weight, np.nan) > 0) == 1:
+        raise ValueError("weight: got one example with all of it, expected at least two")
     share = example_shares(batch, loss)
-    correction = 1 / (1 - jnp.sum(share**2))  # B / (B - 1) where weights are equal
+    others = 1 - jnp.sum(share**2)
+    correction = 1 / jnp.where(others > 0, others, jnp.nan)  # B / (B - 1) where weights are equal
     data = weighted_gradients(share, residuals, deltas)
     square = jnp.sum(share * jnp.sum(_squared_norms(residuals, deltas), axis=-1))
     noise = correction * jnp.maximum(square - _dot(data, data), 0)
@@ -356,7 +365,7 @@ def _real(name: str, value: Any) -> Array:
     return array.astype(jnp.result_type(float))
 
 
-def _known(value: MaxNorm, otherwise: float) -> np.ndarray:
+def _known(value: Any, otherwise: float) -> np.ndarray:
     """A value to check, which a traced one cannot be."""
     try:
         return np.asarray(value, float)

@@ -1182,11 +1182,15 @@ def test_a_run_that_nobody_reads_any_more_is_saved(elsewhere, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
-def test_output_that_cannot_be_written(monkeypatch, capsys):
-    with monkeypatch.context() as patch, open("/dev/full", "w") as output:
-        patch.setattr(sys, "stdout", output)
-        assert run("--version") == 2
-    assert capsys.readouterr().err == "jaxbp: standard output: No space left on device\n"
+def test_output_that_cannot_be_written(monkeypatch, capsys, tmp_path):
+    (tmp_path / "own.py").write_text("f, f_args = lambda x: x**2, (3.0,)\n")
+    own = f"{tmp_path / 'own.py'}:f"
+    for arguments in (["check", own], ["--version"]):
+        with monkeypatch.context() as patch, open("/dev/full", "w") as output:
+            patch.setattr(sys, "stdout", output)
+            assert run(*arguments) == 2  # of check 1 means that a gradient is wrong
+        assert "No space left on device" in (error := capsys.readouterr().err)
+    assert error == "jaxbp: standard output: No space left on device\n"
 
 
 def test_a_run_is_replaced_when_there_is_another(tmp_path):

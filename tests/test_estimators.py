@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import re
+from datetime import date
 
 import jax
 import jax.numpy as jnp
@@ -279,6 +280,8 @@ def test_callbacks_are_given_each_epoch_and_end_the_training():
         assert fitted.n_iter_ == len(epochs) == 3
         assert epochs[-1].training_loss == fitted.loss_
     adam = estimators.MLPClassifier((5,), callbacks=third, early_stopping=True).fit(X, CLASSES)
+    with pytest.raises(TypeError, match=r"^callbacks: .* returned 1, expected True to end"):
+        clone(adam).set_params(callbacks=lambda epoch: 1).fit(X, CLASSES)
     scored = [epoch.validation for epoch in epochs[3:]]
     assert adam.validation_scores_ == [each.metric for each in scored]
     assert adam.validation_loss_curve_ == [each.loss for each in scored]
@@ -372,7 +375,11 @@ def test_wrong_data_are_named():
     with pytest.raises(ValueError, match="y: got -2, expected at least 0 with loss='poisson'"):
         estimators.MLPRegressor("poisson").fit(X, -CLASSES)
     regressor = estimators.MLPRegressor()
-    for dates in (np.arange(150).astype("M8[s]"), list(np.arange(150).astype("m8[D]"))):
+    for dates in (
+        np.arange(150).astype("M8[s]"),
+        list(np.arange(150).astype("m8[D]")),
+        [date(2020, 1, 1)] * 150,
+    ):
         rows = np.asarray(dates)[:, None]
         for name, function, given in (
             ("X", regressor.fit, (rows, CLASSES)),
@@ -383,6 +390,8 @@ def test_wrong_data_are_named():
         ):
             with pytest.raises(TypeError, match=rf"^{name}: got (date|time).*, expected real num"):
                 function(*given)
+    with pytest.raises(ValueError, match="y: got NaT in row 1, expected labels"):
+        fitted.fit(X[:2], np.array(["2020-01-01", "NaT"], "M8[D]"))
     with pytest.raises(ValueError, match="y: got text and other labels, expected labels of one"):
         fitted.fit(X[:4], np.array([1, "1", 1, "1"], object))
     with pytest.raises(ValueError, match="sample_weight: got a weight of zero for every row"):

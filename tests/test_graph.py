@@ -434,6 +434,8 @@ def test_a_name_is_given_once():
     assert called["y"].operation == "w⁽¹⁾·b⁽¹⁾"
     with pytest.raises(ValueError, match="names: got 1, expected 2, one for each leaf"):
         graph.trace(lambda x, z: x * z, 2.0, 3.0, names=["x"])
+    with pytest.raises(TypeError, match=r"names: got \(1, 'b'\), expected text"):
+        graph.trace(lambda x, z: x * z, 2.0, 3.0, names=(1, "b"))
     for adjoint in (3, "a\nb"):
         with pytest.raises(TypeError, match="adjoint: got"):
             graph.named(2.0, "a", adjoint=adjoint)

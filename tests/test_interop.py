@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 import warnings
 from functools import partial
@@ -616,13 +617,20 @@ def test_numpy_reads_a_table_as_this_package_does(tmp_path):
     with np.load(tmp_path / "of_a_table.npz") as file:
         back = numpy_source.network_of_npz(dict(file))
     assert back.preparation.columns == network.preparation.columns
-    for name, cell, message in [
-        ("when", "1.2.2020", "column 'when'"),
-        (HOSTILE[1], "perhaps", f"column {HOSTILE[1]!r}: could not convert string to float"),
-        (HOSTILE[0], "1.5", "could not convert string to float: '1.5'|1\\?5"),
+    for name, cell, kind in [
+        ("when", "1.2.2020", "date"),
+        (HOSTILE[1], "perhaps", "boolean"),
+        (HOSTILE[0], "1.5", "number"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        message = f"column {name!r}: got {cell!r}, not a {kind}"
+        with pytest.raises(ValueError, match=re.escape(message)):
             module.predict(new | {name: [cell] * 30})
+    with pytest.warns(UserWarning, match=r"no training row has \[0.5, 2.0\]"):
+        module.predict(new | {HOSTILE[1]: ["2", "0.5", "", *new[HOSTILE[1]][3:]]})
+    del new["when"]
+    with pytest.raises(ValueError, match="column 'when': got 'no such column', not a date"):
+        module.predict(new)
+    new["when"] = a_table(30)["when"]
     files = numpy_source.numpy_files(exported(of_a_table(dates=False)[0]))
     assert len(files[".py"].decode().splitlines()) <= 60
     columns = tuple(
@@ -636,7 +644,7 @@ def test_numpy_reads_a_table_as_this_package_does(tmp_path):
     )
     network = network._replace(preparation=network.preparation._replace(columns=columns))
     module = written(tmp_path, numpy_source.numpy_files(exported(network)), "complete")
-    with pytest.raises(ValueError, match="column 'label': a cell is missing"):
+    with pytest.raises(ValueError, match="column 'label': got 'nUlL', not a category"):
         module.predict(new)
     impute = [each._replace(missing="impute") for each in columns]  # with '1.0' for a category
     network = network._replace(preparation=network.preparation._replace(columns=tuple(impute)))

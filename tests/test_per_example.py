@@ -452,6 +452,10 @@ def test_noise_that_hides_the_signal_asks_for_more_than_any_batch():
     assert scale.simple == np.inf
     with pytest.raises(ValueError, match=r"x: got shape \(1, 1\), expected at least two"):
         noise_scale(model, params, jax.tree.map(lambda leaf: leaf[:1], batch))
+    alone = batch._replace(weight=np.array([1.0, 0.0], "f4"))
+    with pytest.raises(ValueError, match="weight: got one example with all of it, expected at le"):
+        per_example.gradient_noise_scale(model, params, alone)
+    assert np.isnan(noise_scale(model, params, alone).noise)  # traced, it cannot be refused
 
 
 def test_what_does_not_fit_is_named(x64):
@@ -469,9 +473,12 @@ def test_what_does_not_fit_is_named(x64):
             clip(bound)
     with pytest.raises(ValueError, match="expected one number, or one for each of 3 layers"):
         clip((1.0, 2.0), per_layer=True)
+    clip(np.inf)
     with pytest.raises(ValueError, match="reduction: got 'max', expected 'mean' or 'sum'"):
         clip(1.0, reduction="max")
     noisy = partial(shape_of, per_example.noisy_clipped_gradient, batch, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="max_norm: got inf, expected finite numbers"):
+        noisy(np.inf, noise_multiplier=1.0)
     with pytest.raises(ValueError, match="noise_multiplier: got -1, expected at least 0"):
         noisy(1.0, noise_multiplier=-1)
     with pytest.raises(ValueError, match=r"x: got shape \(6, 2\)"):

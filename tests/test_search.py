@@ -152,6 +152,23 @@ def test_a_network_that_diverges_has_no_score():
         search.set_params(learning_rate_init=1e30).fit(X, X[:, 0])
 
 
+@slow
+def test_a_fold_that_cannot_be_scored_has_no_score():
+    grid = {"alpha": (0.1, 1.0), "learning_rate_init": 0.01, "random_state": 0, "max_iter": 2}
+    search = estimators.MLPClassifierCV((4,), scoring="neg_log_loss", **grid)
+    few = np.where(CLASSES == 2, 1, CLASSES)
+    few[:50], few[100:] = [0, *[1] * 49], [0, *[1] * 49]  # the second third has one class
+    with (
+        pytest.warns(UserWarning, match=r"scoring failed for 2 of 6 networks, .*: y_true contains"),
+        pytest.warns(UserWarning, match="no combination has a score on every fold, and the first"),
+    ):
+        search.set_params(cv=KFold(3)).fit(X, few)
+    assert np.isnan(search.cv_results_["split1_test_score"]).all()
+    assert np.isfinite(search.cv_results_["split0_test_score"]).all()
+    with pytest.raises(ValueError, match="y_true contains only one label"):
+        search.fit(X, CLASSES)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

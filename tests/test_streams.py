@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from combinations import adam, cpu_compiler, sgd
+from scipy import sparse
 
 import jaxbp
 from benchmarks.problems import random_batch
@@ -265,6 +266,16 @@ CLASSES = jaxbp.MLP((3, 2), activations.tanh, heads.softmax_cross_entropy)
         ([(1, 2, 3, 4)], {}, r"batch: epoch 1, step 1: got 4 parts, expected jaxbp.Batch, \(x, ta"),
         ([("a", "b")], {}, r"batch: epoch 1, step 1: x: got .*, expected real numbers"),
         (
+            [*PARTS, (sparse.csr_array(DATA.x[:5]), DATA.target[:5])],
+            {},
+            r"batch: epoch 1, step 6: x: got csr_array, expected an array of real numbers$",
+        ),
+        (
+            [(DATA.x, [[1], [2, 3]])],
+            {},
+            r"batch: epoch 1, step 1: target: got list, expected an array of real numbers: ",
+        ),
+        (
             [*PARTS, PARTS[0]._replace(x=DATA.x[:5, :2])],
             {},
             r"batch: epoch 1, step 6: x: got .*2.*, expected",
@@ -316,6 +327,13 @@ def test_data_loaders_of_pytorch_and_grain_are_streams():
     with suppress(ModuleNotFoundError):
         data = importlib.import_module("torch.utils.data")
         streams.append(data.DataLoader(rows, batch_size=5))
+        torch = importlib.import_module("torch")
+        short = [(torch.tensor(x).bfloat16(), target) for x, target in parts]  # NumPy has none
+        rounded = [(np.asarray(jnp.asarray(x, jnp.bfloat16), "f4"), y) for x, y in parts]
+        found, wanted = (jaxbp.fit(CLASSES, each, **options)[0] for each in (short, rounded))
+        assert_close(found, wanted)
+        with pytest.raises(TypeError, match=r"x: got Tensor, .*: Can't call numpy"):
+            fit([(torch.tensor(DATA.x, requires_grad=True), DATA.target)], epochs=1)
     for stream in streams:
         assert_close(jaxbp.fit(CLASSES, stream, **options)[0], expected)
     with pytest.raises(ValueError, match="which gives its batches once"):

@@ -293,6 +293,10 @@ def test_a_network_that_does_not_fit_ends_in_one_line():
         pass
     with pytest.raises(MemoryError, match=r"^out of memory: the weights alone need 5.88e"):
         jaxbp.gradient_flow((3,), width=7 * 10**6)
+    with pytest.raises(TypeError, match=r"^depths: got 3, expected several, as in \(3,\)"):
+        jaxbp.gradient_flow(3)
+    with pytest.raises(TypeError, match=r"^schemes: got 'he', expected several"):
+        jaxbp.gradient_flow((3,), schemes="he")
     keys = jax.random.split(jax.random.key(0), 2)
     with pytest.raises(MemoryError, match=r"^out of memory: the weights alone need 8e\+05 GB"):
         jaxbp.fit_many(huge, table(), keys=keys, learning_rate=0.1, epochs=1, batch_size=4)

@@ -31,9 +31,9 @@ class LeafComparison:
 
     path: str
     shape: tuple[int, ...]
-    relative_error: float  # ‖c - r‖ / ‖r‖; ‖c‖ itself where r is all zero
+    relative_error: float  # ‖c - r‖ / ‖r‖; ‖c‖ itself where r is all zero, 0 where both are equal
     ulps: float  # the largest difference of two entries, in units in the last place
-    cosine: float  # ⟨c, r⟩ / ‖c‖‖r‖; 1 where both are zero
+    cosine: float  # ⟨c, r⟩ / ‖c‖‖r‖; 1 where both are equal
     worst: Entry | None  # where they differ most; None for an empty leaf
 
 
@@ -119,13 +119,14 @@ def _compared(path: str, claimed: Any, reference: Any) -> LeafComparison:
         return LeafComparison(path, ours.shape, 0.0, 0.0, 1.0, None)
     ulps = _ulps(ours, theirs)
     c, r = ours.astype(np.float64), theirs.astype(np.float64)
-    difference, size = norm(c - r), norm(r)
-    gap = np.where(c == r, 0.0, np.abs(c - r))
+    with np.errstate(invalid="ignore"):
+        gap = np.where(c == r, 0.0, np.abs(c - r))  # ∞ is no gap from ∞
+        difference, size = norm(gap), norm(r)
     at = np.unravel_index(np.argmax(np.where(np.isnan(gap), np.inf, gap)), c.shape)
     return LeafComparison(
         path,
         ours.shape,
-        relative_error=difference / size if size else difference,
+        relative_error=difference / size if size and difference else difference,
         ulps=ulps,
         cosine=_cosine(c, r),
         worst=Entry(tuple(map(int, at)), float(c[at]), float(r[at])),
@@ -142,8 +143,10 @@ def norm(values: np.ndarray) -> float:
 
 def _cosine(c: np.ndarray, r: np.ndarray) -> float:
     sizes = norm(c), norm(r)
-    if 0 in sizes:
+    if 0 in sizes or np.array_equal(c, r):
         return float(sizes[0] == sizes[1])
+    if not np.isfinite(sizes).all():
+        return np.nan
     return float(np.vdot(c / sizes[0], r / sizes[1]))
 
 

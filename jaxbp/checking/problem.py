@@ -31,6 +31,7 @@ from jaxbp.checking.black_box import (
 )
 from jaxbp.checking.finite_differences import Leaves
 from jaxbp.checking.jaxprs import UNTRACEABLE, Tracing, trace_twice
+from jaxbp.reprs import short
 from jaxbp.text import one_line
 from jaxbp.trees import argument_names, named_leaves, positions_of
 
@@ -476,7 +477,10 @@ def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tu
     a slope all the same.  None, zeros and JAX's float0 do not count as a slope."""
     parts = (tree,) if problem.single else tree
     if not isinstance(parts, tuple | list) or len(parts) != len(problem.roots):
-        raise ValueError(f"{title}got {type(tree).__name__}, expected a tuple, one an argument")
+        raise ValueError(
+            f"{title}got {short(tree)}, expected a tuple of {len(problem.roots)}, a gradient of "
+            f"each of {', '.join(problem.roots)}"
+        )
     found: dict[str, Any] = {}
     for root, part in zip(problem.roots, parts, strict=True):
         found |= named_leaves(part, root, none=True)

@@ -131,6 +131,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         raise
     except (*_REQUEST_ERRORS, *_RUN_ERRORS, KeyboardInterrupt) as error:
         status, message = _explain(error)
+        if isinstance(command, Check):  # whose status 1 says that a gradient is wrong
+            status = max(status, 2)
         print(f"jaxbp: {printable(message, but=_LAYOUT)}", file=sys.stderr)
         return status
 

@@ -46,6 +46,7 @@ from jaxbp.data.tables import (
     read_frame,
     texts,
 )
+from jaxbp.reprs import short
 from jaxbp.text import counted
 
 __all__ = ["BUNDLED", "DataError", "DataWarning", "RawData", "Reading", "Target", "Task"]
@@ -327,7 +328,7 @@ def check_target(target: Any) -> None:
     else:
         if not isinstance(target, bool | np.bool_):
             return
-    raise DataError(f"target: got {target!r}, expected one name or position of a column")
+    raise DataError(f"target: got {short(target)}, expected one name or position of a column")
 
 
 _MISSING_TARGET = {"", "na", "n/a", "nan", "?"}  # "none" can be the name of a class

@@ -88,13 +88,17 @@ def gradient_flow(
     rows: examples in the batch; 128 unless given.
     key: draws the batch and the weights; ``jax.random.key(0)`` unless given.
 
-    Raises MemoryError for networks that are too large.
+    Raises TypeError where depths or schemes are not several, and MemoryError for networks that are
+    too large.
 
     >>> from jaxbp.activations import relu, sigmoid
     >>> flows = gradient_flow((8,), {"sigmoid": sigmoid, "relu": relu}, ("he",))
     >>> bool(flows[0].relative[0] < 1e-3 < 0.1 < flows[1].relative[0])
     True
     """
+    for name, values in (("depths", depths), ("schemes", schemes)):
+        if isinstance(values, str) or not np.iterable(values):
+            raise TypeError(f"{name}: got {values!r}, expected several, as in ({values!r},)")
     activations = LECTURE_ACTIVATIONS if activations is None else activations
     key = jax.random.key(0) if key is None else key
     x_key, class_key, params_key = jax.random.split(key, 3)

@@ -197,6 +197,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
+        if y.dtype.kind in "mM" and np.isnat(y).any():
+            raise ValueError(f"y: got NaT in row {np.argwhere(np.isnat(y))[0][0]}, expected labels")
         types = {isinstance(label, str) for label in y.flat} if y.dtype == object else set()
         if len(types) > 1:
             raise ValueError("y: got text and other labels, expected labels of one type")

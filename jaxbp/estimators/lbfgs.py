@@ -42,7 +42,7 @@ def train(
     weight: (N,) of the rows, or None.
     first, incremental: of no meaning here, as one call is a whole training.
     """
-    callbacks, estimator.n_iter_ = callbacks_of(estimator.callbacks), 0
+    callbacks, estimator.n_iter_ = callbacks_of(estimator.callbacks, "callbacks"), 0
 
     def ended(intermediate_result: OptimizeResult) -> None:
         estimator.n_iter_ += 1
@@ -50,7 +50,7 @@ def train(
         say(estimator, f"Iteration {estimator.n_iter_}, loss = {value:.8f}")
         show(estimator.n_iter_, value, None)
         params = unpacked(model.sizes, intermediate_result.x)
-        if ask_to_end(callbacks, Epoch(estimator.n_iter_, params, value, None)):
+        if ask_to_end(callbacks, Epoch(estimator.n_iter_, params, value, None), "callbacks"):
             raise StopIteration
 
     shows = estimator.verbose == "bar"

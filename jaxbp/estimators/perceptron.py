@@ -1,6 +1,7 @@
 """The part that both estimators share: the start, the call of a solver, the network's output."""
 
 from collections.abc import Callable, Mapping
+from datetime import date, timedelta
 from itertools import pairwise
 from numbers import Real
 from typing import Any, TypeVar
@@ -139,6 +140,10 @@ def check_no_dates(**given: Any) -> None:
         for dtype in dtypes:
             if getattr(dtype, "kind", None) in {"m", "M"}:
                 raise TypeError(f"{name}: got {dtype}, expected real numbers")
+        if any(getattr(dtype, "kind", None) == "O" for dtype in dtypes):
+            for each in np.ravel(np.asarray(values, object)):
+                if isinstance(each, date | timedelta) or hasattr(each, "to_timestamp"):
+                    raise TypeError(f"{name}: got {type(each).__name__}, expected real numbers")
 
 
 def checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:

@@ -119,6 +119,9 @@ class Search:
         weighted = None if callable(self.scoring) else given
         scored = _scores(self, template, trained, x, y, weighted, folds)
         self.cv_results_ = _results(candidates, *scored, seconds)
+        if np.isnan(self.cv_results_["mean_test_score"]).all():
+            said = "no combination has a score on every fold, and the first is taken for the best"
+            warnings.warn(said, UserWarning, stacklevel=2)
         self.best_index_ = int(self.cv_results_["rank_test_score"].argmin())
         self.best_score_ = float(self.cv_results_["mean_test_score"][self.best_index_])
         self.best_params_, self.n_iter_ = candidates[self.best_index_], self.max_iter
@@ -299,7 +302,8 @@ def _scores(
     weight: (N,) of the rows, or None.
     folds: of the rows.
 
-    Raises ValueError where all networks diverged, and warns where some did: their score is NaN.
+    Raises ValueError where all networks diverged, and what the scorer raises for all; warns where
+    it was some: their score is NaN.
     """
     params, history = jax.tree.map(np.asarray, trained)
     diverged = history.run.diverged
@@ -309,15 +313,23 @@ def _scores(
             raise ValueError(f"{said}; smaller values of learning_rate_init may help")
         warnings.warn(f"{said}; their scores are NaN", FitFailedWarning, stacklevel=3)
     scores, seconds = np.full(len(diverged), np.nan), np.zeros(len(diverged))
-    network = copy(template)
+    network, failed = copy(template), list[Exception]()
     vars(network).pop("feature_names_in_", None)  # x has none any more
     for n in np.flatnonzero(~diverged):
         started = time.perf_counter()
         take(network, jax.tree.map(itemgetter(n), params))
         rows = folds.held_out[n % search.n_splits_]
         weighted = {} if weight is None else {"sample_weight": weight[rows]}
-        scores[n] = search.scorer_(network, x[rows], y[rows], **weighted)
+        try:
+            scores[n] = search.scorer_(network, x[rows], y[rows], **weighted)
+        except Exception as error:  # such as a held-out fold of one class
+            failed.append(error)
         seconds[n] = time.perf_counter() - started
+    if failed and len(failed) == (~diverged).sum():
+        raise failed[0]
+    if failed:
+        said = f"scoring failed for {len(failed)} of {len(diverged)} networks, whose scores are NaN"
+        warnings.warn(f"{said}: {failed[0]}", UserWarning, stacklevel=3)
     return scores.reshape(-1, search.n_splits_), seconds.reshape(-1, search.n_splits_)
 
 

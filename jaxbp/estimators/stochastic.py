@@ -145,7 +145,7 @@ def _descend(
         None: none are held out.
     y: the targets of the held-out rows as they came.
     """
-    callbacks, best = callbacks_of(estimator.callbacks), None
+    callbacks, best = callbacks_of(estimator.callbacks, "callbacks"), None
     watched = validation is not None or bool(callbacks) or incremental
     at_once = 1 if watched else _at_once(estimator, training)
     after = None
@@ -165,7 +165,7 @@ def _descend(
                 if callbacks:
                     on_host = jax.tree.map(np.asarray, after().params)
                     record = Epoch(estimator.n_iter_, on_host, estimator.loss_, evaluation)
-                    ends |= ask_to_end(callbacks, record)
+                    ends |= ask_to_end(callbacks, record, "callbacks")
                 if ends or incremental:
                     break
             else:

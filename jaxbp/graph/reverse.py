@@ -101,6 +101,8 @@ def trace_arguments(
 
     if names is not None and len(names) != len(leaves):
         raise ValueError(f"names: got {len(names)}, expected {len(leaves)}, one for each leaf")
+    if names is not None and not all(isinstance(each, str) for each in names):
+        raise TypeError(f"names: got {names!r}, expected text")
     return Traced(
         recording=record(flat, values),
         names=tuple(leaves if names is None else names),

@@ -70,12 +70,14 @@ def inputs(table):
     ""\"Return the inputs (N, I) of raw rows: a DataFrame, or a dict of columns.""\"
     parts = []
     for c in TOLD["columns"]:
+        cells, cell = [], "no such column"
         try:
-            cells = [read(cell, c) for cell in table[c["name"]]]
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"column {c['name']!r}: {error}") from None
-        if c["kind"] == "category":
-$known            parts += [[cell == each for cell in cells] for each in c["categories"]]
+            for cell in table[c["name"]]:
+                cells.append(read(cell, c))
+        except (KeyError, ValueError, AttributeError):
+            raise ValueError(f"column {c['name']!r}: got {cell!r}, not a {c['kind']}") from None
+$known        if c["kind"] == "category":
+            parts += [[cell == each for cell in cells] for each in c["categories"]]
         else:
             gap = np.isnan(cells)
             parts += [np.where(gap, c["fill"], cells) - c["origin"], gap][: 1 + c["indicator"]]
@@ -83,12 +85,12 @@ $known            parts += [[cell == each for cell in cells] for each in c["cate
 """)
 _COMPLETE_IN_NUMPY = """\
     if not text and c["missing"] == "error":
-        raise ValueError("a cell is missing")
+        raise ValueError
 """
 _KNOWN_IN_NUMPY = """\
-            unknown = sorted({*cells} - {*c["categories"]})
-            if unknown:
-                warnings.warn(f"column {c['name']!r}: no training row has {unknown[:5]}")
+        unknown = {cell for cell in cells if cell == cell} - {*(c["known"] or cells)}
+        if unknown:
+            warnings.warn(f"column {c['name']!r}: no training row has {sorted(unknown)[:5]}")
 """
 _SIGN_IN_NUMPY = """\
     if c["decimal"] and isinstance(cell, str):  # thousands may be apart
@@ -180,18 +182,18 @@ def _rows_in_numpy(network: Exported) -> dict[str, str]:
         return {"rows": "x", "imports": "", "told": told, "reading": "", "inputs": inputs, "z": "z"}
     kinds = {each.kind for each in network.columns}
     has_date, has_sign = "date" in kinds, any(each.decimal for each in network.columns)
-    has_category = "category" in kinds
+    warns = bool(kinds & {"category", "boolean"})
     complete = any(each.missing == "error" for each in network.columns)
     return {
         "rows": "table",
         "imports": "import json\n"
         + ("import re\n" if has_date or has_sign else "")
-        + ("import warnings\n" if has_category else "")
+        + ("import warnings\n" if warns else "")
         + ("from datetime import datetime, timezone\n" if has_date else ""),
         "told": 'TOLD = json.loads(str(NETWORK["columns"]))  # how the cells of a table are read',
         "reading": _TABLE_IN_NUMPY.substitute(
             complete=_COMPLETE_IN_NUMPY if complete else "",
-            known=_KNOWN_IN_NUMPY if has_category else "",
+            known=_KNOWN_IN_NUMPY if warns else "",
             sign=_SIGN_IN_NUMPY if has_sign else "",
             date=_DATE_IN_NUMPY if has_date else "",
             truth=_TRUTH_IN_NUMPY if "boolean" in kinds else "",
@@ -212,6 +214,7 @@ def _told_of_cells(columns: list[dict[str, Any]]) -> dict[str, Any]:
         {
             "apart": _APART.get(each["decimal"]),
             "points": _POINTS.get(each["decimal"]),
+            "known": (0, 1) if each["kind"] == "boolean" else each["categories"],
             "whole": {f"{name}.0": name for name in each["categories"]},  # a number's category
         }
         for each in columns

@@ -328,7 +328,8 @@ def _as_numbers(name: str, values: Any) -> Any:
         expected = "expected an array of real numbers"
         raise TypeError(f"{name}: got {short(values)}, {expected}") from error
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biuf"):
-        raise TypeError(f"{name}: got {array.dtype}, expected real numbers")
+        got = type(values).__name__ if array.dtype == object and not array.ndim else array.dtype
+        raise TypeError(f"{name}: got {got}, expected real numbers")
     return array.astype(native(array.dtype), copy=False)
 
 

@@ -147,23 +147,26 @@ def carrying(so_far: Callable[[], tuple[int, Params, History]], done: int = 0) -
         raise
 
 
-def callbacks_of(on_epoch: OnEpoch) -> tuple[Callable[[Epoch], Any], ...]:
-    """The functions that on_epoch names.  Raises TypeError for what cannot be called."""
+def callbacks_of(on_epoch: OnEpoch, name: str = "on_epoch") -> tuple[Callable[[Epoch], Any], ...]:
+    """The functions that on_epoch, or the argument of that name, has.  Raises TypeError for what
+    cannot be called."""
     if on_epoch is None:
         return ()
     callbacks = tuple(on_epoch) if isinstance(on_epoch, list | tuple) else (on_epoch,)
     for each in callbacks:
         if isinstance(each, type):
             raise TypeError(
-                f"on_epoch: got the class {each.__name__}, expected an object of it, or a function"
+                f"{name}: got the class {each.__name__}, expected an object of it, or a function"
             )
     if not all(map(callable, callbacks)):
-        raise TypeError(f"on_epoch: got {on_epoch!r}, expected a function of an Epoch, or a list")
+        raise TypeError(f"{name}: got {on_epoch!r}, expected a function of an Epoch, or a list")
     return callbacks
 
 
-def ask_to_end(callbacks: tuple[Callable[[Epoch], Any], ...], epoch: Epoch) -> bool:
-    """Call all functions; whether one of them returned True.
+def ask_to_end(
+    callbacks: tuple[Callable[[Epoch], Any], ...], epoch: Epoch, name: str = "on_epoch"
+) -> bool:
+    """Call all functions, of the argument of that name; whether one of them returned True.
 
     Raises TypeError where one returns anything but True, False and None, such as a number that was
     not meant to end the training.
@@ -175,7 +178,7 @@ def ask_to_end(callbacks: tuple[Callable[[Epoch], Any], ...], epoch: Epoch) -> b
             continue
         if np.shape(answer) != () or getattr(answer, "dtype", np.dtype(type(answer))) != np.bool_:
             raise TypeError(
-                f"on_epoch: {callback!r} returned {answer!r}, expected True to end the training, "
+                f"{name}: {callback!r} returned {answer!r}, expected True to end the training, "
                 "or else False or nothing"
             )
         asked |= bool(answer)

@@ -12,6 +12,7 @@ it.
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from types import EllipsisType
 from typing import Any
@@ -163,22 +164,40 @@ class Batches:
             raise TypeError(
                 f"{place}: got {got}, expected jaxbp.Batch, (x, target) or (x, target, weight)"
             )
-        try:
-            return Batch(*map(_as_array, item))
-        except (TypeError, ValueError, RuntimeError, BufferError) as error:
-            raise TypeError(f"{place}: {error}, expected arrays of real numbers") from None
+        names = Batch._fields[: len(item)]
+        return Batch(
+            *(_as_array(each, f"{place}: {of}") for of, each in zip(names, item, strict=True))
+        )
 
 
-def _as_array(values: Any) -> Any:
-    """An array of NumPy; of JAX, where it is one, or where it is on another device than a CPU."""
-    if isinstance(values, jax.Array) and not values.is_fully_addressable:
-        raise ValueError("an array over several processes, of which each gives its own rows")
-    if values is None or isinstance(values, np.ndarray | jax.Array):
+def _as_array(values: Any, name: str) -> Any:
+    """An array of NumPy or JAX.  Raises TypeError, with a name, for what is none."""
+    if values is None or isinstance(values, np.ndarray):
         return values
+    refused = f"{name}: got {type(values).__name__}, expected an array of real numbers"
+    if isinstance(values, jax.Array):
+        if not values.is_fully_addressable:
+            raise TypeError(f"{refused} of this process alone, as each gives its own rows")
+        return values
+    try:
+        array = _read(values)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(f"{refused}: {error}") from None
+    if array.dtype == object:
+        raise TypeError(refused)
+    return array
+
+
+def _read(values: Any) -> Any:
+    """An array of NumPy; by DLPack one of JAX, where the values are on another device than a CPU,
+    or NumPy has no such dtype, as PyTorch's bfloat16."""
     where = getattr(values, "__dlpack_device__", None)
-    if where is not None and (where()[0] != _IN_MEMORY or not hasattr(values, "__array__")):
-        return jax.dlpack.from_dlpack(values)
-    return np.asarray(values)
+    if where is None:
+        return np.asarray(values)
+    if where()[0] == _IN_MEMORY and hasattr(values, "__array__"):
+        with suppress(TypeError):
+            return np.asarray(values)
+    return jax.dlpack.from_dlpack(values)
 
 
 def _where_it_is(given: Any, checked: Any) -> Any:
