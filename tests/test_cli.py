@@ -858,7 +858,7 @@ def test_scores_are_those_of_the_definitions(elsewhere, capsys):
     assert record["rmse"] == pytest.approx(np.sqrt(12))
     assert record["r2"] == pytest.approx(1 - 36 / 56)
     assert run("evaluate", ".", "some.csv") == 0
-    assert "3 rows, always the mean" in capsys.readouterr().out
+    assert "3 rows, always their mean" in capsys.readouterr().out
     os.remove("model.safetensors")
     network(None, 1.0, mean=10.0, scale=2.0, outputs=2)
     np.savez("two.npz", x=[[0.0], [1], [2]], y=[[10, 10], [12, 9], [20, 14]])
@@ -899,7 +899,7 @@ def test_several_labels_of_a_row_from_the_plan_to_the_scores(elsewhere, capsys):
     assert record["macro_f1"] == pytest.approx(np.mean(f1))
     assert record["outputs"]["a"]["auc"] == pytest.approx(4 / 6)
     assert run("evaluate", ".", "labels.csv", "--target", "a,b") == 0
-    assert "40 rows, always the commonest" in capsys.readouterr().out
+    assert "40 rows, always their commonest" in capsys.readouterr().out
     assert [line[0] for line in predicted(capsys, [-1, 1])] == ["", "a;b"]
 
 

@@ -372,8 +372,13 @@ def test_wrong_data_are_named():
         ValueError, match=r"hidden_layer_sizes: got a network of .4, 5, 3., expected"
     ):
         fitted.set_params(hidden_layer_sizes=5).fit(X, CLASSES)
-    with pytest.raises(ValueError, match="y: got -2, expected at least 0 with loss='poisson'"):
-        estimators.MLPRegressor("poisson").fit(X, -CLASSES)
+    for loss, y, message in [
+        ("poisson", -CLASSES, "y: -1 in row 50, expected counts of at least 0"),
+        (jaxbp.heads.sigmoid_logistic, CLASSES, "y: 2 in row 100, expected probabilities from 0"),
+        (jaxbp.heads.softmax_cross_entropy, CLASSES // 2, "y: row 0 sums to 0, expected labels"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            estimators.MLPRegressor(loss).fit(X, y)
     regressor = estimators.MLPRegressor()
     for dates in (
         np.arange(150).astype("M8[s]"),

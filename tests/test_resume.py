@@ -1,6 +1,7 @@
 """``jaxbp train --resume``: a run that was ended, in whatever way, is the run that it would be."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_a_complete_run_says_so_and_goes_on(runs, two, capsys):
     lines = (two / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
     assert seconds == sorted(seconds)
+    times = json.loads((two / "summary.json").read_text())
+    assert times["seconds_before"] == pytest.approx(seconds[1], abs=1e-4)
+    assert times["seconds"] >= seconds[-1] - 1e-3
+    (two / files.REPORT).unlink()
+    capsys.readouterr()
+    assert run("train", "--resume", two) == 0
+    (told,) = re.findall(r"(?m)^time .*", capsys.readouterr().out)
+    assert re.search(r"training, after \S+ s before", told)
+    assert "samples" not in told
 
 
 def test_a_killed_run_goes_on(runs, four, capsys):
@@ -171,6 +181,10 @@ def test_other_data_are_refused(tmp_path, capsys):
     assert "run is of other data: data was 39 rows with the digest" in err
     assert err.count("\n") == 1
     assert (tmp_path / "run" / "options.json").read_text() == options
+    np.savetxt(table, np.c_[rows, rows[:, 0]], delimiter=",", header="a,b,c,y", comments="")
+    assert run("train", "--resume", tmp_path / "run", "--epochs", 4) == 2
+    said = "run is of other data: they had 2 inputs and 1 output, and now 3 inputs and 1 output"
+    assert said in capsys.readouterr().err
 
 
 @slow

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -64,6 +65,8 @@ def folder(tmp_path, monkeypatch):
     ]:
         (made / name).mkdir()
         (made / name / file).write_text(content)
+    (made / "imported").mkdir()
+    (made / "imported" / "model.safetensors").write_bytes(b"")
     (made / "killed" / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
     return folder
 
@@ -101,14 +104,18 @@ def check_list(folder, capsys):
     (folder / "runs" / "a-link").symlink_to(folder / "runs" / "killed")
     assert run("runs") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["broken-2", "broken-10", "killed", "we<ird>"]
-    assert lines[1].endswith("unreadable")
-    assert lines[3].endswith("unfinished")
+    names = ["broken-2", "broken-10", "imported", "killed", "we<ird>"]
+    assert [line.split()[0] for line in lines[1:]] == names
+    states = "unreadable", "unreadable", "network alone", "unfinished"
+    for line, state in zip(lines[1:5], states, strict=True):
+        assert line.endswith(state)
     assert run("runs", "runs", "--sort", "score", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     summary = json.loads((folder / "runs" / f"{DATA[:-4]}-1" / "summary.json").read_text("utf-8"))
     assert found[0]["validation"] == summary["validation_accuracy"]
     assert found[0]["task"] == "3 classes"
+    assert found[0]["rows"] == sum(summary["rows"].values())
+    assert found[0]["target"] == summary["target"]
     assert found[-1] | {"data": "iris", "epochs": 1, "state": "unfinished"} == found[-1]
     assert run("runs", "--html", "all.html") == 0
     page = Page((folder / "all.html").read_text("utf-8"))
@@ -166,6 +173,24 @@ FOUND = [
 )
 def test_runs_are_sorted_by_one_kind_of_score_at_a_time(by, names):
     assert [each.name for each in runs.ordered(FOUND, by)] == names
+
+
+def test_scores_of_other_targets_rows_and_weights_are_told_of():
+    first = replace(FOUND[3], target="churn", rows=900)
+    others = [replace(first, target="roaming"), replace(first, rows=1800), first]
+    console = Console(width=200, force_terminal=True, color_system=None, record=True)
+    for found, told in [
+        ([first, first, FOUND[0]], None),
+        ([first, others[0]], "best.csv: the runs differ in target, which no score compares"),
+        ([first, *others], "best.csv: the runs differ in target and rows, which no score compares"),
+        ([first, replace(first, weights="w")], "best.csv: the runs differ in weights, which"),
+    ]:
+        runs._show(found, runs.Runs(), console)
+        shown = console.export_text()
+        assert "3 classes of churn" in shown
+        assert ("differ" in shown) == (told is not None)
+        assert told is None or told in shown
+    assert runs._losses_of(first) == "best.csv, churn, 900 rows, a"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])

@@ -16,7 +16,7 @@ pytest.importorskip("narwhals")
 
 import jaxbp
 from jaxbp import activations, cli, data, heads
-from jaxbp.data import DataError, DataWarning, delimited
+from jaxbp.data import DataError, DataWarning, delimited, loading
 from jaxbp.data.split import split_rows
 
 
@@ -859,3 +859,18 @@ def test_scores_are_weighted_as_the_rows_are():
         again = jaxbp.Batch(target[repeated], values[repeated])
         plain = measure("", quantities, again, found[repeated, :1])
         assert weighted.metrics == pytest.approx(plain.metrics)
+
+
+def test_a_column_whose_name_is_a_number_is_found_by_it():
+    """As pandas leaves them where a file has no header and a column is dropped."""
+    rng = np.random.default_rng(0)
+    frame = {name: rng.normal(size=60) for name in (1, 2, 3, 4)} | {3: np.arange(60) % 3}
+    loaded = data.load(frame, target=3, drop=1, categorical=())
+    assert (loaded.decisions.target, loaded.preparation.features) == ("3", ("2", "4"))
+    trained = data.load(frame, target=4)
+    assert trained.decisions.target == "4"
+    _, told = loading.load_labelled(trained.preparation, frame, target=None, counts=False)
+    assert told == ["the target is column '4', the last one"]
+    assert data.load(frame, target=-2).decisions.target == "3"
+    with pytest.raises(DataError, match=r"table: no column '0' \(the columns are '1', '2'"):
+        data.load(frame, target=0)

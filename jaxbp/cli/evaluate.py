@@ -72,14 +72,14 @@ def run(options: Evaluate, console: Console) -> int:
     )
     rows = counted(len(batch.x), "row")
     found = score(rows, trained, batch)
-    if options.json:
-        classes = {} if preparation.labels is None else {"classes": preparation.labels}
-        print(json.dumps({"rows": len(batch.x), **classes, **found.to_dict()}, indent=2))
-        return 0
     if record.get("weights") and options.weights is None:
         told.append(f"all rows count alike; the run was trained by --weights {record['weights']}")
     for each in told:
         console.print(f"{options.data}: {each}", soft_wrap=True)
+    if options.json:
+        classes = {} if preparation.labels is None else {"classes": preparation.labels}
+        print(json.dumps({"rows": len(batch.x), **classes, **found.to_dict()}, indent=2))
+        return 0
     simplest = baselines(preparation, batch, rows, batch)[:1]  # what DATA teach is no contender
     table = scores_table([found], simplest, preparation, batch)
     tables = (table, *further_tables(found, preparation))

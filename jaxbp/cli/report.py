@@ -141,11 +141,14 @@ def _how_to(folder: Path, summary: Summary) -> Iterator[Html]:
     """The commands that predict, go on and repeat, and the versions to repeat by."""
     options = summary.plan.options
     run, table_of_rows = shlex.quote(str(folder)), "new_rows.csv"
+    columns = summary.plan.dataset.preparation.columns or ()
+    has_dates = any(each.kind == "date" for each in columns)  # which ONNX does not read
+    to, file = ("numpy", "network.py") if has_dates else ("onnx", "network.onnx")
     elsewhere: dict[str, Any] = {"output": None, "overwrite": False}
     commands = [
         f"jaxbp predict {run} {table_of_rows} > predictions.csv",
         f"jaxbp evaluate {run} {table_of_rows}",
-        f"jaxbp export {run} --to onnx --output network.onnx",
+        f"jaxbp export {run} --to {to} --output {file}",
     ]
     in_python = [
         "import jaxbp",

@@ -19,7 +19,7 @@ from jaxbp.cli.distributed import PROCESSES
 from jaxbp.cli.files import CHECKPOINTS, METRICS, OPTIONS, naming
 from jaxbp.cli.options import SCHEDULES, Design, UsageError
 from jaxbp.cli.plan import Plan
-from jaxbp.text import significant
+from jaxbp.text import counted, significant
 from jaxbp.training.checks import checked_data
 from jaxbp.training.early_stopping import EarlyStopping
 from jaxbp.training.inputs import AnotherRunError, check_inputs, data_of
@@ -117,6 +117,7 @@ def saved_in(folder: Path, plan: Plan) -> Saved | None:
         return None
     try:
         saved = newest(checkpoints, plan.optimizer)
+        _check_sizes(folder, plan, saved)
         own = plan.to_fit, plan.parts["validation"]
         batch, validation = checked_data(plan.model, saved.run.params, *own)
         data = data_of(batch if plan.stream is None else plan.stream, validation)
@@ -127,6 +128,20 @@ def saved_in(folder: Path, plan: Plan) -> Saved | None:
         raise UsageError(f"--{error}") from None
     made = {"optimizer's numbers": None, "optimizer's program": None}
     return saved._replace(inputs=saved.inputs | made)
+
+
+def _check_sizes(folder: Path, plan: Plan, saved: Saved) -> None:
+    """Raise UsageError where the data have become those of another network."""
+    params, sizes = saved.run.params, plan.model.sizes
+    had, now = (
+        f"{counted(inputs, 'input')} and {counted(outputs, 'output')}"
+        for inputs, outputs in (
+            (params[0].weight.shape[1], params[-1].weight.shape[0]),
+            (sizes[0], sizes[-1]),
+        )
+    )
+    if had != now:
+        raise UsageError(f"--resume: {folder} is of other data: they had {had}, and now {now}")
 
 
 def end_of(plan: Plan, saved: Saved) -> str:

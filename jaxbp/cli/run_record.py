@@ -36,7 +36,8 @@ class Outcome:
     kept_epoch: int  # the one params are from
     compile_seconds: float
     seconds: float  # of training without compiling; evaluation after each epoch included
-    trained: int  # epochs in these seconds; those of a run that went on had others before
+    trained: int  # epochs in these seconds
+    before: float  # seconds of a run's sessions before this one, compiling included
     ended: str  # why before its time; empty if not
     status: int  # the exit status: of a run that diverged 1, and of one that a signal ended its own
     full_disk: OSError | None = None  # what ended it, if checkpoints could not be written
@@ -111,7 +112,8 @@ class Summary:
                 "kept_epoch": outcome.kept_epoch,
                 "ended": outcome.ended or None,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": round(outcome.compile_seconds + outcome.seconds, 4),
+                "seconds": round(outcome.before + outcome.compile_seconds + outcome.seconds, 4),
+                "seconds_before": round(outcome.before, 4),
                 "compile_seconds": round(outcome.compile_seconds, 4),
                 "training_seconds": round(outcome.seconds, 4),
                 "samples_per_second": round(outcome.samples_per_second(plan.epoch_rows), 1),
@@ -206,6 +208,9 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
             f"of the target in standard deviations, {deviation:.5g} each, from its mean {mean:.5g}"
         )
         loss.append(("loss", unit))
+    before = f", after {significant(outcome.before, 3)} s before" if outcome.before else ""
+    samples = outcome.samples_per_second(plan.epoch_rows)
+    rate = f": {samples:,.0f} samples/s" if outcome.trained else ""
     return [
         (
             "data",
@@ -222,7 +227,6 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
         (
             "time",
             f"{significant(outcome.compile_seconds, 3)} s compiling, "
-            f"{significant(outcome.seconds, 3)} s training: "
-            f"{outcome.samples_per_second(plan.epoch_rows):,.0f} samples/s",
+            f"{significant(outcome.seconds, 3)} s training{rate}{before}",
         ),
     ]

@@ -16,7 +16,17 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from jaxbp.cli.files import BEFORE, METRICS, OPTIONS, REPORT, RUN, SUMMARY, new_file, written
+from jaxbp.cli.files import (
+    BEFORE,
+    METRICS,
+    NETWORK,
+    OPTIONS,
+    REPORT,
+    RUN,
+    SUMMARY,
+    new_file,
+    written,
+)
 from jaxbp.cli.options import UsageError
 from jaxbp.cli.pages import Html, page, paragraph, picture, section, table
 from jaxbp.cli.pictures import learning_curves
@@ -61,9 +71,13 @@ class Run:
     name: str
     state: str  # finished, how else it ended, or why nothing is known
     data: str | None = None
+    rows: int | None = None
+    target: str | None = None
+    weights: str | None = None  # the column of the rows' weights
     task: str | None = None
     network: str | None = None
     head: str | None = None
+    seed: int | None = None
     epochs: int | None = None
     metric: str | None = None  # the score's, "accuracy" or "r2"
     validation: float | None = None
@@ -132,10 +146,14 @@ def read(folder: Path) -> Run:
     try:
         if os.path.lexists(folder / SUMMARY):
             return _ended(name, _dict_of(folder / SUMMARY), folder)
+        if not os.path.lexists(folder / OPTIONS) and os.path.lexists(folder / NETWORK):
+            return Run(name, "network alone")  # as jaxbp import makes it
         return _begun(name, _dict_of(folder / OPTIONS), len(_epochs_of(folder)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = error.strerror if isinstance(error, OSError) else ""
-        return Run(name, f"unreadable{f': {why}' if why else ''}")
+        why = ""
+        if isinstance(error, OSError):
+            why = f": {Path(error.filename or name).name}: {error.strerror}"
+        return Run(name, f"unreadable{why}")
 
 
 def _name_of(folder: Path) -> str:
@@ -162,9 +180,13 @@ def _ended(name: str, summary: dict[str, Any], folder: Path) -> Run:
         name,
         state=str(summary["ended"] or "finished").partition(":")[0],
         data=str(summary["data"]),
+        rows=sum(summary["rows"].values()) if "rows" in summary else None,
+        target=summary.get("target"),
+        weights=summary.get("weights"),
         task="regression" if classes is None else f"{len(classes)} {of_several}",
         network=f"{sizes} {' '.join(units) if len(summary['network']) > 2 else 'linear'}",
         head=str(summary["head"]),
+        seed=summary.get("seed"),
         epochs=int(summary["epochs"]),
         metric=metric,
         validation=_number(summary.get(f"validation_{metric}")),
@@ -229,7 +251,7 @@ def _cells(run: Run, longest: int) -> dict[str, str]:
     return {
         "run": cut(run.name, longest),
         "data": cut(run.data or "", longest),
-        "task": run.task or "",
+        "task": cut(f"{run.task or ''}{f' of {run.target}' if run.target else ''}", longest),
         "network": cut(run.network or "", longest),
         "epochs": "" if run.epochs is None else str(run.epochs),
         "metric": SHOWN.get(run.metric or "", ""),
@@ -279,13 +301,24 @@ def _metrics(found: Iterable[Run]) -> list[str]:
     return sorted({each.metric for each in found if each.metric is not None})
 
 
+_OF_THE_ROWS = ("target", "rows", "weights")  # what the scores of runs are of, beside the data
+
+
 def _remarks(found: Sequence[Run], by: str) -> list[str]:
     """Say in lines what the order of the runs does not tell."""
-    metrics = _metrics(found)
+    metrics, remarks = _metrics(found), []
     if by in {"score", "test"} and len(metrics) > 1:
         names = " and ".join(SHOWN[metric] for metric in metrics)
-        return [f"{names} are no scores of one kind: each is sorted by itself"]
-    return []
+        remarks.append(f"{names} are no scores of one kind: each is sorted by itself")
+    scored = [each for each in found if each.metric is not None]
+    for data in dict.fromkeys(each.data or "" for each in scored):
+        of_data = [each for each in scored if each.data == data]
+        differ = [name for name in _OF_THE_ROWS if len({getattr(x, name) for x in of_data}) > 1]
+        if differ:
+            remarks.append(
+                f"{data}: the runs differ in {' and '.join(differ)}, which no score compares"
+            )
+    return remarks
 
 
 # The page
@@ -308,13 +341,20 @@ def _page(found: Sequence[Run], folders: dict[str, Path], options: Runs) -> str:
         else [paragraph("No run.")]
     )
     parts += [paragraph(line, "faint") for line in _remarks(found, options.sort)]
-    comparable: dict[tuple[str, str], list[Run]] = {}
+    comparable: dict[str, list[Run]] = {}
     for each in found:
         if each.data is not None and each.head is not None:
-            comparable.setdefault((each.data, each.head), []).append(each)
-    for (data, head), runs in comparable.items():
-        parts.append(section(f"{data}, {head}", *_curves(runs, folders)))
+            comparable.setdefault(_losses_of(each), []).append(each)
+    for title, runs in comparable.items():
+        parts.append(section(title, *_curves(runs, folders)))
     return page(f"{options.folder}: {count}", parts)
+
+
+def _losses_of(run: Run) -> str:
+    """The data, rows and loss of a run in words: the losses of two compare where they are equal."""
+    words = [run.data, run.target, run.rows and counted(run.rows, "row"), run.head]
+    words.append(run.weights and f"weights {run.weights}")
+    return ", ".join(each for each in words if each)
 
 
 def _link(report: Path, start: Path) -> str | None:
@@ -323,7 +363,7 @@ def _link(report: Path, start: Path) -> str | None:
 
 
 def _curves(runs: Sequence[Run], folders: dict[str, Path]) -> list[Html]:
-    """The validation loss and the metric of runs on the same data with the same loss."""
+    """The validation loss and the metric of runs on the same rows with the same loss."""
     metric, curves = runs[0].metric or "", {}
     for each in runs:
         try:

@@ -100,12 +100,14 @@ def names_of_outputs(preparation: Preparation) -> list[str]:
 def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) -> list[Score]:
     """Score what needs no network, on a batch: the commonest class, or mean and linear regression.
 
+    Where these are learnt from the scored rows themselves, their names say so.
+
     preparation: of the data.
     fitted: the rows that the predictions are learnt from.
     name: of the rows that are scored.
     batch: those rows.
     """
-    labels = preparation.labels
+    labels, of = preparation.labels, "their" if fitted is batch else "the"
 
     def always(prediction: np.ndarray, what: str) -> Score:
         rows = np.tile(prediction, (len(batch.x), 1))
@@ -113,13 +115,14 @@ def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) 
 
     weight = _weight(fitted)
     if preparation.several_labels:
-        return [always(np.average(fitted.target, 0, weight), "the commonest")]
+        return [always(np.average(fitted.target, 0, weight), f"{of} commonest")]
     if labels is not None:
         counts = np.bincount(np.asarray(fitted.target), weight, minlength=len(labels))
         shares = counts / counts.sum()
-        return [always(shares, quoted(labels[int(shares.argmax())]))]
+        said = f", {of} commonest" if fitted is batch else ""
+        return [always(shares, f"{quoted(labels[int(shares.argmax())])}{said}")]
     train = quantities(preparation, fitted)
-    found = [always(np.average(train, 0, weight), "the mean")]
+    found = [always(np.average(train, 0, weight), f"{of} mean")]
     x = np.asarray(fitted.x, np.float64)
     if x.shape[0] * x.shape[1] ** 2 <= _LARGEST_LEAST_SQUARES:
         linear = scikit_learn("linear_model").LinearRegression().fit(x, train, weight)

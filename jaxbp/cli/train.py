@@ -295,6 +295,7 @@ def train(
         compile_seconds=compiling.seconds,
         seconds=seconds - compiling.seconds,
         trained=len(watch.seconds),
+        before=watch.before,
         ended=ended,
         status=1 if trained.diverged is not None else watch.status,
         full_disk=failed,

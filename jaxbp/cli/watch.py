@@ -36,7 +36,7 @@ class Watch:
     """``on_epoch``: shows and records each epoch, and decides whether it was the last.
 
     The training loss is measured as the validation loss is: after the epoch, without smoothing, and
-    on as many rows.
+    on about as many rows.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.cells import Decimal
+from jaxbp.data.cells import Decimal, quoted
 from jaxbp.data.columns import Missing, fitted
 from jaxbp.data.errors import DataError, DataWarning, noting
 from jaxbp.data.facts import facts_of, warn_of_unknown
@@ -113,8 +113,9 @@ def load(
     source: a name in ``BUNDLED``; a file of columns: delimited text (``.csv``, ``.tsv``, ``.txt``,
         ``.data``; also ``.gz`` and ``.zst``), Parquet, Arrow (Feather), Excel or ``.npy``; a
         DataFrame or a dict of arrays; or an ``.npz`` with arrays x (N, ...) and y (N,) or (N, K).
-    target: the target column by name or position, several in a tuple or with commas between, the
-        last one unless given; or the name of the ``.npz``'s target array, y unless given.
+    target: the target column by name or, where none is called so, by position; several in a tuple
+        or with commas between, the last one unless given; or the name of the ``.npz``'s target
+        array, y unless given.
     task: "classification" or "regression".  Unless given, a target of text, of booleans, of at
         most 20 different integers or of several columns of 0 and 1 is classification, anything
         else regression.
@@ -406,6 +407,8 @@ def load_labelled(
         x, told = transformed(preparation, raw.x)
     else:
         x, told = prepared(preparation, raw.table, decimal)
+        if target is None:
+            told.append(f"the target is column {quoted(raw.target_name)}, the last one")
     return Batch(x, encode_for(preparation, raw), raw.weight), told
 
 

@@ -42,12 +42,16 @@ class Table(NamedTuple):
         )
 
     def position(self, name: str | int) -> int:
-        """Find a column by its name, or by its position; -1 is the last."""
-        if isinstance(name, str):
-            if name in self.names:
-                return self.names.index(name)
-            if not INTEGER.fullmatch(name):
-                raise self.no_such_column(name)
+        """Find a column by its name or, where none is called so, by its position; -1 is the last.
+
+        Where all names are numbers, as they may be in a DataFrame, one from 0 on is a name.
+        """
+        if str(name) in self.names:
+            return self.names.index(str(name))
+        if not INTEGER.fullmatch(str(name)):
+            raise self.no_such_column(name)
+        if int(name) >= 0 and all(map(INTEGER.fullmatch, self.names)):
+            raise self.no_such_column(name)
         try:
             return range(len(self.names))[int(name)]
         except IndexError:
@@ -62,7 +66,7 @@ class Table(NamedTuple):
 
     def no_such_column(self, wanted: str | int, *others: str) -> DataError:
         """The error of columns that are not there, with a name that is near the first."""
-        near = get_close_matches(str(wanted), self.names, n=1)
+        near = [] if isinstance(wanted, int) else get_close_matches(wanted, self.names, n=1)
         hint = f"; did you mean {quoted(near[0])}?" if near else ""
         hint += f", nor {', '.join(map(quoted, others[:5]))}" if others else ""
         hint += ", ..." if len(others) > 5 else ""

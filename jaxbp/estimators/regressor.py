@@ -12,6 +12,7 @@ from jaxbp.estimators.network import LOSSES, dense
 from jaxbp.estimators.perceptron import Perceptron, check_no_dates, of_stochastic_solvers
 from jaxbp.heads import Head
 from jaxbp.model import MLP
+from jaxbp.training.checks import check_target
 
 
 class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
@@ -94,9 +95,9 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         y = dense(y)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        if self.loss == "poisson" and (y < 0).any():
-            raise ValueError(f"y: got {y.min()}, expected at least 0 with loss='poisson'")
-        return x, y.reshape(len(y), -1), None
+        y = y.reshape(len(y), -1)
+        check_target(self._head(), y.shape[1], y, "y")
+        return x, y, None
 
     def _targets(self, y: Any, dtype: Any) -> np.ndarray:
         targets: np.ndarray = y.astype(dtype, copy=False)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from jaxbp.gradient import Batch, objective
+from jaxbp.heads import Head
 from jaxbp.model import MLP, Params, check_layers, units_of
 from jaxbp.parallel import is_readable, rows_here
 from jaxbp.precision import matmul_precision
@@ -290,9 +291,14 @@ def _on_device(given: Any, checked: Any) -> Any:
     return jax.device_put(checked)
 
 
-def _check_target(model: MLP, target: Any, name: str) -> None:
-    """Raise ValueError for the first row with a target that the head cannot mean."""
-    kind, outputs = model.head.target, model.sizes[-1]
+def check_target(head: Head, outputs: int, target: Any, name: str) -> None:
+    """Raise ValueError for the first row with a target that the head cannot mean.
+
+    head, outputs: of the network, and how many it has.
+    target: (B, K), or classes (B,).
+    name: of the argument.
+    """
+    kind = head.target
     eps = 0.0 if target.dtype.kind in "iu" else float(jnp.finfo(target.dtype).eps)  # type: ignore[no-untyped-call]
     if target.ndim == 1 and target.dtype.kind in "iu":
         strange, expected = (target < 0) | (target >= outputs), f"classes 0 to {outputs - 1}"
@@ -343,7 +349,7 @@ def check_values(model: MLP, batch: Any, prefix: str) -> None:
             raise ValueError(
                 f"{prefix}{field}: {where} is {value} in {dtype}, expected finite values"
             )
-    _check_target(model, batch.target, f"{prefix}target")
+    check_target(model.head, model.sizes[-1], batch.target, f"{prefix}target")
     if batch.weight is not None and (batch.weight < 0).any():
         row = (batch.weight < 0).argmax()
         raise ValueError(f"{prefix}weight: {batch.weight[row]} in row {row}, {_WEIGHTS}")
