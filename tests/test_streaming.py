@@ -45,7 +45,8 @@ def written(folder, kind, x, y, cuts=(0, 500, 501, 1300)):
             np.savez(file, x=part, y=target, w=target)
         else:
             names = {f"c{place}": column for place, column in enumerate(part.T)}
-            polars.DataFrame(names | {"class": np.where(target, "yes", "no")}).write_parquet(file)
+            names |= {"class": np.where(target, "yes", "no"), "__index_level_0__": target}
+            polars.DataFrame(names).write_parquet(file)
     return folder
 
 
@@ -73,8 +74,12 @@ def test_shards_are_read_split_and_standardised(kind, tmp_path):
     x, y = rows_of(2000)
     source = loaded(written(tmp_path / "shards", kind, x, y))
     assert source.rows == {"train": 1353, "validation": 263, "test": 384}
-    notes = ("of its arrays, 'x' and 'y' are read, and not 'w'",) if kind == ".npz" else ()
-    assert source.dataset.decisions.notes == notes
+    notes = {
+        ".npy": (),
+        ".npz": ("of its arrays, 'x' and 'y' are read, and not 'w'",),
+        ".parquet": ("'__index_level_0__', the index of pandas, is left out",),
+    }
+    assert source.dataset.decisions.notes == notes[kind]
     stream = Epochs(source, 32, 10**6, lambda batch: batch)
     parts = batches(stream, 0)
     trained = numbers(stream, parts)

@@ -181,6 +181,8 @@ def load(
             raw, task, validation, test, seed, stratify=stratify
         )
     notes = (*raw.notes, *alike(labels or ()))
+    if labels is not None and values.ndim == 1 and raw.weight is not None:
+        notes += _without_weight(labels, values[train_rows], raw.weight[train_rows])
     for note in notes:
         warnings.warn(f"{raw.name}: {note}", DataWarning, stacklevel=2)
     count = 1 if values.ndim == 1 else values.shape[1]
@@ -226,6 +228,15 @@ def load(
             "" if weights is None else str(weights),
         ),
     )
+
+
+def _without_weight(
+    labels: tuple[str, ...], classes: np.ndarray, weight: np.ndarray
+) -> tuple[str, ...]:
+    """A note of the classes of which no training row weighs anything, where there are any."""
+    sums = np.bincount(classes, weight, minlength=len(labels))
+    without = [quoted(label) for label, each in zip(labels, sums, strict=True) if not each]
+    return (f"no training row of {', '.join(without)} has a weight above 0",) if without else ()
 
 
 def dealt(

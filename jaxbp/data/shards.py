@@ -20,7 +20,7 @@ from jaxbp.data.columns import LARGEST_FLOAT32
 from jaxbp.data.errors import DataError, reader
 from jaxbp.data.raw import Target
 from jaxbp.data.sources import target_positions
-from jaxbp.data.tables import Table
+from jaxbp.data.tables import Table, index_of_pandas
 from jaxbp.text import counted
 
 KINDS = (".npy", ".npz", ".parquet")
@@ -191,6 +191,8 @@ def shards_of(source: Any, target: Target, drop: tuple[str | int, ...]) -> Shard
                 f"{file}: {counted(len(others), 'column')} unlike the {len(names)} of {files[0]} "
                 f"({', '.join(differing[:5])})"
             )
+    index = index_of_pandas(names)
+    names = tuple(name for name in names if name not in index)
     table = Table(str(source), names, ())
     targets = target_positions(table, target)
     dropped = [table.position(name) for name in drop]
@@ -209,7 +211,7 @@ def shards_of(source: Any, target: Target, drop: tuple[str | int, ...]) -> Shard
         tuple(names[each] for each in targets),
         tuple(inputs),
         tuple(targets),
-        tuple(names[each] for each in dropped),
+        (*(names[each] for each in dropped), *index),
     )
 
 

@@ -5,6 +5,7 @@ are "" where there is none, or an array of numbers, NaN where there is none.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,7 +26,7 @@ class Table(NamedTuple):
     columns: Sequence[Any]  # (N,) each
     line: Callable[[int], int] = int  # a row's number in messages: a CSV's line, else from 0
     has_header: bool | None = None  # whether a CSV's first row names the columns; None for no CSV
-    note: str = ""  # where it is in doubt whether the first row is a header
+    note: str = ""  # where it is in doubt whether the first row is a header, or what is left out
     hint: str = ""  # to errors, where it was guessed that it is none
     categorical: Collection[str] = ()  # names of the columns whose type says so
     decimals: Collection[Decimal] = ()  # that some columns show, for those that leave it open
@@ -232,6 +233,16 @@ def _cells(values: Sequence[Any], missing: Sequence[bool] | np.ndarray) -> np.nd
     return cells
 
 
+def index_of_pandas(names: Sequence[str]) -> list[str]:
+    """Those of the columns of a file that pandas wrote of an index without a name."""
+    return [name for name in names if re.fullmatch(r"__index_level_\d+__", name)]
+
+
+def note_of_index(index: Sequence[str]) -> str:
+    """Say that these columns are left out; empty where there are none."""
+    return f"{', '.join(map(quoted, index))}, the index of pandas, is left out" if index else ""
+
+
 def read_frame(source: str | Path) -> Table:
     """Read a Parquet or an Arrow (Feather) file.  Raises DataError."""
     suffix = Path(source).suffix.lower()
@@ -242,7 +253,9 @@ def read_frame(source: str | Path) -> Table:
     except Exception as error:  # polars' own, of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: not a readable {suffix} ({reason})") from None
-    return frame_table(frame, str(source))
+    index = index_of_pandas(frame.columns)
+    table = frame_table(frame.drop(index), str(source))
+    return table._replace(note=note_of_index(index))
 
 
 def excel_rows(source: str | Path) -> tuple[list[tuple[int, list[str]]], str]:
