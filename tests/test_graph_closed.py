@@ -366,7 +366,7 @@ sigmoid.defvjp(lambda a: (sigmoid(a),) * 2, lambda y, gy: (gy * y * (1 - y),))
             (lambda x, z: x**z, (0.0, 2.0), ["gz = 0 "]),
             (lambda v: jnp.sum(jax.grad(lambda u: u @ v)(np.ones(2)) ** 2), (V[:2],), ["gv = "]),
         ],
-        every=3,
+        every=4,
     ),
 )
 def test_formulas_are_those_computed(f, args, lines):

@@ -74,6 +74,7 @@ def test_what_passes_nothing_on_is_not_written(x64):
     assert graph.opened("L")["a"].formula == "gc ⊙ b"
 
 
+@pytest.mark.slow
 def test_a_formula_that_is_not_the_heads_error_is_not_shown(x64):
     """ŷ - y is the error of labels that sum to 1; of others it is the head's own."""
     model = jaxbp.MLP((2, 3), (), HEADS["softmax_cross_entropy"])

@@ -49,8 +49,9 @@ def write_run(folder: Path, summary: Summary) -> Iterator[str]:
     for name, figure in figures.items():
         write(figure, folder / name)
         yield name
+    page = report(folder, summary, figures)  # before there is a file: it says that all is there
     with written(folder / REPORT) as file:
-        file.write(report(folder, summary, figures))
+        file.write(page)
     yield REPORT
 
 
