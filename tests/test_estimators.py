@@ -356,7 +356,8 @@ def test_verbose_says_what_scikit_learn_says(capsys):
         ({"compute_dtype": "float16"}, "compute_dtype: got 'float16', expected None, jax.numpy.b"),
         ({"device": 1}, "device: got 1, expected None or the name of a device, such as 'cpu'"),
         ({"device": "abacus:7"}, "device: got 'abacus:7', expected one of "),
-        ({"class_weight": 2}, "class_weight: got 2, expected None, 'balanced' or a weight by"),
+        ({"class_weight": 2}, "class_weight: got 2, expected None, 'balanced' or a weight of at"),
+        ({"class_weight": {0: 1, 1: -1}}, "class_weight: got {0: 1, 1: -1}, expected None, 'bal"),
         ({"label_smoothing": 2}, "label_smoothing: got 2, expected a number from 0 to 1"),
     ],
 )
@@ -380,6 +381,17 @@ def test_wrong_data_are_named():
         with pytest.raises(ValueError, match=f"^{message}"):
             estimators.MLPRegressor(loss).fit(X, y)
     regressor = estimators.MLPRegressor()
+    hidden = np.ma.masked_less(X, 0)
+    for name, function, given in (
+        ("X", regressor.fit, (hidden, CLASSES)),
+        ("y", fitted.fit, (X, np.ma.masked_equal(CLASSES, 2))),
+        ("sample_weight", regressor.fit, (X, CLASSES, hidden[:, 0])),
+        ("X", fitted.predict, (hidden,)),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: some values are masked"):
+            function(*given)
+    with pytest.raises(ValueError, match=r"^sample_weight: got -1\.0, expected at least 0"):
+        regressor.fit(X, CLASSES, -np.ones(len(X)))
     for dates in (
         np.arange(150).astype("M8[s]"),
         list(np.arange(150).astype("m8[D]")),

@@ -13,7 +13,12 @@ from sklearn.utils.validation import validate_data
 
 from jaxbp import heads
 from jaxbp.estimators.parameters import InvalidParameterError
-from jaxbp.estimators.perceptron import Perceptron, check_no_dates, of_stochastic_solvers
+from jaxbp.estimators.perceptron import (
+    Perceptron,
+    check_no_dates,
+    check_no_masks,
+    of_stochastic_solvers,
+)
 from jaxbp.heads import Head
 from jaxbp.model import MLP
 
@@ -185,6 +190,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         self.classes_ = self._label_binarizer.classes_
 
     def _checked(self, X: Any, y: Any, *, incremental: bool, reset: bool) -> Any:  # noqa: N803
+        check_no_masks(X=X, y=y)
         check_no_dates(X=X)
         x, y = validate_data(
             self,

@@ -91,8 +91,12 @@ EXPECTED: dict[str, _Expected] = {
     "max_fun": _counts(),
     "loss": _or(_one_of(*LOSSES), _Expected("a jaxbp.Head", lambda v: isinstance(v, Head))),
     "class_weight": _Expected(
-        "None, 'balanced' or a weight by class",
-        lambda v: v is None or (isinstance(v, str) and v == "balanced") or isinstance(v, Mapping),
+        "None, 'balanced' or a weight of at least 0 by class",
+        lambda v: (
+            v is None
+            or (isinstance(v, str) and v == "balanced")
+            or (isinstance(v, Mapping) and all(_NOT_NEGATIVE.holds(each) for each in v.values()))
+        ),
     ),
     "dropout": _SHARE,
     "label_smoothing": _real("a number from 0 to 1", lambda value: 0 <= value <= 1),

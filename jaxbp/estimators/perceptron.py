@@ -98,6 +98,7 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
     def _output(self, X: Any) -> np.ndarray:  # noqa: N803
         """The output units ŷ (N, K) of rows X (N, D), by ``coefs_`` and ``intercepts_``."""
         check_is_fitted(self)
+        check_no_masks(X=X)
         check_no_dates(X=X)
         x = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         sizes = (*(len(coef) for coef in self.coefs_), len(self.intercepts_[-1]))
@@ -126,6 +127,16 @@ def _is_stochastic(estimator: Any) -> bool:
     return True
 
 
+def check_no_masks(**given: Any) -> None:
+    """Raise ValueError for masked values, of which scikit-learn would take what is below the mask.
+
+    given: arrays, lists or tables, by the argument's name.
+    """
+    for name, values in given.items():
+        if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+            raise ValueError(f"{name}: some values are masked, expected an array without a mask")
+
+
 def check_no_dates(**given: Any) -> None:
     """Raise TypeError for dates and durations, whose numbers depend on the unit they are kept in.
 
@@ -149,10 +160,12 @@ def check_no_dates(**given: Any) -> None:
 def checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
     """The rows' weights (N,) in the dtype of x.
 
-    Raises ValueError for another shape, and where all are zero; TypeError for dates.
+    Raises ValueError for another shape, for masked and negative ones, and where all are zero;
+    TypeError for dates.
     """
     if sample_weight is None:
         return None
+    check_no_masks(sample_weight=sample_weight)
     check_no_dates(sample_weight=sample_weight)
     if isinstance(sample_weight, Real):
         return np.full(x.shape[0], sample_weight, x.dtype)
@@ -162,6 +175,8 @@ def checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
     if weight.ndim != 1:
         raise ValueError(f"sample_weight: got shape {weight.shape}, expected one number a row")
     check_consistent_length(x, weight)
+    if weight.min() < 0:
+        raise ValueError(f"sample_weight: got {weight.min()}, expected at least 0")
     if not weight.any():
         raise ValueError("sample_weight: got a weight of zero for every row, expected one above it")
     return weight

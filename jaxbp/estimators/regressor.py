@@ -9,7 +9,12 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.validation import validate_data
 
 from jaxbp.estimators.network import LOSSES, dense
-from jaxbp.estimators.perceptron import Perceptron, check_no_dates, of_stochastic_solvers
+from jaxbp.estimators.perceptron import (
+    Perceptron,
+    check_no_dates,
+    check_no_masks,
+    of_stochastic_solvers,
+)
 from jaxbp.heads import Head
 from jaxbp.model import MLP
 from jaxbp.training.checks import check_target
@@ -81,6 +86,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         return self._fit(X, y, sample_weight, incremental=True)
 
     def _checked(self, X: Any, y: Any, *, incremental: bool, reset: bool) -> Any:  # noqa: N803
+        check_no_masks(X=X, y=y)
         check_no_dates(X=X, y=y)
         x, y = validate_data(
             self,

@@ -102,8 +102,6 @@ class Search:
         template, candidates = self._template()
         x, targets, by_class = template._checked(X, y, incremental=False, reset=True)
         given = weight = checked_weight(sample_weight, x)
-        if weight is not None and weight.min() < 0:
-            raise ValueError(f"sample_weight: got {weight.min()}, expected at least 0")
         if by_class is not None:
             weight = by_class if weight is None else weight * by_class
         y = np.asarray(dense(y))
