@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,9 +14,12 @@ for module in ("tyro", "rich", "matplotlib", "safetensors", "sklearn", "platform
 
 from rich.console import Console
 
-from jaxbp import cli
-from jaxbp.cli import pages, pictures, runs
+import jaxbp
+from jaxbp import cli, heads
+from jaxbp.checkpoint import Checkpoint
+from jaxbp.cli import pages, pictures, predict, report, runs
 from jaxbp.diagnostics.health import Health
+from jaxbp.interop.exported import plain_preparation
 
 KINDS = ["<script>alert(1)</script>", "a\"b'&amp;{c}", "שלום עולם"]
 NAMES = ["<b>x</b>", 'y & "z"', "line\nbreak", "kind"]
@@ -131,6 +135,25 @@ def check_list(folder, capsys):
     ]:
         assert run(*arguments) == 2
         assert capsys.readouterr().err == f"jaxbp: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "outputs"),
+    [("sigmoid_logistic", 1), ("softmax_cross_entropy", 2), ("linear_half_squared_error", 2)],
+)
+def test_the_lines_of_a_report_predict_as_the_command_does(head, outputs):
+    model = jaxbp.MLP((2, outputs), (), heads.BY_NAME[head])
+    params, x = jaxbp.init(jax.random.key(0), model), np.eye(2, dtype=np.float32) - 0.3
+    preparation = plain_preparation(model)
+    if preparation.labels is None:
+        preparation = preparation._replace(target_mean=np.array([5.0, 7.0]))
+    names = {"jaxbp": jaxbp, "model": model, "params": params, "preparation": preparation, "x": x}
+    exec("\n".join(report.predicting(preparation, outputs)), names)
+    _, rows = predict.tabulate(Checkpoint(model, params, preparation), x)
+    if preparation.labels is None:
+        np.testing.assert_allclose(names["prediction"], np.array(rows, float), rtol=1e-6)
+    else:
+        assert names["labels"] == [row[0] for row in rows]
 
 
 def test_texts_of_a_page():

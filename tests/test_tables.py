@@ -658,7 +658,7 @@ def test_a_column_of_weights(load):
     assert load(text).train.weight is None
     with pytest.raises(DataError, match="weights: column 'w' is 0 in every row"):
         load(table(x=lambda i: i, w=lambda i: 0), weights="w")
-    with pytest.warns(DataWarning, match="no training row of 'a' has a weight above 0"):
+    with pytest.warns(DataWarning, match="no training row of a weight above 0 is of class 'a'"):
         load(table(x=lambda i: i, w=lambda i: i % 2), weights="w")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxbp.checkpoint import Checkpoint
 from jaxbp.cli.scores import outputs
 from jaxbp.data.errors import scikit_learn
+from jaxbp.data.preparation import in_units
 from jaxbp.gradient import Batch
 
 _ROWS = 2000  # at most, that are permuted
@@ -45,8 +46,7 @@ def permuted(trained: Checkpoint, batch: Batch, seed: int) -> np.ndarray:
             mixed[:, groups[d]] = x[rows[:, [d]], groups[d]]
         found = outputs(trained, mixed)
         if preparation.labels is None:
-            y = y * preparation.target_scale + preparation.target_mean
-            return float(metrics.r2_score(y, found, sample_weight=weight))
+            return float(metrics.r2_score(in_units(preparation, y), found, sample_weight=weight))
         right = (found > 0.5) == y if y.ndim > 1 else found.argmax(1) == y
         return float(np.average(right.reshape(len(y), -1).mean(1), weights=weight))
 

@@ -129,7 +129,9 @@ def importance(names: Sequence[str], drops: np.ndarray, *, metric: str, title: s
     axes.barh(range(len(shown)), mean[shown], xerr=drops[shown].std(axis=1), color=VALIDATION)
     drawn = _drawable_names(names, 30)
     axes.set_yticks(range(len(shown)), [drawn[each] for each in shown], family=_fonts())
-    axes.set(xlabel=f"{metric} lost on test rows where the column is permuted")
+    left_out = len(names) - len(shown)
+    of_all = f" (the first {len(shown)} of {len(names)} columns)" if left_out else ""
+    axes.set(xlabel=f"{metric} lost on test rows where the column is permuted{of_all}")
     _grid_without_frame(axes)
     figure.suptitle(_drawable(title), family=_fonts(), fontsize=10)
     return figure

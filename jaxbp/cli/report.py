@@ -18,8 +18,9 @@ from jaxbp.cli.pictures import health_of_layers, residuals
 from jaxbp.cli.plan import health_after
 from jaxbp.cli.run_record import Summary, command_line, facts_of, versions
 from jaxbp.cli.score_tables import further_tables, scores_table
-from jaxbp.cli.scores import names_of_outputs, outputs, quantities
+from jaxbp.cli.scores import names_of_outputs, outputs
 from jaxbp.data.errors import scikit_learn
+from jaxbp.data.preparation import Preparation, in_units
 from jaxbp.text import Table
 
 _LARGEST_MATRIX = 50  # classes: a larger matrix is not read any more, its largest entries are
@@ -80,7 +81,7 @@ def _of_test_rows(summary: Summary) -> Iterator[Html]:
         yield section("Confusion on test rows", *_confusions(counts, preparation.labels))
     elif np.isfinite(found).all():
         names = names_of_outputs(preparation)
-        target = quantities(preparation, test)[:, :_MOST_QUANTITIES]
+        target = in_units(preparation, test.target)[:, :_MOST_QUANTITIES]
         figure = residuals(names[:_MOST_QUANTITIES], target, found[:, :_MOST_QUANTITIES])
         parts = [picture(figure, "predictions and their residuals")]
         if len(names) > _MOST_QUANTITIES:
@@ -137,6 +138,21 @@ def _health(summary: Summary) -> Iterator[Html]:
     yield picture(health_of_layers(measured), "the health of every layer by epoch")
 
 
+def predicting(preparation: Preparation, outputs: int) -> list[str]:
+    """The lines of Python that come to the labels of a network of so many outputs, or to quantities
+    in their units."""
+    if preparation.labels is None:
+        return ["prediction = jaxbp.data.in_units(preparation, jaxbp.predict(model, params, x))"]
+    lines = ["probability = jaxbp.predict(model, params, x)"]
+    if preparation.several_labels:
+        return [*lines, "labels = probability > 0.5  # a column for each of preparation.labels"]
+    chosen = "probability.argmax(1)"
+    if outputs == 1:
+        lines[0] += "  # of the second of preparation.labels"
+        chosen = "(probability[:, 0] > 0.5).astype(int)"
+    return [*lines, f"labels = [preparation.labels[k] for k in {chosen}]"]
+
+
 def _how_to(folder: Path, summary: Summary) -> Iterator[Html]:
     """The commands that predict, go on and repeat, and the versions to repeat by."""
     options = summary.plan.options
@@ -155,7 +171,7 @@ def _how_to(folder: Path, summary: Summary) -> Iterator[Html]:
         "",
         f"model, params, preparation = jaxbp.load({str(folder)!r})",
         "x = jaxbp.data.transform(preparation, new_rows)  # a DataFrame, a dict or an array",
-        "prediction = jaxbp.predict(model, params, x)",
+        *predicting(summary.plan.dataset.preparation, summary.plan.model.sizes[-1]),
     ]
     yield section("How to predict", code("\n".join(commands)), code("\n".join(in_python)))
     again = command_line(replace(options, **elsewhere))

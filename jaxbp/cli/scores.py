@@ -13,7 +13,7 @@ import numpy as np
 from jaxbp.checkpoint import Checkpoint
 from jaxbp.data.cells import quoted
 from jaxbp.data.errors import scikit_learn
-from jaxbp.data.preparation import Preparation
+from jaxbp.data.preparation import Preparation, in_units
 from jaxbp.gradient import Batch
 from jaxbp.heads import Head
 from jaxbp.mlp import forward
@@ -64,7 +64,7 @@ def outputs(trained: Checkpoint, x: np.ndarray) -> np.ndarray:
     logits, _ = forward(model, params, x)
     prediction = np.asarray(model.head.predict(logits))
     if preparation.labels is None:
-        return np.asarray(prediction * preparation.target_scale + preparation.target_mean)
+        return in_units(preparation, prediction)
     if prediction.shape[1] == 1:  # one sigmoid unit: σ(-a) = 1 - σ(a), however small
         prediction = np.hstack([np.asarray(model.head.predict(-logits)), prediction])
     return prediction
@@ -121,7 +121,7 @@ def baselines(preparation: Preparation, fitted: Batch, name: str, batch: Batch) 
         shares = counts / counts.sum()
         said = f", {of} commonest" if fitted is batch else ""
         return [always(shares, f"{quoted(labels[int(shares.argmax())])}{said}")]
-    train = quantities(preparation, fitted)
+    train = in_units(preparation, fitted.target)
     found = [always(np.average(train, 0, weight), f"{of} mean")]
     x = np.asarray(fitted.x, np.float64)
     if x.shape[0] * x.shape[1] ** 2 <= _LARGEST_LEAST_SQUARES:
@@ -143,7 +143,7 @@ def measure(name: str, preparation: Preparation, batch: Batch, found: np.ndarray
     """
     labels, weight = preparation.labels, _weight(batch)
     if labels is None:
-        truth = quantities(preparation, batch)
+        truth = in_units(preparation, batch.target)
         if truth.shape[1] == 1:
             return Score(name, _of_quantities(truth, found, weight))
         columns = zip(names_of_outputs(preparation), truth.T, found.T, strict=True)
@@ -169,12 +169,6 @@ def measure(name: str, preparation: Preparation, batch: Batch, found: np.ndarray
 def _weight(batch: Batch) -> np.ndarray | None:
     """The weights of a batch's rows (N,); None where all are equal."""
     return None if batch.weight is None else np.asarray(batch.weight, np.float64)
-
-
-def quantities(preparation: Preparation, batch: Batch) -> np.ndarray:
-    """The targets of a regression in their own units (N, K)."""
-    target = np.asarray(batch.target, np.float64)
-    return np.asarray(target * preparation.target_scale + preparation.target_mean)
 
 
 def _of_classes(

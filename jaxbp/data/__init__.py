@@ -12,7 +12,7 @@ knows the statistics.
 from jaxbp.data.columns import Column
 from jaxbp.data.errors import DataError, DataWarning
 from jaxbp.data.loading import Dataset, Decisions, load, load_for, load_rows
-from jaxbp.data.preparation import Preparation, transform
+from jaxbp.data.preparation import Preparation, in_units, transform
 from jaxbp.data.sources import BUNDLED, Task, read_features
 from jaxbp.data.weights import class_weights
 
@@ -26,6 +26,7 @@ __all__ = [
     "Preparation",
     "Task",
     "class_weights",
+    "in_units",
     "load",
     "load_for",
     "load_rows",

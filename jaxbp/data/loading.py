@@ -181,8 +181,9 @@ def load(
             raw, task, validation, test, seed, stratify=stratify
         )
     notes = (*raw.notes, *alike(labels or ()))
-    if labels is not None and values.ndim == 1 and raw.weight is not None:
-        notes += _without_weight(labels, values[train_rows], raw.weight[train_rows])
+    if labels is not None and values.ndim == 1:
+        weight = None if raw.weight is None else raw.weight[train_rows]
+        notes += _not_trained(labels, values[train_rows], weight)
     for note in notes:
         warnings.warn(f"{raw.name}: {note}", DataWarning, stacklevel=2)
     count = 1 if values.ndim == 1 else values.shape[1]
@@ -230,13 +231,17 @@ def load(
     )
 
 
-def _without_weight(
-    labels: tuple[str, ...], classes: np.ndarray, weight: np.ndarray
+def _not_trained(
+    labels: tuple[str, ...], classes: np.ndarray, weight: np.ndarray | None
 ) -> tuple[str, ...]:
-    """A note of the classes of which no training row weighs anything, where there are any."""
+    """A note of the classes that have no training row of any weight, where there are such."""
     sums = np.bincount(classes, weight, minlength=len(labels))
-    without = [quoted(label) for label, each in zip(labels, sums, strict=True) if not each]
-    return (f"no training row of {', '.join(without)} has a weight above 0",) if without else ()
+    lacking = [quoted(label) for label, each in zip(labels, sums, strict=True) if not each]
+    if not lacking:
+        return ()
+    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+    of_weight = "" if weight is None else " of a weight above 0"
+    return (f"no training row{of_weight} is of class {', '.join(lacking[:5])}{more}",)
 
 
 def dealt(

@@ -338,6 +338,22 @@ def scaled_target(preparation: Preparation, raw: RawData, values: np.ndarray) ->
     return scaled.astype(np.float32)
 
 
+def in_units(preparation: Preparation, values: Any) -> np.ndarray:
+    """Scaled values y of a target (N, K) in its own units: target_mean + target_scale · y.
+
+    preparation: of the data.
+    values: what a network of a regression predicts, or a batch's targets.
+
+    >>> import jaxbp
+    >>> data = jaxbp.data.load("diabetes")
+    >>> print(jaxbp.data.in_units(data.preparation, data.train.target[:2]).round(3).tolist())
+    [[262.0], [60.0]]
+    """
+    scaled = np.asarray(values, np.float64)
+    units: np.ndarray = scaled * preparation.target_scale + preparation.target_mean
+    return units
+
+
 def check_counts(raw: RawData) -> None:
     """Raise DataError for the first row whose target, of numbers, is negative."""
     target = raw.target.reshape(len(raw.target), -1)
