@@ -31,7 +31,7 @@ import jaxbp
 from benchmarks import peers, protocol, training
 from benchmarks.problems import name_of
 from jaxbp import activations, heads
-from jaxbp.training.same_program import KEPT
+from jaxbp.same_program import KEPT
 
 CALLS = {  # columns of the first table, and what each has that is new
     "first": "first",

@@ -4,6 +4,7 @@ Read ``activations``, ``heads``, ``mlp`` and ``gradient``, in this order.  ``__a
 map of the rest: what to read, what proves a gradient, and what trains with one.
 """
 
+import importlib
 import sys
 
 from jaxbp import (
@@ -151,3 +152,10 @@ __all__ = [  # noqa: RUF022 (by door)
     "Checkpoint",
     "interop",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``jaxbp.estimators``, which needs scikit-learn, is imported when it is asked for."""
+    if name == "estimators":
+        return importlib.import_module("jaxbp.estimators")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,7 +37,7 @@ def hessian_vector_product(model: MLP, params: Params, batch: Batch, vector: Par
     >>> print(f"{product.weight.item():.1f} {product.bias.item():.1f}")
     0.9 0.3
     """
-    check_like("vector", vector, params)
+    vector = _like("vector", vector, params)
     logits, residuals = forward(model, params, batch.x)
 
     def error_at(logits: Array) -> Array:
@@ -64,7 +64,7 @@ def gauss_newton_vector_product(model: MLP, params: Params, batch: Batch, vector
     classical 2 σ'² there.  A head of your own whose loss is not convex in its logits needs a
     ``gauss_newton`` as well.  Raises ValueError where vector, or another argument, does not fit.
     """
-    check_like("vector", vector, params)
+    vector = _like("vector", vector, params)
     logits, residuals = forward(model, params, batch.x)
     loss, _ = model.head.loss(logits, batch.target)
     with mesh_of(params, batch, vector):
@@ -175,3 +175,12 @@ def _mean_outer(share: Array | None, rows: Array) -> Array:
 def _mean_row(share: Array | None, rows: Array) -> Array:
     axes = range(rows.ndim - 1)
     return jnp.mean(rows, axes) if share is None else jnp.sum(share[..., None] * rows, axes)
+
+
+def _like(name: str, vector: Params, params: Params) -> Params:
+    """A tree in the dtypes of params.  Raises ValueError, naming it, where it has other shapes."""
+    check_like(name, vector, params)
+    converted: Params = jax.tree.map(
+        lambda given, own: jnp.asarray(given, jnp.result_type(own)), vector, params
+    )
+    return converted

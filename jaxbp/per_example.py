@@ -20,6 +20,7 @@ from jax import Array
 
 from jaxbp.curvature import hessian_vector_product
 from jaxbp.gradient import Batch, example_shares, per_example_pass
+from jaxbp.initialisation import check_key
 from jaxbp.mlp import gradients
 from jaxbp.model import (
     MLP,
@@ -156,6 +157,7 @@ def noisy_clipped_gradient(
     max_norm of ∞.
     """
     check_bools(per_layer=per_layer)
+    check_key(key)
     _real("noise_multiplier", noise_multiplier)
     if not _known(noise_multiplier, 0) >= 0:
         raise ValueError(f"noise_multiplier: got {noise_multiplier}, expected at least 0")
@@ -211,7 +213,8 @@ def signal_to_noise(model: MLP, params: Params, batch: Batch) -> Params:
     """|mean| / √variance of every entry of gₙ; 0 where the mean is 0.
 
     The ratio says how clearly the examples agree on an entry: the mean over B of them is known to
-    1 / (√B · ratio) of itself.  It is infinite where all examples agree exactly.
+    1 / (√B · ratio) of itself.  Where all examples agree it is infinite, or large: rounding may be
+    left of their variance, as ``gradient_moments`` says.
     """
 
     def ratio(mean: Array, variance: Array) -> Array:

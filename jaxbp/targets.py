@@ -10,6 +10,8 @@ from jax.typing import ArrayLike
 
 from jaxbp.reprs import short
 
+LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
+
 
 def numbers(name: str, given: Any) -> Array:
     """An argument as an array.
@@ -24,7 +26,10 @@ def numbers(name: str, given: Any) -> Array:
     except OverflowError as error:
         raise ValueError(f"{name}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: got {short(given)}, expected an array of real numbers") from error
+        why = str(error).partition("\n")[0]
+        raise TypeError(
+            f"{name}: got {short(given)}, expected an array of real numbers: {why}"
+        ) from error
     dtype = getattr(given, "dtype", array.dtype)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (bool, jnp.integer, jnp.floating)):
         raise TypeError(f"{name}: got {dtype}, expected real numbers")
@@ -105,4 +110,11 @@ def smooth_labels(target: ArrayLike, amount: float, num_classes: int | None = No
             row = int(jnp.argmax(wrong))
             got = jnp.asarray(target)[row] if y.ndim else target
             raise ValueError(f"target: got {got} in row {row}, expected {expected}")
+        sums = jnp.sum(y, axis=-1) if num_classes is not None else jnp.ones(1)
+        if bool(jnp.any(jnp.abs(sums - 1) > LABEL_SUMS)):
+            row = int(jnp.argmax(jnp.abs(sums - 1)))
+            raise ValueError(
+                f"target: row {row} sums to {sums[row]:.4g}, expected labels that sum to 1; those "
+                "of independent outputs have no num_classes"
+            )
     return (1 - amount) * y + amount / (2 if num_classes is None else num_classes)

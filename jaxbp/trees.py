@@ -36,9 +36,10 @@ def check_bools(**given: Any) -> None:
             raise TypeError(f"{name}: got {value!r}, expected True or False")
 
 
-def shaped(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array's shape and dtype, in its place."""
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+def shaped(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
+    """An array's shape and dtype, which is the one that JAX gives it, in its place."""
+    held = jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
+    return jax.ShapeDtypeStruct(shape, held, sharding=sharding)  # type: ignore[no-untyped-call]
 
 
 def wide_enough(rows: jax.Array) -> jax.typing.DTypeLike:

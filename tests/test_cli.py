@@ -819,6 +819,18 @@ def test_quantities_have_the_names_of_their_columns(elsewhere, capsys):
     assert capsys.readouterr().out.startswith("prediction_width,prediction_height\n")
 
 
+def test_probabilities_of_a_class_against_the_others_are_told_of(elsewhere, capsys):
+    (elsewhere / "x.csv").write_text("x\n1\n2\n")
+    for outputs, labels in ((3, "abc"), (1, "ab")):
+        network(tuple(labels), 1.0, outputs=outputs, path=f"{outputs}.safetensors")
+        model, params, preparation = jaxbp.load(f"{outputs}.safetensors")
+        preparation = preparation._replace(target_mean=np.zeros(1), target_scale=np.ones(1))
+        jaxbp.save(f"{outputs}.safetensors", model, params, preparation, overwrite=True)
+        assert run("predict", f"{outputs}.safetensors", "x.csv") == 0
+        told = "of a class against all others, and need not sum to 1" in capsys.readouterr().err
+        assert told == (outputs == 3)
+
+
 def test_scores_are_those_of_the_definitions(elsewhere, capsys):
     network(("no", "yes"), 1.0)
     x, target = [-3.0, -2, -1, 1, 2, 3], ["no", "no", "yes", "no", "yes", "no"]

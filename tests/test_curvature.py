@@ -210,6 +210,8 @@ def test_a_vector_that_does_not_fit_is_named(product, x64):
     model, params, batch = problem()
     with pytest.raises(ValueError, match=r"vector: got .*, expected the shapes of params, "):
         jax.eval_shape(partial(product, model), params, batch, params[:2])
+    whole = tuple(jaxbp.Layer(*(np.ones(leaf.shape, int) for leaf in layer)) for layer in params)
+    jax.eval_shape(partial(product, model), params, batch, whole)  # in the dtype of params
     turned = tuple(jaxbp.Layer(np.transpose(layer.weight), layer.bias) for layer in params)
     with pytest.raises(ValueError, match=r"vector: got \(Layer\(weight=\(3, 5\), bias=\(5,\)\)"):
         jax.eval_shape(partial(product, model), params, batch, turned)

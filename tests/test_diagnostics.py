@@ -467,3 +467,14 @@ def test_distributions_are_quantiles():
     np.testing.assert_allclose(seen.delta[3], np.percentile(abs(error), levels), rtol=1e-4)
     dead = distributions(*plant("ReLUs dead by a large negative bias"))
     assert np.isnan(dead.delta[0]).all()
+
+
+def test_a_report_is_of_what_an_activation_does_now():
+    scale = [1.0]
+    model = jaxbp.MLP((3, 2, 1), lambda a: (scale[0] * a, a), heads.linear_half_squared_error)
+    params = jaxbp.init(jax.random.key(0), model)
+    batch = jaxbp.Batch(np.ones((4, 3)), np.ones((4, 1), np.int64))  # int64, as NumPy has it
+    first = diagnostics.layer_report(model, params, batch).layers[0].mean
+    scale[0] = 3.0
+    again = diagnostics.layer_report(model, params, batch).layers[0].mean
+    assert again == pytest.approx(3 * first, rel=1e-5)

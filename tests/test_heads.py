@@ -231,6 +231,8 @@ def test_example_weights_that_can_be_none_are_refused(weight, got):
         ([0, 1], "even", "weights: got 'even', expected \"balanced\" or a weight by class"),
         ([0, 1], {2: 1.0}, "weights: of the class 2, which no example has"),
         ([0, 1], {1: -1.0}, "weights: of the class 1, expected ≥ 0, got -1.0"),
+        (["a", None], "balanced", "target: got labels of several types, expected one"),
+        (np.ma.masked_equal([0, 1], 1), "balanced", "target: some values are masked, expected an"),
         ([0.5, 1], "balanced", r"target: got float64 of shape \(2,\), expected a class an example"),
         ([[1, 1], [0, 1]], "balanced", r"target: got int64 of shape \(2, 2\), expected a class"),
     ],
@@ -255,6 +257,7 @@ def test_smooth_labels():
         ([0, 3, 7], None, "target: got 3 in row 1, expected labels from 0 to 1; classes need num"),
         ([0, 3], 3, "target: got 3 in row 1, expected classes 0 to 2, or labels"),
         ([[0.0, 1, 2]], 3, r"target: got \[0. 1. 2.\] in row 0, expected classes 0 to 2, or"),
+        ([[1.0, 1, 0]], 3, "target: row 0 sums to 2, expected labels that sum to 1; those of"),
         ([1.0, 0.0], 3, r"target: got float32 of shape \(2,\), expected integer classes there"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):

@@ -24,7 +24,10 @@ CORE = ("activations", "heads", "mlp", "gradient")
 FLOORS = [
     ({*CORE, "model", "targets", "products", "pickling", "reprs"}, {"jax"}),
     ({"trees", "text", "memory", "liveness", "processes"}, {"jax", "numpy"}),
-    ({"initialisation", "per_example", "curvature", "parallel", "precision"}, {"jax", "numpy"}),
+    (
+        {"initialisation", "per_example", "curvature", "parallel", "precision", "same_program"},
+        {"jax", "numpy"},
+    ),
     ({"checking", "graph", "data", "diagnostics"}, {"jax", "numpy"}),
     ({"training"}, {"jax", "numpy", "optax"}),
     ({"checkpoint"}, {"jax", "numpy"}),

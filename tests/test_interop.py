@@ -395,6 +395,9 @@ def test_stacks_of_jax_that_differ():
     half = nnx.Sequential(nnx.Linear(3, 2, param_dtype="bfloat16", rngs=rngs))
     model, params = interop.from_nnx(half, head=head)  # computes in float32, as its rows are
     np.testing.assert_allclose(logits(model, params), half(X), rtol=1e-6, atol=1e-6)
+    own = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0), dot_general=lambda *a, **k: None))
+    with pytest.raises(ValueError, match=r"^network, step 0: has a dot_general of its own"):
+        interop.from_nnx(own, head=head)
     with pytest.raises(ValueError, match=r"^module, step 0: computes in bfloat16, expect"):
         interop.from_linen(linen.Sequential([linen.Dense(2, dtype="bfloat16")]), {}, head=head)
     module = linen.Sequential([linen.Dense(4), partial(linen.leaky_relu, negative_slope=0.5)])
@@ -549,6 +552,8 @@ def test_numpy_has_every_activation_and_output_unit(tmp_path):
             back = numpy_source.network_of_npz(dict(file))
         assert_same(back[:2], network[:2])
         assert_same_preparation(back.preparation, network.preparation)
+    mixed = {name: ROWS[:, HOSTILE.index(name)] for name in sorted(HOSTILE)}
+    np.testing.assert_array_equal(module.predict(mixed), module.predict(ROWS))
     with pytest.raises(ValueError, match=r"x: got shape \(7, 1\), expected \(N, 3\)"):
         module.predict(ROWS[:, :1])
     with pytest.raises(ValueError, match="x: a number is missing, or infinite"):

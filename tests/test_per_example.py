@@ -477,6 +477,8 @@ def test_what_does_not_fit_is_named(x64):
     with pytest.raises(ValueError, match="reduction: got 'max', expected 'mean' or 'sum'"):
         clip(1.0, reduction="max")
     noisy = partial(shape_of, per_example.noisy_clipped_gradient, batch, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="key: got 0, expected one jax"):
+        shape_of(per_example.noisy_clipped_gradient, batch, 1.0, noise_multiplier=1.0, key=0)
     with pytest.raises(ValueError, match="max_norm: got inf, expected finite numbers"):
         noisy(np.inf, noise_multiplier=1.0)
     with pytest.raises(ValueError, match="noise_multiplier: got -1, expected at least 0"):

@@ -14,8 +14,8 @@ from combinations import thinned
 
 import jaxbp
 from jaxbp import Batch, activations, heads
+from jaxbp.same_program import KEPT, compiled_for_each, known
 from jaxbp.training.constants import Constants, Given, without_numbers
-from jaxbp.training.same_program import KEPT, compiled_for_each, known
 
 X = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
 BATCH = Batch(X, X[:, :2] ** 2)

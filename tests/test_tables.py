@@ -269,6 +269,16 @@ CELLS = {
 }
 
 
+def test_an_index_of_pandas_that_has_a_name_is_a_column_before_the_others(tmp_path):
+    """As ``reset_index`` has it: by default it is not the target, though it is written last."""
+    frame = polars.DataFrame(CELLS | {"id": range(60)})
+    told = {"index_columns": ["id", {"kind": "range"}]}
+    frame.write_parquet(tmp_path / "t.parquet", metadata={"pandas": json.dumps(told)})
+    with pytest.warns(DataWarning, match="'id', the index of pandas, is a column like others"):
+        loaded = data.load(tmp_path / "t.parquet")
+    assert (loaded.decisions.target, loaded.preparation.features[0]) == ("y", "id")
+
+
 def test_every_format_is_the_same_table(tmp_path):
     frame = polars.DataFrame(CELLS)
     sources = {"polars": frame, "dict": {name: np.array(cells) for name, cells in CELLS.items()}}
@@ -651,7 +661,7 @@ def test_a_column_of_weights(load):
     text = table(x=lambda i: i, w=lambda i: i % 3)
     dataset = load(text, weights="w")
     assert dataset.preparation.features == ("x",)
-    assert dataset.decisions.weights == "w"
+    assert dataset.decisions.weights == load(text, weights=1).decisions.weights == "w"
     raw = dataset.train.x[:, 0] * dataset.preparation.scale + dataset.preparation.mean
     np.testing.assert_array_equal(dataset.train.weight, raw.round() % 3)
     assert dataset.test.weight is not None
@@ -876,8 +886,9 @@ def test_a_column_whose_name_is_a_number_is_found_by_it():
     assert (loaded.decisions.target, loaded.preparation.features) == ("3", ("2", "4"))
     trained = data.load(frame, target=4)
     assert trained.decisions.target == "4"
-    _, told = loading.load_labelled(trained.preparation, frame, target=None, counts=False)
-    assert told == ["the target is column '4', the last one"]
+    for more, said in ({}, []), ({5: frame[4]}, ["the target is column '5', the last one"]):
+        options = {"target": None, "counts": False}
+        assert loading.load_labelled(trained.preparation, frame | more, **options)[1] == said
     assert data.load(frame, target=-2).decisions.target == "3"
     with pytest.raises(DataError, match=r"table: no column '0' \(the columns are '1', '2'"):
         data.load(frame, target=0)

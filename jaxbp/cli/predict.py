@@ -78,6 +78,12 @@ def run(options: Predict, console: Console) -> int:
             "each other: train with --label-smoothing 0 for the classes' own",
             soft_wrap=True,
         )
+    if _against_the_others(trained):
+        console.print(
+            "probabilities are those of a class against all others, and need not sum to 1: train "
+            "with --head softmax_cross_entropy for those that do",
+            soft_wrap=True,
+        )
     if options.output is None:
         write_csv(sys.stdout, header, table)
         return 0
@@ -85,6 +91,13 @@ def run(options: Predict, console: Console) -> int:
         write_csv(file, header, table)
     console.print(f"{counted(len(table), 'prediction')} in {options.output}", soft_wrap=True)
     return 0
+
+
+def _against_the_others(trained: Checkpoint) -> bool:
+    """Whether each of several classes has an output unit that knows nothing of the others."""
+    assert trained.preparation is not None
+    several = trained.preparation.several_labels
+    return trained.model.head.target == "labels" and trained.model.sizes[-1] > 1 and not several
 
 
 def write_csv(file: IO[str], header: list[str], table: list[list[str]]) -> None:

@@ -31,7 +31,7 @@ from jaxbp.data.cells import (
 )
 from jaxbp.data.errors import DataError
 from jaxbp.data.tables import Table, all_numbers, distinct, is_text, texts
-from jaxbp.text import significant
+from jaxbp.text import cut, significant
 
 Kind = Literal["number", "boolean", "date", "category", "empty"]
 Missing = Literal["impute", "error"]
@@ -321,7 +321,7 @@ def _beyond_float32(table: Table, position: int, numbers: np.ndarray) -> str:
         return ""
     row = int(beyond.argmax())
     cell = texts(table.columns[position][row : row + 1])[0]
-    return f"{table.place(row, position)}: {cell} is not finite in float32"
+    return f"{table.place(row, position)}: {cut(cell, 40)} is not finite in float32"
 
 
 # From cells to inputs

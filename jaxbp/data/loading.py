@@ -226,7 +226,7 @@ def load(
             raw.dropped,
             notes,
             facts_of(columns, [each.values for each in raw.inputs]),
-            "" if weights is None else str(weights),
+            raw.weight_name,
         ),
     )
 
@@ -423,9 +423,7 @@ def load_labelled(
         x, told = transformed(preparation, raw.x)
     else:
         x, told = prepared(preparation, raw.table, decimal)
-        if target is None:
-            told.append(f"the target is column {quoted(raw.target_name)}, the last one")
-    return Batch(x, encode_for(preparation, raw), raw.weight), told
+    return Batch(x, encode_for(preparation, raw), raw.weight), [*raw.notes, *told]
 
 
 def load_rows(

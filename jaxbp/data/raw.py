@@ -45,6 +45,7 @@ class RawData(NamedTuple):
     table: Table | None = None  # whose columns the inputs are
     inputs: tuple[Examined, ...] = ()  # its D columns that are inputs
     weight: np.ndarray | None = None  # (N,) of the examples
+    weight_name: str = ""  # of its column
     notes: tuple[str, ...] = ()  # what may have been read otherwise than it is meant
     hint: str = ""  # what may be the cause of an error
     image_shape: tuple[int, ...] | None = None  # of an image that a row was; None: rows were rows

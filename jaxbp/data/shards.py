@@ -191,8 +191,8 @@ def shards_of(source: Any, target: Target, drop: tuple[str | int, ...]) -> Shard
                 f"{file}: {counted(len(others), 'column')} unlike the {len(names)} of {files[0]} "
                 f"({', '.join(differing[:5])})"
             )
-    index = index_of_pandas(names)
-    names = tuple(name for name in names if name not in index)
+    index = index_of_pandas(files[0], names)
+    names = tuple(index.arranged(names))
     table = Table(str(source), names, ())
     targets = target_positions(table, target)
     dropped = [table.position(name) for name in drop]
@@ -211,7 +211,7 @@ def shards_of(source: Any, target: Target, drop: tuple[str | int, ...]) -> Shard
         tuple(names[each] for each in targets),
         tuple(inputs),
         tuple(targets),
-        (*(names[each] for each in dropped), *index),
+        (*(names[each] for each in dropped), *index.unnamed),
     )
 
 

@@ -169,6 +169,7 @@ def read_labelled(
         values = _numeric_columns(table, chosen, _examined(table, chosen, reading.decimal))
         values = values if len(chosen) > 1 else values[:, 0]
     names = tuple(table.names[position] for position in chosen)
+    others_too = target is None and len(table.names) > len({*others, *chosen, *weights})
     return RawData(
         table.source,
         tuple(features),
@@ -177,6 +178,7 @@ def read_labelled(
         names if len(chosen) > 1 else (),
         target_name=",".join(names),
         weight=_weights(table, weights, _examined(table, weights, reading.decimal)),
+        notes=(f"the target is column {quoted(names[0])}, the last one",) if others_too else (),
         table=table._replace(
             names=tuple(features), columns=[table.columns[each] for each in others]
         ),
@@ -281,6 +283,7 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
         table=table._replace(columns=()),  # whose cells have been read
         inputs=tuple(examined[position] for position in others),
         weight=weight,
+        weight_name=table.names[weights[0]] if weights else "",
         notes=tuple(notes),
         hint=table.hint,
     )
@@ -328,7 +331,10 @@ def check_target(target: Any) -> None:
     else:
         if not isinstance(target, bool | np.bool_):
             return
-    raise DataError(f"target: got {short(target)}, expected one name or position of a column")
+    raise DataError(
+        f"target: got {short(target)}, expected one name or position of a column, or a tuple of "
+        "several"
+    )
 
 
 _MISSING_TARGET = {"", "na", "n/a", "nan", "?"}  # "none" can be the name of a class

@@ -4,6 +4,7 @@ A column is a polars Series or an object array of text, whose cells may have bla
 are "" where there is none, or an array of numbers, NaN where there is none.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -233,14 +234,36 @@ def _cells(values: Sequence[Any], missing: Sequence[bool] | np.ndarray) -> np.nd
     return cells
 
 
-def index_of_pandas(names: Sequence[str]) -> list[str]:
-    """Those of the columns of a file that pandas wrote of an index without a name."""
-    return [name for name in names if re.fullmatch(r"__index_level_\d+__", name)]
+class IndexOfPandas(NamedTuple):
+    """The columns of a file that pandas wrote of a table's index, which is none of its columns."""
+
+    unnamed: tuple[str, ...] = ()  # left out
+    named: tuple[str, ...] = ()  # inputs like the others, before them
+
+    def arranged(self, names: Sequence[str]) -> list[str]:
+        """The columns of a file in the order that they would have without an index."""
+        return [*self.named, *(name for name in names if name not in {*self.unnamed, *self.named})]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines that say what became of them."""
+        listed = [", ".join(map(quoted, each)) for each in self]
+        said = ("the index of pandas, is left out", "the index of pandas, is a column like others")
+        return tuple(f"{names}, {what}" for names, what in zip(listed, said, strict=True) if names)
 
 
-def note_of_index(index: Sequence[str]) -> str:
-    """Say that these columns are left out; empty where there are none."""
-    return f"{', '.join(map(quoted, index))}, the index of pandas, is left out" if index else ""
+def index_of_pandas(file: str | Path, names: Sequence[str]) -> IndexOfPandas:
+    """Find the index by the file's own metadata, and by the name that pandas gives one without."""
+    unnamed = [name for name in names if re.fullmatch(r"__index_level_\d+__", name)]
+    held = {}
+    if Path(file).suffix.lower() == ".parquet":
+        polars = reader("polars", f"{file}: Parquet", "polars")
+        held = json.loads(polars.read_parquet_metadata(file).get("pandas", "{}"))
+    columns = [name for name in names if name not in unnamed]
+    index = [
+        each for each in held.get("index_columns", ()) if each in columns
+    ]  # or a dict: a range
+    return IndexOfPandas(tuple(unnamed), tuple(index))
 
 
 def read_frame(source: str | Path) -> Table:
@@ -250,12 +273,12 @@ def read_frame(source: str | Path) -> Table:
     read = polars.read_parquet if suffix == ".parquet" else polars.read_ipc
     try:
         frame = read(source)
+        index = index_of_pandas(source, frame.columns)
     except Exception as error:  # polars' own, of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: not a readable {suffix} ({reason})") from None
-    index = index_of_pandas(frame.columns)
-    table = frame_table(frame.drop(index), str(source))
-    return table._replace(note=note_of_index(index))
+    table = frame_table(frame.select(index.arranged(frame.columns)), str(source))
+    return table._replace(note="; ".join(index.notes))
 
 
 def excel_rows(source: str | Path) -> tuple[list[tuple[int, list[str]]], str]:

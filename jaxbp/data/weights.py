@@ -25,6 +25,8 @@ def class_weights(
     >>> class_weights([0, 0, 0, 1]).round(2).tolist(), class_weights(["a", "b"], {"b": 3}).tolist()
     ([0.67, 0.67, 0.67, 2.0], [1.0, 3.0])
     """
+    if isinstance(target, np.ma.MaskedArray) and np.ma.is_masked(target):
+        raise ValueError("target: some values are masked, expected an array without a mask")
     classes = np.asarray(target)
     if classes.ndim == 2 and classes.shape[1] > 1:
         classes = classes.argmax(1) if is_one_hot(classes) else classes
@@ -35,7 +37,10 @@ def class_weights(
     if own.shape != classes.shape or not ((own >= 0) & (own < np.inf)).all():
         got = f"shape {own.shape}" if own.shape != classes.shape else f"{own.min()} to {own.max()}"
         raise ValueError(f"example_weight: got {got}, expected {classes.shape} of at least 0")
-    names, of_each = np.unique(classes, return_inverse=True)
+    try:
+        names, of_each = np.unique(classes, return_inverse=True)
+    except TypeError as error:  # such as None among text
+        raise ValueError(f"target: got labels of several types, expected one: {error}") from None
     if isinstance(weights, Mapping):
         absent = [name for name in weights if name not in names.tolist()]
         wrong = [name for name, weight in weights.items() if not 0 <= weight < np.inf]

@@ -1,6 +1,5 @@
 """Health: measures of every layer, read off (z, δ) on the device."""
 
-from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple, cast
 
@@ -14,6 +13,7 @@ from jaxbp.gradient import Batch, example_shares, per_example_pass
 from jaxbp.model import MLP, Params, Residuals, units_of, with_penalty
 from jaxbp.per_example import weighted_gradients
 from jaxbp.products import affine
+from jaxbp.same_program import compiled_for_each, known
 from jaxbp.trees import check_like
 
 
@@ -75,7 +75,17 @@ def layer_health(model: MLP, params: Params, batch: Batch, updates: Params | Non
     )
 
 
-jitted_health: Callable[..., Health] = jax.jit(layer_health, static_argnums=0)
+_compiled = compiled_for_each(layer_health)
+
+
+def compiled_health(
+    model: MLP, params: Params, batch: Batch, updates: Params | None = None
+) -> Health:
+    """``layer_health``, compiled for what the model's pieces do now."""
+    measured: Health = _compiled(known(model, layer_health, params, batch, updates))(
+        params, batch, updates
+    )
+    return measured
 
 
 def sample(batch: Batch, rows: int) -> Batch:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.diagnostics.health import Health, jitted_health
+from jaxbp.diagnostics.health import Health, compiled_health
 from jaxbp.gradient import Batch, example_shares, per_example_pass
 from jaxbp.model import MLP, Params, units_of
 from jaxbp.text import Table, align, html, number, plain
@@ -144,7 +144,7 @@ def layer_report(
     """
     units_of(model)  # raises, where it is no model
     with jax.debug_nans(False):  # a report says which layer has them
-        health = jax.tree.map(np.asarray, jitted_health(model, params, batch, updates))
+        health = jax.tree.map(np.asarray, compiled_health(model, params, batch, updates))
     return judge(model, health, unfelt=unfelt_errors(model, params, batch))
 
 

@@ -27,11 +27,11 @@ from jaxbp.heads import Head
 from jaxbp.mlp import forward
 from jaxbp.model import MLP, Layer, Params, penalty
 from jaxbp.precision import mixed_precision
+from jaxbp.same_program import compiled_for_each, known
 from jaxbp.training.constants import Constants, with_l2
 from jaxbp.training.dropout import with_dropout
 from jaxbp.training.epoch import Program, epoch_key, one_epoch, repeated
 from jaxbp.training.pieces import check_pieces
-from jaxbp.training.same_program import compiled_for_each, known
 
 #: activations by scikit-learn's names, and by this package's
 ACTIVATIONS: dict[str, Activation] = {"logistic": activations.sigmoid, **activations.BY_NAME}

@@ -277,7 +277,7 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
     9.0
     """
 
-    def gradient(*args: Any) -> Any:
+    def gradient(*args: Any, **held: Any) -> Any:
         positions = positions_of(argnums, len(args))
         for position in positions:
             values = map(partial(_as_array, f"args[{position}]"), jax.tree.leaves(args[position]))
@@ -285,7 +285,7 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
                 raise TypeError(
                     f"args[{position}]: expected only real numbers, to differentiate by"
                 )
-        traced = trace_arguments(f, args, positions=positions)
+        traced = trace_arguments(partial(f, **held) if held else f, args, positions=positions)
         recording = traced.recording
         y = recording.steps[recording.output].value
         if y.shape or not is_real(y):

@@ -10,6 +10,7 @@ from jaxbp.heads import Head
 from jaxbp.interop.jax_functions import TO_JAX, unit_of
 from jaxbp.interop.stack import Unit, affine, assembled, layers_and_units, library, named
 from jaxbp.model import MLP, Layer, Params
+from jaxbp.reprs import short
 
 
 def to_nnx(model: MLP, params: Params) -> Any:
@@ -67,12 +68,17 @@ def from_nnx(
 
 
 def _check_dtype(name: str, place: int, dense: Any) -> None:
-    """Raise ValueError for a layer that computes in another dtype than its weights have."""
+    """Raise ValueError for a layer that computes in another dtype than its weights have, or by
+    another product than Flax's own."""
     if dense.dtype is not None and np.dtype(dense.dtype) != np.dtype(dense.param_dtype):
         raise ValueError(
             f"{name}, step {place}: computes in {np.dtype(dense.dtype)}, expected "
             f"{np.dtype(dense.param_dtype)}, as its weights (jaxbp.mixed_precision trains so)"
         )
+    for part in ("dot_general", "dot_general_cls", "promote_dtype", "preferred_element_type"):
+        own = getattr(dense, part, None)
+        if own is not None and not getattr(own, "__module__", "").startswith(("jax.", "flax.")):
+            raise ValueError(f"{name}, step {place}: has a {part} of its own, {short(own)}")
 
 
 def _step(step: Any, place: int, module: type) -> Unit:

@@ -42,6 +42,8 @@ _OUTPUT_IN_NUMPY = {
     "exponential": "np.exp(a)",
 }
 _ROWS_IN_NUMPY = Template("""\
+    if hasattr(x, "columns") or isinstance(x, dict):  # a table, whose columns have names
+        x = np.stack([x[name] for name in FEATURES], 1)
     z = np.asarray(x, np.float64)
     if z.ndim != 2 or z.shape[1] != len(FEATURES):
         raise ValueError(f"x: got shape {z.shape}, expected (N, {len(FEATURES)})")

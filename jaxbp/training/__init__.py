@@ -10,7 +10,7 @@ trained on what, ``pieces`` compares a user's own heads, activations and gradien
 ``jax.grad``, ``device`` is about its memory and the wait for it, ``metrics`` says how well a
 network does, and ``batch_methods`` has the lectures' optimisers for full batches.
 ``early_stopping`` is an ``on_epoch``, and ``dropout`` makes a gradient that leaves units out.
-``same_program`` and ``constants`` see to it that nothing is compiled twice. On a GPU
+``constants`` and the package's ``same_program`` see to it that nothing is compiled twice. On a GPU
 ``kernel_choice`` decides whether ``one_kernel`` takes the minibatches in the scan's place.
 """
 

@@ -22,14 +22,12 @@ from jaxbp.model import MLP, Params, check_layers, units_of
 from jaxbp.parallel import is_readable, rows_here
 from jaxbp.precision import matmul_precision
 from jaxbp.reprs import short
-from jaxbp.targets import native
+from jaxbp.same_program import compiled_for_each
+from jaxbp.targets import LABEL_SUMS, native
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.kernel_choice import KERNELS
 from jaxbp.training.pieces import held_to_shapes
-from jaxbp.training.same_program import compiled_for_each
 from jaxbp.trees import named_leaves
-
-_LABEL_SUMS = 1e-3  # how far from 1 rounded labels may sum
 
 
 def _objective(model: MLP, params: Params, batch: Batch) -> Array:
@@ -315,7 +313,7 @@ def check_target(head: Head, outputs: int, target: Any, name: str) -> None:
         raise ValueError(f"{name}: {what} in row {row}, expected {expected}")
     if kind == "classes" and target.ndim == 2:
         sums = target.sum(axis=1, dtype=float)
-        strange = np.abs(sums - 1) > max(_LABEL_SUMS, outputs * eps)
+        strange = np.abs(sums - 1) > max(LABEL_SUMS, outputs * eps)
         if strange.any():
             row = strange.argmax()
             raise ValueError(

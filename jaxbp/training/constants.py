@@ -22,7 +22,7 @@ from jax import Array
 from jax.extend.core import Literal
 
 from jaxbp.model import MLP
-from jaxbp.training.same_program import as_value, settings
+from jaxbp.same_program import as_value, settings
 from jaxbp.trees import CALLS, evaluated, opened, subjaxprs
 
 MakeOptimizer = Callable[..., optax.GradientTransformation]  # of a learning rate or of nothing

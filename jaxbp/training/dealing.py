@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxbp.gradient import Batch
 from jaxbp.parallel import rows_of_all, spans_processes
+from jaxbp.same_program import compiled_ahead
 from jaxbp.training.device import epochs_at_once, wait_for
 from jaxbp.training.epoch import Program, shuffled_rows
 from jaxbp.training.networks import (
@@ -25,7 +26,6 @@ from jaxbp.training.networks import (
     weighted,
 )
 from jaxbp.training.pieces import looked_up
-from jaxbp.training.same_program import compiled_ahead
 
 
 class Group(NamedTuple):

@@ -25,8 +25,8 @@ from jaxbp.initialisation import draw, schemes_of
 from jaxbp.model import MLP, Layer, Params, penalty, with_penalty
 from jaxbp.parallel import split, whole
 from jaxbp.precision import matmul_precision
+from jaxbp.same_program import compiled_for_each
 from jaxbp.training.constants import Constants, Optimizer, with_l2, with_those_taken
-from jaxbp.training.same_program import compiled_for_each
 from jaxbp.trees import shaped
 
 Carry = tuple[Params, optax.OptState]

@@ -128,7 +128,8 @@ def fit(
     validation: rows to evaluate after each epoch, or a stream of them; none unless given.
     keep_best: whether params are those of the epoch with the lowest validation loss, or with the
         one that an ``EarlyStopping`` of on_epoch calls best, instead of the last; False unless
-        given.  ``history.run`` is that of the last in any case.
+        given.  ``history.run`` is that of the last in any case.  After ``resume=run`` the epochs
+        before are not known, and after ``resume=folder`` they are.
     gradient: ``backprop``, ``autodiff``, or your own of their signature; one that draws at random
         (see ``random_gradient``) is given another key at every step.
     compute_dtype: of the products, such as ``jnp.bfloat16``: see ``mixed_precision``; else that of

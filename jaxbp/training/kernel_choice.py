@@ -9,8 +9,8 @@ import jax
 import optax
 
 from jaxbp.precision import default_precision
+from jaxbp.same_program import KEPT, settings, shapes_in
 from jaxbp.training.epoch import Program
-from jaxbp.training.same_program import KEPT, settings, shapes_in
 
 #: what ``fit`` may be told
 KERNELS = ("auto", "xla", "fused", "interpret")

@@ -16,11 +16,11 @@ from jaxbp.heads import Head
 from jaxbp.mlp import logits_in_parts
 from jaxbp.model import MLP, Params, penalty
 from jaxbp.precision import matmul_precision
+from jaxbp.same_program import compiled_for_each, known
 from jaxbp.training.checks import checked_batch
 from jaxbp.training.constants import with_l2, without_l2
 from jaxbp.training.device import wait_for
 from jaxbp.training.pieces import are_the_packages, traced
-from jaxbp.training.same_program import compiled_for_each, known
 from jaxbp.training.stacks import laid_out
 from jaxbp.training.streams import Batches, Stream
 

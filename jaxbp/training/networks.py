@@ -18,6 +18,7 @@ from jax import Array
 from jaxbp.gradient import Batch
 from jaxbp.initialisation import draw
 from jaxbp.model import Params
+from jaxbp.same_program import compiled_for_each
 from jaxbp.training.constants import Constants, Optimizer
 from jaxbp.training.epoch import (
     Program,
@@ -30,7 +31,6 @@ from jaxbp.training.epoch import (
 )
 from jaxbp.training.metrics import loss_and_metric
 from jaxbp.training.run import Run
-from jaxbp.training.same_program import compiled_for_each
 
 _SMALL = 2**17  # multiplications: 32-64-10 at batch 32 is below, 64-128-10 above
 

@@ -30,7 +30,7 @@ from jaxbp.model import MLP, Params, units_of
 from jaxbp.per_example import clipped_gradient, noisy_clipped_gradient
 from jaxbp.precision import mixed_precision
 from jaxbp.reprs import short
-from jaxbp.training.same_program import compiled_for_each, known
+from jaxbp.same_program import compiled_for_each, known
 from jaxbp.trees import named_leaves, shaped
 
 Pairs = tuple[tuple[Any, Any], ...]  # of trees: what a piece claims, and what is right

@@ -18,12 +18,12 @@ from jax import Array
 from jaxbp.gradient import Batch
 from jaxbp.model import Params
 from jaxbp.parallel import everywhere
+from jaxbp.same_program import compiled_for_each
 from jaxbp.training.blocks import Ended
 from jaxbp.training.constants import Constants
 from jaxbp.training.device import copied, wait_for
 from jaxbp.training.epoch import Carry, Program, epoch_key, repeated, taken
 from jaxbp.training.pieces import looked_up
-from jaxbp.training.same_program import compiled_for_each
 from jaxbp.training.stacks import Stack, Stacker
 from jaxbp.training.streams import Batches
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxbp.trees import opened, subjaxprs
+from jaxbp.trees import opened, shaped, subjaxprs
 
 KEPT = 64  # programs of a kind
 
@@ -109,7 +109,7 @@ def shapes_in(tree: Any) -> tuple[tuple[Any, ...], Any]:
 
     def shape(leaf: Any) -> Any:
         sharding = leaf.sharding if getattr(leaf, "committed", False) else None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+        return shaped(leaf.shape, leaf.dtype, sharding)
 
     return tuple(map(shape, leaves)), structure
 
