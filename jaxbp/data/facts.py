@@ -4,6 +4,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+
 from jaxbp.data.cells import day, quoted
 from jaxbp.data.columns import Column, Values
 from jaxbp.data.errors import DataWarning
@@ -41,6 +43,19 @@ def facts_of(columns: Iterable[Column], values: Iterable[Values]) -> tuple[str, 
     return tuple(facts)
 
 
+def not_trained(
+    labels: tuple[str, ...], classes: np.ndarray, weight: np.ndarray | None
+) -> tuple[str, ...]:
+    """A note of the classes that have no training row of any weight, where there are such."""
+    sums = np.bincount(classes, weight, minlength=len(labels))
+    lacking = [quoted(label) for label, each in zip(labels, sums, strict=True) if not each]
+    if not lacking:
+        return ()
+    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+    of_weight = "" if weight is None else " of a weight above 0"
+    return (f"no training row{of_weight} is of class {', '.join(lacking[:5])}{more}",)
+
+
 def told_of(column: Column, values: Values) -> list[str]:
     """The lines to tell of new rows: missing cells that were filled, unknown categories."""
     missing, name = int(values.missing.sum()), quoted(column.name)
@@ -50,7 +65,7 @@ def told_of(column: Column, values: Values) -> list[str]:
             present = values.numbers[~values.missing]
             others = present[(present != 0) & (present != 1)]
             if len(others):
-                shown = significant(float(others[0]), 6)
+                shown = ", ".join(significant(float(each), 6) for each in np.unique(others)[:5])
                 told.append(f"column {name}: {len(others)} of a value {_NO_TRAINING_ROW} ({shown})")
         return told
     known = {*column.categories}

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.data.cells import Decimal, quoted
+from jaxbp.data.cells import Decimal
 from jaxbp.data.columns import Missing, fitted
 from jaxbp.data.errors import DataError, DataWarning, noting
-from jaxbp.data.facts import facts_of, warn_of_unknown
+from jaxbp.data.facts import facts_of, not_trained, warn_of_unknown
 from jaxbp.data.preparation import (
     Preparation,
     alike,
@@ -183,7 +183,7 @@ def load(
     notes = (*raw.notes, *alike(labels or ()))
     if labels is not None and values.ndim == 1:
         weight = None if raw.weight is None else raw.weight[train_rows]
-        notes += _not_trained(labels, values[train_rows], weight)
+        notes += not_trained(labels, values[train_rows], weight)
     for note in notes:
         warnings.warn(f"{raw.name}: {note}", DataWarning, stacklevel=2)
     count = 1 if values.ndim == 1 else values.shape[1]
@@ -229,19 +229,6 @@ def load(
             raw.weight_name,
         ),
     )
-
-
-def _not_trained(
-    labels: tuple[str, ...], classes: np.ndarray, weight: np.ndarray | None
-) -> tuple[str, ...]:
-    """A note of the classes that have no training row of any weight, where there are such."""
-    sums = np.bincount(classes, weight, minlength=len(labels))
-    lacking = [quoted(label) for label, each in zip(labels, sums, strict=True) if not each]
-    if not lacking:
-        return ()
-    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-    of_weight = "" if weight is None else " of a weight above 0"
-    return (f"no training row{of_weight} is of class {', '.join(lacking[:5])}{more}",)
 
 
 def dealt(
