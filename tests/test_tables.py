@@ -449,24 +449,46 @@ def test_a_cell_that_would_change_its_column_is_named(load, cell, message):
 def test_a_truth_value_of_new_rows_is_0_or_1_or_told(load):
     preparation = load(table(x=lambda i: i % 2)).preparation
     _, told = data.load_rows(preparation, {"x": [0, 2, 1, 3]})
-    assert told == ["column 'x': 2 of a value that no training row has (2)"]
+    assert told == ["column 'x': 2 of a value that no training row has (2, 3)"]
 
 
 def test_frames_that_are_wrong():
+    two = {"x": [1, 2], "y": ["a", "b"]}
     for frame, message in [
-        ({"x": np.ones((3, 2))}, r"table, column 'x': got shape \(3, 2\), expected \(N,\)"),
+        ({"x": 3.0, "y": [1]}, r"table, column 'x': got 3, expected \(N,\)"),
         ({"x": np.ones(3), "y": np.ones(2)}, "table: columns of 2, 3 rows"),
         ({"x": [], "y": []}, "table: no rows"),
         ({"x": [1, 2], 1: [1, 2], "1": [1, 2]}, "table: two columns are called '1'"),
         (type("Frame", (), {"columns": []})(), "table: got Frame"),
         (polars.LazyFrame(CELLS), r"got LazyFrame, expected a DataFrame; its collect\(\) is one"),
-        (polars.DataFrame({"x": [[1], [2]]}), r"column 'x': got List.*, expected numbers, text"),
-        (polars.DataFrame({"x": [datetime.timedelta(1)]}), "column 'x': got Duration.*, expected"),
-        ({"x": np.array([b"a"])}, r"table, column 'x': got \|S1, expected numbers, text, truth"),
-        ({"x": np.ma.masked_equal([1, 2], 2)}, "table, column 'x': got masked values"),
+        (two | {"x": [[1], [2]]}, r"column 'x': got shape \(2, 1\), expected numbers, text, truth"),
+        (polars.DataFrame(two | {"x": [[1], [2]]}), "column 'x': got List.*, expected numbers, t"),
+        (polars.DataFrame(two | {"x": [datetime.timedelta(1)] * 2}), "'x': got Duration.*, expec"),
+        (two | {"x": np.array([b"a", b"b"])}, r"table, column 'x': got \|S1, expected numbers, te"),
+        (two | {"x": np.ma.masked_equal([1, 2], 2)}, "table, column 'x': got masked values"),
     ]:
         with pytest.raises(DataError, match=message):
             data.load(frame)
+
+
+def test_a_column_that_cannot_be_read_is_no_hindrance_where_it_is_not_used():
+    frame = polars.DataFrame(CELLS)
+    more = frame.with_columns(polars.Series("tags", [[1]] * 60), polars.Series("z", [b"z"] * 60))
+    loaded = data.load(more, target="y", drop=("tags", "z"))
+    np.testing.assert_array_equal(loaded.train.x, data.load(frame).train.x)
+    raw, tagged = (data.load_rows(loaded.preparation, each)[0] for each in (frame, more))
+    np.testing.assert_array_equal(raw, tagged)
+    for wrong, message in [
+        (
+            {"target": "y", "drop": "z"},
+            r"'tags': got List.*; drop='tags' \(--drop\) leaves",
+        ),
+        ({"target": "tags", "drop": "z"}, r"'tags': got List.*, expected numbers, text, truth"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            data.load(more, **wrong)
+    with pytest.raises(DataError, match=r"'x': got List.*, expected numbers, text, truth"):
+        data.load_rows(loaded.preparation, frame.with_columns(polars.Series("x", [[1]] * 60)))
 
 
 def test_a_reader_that_is_not_installed_is_named(load, monkeypatch):

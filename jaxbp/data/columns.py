@@ -30,7 +30,7 @@ from jaxbp.data.cells import (
     truth,
 )
 from jaxbp.data.errors import DataError
-from jaxbp.data.tables import Table, all_numbers, distinct, is_text, texts
+from jaxbp.data.tables import Table, Unreadable, all_numbers, distinct, is_text, texts
 from jaxbp.text import cut, significant
 
 Kind = Literal["number", "boolean", "date", "category", "empty"]
@@ -107,7 +107,8 @@ def shown_decimals(table: Table) -> set[Decimal]:
     If it is one, it decides for columns that leave it open, as one of 1.040 and 972 beside 6,67.
     """
     signs: set[Decimal] = set()
-    for column in filter(is_text, table.columns):
+    readable = [each for each in table.columns if not isinstance(each, Unreadable)]
+    for column in filter(is_text, readable):
         cells = _present(distinct(column[:_FIRST])[0])
         points = decimals_of(cells) if cells else []
         signs |= {*points} if len(points) == 1 else set()
@@ -143,6 +144,9 @@ def examine(
     """
     name, column = table.names[position], table.columns[position]
     own = Column(name, decimal=decimal)
+    if isinstance(column, Unreadable):
+        refused = f"{column.error}; drop={name!r} (--drop) leaves it out"
+        return Examined(own, Values(np.full(len(column), np.nan)), refused)
     by_others = decimal is None and "," in table.decimals and is_text(column)
     if not categorical and not (decimal == "," and is_text(column)):
         found = all_numbers(column)

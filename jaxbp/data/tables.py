@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 
 from jaxbp.data.cells import INTEGER, MISSING, Decimal, quoted
 from jaxbp.data.errors import DataError, reader
+from jaxbp.reprs import short
 from jaxbp.text import counted
 
 
@@ -82,8 +84,24 @@ class Table(NamedTuple):
 # Columns
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A column of neither numbers nor text, such as one of lists: an error where it is used."""
+
+    error: str
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, rows: Any) -> "Unreadable":
+        return replace(self, rows=len(rows))
+
+
 def is_text(column: Any) -> bool:
-    """Whether a column holds text, rather than numbers."""
+    """Whether a column holds text, and not numbers.  Raises DataError where it holds neither."""
+    if isinstance(column, Unreadable):
+        raise DataError(column.error)
     return not isinstance(column, np.ndarray) or column.dtype == object
 
 
@@ -96,7 +114,7 @@ def is_empty(column: Any) -> bool:
 
 def texts(column: Any) -> list[str]:
     """A column's cells as text without blanks around them; a whole number has no fraction."""
-    if not isinstance(column, np.ndarray):
+    if is_text(column) and not isinstance(column, np.ndarray):
         column = column.fill_null("")
     cells = column.tolist() if isinstance(column, np.ndarray) else column.to_list()
     return [cell.strip() if isinstance(cell, str) else _text(cell) for cell in cells]
@@ -110,7 +128,7 @@ def _text(value: Any) -> str:
 
 def distinct(column: Any) -> tuple[list[str], np.ndarray]:
     """The different cells of a column as text, and which of them each row has, (N,)."""
-    if not isinstance(column, np.ndarray):
+    if is_text(column) and not isinstance(column, np.ndarray):
         cells = column.fill_null("").str.strip_chars()
         different = cells.unique(maintain_order=True)
         codes = cells.replace_strict(different, np.arange(len(different)))
@@ -190,10 +208,10 @@ def frame_table(source: Any, name: str = "table") -> Table:
 _NO_CELLS = ("Duration", "Time", "Unknown", "Binary")  # types of narwhals
 
 
-def _of_series(source: str, series: Any) -> np.ndarray:
+def _of_series(source: str, series: Any) -> Any:
     """A narwhals Series as numbers, NaN where there is none, or as text."""
     if series.dtype.is_nested() or str(series.dtype).startswith(_NO_CELLS):
-        raise _no_cells(source, series.name, series.dtype)
+        return _unreadable(source, series.name, series.dtype, len(series))
     if series.dtype.is_numeric():
         whole = series.dtype.is_integer() and series.null_count() == 0
         values: np.ndarray = series.to_numpy()
@@ -203,14 +221,16 @@ def _of_series(source: str, series: Any) -> np.ndarray:
     return _cells(series.to_list(), series.is_null().to_list())
 
 
-def _of_array(source: str, name: str, values: Any) -> np.ndarray:
+def _of_array(source: str, name: str, values: Any) -> Any:
     """An array of a dict as numbers or as text."""
     array = np.asarray(values)
-    if array.ndim != 1:
-        raise DataError(f"{source}, column {quoted(name)}: got shape {array.shape}, expected (N,)")
+    if not array.ndim:
+        raise DataError(f"{source}, column {quoted(name)}: got {short(values)}, expected (N,)")
+    if array.ndim > 1:
+        return _unreadable(source, name, f"shape {array.shape}", len(array))
     if array.dtype.kind in "cmSV" or np.ma.is_masked(values):
         what = "masked values" if np.ma.is_masked(values) else array.dtype
-        raise _no_cells(source, name, what)
+        return _unreadable(source, name, what, len(array))
     if array.dtype.kind in "iuf":
         return array
     if array.dtype.kind == "M":
@@ -222,9 +242,10 @@ def _of_array(source: str, name: str, values: Any) -> np.ndarray:
     return _cells(array.tolist(), missing)
 
 
-def _no_cells(source: str, name: str, what: Any) -> DataError:
+def _unreadable(source: str, name: str, what: Any, rows: int) -> Unreadable:
     kinds = "numbers, text, truth values or dates"
-    return DataError(f"{source}, column {quoted(name)}: got {what}, expected {kinds}")
+    error = f"{source}, column {quoted(name)}: got {what}, expected {kinds}"
+    return Unreadable(error, rows)
 
 
 def _cells(values: Sequence[Any], missing: Sequence[bool] | np.ndarray) -> np.ndarray:
