@@ -189,6 +189,25 @@ def test_the_precision_inside_is_seen_by_the_result_or_by_its_stairs(dtype, resu
             assert gradcheck(f, point, grads=lambda x: 3 * x).verdict == "fail"
 
 
+def test_a_network_of_zeros_is_no_half_precision():
+    """Its loss changes by the square of a step, and so in float64 not at all by the smallest."""
+    x, y = np.random.default_rng(3).normal(size=(6, 4)), np.eye(3)[[0, 1, 2, 0, 1, 2]]
+
+    def loss(first, second):
+        return float(0.5 * np.sum((np.maximum(0, x @ first) @ second - y) ** 2))
+
+    def grads(first, second):
+        a = x @ first
+        error = np.maximum(0, a) @ second - y
+        return x.T @ ((error @ second.T) * (a > 0)), np.maximum(0, a).T @ error
+
+    zeros = np.zeros((4, 5)), np.zeros((5, 3))
+    for seed in (0, 1):
+        key = jax.random.key(seed)
+        report = gradcheck(loss, *zeros, argnums=(0, 1), grads=grads, key=key)
+        assert (report.verdict, report.precision) == ("pass", "float64")
+
+
 @pytest.mark.parametrize("seed", [0, 31, 63])  # of which some step over a rounding at the point
 def test_a_layer_alone_may_be_in_float32(seed):
     """Then f still moves at small steps, by the other leaf alone."""

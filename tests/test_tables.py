@@ -914,3 +914,13 @@ def test_a_column_whose_name_is_a_number_is_found_by_it():
     assert data.load(frame, target=-2).decisions.target == "3"
     with pytest.raises(DataError, match=r"table: no column '0' \(the columns are '1', '2'"):
         data.load(frame, target=0)
+
+
+def test_numbers_are_no_dates(load):
+    preparation = load(table(d=lambda i: f"2020-01-{i % 28 + 1:02}")).preparation
+    with pytest.raises(
+        DataError, match="row 1, column 'd': 2020 where a date, year first, belongs"
+    ):
+        data.load_rows(preparation, {"d": [np.nan, 2020.0]})
+    rows, _ = data.load_rows(preparation, {"d": [np.nan, np.nan]})  # both missing
+    assert np.isfinite(rows).all()

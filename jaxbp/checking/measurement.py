@@ -300,7 +300,7 @@ def _dtype_inside(
         gap = larger.value - small
         there = quotients[:, _nearest(samples.steps, 16 * eps)] - small
         if eps > eps_of(np.float32):  # a kink far away has two slopes too, but does not stand still
-            gap, apart = there, _still(samples) & (np.abs(there) > bar)
+            gap, apart = there, _still(samples, eps / 64) & (np.abs(there) > bar)
         else:
             apart = np.isfinite(gap) & (np.abs(gap) > larger.error + bar)
         apart &= coarse.sigma[:, 0] < _ROUNDINGS * eps * magnitude(samples)
@@ -313,11 +313,14 @@ def _dtype_inside(
     return arithmetic.dtype
 
 
-def _still(samples: Samples) -> np.ndarray:
-    """Whether f has one value at the smallest steps of each line, on one side at least."""
-    center = samples.center[:, None]
-    still = np.stack([samples.plus == center, samples.minus == center])
-    return np.asarray(np.any(np.all(still[..., -3:], axis=2), axis=0))
+def _still(samples: Samples, step: float) -> np.ndarray:
+    """Whether f has one value at all smaller steps of each line, on one side at least.
+
+    Where its slope is 0, float64 stands still as well, but at the smallest of them alone.
+    """
+    center, small = samples.center[:, None], samples.steps < step
+    still = np.stack([samples.plus == center, samples.minus == center])[..., small]
+    return np.asarray(np.any(np.all(still, axis=2), axis=0))
 
 
 def _nearest(steps: np.ndarray, step: float) -> int:

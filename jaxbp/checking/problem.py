@@ -404,9 +404,11 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
     NoDerivativeError where JAX cannot differentiate f.
     """
     if grads is not None and random_cotangent and problem.held.cotangent is not None:
+        result = ", ".join(short(leaf) for leaf in jax.tree.leaves(problem.held.cotangent))
         raise ValueError(
-            "cotangent: got none, but f's result is not a scalar: expected the one with which "
-            "grads is made"
+            f"cotangent: got none, but f's result is not a scalar but {result}: a loss is one "
+            "number, as sum() or float() makes it; of other results expected the cotangent with "
+            "which grads is made"
         )
     black_box = problem.black_box
     if grads is None and black_box is not None and not black_box.differentiable:

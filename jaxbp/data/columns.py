@@ -261,7 +261,8 @@ def _as_categories(cells: Sequence[str], codes: np.ndarray) -> Values:
 
 
 _SAID = "decimal=',' (--decimal ,) or decimal='.' (--decimal .) says which"
-_EXPECTED = {"number": "a number", "boolean": "true or false", "date": "a date, year first,"}
+_DATE = "a date, year first,"
+_EXPECTED = {"number": "a number", "boolean": "true or false", "date": _DATE}
 
 
 def _read_or_refused(
@@ -373,7 +374,12 @@ def read(table: Table, position: int, column: Column, decimal: Decimal | None = 
             names = [name if name in column.categories else whole.get(name, name) for name in names]
         return _as_categories(names, codes)
     if not is_text(cells):
-        return Values(cells.astype(np.float64))
+        numbers = cells.astype(np.float64)
+        if column.kind == "date" and not np.isnan(numbers).all():  # of what since when?
+            row = int(np.argmin(np.isnan(numbers)))
+            shown = texts(cells[row : row + 1])[0]
+            raise DataError(f"{table.place(row, position)}: {cut(shown, 40)} where {_DATE} belongs")
+        return Values(numbers)
     if column.kind != "date" and column.decimal != ",":
         found = all_numbers(cells)
         if found is not None and not _beyond_float32(table, position, found):
