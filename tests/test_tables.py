@@ -924,3 +924,5 @@ def test_numbers_are_no_dates(load):
         data.load_rows(preparation, {"d": [np.nan, 2020.0]})
     rows, _ = data.load_rows(preparation, {"d": [np.nan, np.nan]})  # both missing
     assert np.isfinite(rows).all()
+    nothing, _ = data.load_rows(preparation, polars.DataFrame({"d": [None, None]}))
+    np.testing.assert_array_equal(rows, nothing)

@@ -210,6 +210,8 @@ _NO_CELLS = ("Duration", "Time", "Unknown", "Binary")  # types of narwhals
 
 def _of_series(source: str, series: Any) -> Any:
     """A narwhals Series as numbers, NaN where there is none, or as text."""
+    if series.null_count() == len(series):  # polars has a type of its own for it
+        return _cells([None] * len(series), [True] * len(series))
     if series.dtype.is_nested() or str(series.dtype).startswith(_NO_CELLS):
         return _unreadable(source, series.name, series.dtype, len(series))
     if series.dtype.is_numeric():
