@@ -19,6 +19,7 @@ from benchmarks.problems import random_params
 from jaxbp import assert_gradients, compare, gradcheck, taylor_test
 from jaxbp.checking import jaxprs
 from jaxbp.checking.comparing import Entry
+from jaxbp.checking.diagnosis import common_mistake
 from jaxbp.checking.finite_differences import Samples, Slopes, extrapolate, sample_lines, step_sizes
 from jaxbp.checking.measurement import Measurement
 from jaxbp.checking.problem import Purpose, pose
@@ -1094,3 +1095,11 @@ def test_caches_are_cleared_where_jax_has_no_constants_in_each_width(monkeypatch
         with jaxprs.enable_float64(True, numpy_constants=numpy_constants):
             pass
         assert len(cleared) == times
+
+
+def test_where_to_look_if_all_leaves_are_wrong():
+    """A layer alone has none above it that could be right."""
+    wrong = [("w", "fail", "off by a factor"), ("b", "fail", "wrong")]
+    assert common_mistake(wrong).startswith("every leaf: look at the error at the output")
+    above = [*wrong, ("v", "pass", ""), ("c", "pass", "")]
+    assert common_mistake(above).startswith("every leaf up to b: right above; look at what is")

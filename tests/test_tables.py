@@ -918,9 +918,7 @@ def test_a_column_whose_name_is_a_number_is_found_by_it():
 
 def test_numbers_are_no_dates(load):
     preparation = load(table(d=lambda i: f"2020-01-{i % 28 + 1:02}")).preparation
-    with pytest.raises(
-        DataError, match="row 1, column 'd': 2020 where a date, year first"
-    ):
+    with pytest.raises(DataError, match="row 1, column 'd': 2020 where a date, year first"):
         data.load_rows(preparation, {"d": [np.nan, 2020.0]})
     rows, _ = data.load_rows(preparation, {"d": [np.nan, np.nan]})  # both missing
     assert np.isfinite(rows).all()

@@ -442,7 +442,7 @@ def _suspicion(verdicts: Sequence[tuple[str, str, str]]) -> str:
     """Where to look first when the leaves fail in different ways."""
     bad = [verdict == "fail" for _, verdict, _ in verdicts]
     count = sum(bad)
-    if len(bad) > 2 and all(bad):
+    if len(bad) > 1 and all(bad):
         return "look at the error at the output, and at the mean over examples"
     if count > 1 and all(bad[:count]):
         return "right above; look at what is passed back to it, δ Wᵀ and the slope"
