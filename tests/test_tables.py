@@ -908,9 +908,12 @@ def test_a_column_whose_name_is_a_number_is_found_by_it():
     assert (loaded.decisions.target, loaded.preparation.features) == ("3", ("2", "4"))
     trained = data.load(frame, target=4)
     assert trained.decisions.target == "4"
-    for more, said in ({}, []), ({5: frame[4]}, ["the target is column '5', the last one"]):
-        options = {"target": None, "counts": False}
-        assert loading.load_labelled(trained.preparation, frame | more, **options)[1] == said
+    options = {"target": None, "counts": False}
+    for known, said in (("4",), []), (None, ["the target is column '5', the last one"]):
+        preparation = trained.preparation._replace(targets=known)
+        batch, told = loading.load_labelled(preparation, frame | {5: frame[1]}, **options)
+        assert told == said
+        assert (np.corrcoef(batch.target[:, 0], frame[4])[0, 1] > 0.99) == (known is not None)
     assert data.load(frame, target=-2).decisions.target == "3"
     with pytest.raises(DataError, match=r"table: no column '0' \(the columns are '1', '2'"):
         data.load(frame, target=0)
@@ -924,3 +927,16 @@ def test_numbers_are_no_dates(load):
     assert np.isfinite(rows).all()
     nothing, _ = data.load_rows(preparation, polars.DataFrame({"d": [None, None]}))
     np.testing.assert_array_equal(rows, nothing)
+
+
+def test_one_hot_rows_that_are_none_are_named():
+    frame = {"x": np.arange(60.0), "red": np.arange(60) % 2, "blue": 1 - np.arange(60) % 2}
+    loaded = data.load(frame, target=("red", "blue"))
+    assert data.load_for(loaded.preparation, frame).target.tolist() == [
+        loaded.preparation.labels.index("red" if row % 2 else "blue") for row in range(60)
+    ]
+    for wrong in (0, 1):
+        frame["red"][7] = frame["blue"][7] = wrong
+        said = f"row 7: red, blue are {wrong}, {wrong}, expected one 1, and else 0"
+        with pytest.raises(DataError, match=said):
+            data.load_for(loaded.preparation, frame)

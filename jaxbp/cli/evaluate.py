@@ -15,7 +15,7 @@ from jaxbp.cli.run_folder import record_of, trained_network
 from jaxbp.cli.score_tables import further_tables, scores_table
 from jaxbp.cli.scores import baselines, score
 from jaxbp.data.loading import load_labelled
-from jaxbp.data.sources import BUNDLED, Target
+from jaxbp.data.sources import Target
 from jaxbp.text import align, counted
 
 
@@ -57,10 +57,8 @@ def run(options: Evaluate, console: Console) -> int:
     assert preparation is not None
     record = record_of(options.run)
     target: Target = options.target
-    if target is None and options.data not in BUNDLED:
-        several = preparation.labels if preparation.several_labels else preparation.targets
-        by_name = several is not None and Path(options.data).suffix.lower() != ".npz"
-        target = several if by_name else record.get("target") or None
+    if target is None and Path(options.data).suffix.lower() == ".npz":
+        target = record.get("target") or None  # the array's name
     batch, told = load_labelled(
         preparation,
         options.data,

@@ -190,7 +190,9 @@ def load(
     target_mean, target_scale = np.zeros(count), np.ones(count)
     if labels is None:
         target_mean, target_scale = moments(values[train_rows], standardize_target)
-    targets = (raw.outputs or None) if labels is None else None
+    targets = raw.outputs or None
+    if targets is None and raw.table is not None:
+        targets = (raw.target_name,)
     preparation = Preparation(
         raw.features,
         np.zeros(0),
@@ -350,7 +352,7 @@ def load_for(
 
     preparation: of the network.
     source: as ``load`` takes it; a table with names is read by them.
-    target: as ``load`` takes it.
+    target: as ``load`` takes it; unless given, the columns that the network learnt.
     counts: whether it is counts, of which none is negative; False unless given.
     weights: the column of the examples' weights; all are equal unless given.
     encoding: of a CSV, by Python's name; UTF-8 unless given.
@@ -402,7 +404,8 @@ def load_labelled(
     is_text = preparation.labels is not None and not preparation.several_labels
     reading = checked_reading(None, (), (), "impute", weights, encoding, decimal)
     reading = reading._replace(image_shape=preparation.image_shape)
-    raw = read_labelled(source, preparation.features, target, is_text, reading)
+    known = preparation.targets
+    raw = read_labelled(source, preparation.features, target, is_text, reading, known)
     if counts:
         check_counts(raw)
     told: list[str] = []

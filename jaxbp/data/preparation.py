@@ -35,7 +35,7 @@ class Preparation(NamedTuple):
     labels: tuple[str, ...] | None  # names of the classes or of several labels; None for regression
     target_mean: np.ndarray  # (K,) of a regression's target; 0 and 1 where it is left as it is
     target_scale: np.ndarray  # (K,)
-    targets: tuple[str, ...] | None = None  # names of several quantities
+    targets: tuple[str, ...] | None = None  # names of the target's columns, where it has some
     columns: tuple[Column, ...] | None = None  # (D,) of a table; None: each is a number
     image_shape: tuple[int, ...] | None = None  # of an image that a row was; None: rows were rows
 
@@ -304,8 +304,8 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
             )
         _check_each(raw, values, (values == 0) | (values == 1), "0 or 1")
         return values.astype(np.float32)
-    if target.ndim > 1 and is_one_hot(target):
-        target = np.array(raw.outputs)[target.argmax(1)]
+    if target.ndim > 1:
+        target = _names_of_ones(raw, target)
     if raw.labels is not None:
         target = np.array(raw.labels)[target]
     position = {name: index for index, name in enumerate(labels)}
@@ -317,6 +317,19 @@ def encode_for(preparation: Preparation, raw: RawData) -> np.ndarray:
             f"classes ({', '.join(map(quoted, labels[:10]))}{', ...' if len(labels) > 10 else ''})"
         )
     return np.array(classes, np.int32)
+
+
+def _names_of_ones(raw: RawData, target: np.ndarray) -> np.ndarray:
+    """The names of the columns that are 1 in one-hot rows.  Raises DataError for the first row that
+    is none."""
+    right = ((target == 0) | (target == 1)).all(1) & (target.sum(1) == 1)
+    if not right.all():
+        row = int(right.argmin())
+        cells = ", ".join(f"{cell:g}" for cell in target[row].tolist())
+        names = ", ".join(raw.outputs)
+        raise DataError(f"{raw.place(row)}: {names} are {cells}, expected one 1, and else 0")
+    named: np.ndarray = np.array(raw.outputs)[target.argmax(1)]
+    return named
 
 
 def _in_order(preparation: Preparation, raw: RawData) -> RawData:

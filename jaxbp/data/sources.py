@@ -135,6 +135,7 @@ def read_labelled(
     target: Target,
     is_text: bool,
     reading: Reading = AS_FOUND,
+    known: tuple[str, ...] | None = None,
 ) -> RawData:
     """Read the named columns of a source and its target, to evaluate a network on.
 
@@ -144,6 +145,8 @@ def read_labelled(
     target: as ``load`` takes it.
     is_text: whether a table's target is the names of classes, and not quantities.
     reading: how; as it is found unless given.
+    known: names of the target's columns, which it has in a table with names unless target says
+        otherwise; None where they are not known.
 
     Raises DataError.
     """
@@ -154,6 +157,8 @@ def read_labelled(
         check_image(source, raw.image_shape, reading.image_shape)
         check_width(source, raw.x.shape[1], features)
         return raw
+    if target is None and known is not None and table.has_header is not False:
+        target = known if len(known) > 1 else known[0]
     chosen = target_positions(table, target)
     others = _inputs_of(table, features, chosen)
     for position in chosen:

@@ -84,7 +84,7 @@ def load_stream(
         labels=labels,
         target_mean=of_target[0],
         target_scale=of_target[1],
-        targets=shards.outputs if len(shards.outputs) > 1 else None,
+        targets=shards.outputs if shards.kind != ".npz" else None,
         image_shape=shards.image_shape,
     )
     batches = {}
