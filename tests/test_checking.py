@@ -874,6 +874,11 @@ def test_compare_keeps_a_nan_and_names_what_does_not_fit():
             r"grads: got float\d+\[6\], expected a tuple of 2, a gradient of each of x, y",
         ),
         (
+            lambda: gradcheck(square, np.ma.masked_equal(X, 0), grads=X),
+            TypeError,
+            "x: got MaskedArray, expected a plain array: the copies that f is given would",
+        ),
+        (
             lambda: gradcheck(jnp.sin, X, grads=jnp.cos),
             ValueError,
             r"cotangent: got none, but f's result is not a scalar but float\d+\[6\]: a loss is one",
@@ -1103,3 +1108,22 @@ def test_where_to_look_if_all_leaves_are_wrong():
     assert common_mistake(wrong).startswith("every leaf: look at the error at the output")
     above = [*wrong, ("v", "pass", ""), ("c", "pass", "")]
     assert common_mistake(above).startswith("every leaf up to b: right above; look at what is")
+
+
+@pytest.mark.parametrize(
+    ("paths", "wrong", "said"),
+    [
+        (["W1", "W2", "b1", "b2"], ["W1", "b1"], "every leaf up to b1: right above"),
+        (["W1", "W2", "b1", "b2"], ["W1", "W2"], "every W"),  # δ is right, as the biases tell
+        (["[0].weight", "[0].bias", "[1].weight"], ["[0].weight", "[0].bias"], "every leaf up to"),
+        (
+            ["[0].weight", "[0].bias", "[1].weight", "[1].bias"],
+            ["[0].bias", "[1].bias"],
+            "every bias",
+        ),
+    ],
+)
+def test_what_is_right_above_is_told_by_the_numbers_of_layers(paths, wrong, said):
+    found = common_mistake([(p, "fail" if p in wrong else "pass", p) for p in paths])
+    assert found.startswith(said)
+    assert ("right above" in found) == ("up to" in said)

@@ -5,6 +5,7 @@ leaf's gradient, is compared with the slopes measured along all directions: the 
 them all is the diagnosis.  If only some entries are wrong, they are found by measuring entries.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -430,20 +431,42 @@ def _where(verdicts: Sequence[tuple[str, str, str]]) -> str:
         return ""
     if not right:
         return "every leaf"
-    kinds = {path.rpartition(".")[2] for path in wrong}
-    if len(wrong) > 1 and len(kinds) == 1 and not kinds & {p.rpartition(".")[2] for p in right}:
+    kinds = {_kind(path) for path in wrong}
+    if len(wrong) > 1 and len(kinds) == 1 and not kinds & {_kind(path) for path in right}:
         return f"every {kinds.pop()}"
-    if len(wrong) > 1 and wrong == [path for path, _, _ in verdicts[: len(wrong)]]:
-        return f"every leaf up to {wrong[-1]}"
+    if len(wrong) > 1 and _is_below(wrong, right, verdicts):
+        return f"every leaf up to {sorted(wrong, key=_layer)[-1]}"
     return ", ".join(wrong)
+
+
+def _kind(path: str) -> str:
+    """The last word of a leaf's path, without a number: "weight" of [0].weight, "W" of ['W1']."""
+    words: list[str] = re.findall(r"[^\W\d_]+", path)
+    return words[-1] if words else path
+
+
+def _layer(path: str) -> int:
+    """The last number of a leaf's path, 1 of ['W1']; -1 where it has none."""
+    return int((re.findall(r"\d+", path) or [-1])[-1])
+
+
+def _is_below(
+    wrong: Sequence[str], right: Sequence[str], verdicts: Sequence[tuple[str, str, str]]
+) -> bool:
+    """Whether the wrong leaves are those of the first layers: by their numbers, as a dict's leaves
+    come in the order of their names; by their order, where they have none."""
+    layers = [_layer(path) for path, _, _ in verdicts]
+    if len({*layers}) > 1:
+        return max(map(_layer, wrong)) < min(map(_layer, right))
+    return [*wrong] == [path for path, _, _ in verdicts[: len(wrong)]]
 
 
 def _suspicion(verdicts: Sequence[tuple[str, str, str]]) -> str:
     """Where to look first when the leaves fail in different ways."""
-    bad = [verdict == "fail" for _, verdict, _ in verdicts]
-    count = sum(bad)
-    if len(bad) > 1 and all(bad):
+    wrong = [path for path, verdict, _ in verdicts if verdict == "fail"]
+    right = [path for path, verdict, _ in verdicts if verdict != "fail"]
+    if len(wrong) > 1 and not right:
         return "look at the error at the output, and at the mean over examples"
-    if count > 1 and all(bad[:count]):
+    if len(wrong) > 1 and _is_below(wrong, right, verdicts):
         return "right above; look at what is passed back to it, δ Wᵀ and the slope"
     return ""

@@ -176,6 +176,11 @@ def pose(
     fixed, roles = {}, ""
     for position, (name, arg) in enumerate(zip(names, args, strict=True)):
         for path, own in named_leaves(arg, name).items():
+            if isinstance(own, np.ndarray) and type(own) not in {np.ndarray, np.memmap}:
+                raise TypeError(
+                    f"{path}: got {type(own).__name__}, expected a plain array: the copies that f "
+                    "is given would lose its mask, or its own products"
+                )
             moves = position in positions and is_foreign(own)
             leaf = to_numpy(own) if moves or is_tensor(own) else own
             if position in positions and _is_float(path, leaf):

@@ -229,5 +229,6 @@ def _of_quantities(
         "rmse": float(metrics.root_mean_squared_error(target, found, **rows)),
     }
     if len(target) > 1:
-        measured["r2"] = float(metrics.r2_score(target, found, **rows))
+        origin = target[:1]  # so that the mean of a constant is it, without rounding
+        measured["r2"] = float(metrics.r2_score(target - origin, found - origin, **rows))
     return measured

@@ -26,6 +26,16 @@ def noting(notes: Sequence[str]) -> Iterator[None]:
         raise DataError("; ".join([str(error), *said])) from None
 
 
+@contextmanager
+def readable(polars: Any, file: object, kind: str) -> Iterator[None]:
+    """Raise DataError for what polars raises, of many kinds; a panic of Rust is no Exception."""
+    try:
+        yield
+    except (Exception, polars.exceptions.PanicException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{file}: not a readable {kind} ({reason})") from None
+
+
 def scikit_learn(module: str) -> Any:
     """Import a module of scikit-learn, which only an extra installs."""
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxbp.data.arrays import CHANGED, changed_by_float64, npz_arrays
 from jaxbp.data.cells import quoted
 from jaxbp.data.columns import LARGEST_FLOAT32
-from jaxbp.data.errors import DataError, reader
+from jaxbp.data.errors import DataError, readable, reader
 from jaxbp.data.raw import Target
 from jaxbp.data.sources import target_positions
 from jaxbp.data.tables import Table, index_of_pandas
@@ -116,12 +116,9 @@ class Shards(NamedTuple):
     def _read_parquet(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         polars = reader("polars", "a .parquet", "polars")
         names = [*self.features, *self.outputs]
-        try:
+        with readable(polars, block.file, ".parquet"):
             lazy = polars.scan_parquet(block.file).select(names)
             frame = lazy.slice(block.start, block.size).collect()
-        except Exception as error:  # polars' own, of many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{block.file}: not a readable .parquet ({reason})") from None
         for series in frame:
             if series.null_count():
                 row = block.start + int(series.is_null().arg_max())
@@ -228,13 +225,10 @@ def _npy_header(file: Path) -> tuple[tuple[str, ...], int]:
 
 def _parquet_header(file: Path) -> tuple[tuple[str, ...], int]:
     polars = reader("polars", "a .parquet", "polars")
-    try:
+    with readable(polars, file, ".parquet"):
         lazy = polars.scan_parquet(file)
         names = tuple(lazy.collect_schema().names())
         return names, lazy.select(polars.len()).collect().item()
-    except Exception as error:  # polars' own, of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{file}: not a readable .parquet ({reason})") from None
 
 
 def _check_types(file: Path, names: list[str]) -> None:

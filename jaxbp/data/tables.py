@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.data.cells import INTEGER, MISSING, Decimal, quoted
-from jaxbp.data.errors import DataError, reader
+from jaxbp.data.errors import DataError, readable, reader
 from jaxbp.reprs import short
 from jaxbp.text import counted
 
@@ -212,8 +212,10 @@ def _of_series(source: str, series: Any) -> Any:
     """A narwhals Series as numbers, NaN where there is none, or as text."""
     if series.null_count() == len(series):  # polars has a type of its own for it
         return _cells([None] * len(series), [True] * len(series))
-    if series.dtype.is_nested() or str(series.dtype).startswith(_NO_CELLS):
-        return _unreadable(source, series.name, series.dtype, len(series))
+    own = getattr(series.to_native(), "dtype", series.dtype)
+    has_zone = getattr(own, "tz", None) is not None  # of pandas, of which narwhals knows a few
+    if not has_zone and (series.dtype.is_nested() or str(series.dtype).startswith(_NO_CELLS)):
+        return _unreadable(source, series.name, own, len(series))
     if series.dtype.is_numeric():
         whole = series.dtype.is_integer() and series.null_count() == 0
         values: np.ndarray = series.to_numpy()
@@ -289,17 +291,24 @@ def index_of_pandas(file: str | Path, names: Sequence[str]) -> IndexOfPandas:
     return IndexOfPandas(tuple(unnamed), tuple(index))
 
 
+def _in_utc(polars: Any, frame: Any) -> Any:
+    """A frame whose times of a zone such as +05:30 are in UTC: polars names zones of whole hours
+    alone, and reads others where POLARS_IGNORE_TIMEZONE_PARSE_ERROR is set."""
+    for name, dtype in frame.schema.items():
+        if re.fullmatch(r"[+-]\d\d:\d\d", getattr(dtype, "time_zone", None) or ""):
+            numbers = polars.col(name).to_physical()
+            frame = frame.with_columns(numbers.cast(polars.Datetime(dtype.time_unit)))
+    return frame
+
+
 def read_frame(source: str | Path) -> Table:
     """Read a Parquet or an Arrow (Feather) file.  Raises DataError."""
     suffix = Path(source).suffix.lower()
     polars = reader("polars", f"{source}: a {suffix}", "polars")
     read = polars.read_parquet if suffix == ".parquet" else polars.read_ipc
-    try:
-        frame = read(source)
+    with readable(polars, source, suffix):
+        frame = _in_utc(polars, read(source))
         index = index_of_pandas(source, frame.columns)
-    except Exception as error:  # polars' own, of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{source}: not a readable {suffix} ({reason})") from None
     table = frame_table(frame.select(index.arranged(frame.columns)), str(source))
     return table._replace(note="; ".join(index.notes))
 
