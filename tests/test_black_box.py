@@ -189,6 +189,38 @@ def test_the_precision_inside_is_seen_by_the_result_or_by_its_stairs(dtype, resu
             assert gradcheck(f, point, grads=lambda x: 3 * x).verdict == "fail"
 
 
+def test_a_function_of_numpy_is_called_and_not_traced():
+    """Traced, its integers wrap at 32 bits or in their own dtype, and it keeps JAX's tracers."""
+    many = np.array([50_000, 70_000, 3_000])
+    clicks = np.array([100, 100, 100], np.int8)
+    w = np.array([1.0, 2.0, -0.5])
+    counted = lambda w, n: np.sum(n.cumsum() * w**2)  # noqa: E731
+    for f, grads, more in [
+        (lambda w: np.sum(many**2 * w**2), lambda w: 2 * many**2 * w, ()),
+        (counted, lambda w, n: 2 * n.cumsum() * w, (clicks,)),
+        (counted, 2 * clicks.cumsum() * w, (clicks,)),
+    ]:
+        report = gradcheck(f, w, *more, grads=grads)
+        assert (report.verdict, report.black_box) == ("pass", "a black box: NumPy")
+    assert gradcheck(counted, w, clicks, grads=lambda w, n: n.cumsum() * w).verdict == "fail"
+    assert not gradcheck(counted, w, clicks).black_box  # jax.grad's own is checked in JAX
+    ids = np.array([1, 2, 3])  # from 1, so that the last is out of bounds
+    with pytest.raises(IndexError, match="index 3 is out of bounds"):
+        gradcheck(lambda w, ids: np.sum(w[ids] ** 2), w, ids, grads=lambda w, ids: 2 * w)
+
+    class Network:
+        def loss(self, w):
+            self.w, self.error = w, w @ w
+            return self.error**2
+
+        def slope(self, w):
+            return 4 * self.error * w  # by what the forward pass left
+
+    network = Network()
+    assert gradcheck(network.loss, w, grads=network.slope).ok
+    assert type(network.w) is np.ndarray
+
+
 def test_a_network_of_zeros_is_no_half_precision():
     """Its loss changes by the square of a step, and so in float64 not at all by the smallest."""
     x, y = np.random.default_rng(3).normal(size=(6, 4)), np.eye(3)[[0, 1, 2, 0, 1, 2]]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbp.checking.as_numpy import needs_numpy_alone
 from jaxbp.checking.comparing import norm
 from jaxbp.checking.diagnosis import EXPLAINED, FailedGradient, common_mistake, diagnose
 from jaxbp.checking.finite_differences import Leaves, Slopes, rounding_bar
@@ -71,8 +72,9 @@ def gradcheck(
     (``jaxbp.checking.value``).
 
     f: the function; its result is a number, an array or a tree of them.  If JAX cannot trace it,
-        as one of NumPy or of PyTorch, it is a *black box*: called one point at a time, with copies
-        of the arguments, in float64 if it takes that (``jaxbp.checking.black_box``).
+        as one of PyTorch, or f and grads need NumPy alone, it is a *black box*: called one point at
+        a time, with copies of the arguments, in float64 if it takes that
+        (``jaxbp.checking.black_box``).
     args: the arguments, numbers, arrays (NumPy's, JAX's, PyTorch's or another's) or trees of them.
     grads: the claimed gradient: a tree like the argument (a tuple of them for several argnums), or
         a function of the same arguments that returns one.  Unless given it is that of
@@ -139,7 +141,11 @@ def gradcheck(
     )
     products = products_of(precision)  # before the precision of products is set
     with jax.default_matmul_precision("highest"):
-        problem = pose(f, args, argnums, cotangent, key, max_evaluations)
+        asked = order == 1 and grads is not None
+        by_numpy = asked and _by_numpy(f, grads, args)
+        problem = pose(f, args, argnums, cotangent, key, max_evaluations, traced=not by_numpy)
+        if asked and problem.black_box is not None:
+            problem.black_box.calls += 1  # by which that was found out
         if order == 2 and problem.black_box is not None:
             raise ValueError(f"order: got 2, expected 1 for {problem.black_box.name}")
         claimed = claim(problem, grads, random_cotangent=cotangent is None)
@@ -152,6 +158,12 @@ def gradcheck(
         return replace(report, notes=(*report.notes, f"second order: {second}"), verdict=verdict)
     verdict = worst_verdict([report.verdict, second.verdict])
     return replace(report, second_order=second, verdict=verdict)
+
+
+def _by_numpy(f: Callable[..., Any], grads: Any, args: tuple[Any, ...]) -> bool:
+    """Whether f, and a function that is claimed, need NumPy alone."""
+    functions = [f, grads] if callable(grads) else [f]
+    return all(needs_numpy_alone(each, args) for each in functions)
 
 
 def _check_options(threshold: float | None, order: int, **counts: int | None) -> None:

@@ -149,6 +149,8 @@ def pose(
     cotangent: Any,
     key: Array | None,
     max_evaluations: int | None = None,
+    *,
+    traced: bool = True,
 ) -> Problem:
     """Sort the arguments' leaves into those that move and those that do not; trace f, or call it if
     JAX cannot trace it.
@@ -162,6 +164,7 @@ def pose(
     cotangent: a tree like f's result; random if f's result is not a scalar and none is given.
     key: a ``jax.random.key`` for all that is random; always the same numbers if None.
     max_evaluations: how often a black box may be called; as often as needed unless given.
+    traced: whether JAX is to trace f, where it can; True unless given.
     """
     if key is not None and not (
         isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -211,7 +214,8 @@ def pose(
     )
     point = tuple(leaves), Held(tuple(arrays), None)
     posed: Objective | BlackBox = objective
-    tracing, refusal = _traced(objective, point, any(map(is_tensor, (*given[0], *given[1]))))
+    untraced = not traced or any(map(is_tensor, (*given[0], *given[1])))
+    tracing, refusal = _traced(objective, point, untraced)
     if tracing is None:
         point = tuple(map(in_numpy, leaves)), Held(tuple(map(in_numpy, arrays)), None)
         posed, tracing = _called(objective, given, point, max_evaluations, refusal, cotangent)
@@ -254,11 +258,11 @@ def _nothing_moves(paths: list[str], leaves: list[Any], fixed: dict[str, str]) -
 
 
 def _traced(
-    objective: Objective, point: tuple[Leaves, Held], tensors: bool
+    objective: Objective, point: tuple[Leaves, Held], untraced: bool
 ) -> tuple[Tracing | None, Exception | None]:
-    """The tracing of f, or else the exception that this raises; neither where there are tensors."""
+    """The tracing of f, or else the exception that this raises; neither where it is not traced."""
     try:
-        return (None if tensors else trace_twice(objective.results, *point)), None
+        return (None if untraced else trace_twice(objective.results, *point)), None
     except Exception as error:  # another library may raise anything when it is given tracers
         return None, error
 
