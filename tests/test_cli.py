@@ -801,6 +801,8 @@ def test_what_was_decided_stands_in_the_facts_and_in_the_record(elsewhere, capsy
     told = capsys.readouterr().err
     assert "labels smoothed by 0.1" in told
     assert "classes that are equally frequent" in told
+    assert run("export", "a run", "--to", "numpy", "--output", "codes.py") == 0
+    assert "classes that are equally frequent" in capsys.readouterr().out
     assert run("evaluate", "a run", "codes.csv", "--json") == 0
     record = json.loads(capsys.readouterr().out)
     labels = [line.split(",")[0] for line in (elsewhere / "out.csv").read_text().splitlines()[1:]]

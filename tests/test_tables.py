@@ -940,3 +940,20 @@ def test_one_hot_rows_that_are_none_are_named():
         said = f"row 7: red, blue are {wrong}, {wrong}, expected one 1, and else 0"
         with pytest.raises(DataError, match=said):
             data.load_for(loaded.preparation, frame)
+
+
+def test_a_column_that_is_constant_in_training_is_told_of(load):
+    """Its weights are as they were drawn, so that another value moves the prediction by chance."""
+    dataset = load(table(x=lambda i: i, year=lambda i: 2023, d=lambda i: "2023-05-06"))
+    preparation = dataset.preparation
+    assert dataset.decisions.columns[:2] == (
+        "'year': 2023 in every training row, so that it tells nothing",
+        "'d': date, in days since 2023-05-06; 2023-05-06 in every training row, so that it tells "
+        "nothing",
+    )
+    new = {"x": [1, 2], "year": [2023, 2024], "d": ["2023-05-06", "2024-01-01"]}
+    _, told = data.load_rows(preparation, new)
+    assert told == [
+        "column 'year': 1 of a value that no training row has (2024)",
+        "column 'd': 1 of a value that no training row has (2024-01-01)",
+    ]

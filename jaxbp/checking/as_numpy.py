@@ -15,8 +15,14 @@ import numpy as np
 _NUMBERS = np.ndarray | np.generic | float | int
 
 
-def needs_numpy_alone(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether a function runs at its arguments without JAX: it is called once, with copies."""
+def need_numpy_alone(f: Callable[..., Any], grads: Any, args: tuple[Any, ...]) -> bool:
+    """Whether f, and grads where it is a function, run at these arguments without JAX: each is
+    called once, with copies."""
+    functions = [f, grads] if callable(grads) else [f]
+    return all(_runs(function, args) for function in functions)
+
+
+def _runs(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     copies = jax.tree.map(_copied, args)
     with jax.transfer_guard("disallow"), warnings.catch_warnings():  # JAX would need a transfer
         warnings.simplefilter("ignore")

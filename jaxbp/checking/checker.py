@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbp.checking.as_numpy import needs_numpy_alone
+from jaxbp.checking.as_numpy import need_numpy_alone
 from jaxbp.checking.comparing import norm
 from jaxbp.checking.diagnosis import EXPLAINED, FailedGradient, common_mistake, diagnose
 from jaxbp.checking.finite_differences import Leaves, Slopes, rounding_bar
@@ -142,7 +142,7 @@ def gradcheck(
     products = products_of(precision)  # before the precision of products is set
     with jax.default_matmul_precision("highest"):
         asked = order == 1 and grads is not None
-        by_numpy = asked and _by_numpy(f, grads, args)
+        by_numpy = asked and need_numpy_alone(f, grads, args)
         problem = pose(f, args, argnums, cotangent, key, max_evaluations, traced=not by_numpy)
         if asked and problem.black_box is not None:
             problem.black_box.calls += 1  # by which that was found out
@@ -158,12 +158,6 @@ def gradcheck(
         return replace(report, notes=(*report.notes, f"second order: {second}"), verdict=verdict)
     verdict = worst_verdict([report.verdict, second.verdict])
     return replace(report, second_order=second, verdict=verdict)
-
-
-def _by_numpy(f: Callable[..., Any], grads: Any, args: tuple[Any, ...]) -> bool:
-    """Whether f, and a function that is claimed, need NumPy alone."""
-    functions = [f, grads] if callable(grads) else [f]
-    return all(needs_numpy_alone(each, args) for each in functions)
 
 
 def _check_options(threshold: float | None, order: int, **counts: int | None) -> None:

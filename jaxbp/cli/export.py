@@ -15,6 +15,7 @@ from jaxbp import activations, heads
 from jaxbp.checkpoint import Checkpoint, CheckpointError, load, save
 from jaxbp.cli.files import NETWORK, naming, new_file, new_folder
 from jaxbp.cli.options import ActivationName, HeadName, TrainedRun, UsageError
+from jaxbp.cli.predict import told_of_probabilities
 from jaxbp.data.cells import quoted
 from jaxbp.interop.exported import Exported, exported, plain_preparation, preparation_of
 from jaxbp.interop.numpy_source import network_of_npz, numpy_files
@@ -101,7 +102,7 @@ def run_export(options: Export, console: Console) -> int:
     console.print(f"{network.title}, in {' and '.join(map(str, files))}", soft_wrap=True)
     if trained.preparation is None:
         console.print(_NO_PREPARATION, soft_wrap=True)
-    for line in _hints(options.to, network):
+    for line in (*_hints(options.to, network), *told_of_probabilities(options.run, trained)):
         console.print(line, soft_wrap=True)
     return 0
 

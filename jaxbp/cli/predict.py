@@ -64,26 +64,8 @@ def run(options: Predict, console: Console) -> int:
     for each in told:
         console.print(f"{options.data}: {each}", soft_wrap=True)
     header, table = tabulate(trained, x)
-    record = record_of(options.run)
-    smoothing = record.get("label_smoothing")
-    if record.get("class_weight") == "balanced":
-        console.print(
-            "probabilities are those of classes that are equally frequent: train with "
-            "--class-weight none for the data's own",
-            soft_wrap=True,
-        )
-    if isinstance(smoothing, int | float) and smoothing:
-        console.print(
-            f"probabilities are those of labels smoothed by {smoothing:g}, and so drawn towards "
-            "each other: train with --label-smoothing 0 for the classes' own",
-            soft_wrap=True,
-        )
-    if _against_the_others(trained):
-        console.print(
-            "probabilities are those of a class against all others, and need not sum to 1: train "
-            "with --head softmax_cross_entropy for those that do",
-            soft_wrap=True,
-        )
+    for line in told_of_probabilities(options.run, trained):
+        console.print(line, soft_wrap=True)
     if options.output is None:
         write_csv(sys.stdout, header, table)
         return 0
@@ -93,10 +75,31 @@ def run(options: Predict, console: Console) -> int:
     return 0
 
 
+def told_of_probabilities(run: Path, trained: Checkpoint) -> list[str]:
+    """Say where probabilities are not those of the data: by the run's record, and by the head."""
+    record, told = record_of(run), []
+    smoothing = record.get("label_smoothing")
+    if record.get("class_weight") == "balanced":
+        told.append(
+            "probabilities are those of classes that are equally frequent: train with "
+            "--class-weight none for the data's own"
+        )
+    if isinstance(smoothing, int | float) and smoothing:
+        told.append(
+            f"probabilities are those of labels smoothed by {smoothing:g}, and so drawn towards "
+            "each other: train with --label-smoothing 0 for the classes' own"
+        )
+    if _against_the_others(trained):
+        told.append(
+            "probabilities are those of a class against all others, and need not sum to 1: train "
+            "with --head softmax_cross_entropy for those that do"
+        )
+    return told
+
+
 def _against_the_others(trained: Checkpoint) -> bool:
     """Whether each of several classes has an output unit that knows nothing of the others."""
-    assert trained.preparation is not None
-    several = trained.preparation.several_labels
+    several = trained.preparation is not None and trained.preparation.several_labels
     return trained.model.head.target == "labels" and trained.model.sizes[-1] > 1 and not several
 
 

@@ -56,6 +56,7 @@ class Column(NamedTuple):
     origin: float = 0.0  # a date's days are counted from here, in days since 1970
     decimal: Decimal | None = None  # before a number's fraction; None: as Python writes it
     missing: Missing = "impute"  # whether a missing cell is refused
+    constant: bool = False  # whether no training row has another number than fill
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind}"
@@ -347,6 +348,7 @@ def fitted(examined: Examined, rows: np.ndarray, missing: Missing) -> Column:
     if not len(present):
         return column
     return column._replace(
+        constant=bool((present == present[0]).all()),
         fill=float(np.median(present)),
         indicator=1 - len(present) / len(numbers) >= MANY_MISSING,
         origin=float(np.floor(present.min())) if column.kind == "date" else 0.0,

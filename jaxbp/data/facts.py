@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -35,6 +36,10 @@ def facts_of(columns: Iterable[Column], values: Iterable[Values]) -> tuple[str, 
                 parts.append(f"date, in days since {day(column.origin)}")
             if column.decimal == ",":
                 parts.append("numbers with a decimal comma")
+            if column.constant:
+                parts.append(
+                    f"{constant_of(column)} in every training row, so that it tells nothing"
+                )
             if missing:
                 further = ", and an input that tells" if column.indicator else ""
                 parts.append(f"{missing} missing: {fill_of(column)}{further}")
@@ -61,11 +66,13 @@ def told_of(column: Column, values: Values) -> list[str]:
     missing, name = int(values.missing.sum()), quoted(column.name)
     if column.kind != "category":
         told = [f"column {name}: {missing} missing, taken for {fill_of(column)}"] if missing else []
-        if column.kind == "boolean":
+        if column.kind == "boolean" or column.constant:
             present = values.numbers[~values.missing]
-            others = present[(present != 0) & (present != 1)]
+            usual = [column.fill] if column.constant else [0.0, 1.0]
+            others = present[~np.isin(present, usual)]
             if len(others):
-                shown = ", ".join(significant(float(each), 6) for each in np.unique(others)[:5])
+                of_kind = day if column.kind == "date" else partial(significant, digits=6)
+                shown = ", ".join(of_kind(float(each)) for each in np.unique(others)[:5])
                 told.append(f"column {name}: {len(others)} of a value {_NO_TRAINING_ROW} ({shown})")
         return told
     known = {*column.categories}
@@ -89,8 +96,11 @@ def warn_of_unknown(source: object, told: Iterable[str]) -> None:
             warnings.warn(f"{source}: {each}", DataWarning, stacklevel=3)
 
 
+def constant_of(column: Column) -> str:
+    """The value that all training rows have, in words."""
+    return day(column.fill) if column.kind == "date" else significant(column.fill, 6)
+
+
 def fill_of(column: Column) -> str:
     """The value that stands for a missing cell, in words."""
-    if column.kind == "date":
-        return f"the median {day(column.fill)}"
-    return f"the median {significant(column.fill, 6)}"
+    return f"the median {constant_of(column)}"

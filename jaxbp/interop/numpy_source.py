@@ -184,7 +184,7 @@ def _rows_in_numpy(network: Exported) -> dict[str, str]:
         return {"rows": "x", "imports": "", "told": told, "reading": "", "inputs": inputs, "z": "z"}
     kinds = {each.kind for each in network.columns}
     has_date, has_sign = "date" in kinds, any(each.decimal for each in network.columns)
-    warns = bool(kinds & {"category", "boolean"})
+    warns = any(_known(each._asdict()) for each in network.columns)
     complete = any(each.missing == "error" for each in network.columns)
     return {
         "rows": "table",
@@ -216,7 +216,7 @@ def _told_of_cells(columns: list[dict[str, Any]]) -> dict[str, Any]:
         {
             "apart": _APART.get(each["decimal"]),
             "points": _POINTS.get(each["decimal"]),
-            "known": (0, 1) if each["kind"] == "boolean" else each["categories"],
+            "known": _known(each),
             "whole": {f"{name}.0": name for name in each["categories"]},  # a number's category
         }
         for each in columns
@@ -227,6 +227,13 @@ def _told_of_cells(columns: list[dict[str, Any]]) -> dict[str, Any]:
         "truth": {word: str(value) for pair in BOOLEANS for value, word in enumerate(pair)},
         "date": DATE.pattern,
     }
+
+
+def _known(column: dict[str, Any]) -> Any:
+    """The values that training rows have, where they are few."""
+    if column["constant"]:
+        return [column["fill"]]
+    return (0, 1) if column["kind"] == "boolean" else column["categories"]
 
 
 def _packed(entries: list[str]) -> str:
@@ -257,7 +264,8 @@ def network_of_npz(arrays: dict[str, np.ndarray]) -> Checkpoint:
         told = {name: array.tolist() for name, array in arrays.items()}
         cells = json.loads(told["columns"])
         told["columns"] = cells and [
-            {name: each[name] for name in Column._fields} for each in cells["columns"]
+            {name: each[name] for name in Column._fields if name in each}
+            for each in cells["columns"]
         ]
         model, params = assembled(stack[:-1], None, BY_NAME[told["head"]], "the file")
         return Checkpoint(model, params, preparation_of(told))
