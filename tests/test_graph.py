@@ -399,6 +399,8 @@ def test_what_it_is_not_differentiated_by_stays_as_it_is():
     [lambda x: x if x > 0 else -x, math.sin, lambda x: x * np.ones(3)[x.astype(int)]],
 )
 def test_what_python_asks_for_is_refused_by_name(f):
+    with pytest.raises(TypeError, match=r"^f: computes in NumPy, .*: write jnp\.sin for np\.sin"):
+        graph.trace(np.sin, 2.0)
     with pytest.raises(TypeError, match=r"f: asks in Python for the value .* jax\.lax\.cond or"):
         graph.grad(f)(0.5)
 

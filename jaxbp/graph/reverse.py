@@ -32,6 +32,10 @@ _NOT_CONCRETE = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+_IN_NUMPY = (
+    "f: computes in NumPy, or in another library, with an argument, and a graph is of JAX's "
+    "operations: write jnp.sin for np.sin, with import jax.numpy as jnp"
+)
 _ASKS = (
     "f: asks in Python for the value of an argument (if, while, range, an index), and a graph has "
     "no place for that: write jax.lax.cond or jnp.where, or hold the argument as it is, by "
@@ -94,7 +98,8 @@ def trace_arguments(
         try:
             result = f(*given)
         except _NOT_CONCRETE as error:
-            raise TypeError(_ASKS) from error
+            of_numpy = isinstance(error, jax.errors.TracerArrayConversionError)
+            raise TypeError(_IN_NUMPY if of_numpy else _ASKS) from error
         if not isinstance(result, Array | np.ndarray | np.generic | float | int):
             raise TypeError(f"f: returned {type(result).__name__}, expected one array")
         return jnp.asarray(result)
