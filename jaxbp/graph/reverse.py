@@ -34,7 +34,7 @@ _NOT_CONCRETE = (
 )
 _IN_NUMPY = (
     "f: computes in NumPy, or in another library, with an argument, and a graph is of JAX's "
-    "operations: write jnp.sin for np.sin, with import jax.numpy as jnp"
+    "operations: write jnp.sin for np.sin, and jnp.asarray(table)[i] for table[i]"
 )
 _ASKS = (
     "f: asks in Python for the value of an argument (if, while, range, an index), and a graph has "
