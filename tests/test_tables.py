@@ -18,6 +18,7 @@ pytest.importorskip("narwhals")
 import jaxbp
 from jaxbp import activations, cli, data, heads
 from jaxbp.data import DataError, DataWarning, delimited, loading
+from jaxbp.data.facts import fill_of
 from jaxbp.data.split import split_rows
 
 
@@ -511,12 +512,12 @@ def test_a_large_file_is_read_by_polars_as_by_csv(load, monkeypatch, tmp_path):
         d=lambda i: f"2020-01-{i % 28 + 1:02}",
         g=lambda i: "" if i % 9 == 0 else i,
     ).splitlines()
-    lines[700:700] = ["", "   ", ",,,,"]
+    lines[700:700] = ["", "   "]
     text = "\n".join(lines) + "\n"
     by_polars = load(text)
     read = delimited.read_delimited(tmp_path / "table.csv")
     assert isinstance(read.columns[0], polars.Series)
-    assert (len(read.columns[0]), read.line(0), read.line(1499)) == (1500, 2, 1504)
+    assert (len(read.columns[0]), read.line(0), read.line(1499)) == (1500, 2, 1503)
     errors = []
     for bad in (
         "1,2\n",
@@ -528,8 +529,8 @@ def test_a_large_file_is_read_by_polars_as_by_csv(load, monkeypatch, tmp_path):
         with pytest.raises(DataError) as error:
             load(text + bad)
         errors.append(str(error.value))
-    assert "row 1505: 2 columns, expected 5" in errors[0]
-    assert "row 1505, column 'x': 'wide' where a number belongs" in errors[3]
+    assert "row 1504: 2 columns, expected 5" in errors[0]
+    assert "row 1504, column 'x': 'wide' where a number belongs" in errors[3]
     monkeypatch.setattr(delimited, "_by_polars", lambda *_, **__: None)
     by_csv = load(text)
     assert by_csv.preparation.columns == by_polars.preparation.columns
@@ -957,3 +958,24 @@ def test_a_column_that_is_constant_in_training_is_told_of(load):
         "column 'year': 1 of a value that no training row has (2024)",
         "column 'd': 1 of a value that no training row has (2024-01-01)",
     ]
+
+
+@pytest.mark.parametrize("rows", [5, 2000])  # read by Python's csv, and by polars
+def test_a_row_of_empty_cells_is_a_row(tmp_path, rows):
+    """So that each prediction stands beside its row, as pandas and Parquet have them."""
+    frame = {"a": np.arange(60.0), "b": np.arange(60.0) % 7, "y": np.arange(60.0)}
+    preparation = data.load(frame, target="y", task="regression").preparation
+    lines = [f"{i},{i % 7}" for i in range(rows)]
+    lines[1], lines[3] = ",", "3,"
+    file = tmp_path / "new.csv"
+    for more in ("", "\n"):  # a blank line is no row
+        file.write_text("\n".join(["a,b", *lines[:2]]) + "\n" + more + "\n".join(lines[2:]) + "\n")
+        x, told = data.load_rows(preparation, file)
+        assert len(x) == rows
+        assert told == [
+            f"column 'a': 1 missing, taken for {fill_of(preparation.columns[0])}",
+            f"column 'b': 2 missing, taken for {fill_of(preparation.columns[1])}",
+        ]
+    alone = data.load({"a": frame["a"], "y": frame["y"]}, target="y", task="regression").preparation
+    file.write_text('a\n1.5\n""\n\n3.0\n')
+    assert len(data.load_rows(alone, file)[0]) == 3

@@ -240,7 +240,8 @@ _MARKS = {
 
 
 def _rows(layout: _Layout) -> Rows:
-    """The rows of a file that are not blank."""
+    """The rows of a file from the first with a cell on, but for blank lines: a row of as many empty
+    cells is a row."""
     try:
         with (
             _opened(layout.source) as file,
@@ -250,12 +251,13 @@ def _rows(layout: _Layout) -> Rows:
             if layout.wrapped:
                 lines = (f"{cells[0]}\n" for cells in csv.reader(lines, strict=True) if cells)
             rows = csv.reader(lines, delimiter=layout.delimiter, skipinitialspace=True, strict=True)
-            line = layout.before + 1
+            line, width = layout.before + 1, 0
             for cells in rows:
                 row = [cell.strip() for cell in cells]
                 if any("\0" in cell for cell in row):
                     raise csv.Error(f"row {line} holds a NUL, as UTF-16 does")
-                if any(row):
+                width = width or len(row) * any(row)
+                if any(row) or (row and len(row) == width):
                     yield line, row
                 line = layout.before + rows.line_num + 1  # a quoted cell may have several lines
     except (UnicodeError, csv.Error, EOFError) as error:
@@ -292,14 +294,18 @@ def _by_polars(layout: _Layout, width: int, *, skipped: int) -> list[Any] | None
         )
     except polars.exceptions.PolarsError:
         return None  # csv says what is wrong
-    ends = frame[str(width - 1)].is_null()
-    if ends.any():  # a blank line, or a row that is too short, or an empty cell
-        if any(len(row) != width for _, row in _rows(layout)):
-            return None
-        blank = frame.filter(ends).select(
-            polars.all_horizontal(polars.all().fill_null("").str.strip_chars() == "")
-        )
-        keep = np.ones(len(frame), bool)
-        keep[ends.to_numpy()] = ~blank.to_series().to_numpy()
-        frame = frame.filter(polars.Series(keep))
-    return list(frame[skipped:].iter_columns())
+    frame = _without_blank_lines(polars, frame, layout, width)
+    return None if frame is None else list(frame[skipped:].iter_columns())
+
+
+def _without_blank_lines(polars: Any, frame: Any, layout: _Layout, width: int) -> Any:
+    """A frame of text without the rows that polars makes of blank lines; None where a row is too
+    short, or where some are of blank lines and others of empty cells."""
+    if not frame[str(width - 1)].is_null().any():
+        return frame
+    widths = [len(row) for _, row in _rows(layout)]
+    empty = polars.all_horizontal(polars.all().fill_null("").str.strip_chars() == "")
+    for found in (frame, frame.filter(~empty)):
+        if len(widths) == len(found) and {*widths} == {width}:
+            return found
+    return None

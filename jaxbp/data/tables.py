@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -314,8 +315,8 @@ def read_frame(source: str | Path) -> Table:
 
 
 def excel_rows(source: str | Path) -> tuple[list[tuple[int, list[str]]], str]:
-    """Read the first sheet of an Excel file -> line numbers and cells as text of the rows that have
-    any, and a note where there are other sheets."""
+    """Read the first sheet of an Excel file -> line numbers and cells as text of the rows from the
+    first that has any, and a note where there are other sheets."""
     calamine = reader("python_calamine", f"{source}: Excel", "python-calamine")
     try:
         book = calamine.CalamineWorkbook.from_path(str(source))
@@ -325,4 +326,5 @@ def excel_rows(source: str | Path) -> tuple[list[tuple[int, list[str]]], str]:
     lines = [(line, [_text(cell).strip() for cell in row]) for line, row in enumerate(rows, 1)]
     first, *others = book.sheet_names
     note = f"sheet {quoted(first)} is read, and {counted(len(others), 'other')} not"
-    return [(line, row) for line, row in lines if any(row)], note if others else ""
+    filled = dropwhile(lambda row: not any(row[1]), lines)
+    return list(filled), note if others else ""
