@@ -221,6 +221,60 @@ def test_a_function_of_numpy_is_called_and_not_traced():
     assert type(network.w) is np.ndarray
 
 
+class Kept:
+    """A layer whose backward pass uses what its forward pass has kept."""
+
+    def __init__(self):
+        self.kept = []
+
+    def relu(self, v):
+        self.mask = v > 0
+        return float(np.maximum(v, 0).sum())
+
+    def of_relu(self, v):
+        return self.mask * 1.0
+
+    def squares(self, v):
+        self.h = np.tanh(v.astype(np.float32))
+        return float(np.sum(self.h**2))
+
+    def of_squares(self, v):
+        return 2 * self.h * (1 - self.h**2)
+
+    def pushes(self, v):
+        self.kept.append(np.tanh(v))
+        return float(np.sum(self.kept[-1] ** 2))
+
+    def pops(self, v):
+        h = self.kept.pop()
+        return 2 * h * (1 - h**2)
+
+    def alone(self, v):
+        return float(v @ v)
+
+    def of_alone(self, v):
+        return 2 * v
+
+
+@pytest.mark.parametrize(
+    ("f", "grads", "point"),
+    [
+        ("relu", "of_relu", [0.0, 1.0, -1.0]),  # a kink, beside which the claim is asked
+        ("squares", "of_squares", [0.3, -0.4, 1.2]),
+        ("squares", "of_squares", [0.0, 0.0, 0.0]),
+        ("pushes", "pops", [0.3, -0.4, 1.2]),
+        ("alone", "of_alone", [0.3, -0.4, 1.2]),
+    ],
+)
+def test_a_backward_pass_is_asked_after_its_forward_pass(f, grads, point):
+    layer = Kept()
+    right, wrong = getattr(layer, grads), lambda v: 1.01 * getattr(layer, grads)(v)
+    report = gradcheck(getattr(layer, f), np.array(point), grads=right)
+    assert report.verdict == "pass", str(report)
+    if any(right(np.array(point)) if f != "pushes" else [1]):
+        assert gradcheck(getattr(layer, f), np.array(point), grads=wrong).verdict == "fail"
+
+
 def test_a_network_of_zeros_is_no_half_precision():
     """Its loss changes by the square of a step, and so in float64 not at all by the smallest."""
     x, y = np.random.default_rng(3).normal(size=(6, 4)), np.eye(3)[[0, 1, 2, 0, 1, 2]]

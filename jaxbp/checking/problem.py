@@ -11,6 +11,7 @@ as a black box (``jaxbp.checking.black_box``).
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import lru_cache, partial
@@ -371,6 +372,7 @@ class GradientFunction:
 
     objective: Objective | BlackBox
     grads: Callable[..., Any] | None  # the user's; None: the objective's own
+    after_f: bool = False  # whether it answers by what f has left, and f is to be called before
 
     @property
     def reused(self) -> bool:
@@ -381,6 +383,8 @@ class GradientFunction:
         """A tree like the arguments that argnums names or, by jax.grad, the leaves that move."""
         if self.grads is None:
             return self.objective.gradient(leaves, held)
+        if self.after_f:
+            self.objective.results(leaves, held)
         tree = self.grads(*self.objective.arguments(leaves, held))
         return jax.tree.map(to_numpy, tree) if isinstance(self.objective, BlackBox) else tree
 
@@ -440,6 +444,8 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
         if grads is not None:
             raise
         raise NoDerivativeError(error) from error
+    if black_box is not None and grads is not None:
+        gradient = replace(gradient, after_f=_answers_by_what_is_left(problem, gradient))
     tree_of: Callable[[Leaves, Held], Any] = gradient
     if tracing is not None and tracing.program is not None:
         tree_of = compiled(gradient) if gradient.reused else tracing.program
@@ -453,6 +459,31 @@ def claim(problem: Problem, grads: Any, *, random_cotangent: bool) -> Claim:
         return gradient_leaves(problem, tree_of(leaves, held), "grads(...): ")[0]
 
     return Claim(tuple(map(np.asarray, values)), function, gradient, tracing, extra)
+
+
+def _answers_by_what_is_left(problem: Problem, gradient: GradientFunction) -> bool:
+    """Whether a claim at the point is another one after f at another point, as that of a network
+    whose backward pass uses what its forward pass has kept."""
+    near = tuple(leaf + 2.0**-10 * (1 + np.abs(leaf)) for leaf in problem.leaves)
+    far = tuple(-leaf - 0.5 for leaf in problem.leaves)
+    point, claims = (problem.leaves, problem.held), []
+    for other in (None, near, far):  # f was called at the point just now
+        if other is not None:
+            with suppress(Exception):  # beyond the end of f's domain
+                gradient.objective.results(other, problem.held)
+        try:
+            claims.append(jax.tree.leaves(gradient(*point)))
+        except Exception:
+            return bool(claims)  # where the first raises it, the user is told
+    return not all(_alike(claims[0], each) for each in claims[1:])
+
+
+def _alike(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> bool:
+    """Whether two lists of arrays are equal, a NaN to a NaN."""
+    return len(ours) == len(theirs) and all(
+        np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def numpy_constants(problem: Problem, claimed: Claim) -> bool:
@@ -519,7 +550,9 @@ def _is_slope(leaf: Any) -> bool:
 def _check_dtypes(problem: Problem, values: Leaves) -> None:
     for path, leaf, value in zip(problem.paths, problem.leaves, values, strict=True):
         expected = jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
-        got = jax.dtypes.canonicalize_dtype(np.asarray(value).dtype)
+        came = np.asarray(value).dtype
+        got = jax.dtypes.canonicalize_dtype(came)
         taken = problem.black_box is not None and jnp.issubdtype(got, np.floating)
         if got != expected and not taken:
-            raise TypeError(f"grads: {path}: got {got}, expected {expected}, as the argument's")
+            own = np.asarray(leaf).dtype
+            raise TypeError(f"grads: {path}: got {came}, expected {own}, as the argument's")
