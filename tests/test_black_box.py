@@ -221,6 +221,14 @@ def test_a_function_of_numpy_is_called_and_not_traced():
     assert type(network.w) is np.ndarray
 
 
+def test_a_slope_of_what_cannot_move_may_be_none_or_zero():
+    """As ``jax.grad`` has it of None, and a student of a number of layers."""
+    point = {"w": np.array([1.0, 2.0]), "n": 3, "b": None}
+    f = lambda p: float(np.tanh(p["w"]).sum() * p["n"])  # noqa: E731
+    slope = lambda p: {"w": (1 - np.tanh(p["w"]) ** 2) * p["n"], "n": 0, "b": None}  # noqa: E731
+    assert gradcheck(f, point, grads=slope).ok
+
+
 class Kept:
     """A layer whose backward pass uses what its forward pass has kept."""
 

@@ -527,7 +527,8 @@ def gradient_leaves(problem: Problem, tree: Any, title: str) -> tuple[Leaves, tu
     for root, part in zip(problem.roots, parts, strict=True):
         found |= named_leaves(part, root, none=True)
     missing = [path for path in problem.paths if found.get(path) is None]
-    extra = [path for path in found if path not in {*problem.paths, *problem.fixed}]
+    known = {*problem.paths, *problem.fixed}
+    extra = [path for path, leaf in found.items() if leaf is not None and path not in known]
     if missing or extra:
         named = [path if leaf is not None else f"{path} (None)" for path, leaf in found.items()]
         lists = [", ".join(paths) or "none" for paths in (named, problem.paths)]
