@@ -953,6 +953,8 @@ def test_a_column_that_is_constant_in_training_is_told_of(load):
         "nothing",
     )
     new = {"x": [1, 2], "year": [2023, 2024], "d": ["2023-05-06", "2024-01-01"]}
+    with pytest.warns(DataWarning, match=r"^table: column '(year|d)': 1 of a value that"):
+        data.load_for(preparation, new | {"y": ["a", "b"]})
     _, told = data.load_rows(preparation, new)
     assert told == [
         "column 'year': 1 of a value that no training row has (2024)",

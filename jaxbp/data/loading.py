@@ -374,7 +374,7 @@ def load_for(
         encoding=encoding,
         decimal=decimal,
     )
-    warn_of_unknown(source, told)
+    warn_of_unknown(source if isinstance(source, str | Path) else "table", told)
     return batch
 
 
