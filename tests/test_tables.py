@@ -943,6 +943,18 @@ def test_one_hot_rows_that_are_none_are_named():
             data.load_for(loaded.preparation, frame)
 
 
+@pytest.mark.slow
+def test_numbers_that_may_be_codes_are_told_of(load):
+    """A postal code, as a file has it, and as a frame whose type is text has it."""
+    cells = table(zip=lambda i: ["01234", "98765", "00501"][i % 3], x=lambda i: i)
+    frame = {"zip": np.array(["01234", "98765"] * 30), "x": np.arange(60.0), "y": ["a", "b"] * 30}
+    said = r"column 'zip': '01234' is read as a number; categorical='zip' \(--categorical zip\)"
+    for read in (lambda **o: load(cells, **o), lambda **o: data.load(frame, **o)):
+        with pytest.warns(DataWarning, match=said):
+            assert read().preparation.features == ("zip", "x")
+        assert "zip=01234" in read(categorical="zip").preparation.inputs
+
+
 def test_a_column_that_is_constant_in_training_is_told_of(load):
     """Its weights are as they were drawn, so that another value moves the prediction by chance."""
     dataset = load(table(x=lambda i: i, year=lambda i: 2023, d=lambda i: "2023-05-06"))

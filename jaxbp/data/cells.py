@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 INTEGER = re.compile(r"-?\d{1,19}")  # in 64 bits, but for the largest
+CODE = re.compile(r"[-+]?0\d+")  # an integer with leading zeros
 
 #: what stands for a missing value, in lower case
 MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "?", "-", "--", "."}

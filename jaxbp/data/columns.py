@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxbp.data.cells import (
     BOOLEANS,
+    CODE,
     DAY_OR_MONTH_FIRST,
     INTEGER,
     MISSING,
@@ -166,6 +167,17 @@ def examine(
     if categorical:
         return Examined(own._replace(kind="category"), _as_categories(cells, codes))
     return _examine_text(table, position, own, cells, codes, decimal)
+
+
+def note_of_codes(table: Table, position: int) -> str:
+    """A note of numbers that may be codes, as 01234 is where it is a postal one; else empty."""
+    name, column = table.names[position], table.columns[position]
+    cells = distinct(column[:_FIRST])[0] if is_text(column) else []
+    code = next((cell for cell in cells if CODE.fullmatch(cell)), "")
+    return code and (
+        f"column {quoted(name)}: {quoted(code)} is read as a number; categorical={name!r} "
+        f"(--categorical {name}) makes codes of such cells"
+    )
 
 
 def _examine_text(

@@ -357,12 +357,16 @@ def in_units(preparation: Preparation, values: Any) -> np.ndarray:
     preparation: of the data.
     values: what a network of a regression predicts, or a batch's targets.
 
+    Raises ValueError for values of another number of targets.
+
     >>> import jaxbp
     >>> data = jaxbp.data.load("diabetes")
     >>> print(jaxbp.data.in_units(data.preparation, data.train.target[:2]).round(3).tolist())
     [[262.0], [60.0]]
     """
-    scaled = np.asarray(values, np.float64)
+    scaled, count = np.asarray(values, np.float64), len(preparation.target_mean)
+    if count > 1 and scaled.shape[-1:] != (count,):
+        raise ValueError(f"values: got shape {scaled.shape}, expected (N, {count})")
     units: np.ndarray = scaled * preparation.target_scale + preparation.target_mean
     return units
 

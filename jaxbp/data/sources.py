@@ -22,13 +22,14 @@ from jaxbp.data.arrays import (
     read_npy,
     read_npz,
 )
-from jaxbp.data.cells import INTEGER, Decimal, is_number, quoted
+from jaxbp.data.cells import CODE, INTEGER, Decimal, is_number, quoted
 from jaxbp.data.columns import (
     Column,
     Examined,
     Values,
     check_complete,
     examine,
+    note_of_codes,
     read,
     shown_decimals,
 )
@@ -270,6 +271,9 @@ def _read_columns(table: Table, target: Target, task: Task | None, reading: Read
                 if not each.refused:
                     check_complete(table, position, each.values)
         notes += [each.note for each in (*own.values(), *examined.values()) if each.note]
+        readable = [p for p, each in examined.items() if not each.refused]
+        numbers = [p for p in readable if examined[p].column.kind == "number"]
+        notes += filter(None, (note_of_codes(table, position) for position in numbers))
     for position in [p for p, each in examined.items() if each.column.kind == "empty"]:
         notes.append(f"column {quoted(table.names[position])} is empty: it is left out")
         others.remove(position)
@@ -424,7 +428,7 @@ def _target_column(
     if all(INTEGER.fullmatch(cell) and str(int(cell)) == cell for cell in different):
         with suppress(OverflowError):
             return np.array(list(map(int, cells)), np.int64)
-    if any(_CODE.fullmatch(cell) for cell in different):
+    if any(CODE.fullmatch(cell) for cell in different):
         return np.array(cells)
     if all(map(is_number, different)):
         return _numeric_columns(table, [position], examined)[:, 0]
@@ -432,9 +436,6 @@ def _target_column(
     if own.column.kind == "number" and not own.refused and decimal != ".":
         return own.values.numbers  # with a decimal comma
     return np.array(cells)
-
-
-_CODE = re.compile(r"[-+]?0\d+")  # an integer with leading zeros
 
 
 def _weights(
