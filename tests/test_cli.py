@@ -1195,6 +1195,19 @@ def test_a_run_that_nobody_reads_any_more_is_saved(elsewhere, monkeypatch):
     assert len((folder / files.METRICS).read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
+def test_a_run_that_diverges_at_once_replaces_no_network(tmp_path, capsys):
+    begun = ["train", "diabetes", "--hidden", 4, "--epochs", 2, "--output", tmp_path / "run"]
+    assert run(*begun) == 0
+    files_before = {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.*")}
+    capsys.readouterr()
+    assert run(*begun, "--overwrite", "--optimizer", "sgd", "--learning-rate", 1e30) == 1
+    out = capsys.readouterr().out
+    assert "diverged in epoch 1" in out
+    assert f"{tmp_path / 'run'} keeps the run that was there" in " ".join(out.split())
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.*")} == files_before
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
 def test_output_that_cannot_be_written(monkeypatch, capsys, tmp_path):
     (tmp_path / "own.py").write_text("f, f_args = lambda x: x**2, (3.0,)\n")

@@ -19,6 +19,7 @@ from tyro.conf import arg
 from jaxbp.cli.compile_time import CompileTime
 from jaxbp.cli.distributed import check_same_run, together
 from jaxbp.cli.files import (
+    BEFORE,
     CHECKPOINTS,
     METRICS,
     NETWORK,
@@ -223,8 +224,13 @@ def _is_complete(folder: Path, plan: Plan, saved: Saved | None, console: Console
 def _save(folder: Path, summary: Summary, interrupts: Interrupts, console: Console) -> None:
     """Write the run, and print it: a full disk takes the files, and not the scores.
 
-    Ctrl-C leaves out what can be made of the last checkpoint again: all but the network.
+    Ctrl-C leaves out what can be made of the last checkpoint again: all but the network.  A network
+    that no epoch has trained replaces none.
     """
+    if not summary.outcome.kept_epoch and (folder / f"{NETWORK}{BEFORE}").exists():
+        print_run(summary, console)
+        console.print(f"{folder} keeps the run that was there", soft_wrap=True)
+        return
     try:
         for _ in write_run(folder, summary):
             if interrupts.asked:
