@@ -36,6 +36,12 @@ def check_bools(**given: Any) -> None:
             raise TypeError(f"{name}: got {value!r}, expected True or False")
 
 
+def check_no_mask(name: str, values: Any) -> None:
+    """Raise ValueError, naming the argument, for masked values: a copy has what is below them."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(f"{name}: some values are masked, expected an array without a mask")
+
+
 def shaped(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
     """An array's shape and dtype, which is the one that JAX gives it, in its place."""
     held = jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)

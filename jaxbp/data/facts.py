@@ -3,7 +3,6 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 
 import numpy as np
 
@@ -37,9 +36,8 @@ def facts_of(columns: Iterable[Column], values: Iterable[Values]) -> tuple[str, 
             if column.decimal == ",":
                 parts.append("numbers with a decimal comma")
             if column.constant:
-                parts.append(
-                    f"{constant_of(column)} in every training row, so that it tells nothing"
-                )
+                only = _in_words(column, column.fill)
+                parts.append(f"{only} in every training row, so that it tells nothing")
             if missing:
                 further = ", and an input that tells" if column.indicator else ""
                 parts.append(f"{missing} missing: {fill_of(column)}{further}")
@@ -71,8 +69,7 @@ def told_of(column: Column, values: Values) -> list[str]:
             usual = [column.fill] if column.constant else [0.0, 1.0]
             others = present[~np.isin(present, usual)]
             if len(others):
-                of_kind = day if column.kind == "date" else partial(significant, digits=6)
-                shown = ", ".join(of_kind(float(each)) for each in np.unique(others)[:5])
+                shown = ", ".join(_in_words(column, each) for each in np.unique(others)[:5])
                 told.append(f"column {name}: {len(others)} of a value {_NO_TRAINING_ROW} ({shown})")
         return told
     known = {*column.categories}
@@ -96,11 +93,11 @@ def warn_of_unknown(source: object, told: Iterable[str]) -> None:
             warnings.warn(f"{source}: {each}", DataWarning, stacklevel=3)
 
 
-def constant_of(column: Column) -> str:
-    """The value that all training rows have, in words."""
-    return day(column.fill) if column.kind == "date" else significant(column.fill, 6)
+def _in_words(column: Column, number: float) -> str:
+    """A number of a column as its cells are written: a date, or in six digits."""
+    return day(float(number)) if column.kind == "date" else significant(number, 6)
 
 
 def fill_of(column: Column) -> str:
     """The value that stands for a missing cell, in words."""
-    return f"the median {constant_of(column)}"
+    return f"the median {_in_words(column, column.fill)}"

@@ -20,7 +20,7 @@ from jaxbp.data.columns import LARGEST_FLOAT32
 from jaxbp.data.errors import DataError, readable, reader
 from jaxbp.data.raw import Target
 from jaxbp.data.sources import target_positions
-from jaxbp.data.tables import Table, index_of_pandas
+from jaxbp.data.tables import IndexOfPandas, Table, index_of_pandas
 from jaxbp.text import counted
 
 KINDS = (".npy", ".npz", ".parquet")
@@ -57,6 +57,7 @@ class Shards(NamedTuple):
     targets: tuple[int, ...]  # positions of the K columns; none of .npz
     dropped: tuple[str, ...]  # names of the columns that are left out
     image_shape: tuple[int, ...] | None = None  # of an image that a row was; None: rows were rows
+    of_pandas: IndexOfPandas = IndexOfPandas()
 
     @property
     def rows(self) -> int:
@@ -209,6 +210,7 @@ def shards_of(source: Any, target: Target, drop: tuple[str | int, ...]) -> Shard
         tuple(inputs),
         tuple(targets),
         (*(names[each] for each in dropped), *index.unnamed),
+        of_pandas=index,
     )
 
 

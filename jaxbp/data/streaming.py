@@ -28,7 +28,6 @@ from jaxbp.data.loading import Dataset, Decisions
 from jaxbp.data.preparation import Preparation, encode_target, guess_task, transform
 from jaxbp.data.raw import RawData, Target, Task
 from jaxbp.data.shards import KINDS, Block, Shards, shards_of
-from jaxbp.data.tables import index_of_pandas
 from jaxbp.gradient import Batch
 from jaxbp.parallel import place_among
 from jaxbp.text import counted
@@ -110,9 +109,9 @@ def load_stream(
 
 def _left_out(source: Any, shards: Shards) -> tuple[str, ...]:
     """Notes of arrays of an .npz, the index of pandas and files in a folder that are not read."""
-    notes = note_of_others(shards.outputs[0], shards.dropped) if shards.kind == ".npz" else ()
-    if shards.kind == ".parquet":
-        notes = index_of_pandas(shards.files[0][0], (*shards.dropped, *shards.features)).notes
+    notes = shards.of_pandas.notes
+    if shards.kind == ".npz":
+        notes = note_of_others(shards.outputs[0], shards.dropped)
     path = Path(source)
     others = [each.name for each in sorted(path.iterdir())] if path.is_dir() else []
     others = [name for name in others if Path(name).suffix.lower() not in KINDS]

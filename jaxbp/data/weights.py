@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxbp.data.preparation import is_one_hot
+from jaxbp.trees import check_no_mask
 
 
 def class_weights(
@@ -25,8 +26,7 @@ def class_weights(
     >>> class_weights([0, 0, 0, 1]).round(2).tolist(), class_weights(["a", "b"], {"b": 3}).tolist()
     ([0.67, 0.67, 0.67, 2.0], [1.0, 3.0])
     """
-    if isinstance(target, np.ma.MaskedArray) and np.ma.is_masked(target):
-        raise ValueError("target: some values are masked, expected an array without a mask")
+    check_no_mask("target", target)
     classes = np.asarray(target)
     if classes.ndim == 2 and classes.shape[1] > 1:
         classes = classes.argmax(1) if is_one_hot(classes) else classes

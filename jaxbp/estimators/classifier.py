@@ -16,11 +16,11 @@ from jaxbp.estimators.parameters import InvalidParameterError
 from jaxbp.estimators.perceptron import (
     Perceptron,
     check_no_dates,
-    check_no_masks,
     of_stochastic_solvers,
 )
 from jaxbp.heads import Head
 from jaxbp.model import MLP
+from jaxbp.trees import check_no_mask
 
 
 class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
@@ -190,7 +190,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         self.classes_ = self._label_binarizer.classes_
 
     def _checked(self, X: Any, y: Any, *, incremental: bool, reset: bool) -> Any:  # noqa: N803
-        check_no_masks(X=X, y=y)
+        for name, given in (("X", X), ("y", y)):  # scikit-learn would take what is below the mask
+            check_no_mask(name, given)
         check_no_dates(X=X)
         x, y = validate_data(
             self,

@@ -19,6 +19,7 @@ from jaxbp.estimators import lbfgs, stochastic
 from jaxbp.estimators.network import ACTIVATIONS, prediction
 from jaxbp.estimators.parameters import check_parameters, device_named, hidden_sizes
 from jaxbp.model import MLP
+from jaxbp.trees import check_no_mask
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -98,7 +99,7 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
     def _output(self, X: Any) -> np.ndarray:  # noqa: N803
         """The output units ŷ (N, K) of rows X (N, D), by ``coefs_`` and ``intercepts_``."""
         check_is_fitted(self)
-        check_no_masks(X=X)
+        check_no_mask("X", X)
         check_no_dates(X=X)
         x = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         sizes = (*(len(coef) for coef in self.coefs_), len(self.intercepts_[-1]))
@@ -125,16 +126,6 @@ def _is_stochastic(estimator: Any) -> bool:
             "partial_fit is only available for stochastic optimizers. lbfgs is not stochastic."
         )
     return True
-
-
-def check_no_masks(**given: Any) -> None:
-    """Raise ValueError for masked values, of which scikit-learn would take what is below the mask.
-
-    given: arrays, lists or tables, by the argument's name.
-    """
-    for name, values in given.items():
-        if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-            raise ValueError(f"{name}: some values are masked, expected an array without a mask")
 
 
 def check_no_dates(**given: Any) -> None:
@@ -165,7 +156,7 @@ def checked_weight(sample_weight: Any, x: Any) -> np.ndarray | None:
     """
     if sample_weight is None:
         return None
-    check_no_masks(sample_weight=sample_weight)
+    check_no_mask("sample_weight", sample_weight)
     check_no_dates(sample_weight=sample_weight)
     if isinstance(sample_weight, Real):
         return np.full(x.shape[0], sample_weight, x.dtype)

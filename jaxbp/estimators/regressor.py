@@ -12,12 +12,12 @@ from jaxbp.estimators.network import LOSSES, dense
 from jaxbp.estimators.perceptron import (
     Perceptron,
     check_no_dates,
-    check_no_masks,
     of_stochastic_solvers,
 )
 from jaxbp.heads import Head
 from jaxbp.model import MLP
 from jaxbp.training.checks import check_target
+from jaxbp.trees import check_no_mask
 
 
 class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
@@ -86,7 +86,8 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         return self._fit(X, y, sample_weight, incremental=True)
 
     def _checked(self, X: Any, y: Any, *, incremental: bool, reset: bool) -> Any:  # noqa: N803
-        check_no_masks(X=X, y=y)
+        for name, given in (("X", X), ("y", y)):  # scikit-learn would take what is below the mask
+            check_no_mask(name, given)
         check_no_dates(X=X, y=y)
         x, y = validate_data(
             self,

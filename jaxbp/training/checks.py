@@ -27,7 +27,7 @@ from jaxbp.targets import LABEL_SUMS, native
 from jaxbp.training.batch_methods import FULL_BATCH_STATES
 from jaxbp.training.kernel_choice import KERNELS
 from jaxbp.training.pieces import held_to_shapes
-from jaxbp.trees import named_leaves
+from jaxbp.trees import check_no_mask, named_leaves
 
 
 def _objective(model: MLP, params: Params, batch: Batch) -> Array:
@@ -324,8 +324,7 @@ def check_target(head: Head, outputs: int, target: Any, name: str) -> None:
 def _as_numbers(name: str, values: Any) -> Any:
     if values is None and name.endswith("weight"):
         return None
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError(f"{name}: some values are masked, expected an array without a mask")
+    check_no_mask(name, values)
     try:
         array = np.asarray(jax.device_get(values) if isinstance(values, jax.Array) else values)
     except (TypeError, ValueError) as error:
