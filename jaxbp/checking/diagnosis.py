@@ -416,25 +416,25 @@ def common_mistake(verdicts: Sequence[tuple[str, str, str]]) -> str:
         return ""
     diagnoses = {diagnosis for _, diagnosis in failed}
     common = diagnoses.pop() if len(diagnoses) == 1 else ""
-    where = _where(verdicts)
-    mistake = common or _suspicion(verdicts)
+    paths, wrong = [path for path, _, _ in verdicts], [path for path, _ in failed]
+    where = _where(paths, wrong)
+    mistake = common or _suspicion(paths, wrong)
     if not mistake:
         return where if where.startswith("every") else ""
     return f"{where}: {mistake}" if where else mistake
 
 
-def _where(verdicts: Sequence[tuple[str, str, str]]) -> str:
+def _where(paths: list[str], wrong: list[str]) -> str:
     """Every leaf, every bias, those up to one of them, or their paths."""
-    wrong = [path for path, verdict, _ in verdicts if verdict == "fail"]
-    right = [path for path, verdict, _ in verdicts if verdict != "fail"]
-    if len(verdicts) == 1:
+    right = [path for path in paths if path not in wrong]
+    if len(paths) == 1:
         return ""
     if not right:
         return "every leaf"
     kinds = {_kind(path) for path in wrong}
     if len(wrong) > 1 and len(kinds) == 1 and not kinds & {_kind(path) for path in right}:
         return f"every {kinds.pop()}"
-    if len(wrong) > 1 and _is_below(wrong, right, verdicts):
+    if len(wrong) > 1 and _is_below(paths, wrong):
         return f"every leaf up to {sorted(wrong, key=_layer)[-1]}"
     return ", ".join(wrong)
 
@@ -450,23 +450,21 @@ def _layer(path: str) -> int:
     return int((re.findall(r"\d+", path) or [-1])[-1])
 
 
-def _is_below(
-    wrong: Sequence[str], right: Sequence[str], verdicts: Sequence[tuple[str, str, str]]
-) -> bool:
-    """Whether the wrong leaves are those of the first layers: by their numbers, as a dict's leaves
-    come in the order of their names; by their order, where they have none."""
-    layers = [_layer(path) for path, _, _ in verdicts]
-    if len({*layers}) > 1:
+def _is_below(paths: list[str], wrong: list[str]) -> bool:
+    """Whether the wrong leaves, of several, are those of the first layers: by their numbers, as a
+    dict's leaves come in the order of their names; by their order, where they have none."""
+    if len({*map(_layer, paths)}) > 1:
+        right = (path for path in paths if path not in wrong)
         return max(map(_layer, wrong)) < min(map(_layer, right))
-    return [*wrong] == [path for path, _, _ in verdicts[: len(wrong)]]
+    return wrong == paths[: len(wrong)]
 
 
-def _suspicion(verdicts: Sequence[tuple[str, str, str]]) -> str:
+def _suspicion(paths: list[str], wrong: list[str]) -> str:
     """Where to look first when the leaves fail in different ways."""
-    wrong = [path for path, verdict, _ in verdicts if verdict == "fail"]
-    right = [path for path, verdict, _ in verdicts if verdict != "fail"]
-    if len(wrong) > 1 and not right:
+    if len(wrong) < 2:
+        return ""
+    if wrong == paths:
         return "look at the error at the output, and at the mean over examples"
-    if len(wrong) > 1 and _is_below(wrong, right, verdicts):
+    if _is_below(paths, wrong):
         return "right above; look at what is passed back to it, δ Wᵀ and the slope"
     return ""

@@ -285,11 +285,9 @@ def index_of_pandas(file: str | Path, names: Sequence[str]) -> IndexOfPandas:
     if Path(file).suffix.lower() == ".parquet":
         polars = reader("polars", f"{file}: Parquet", "polars")
         held = json.loads(polars.read_parquet_metadata(file).get("pandas", "{}"))
-    columns = [name for name in names if name not in unnamed]
-    index = [
-        each for each in held.get("index_columns", ()) if each in columns
-    ]  # or a dict: a range
-    return IndexOfPandas(tuple(unnamed), tuple(index))
+    others = {*names} - {*unnamed}
+    listed = [each for each in held.get("index_columns", ()) if isinstance(each, str)]  # or a range
+    return IndexOfPandas(tuple(unnamed), tuple(each for each in listed if each in others))
 
 
 def _in_utc(polars: Any, frame: Any) -> Any:
